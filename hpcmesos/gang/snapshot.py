@@ -1,0 +1,97 @@
+"""What the scheduler sees and what it answers, as values.
+
+Frozen, without behaviour: the live leader and the simulator build a :class:`Snapshot`, ``schedule()`` answers with
+a :class:`Plan`. Units: whole CPUs, whole GPUs, bytes, epoch seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hpcmesos.model import GpuUuid, JobId, NodeName, PendingReason, Request
+
+
+@dataclass(frozen=True, slots=True)
+class GpuView:
+    """One installed GPU; ``free`` False covers allocated, cleaning, quarantined and lost."""
+
+    uuid: GpuUuid
+    index: int  # on its node, from 0
+    free: bool
+    numa: int | None = None  # None: unknown
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One node: what is installed and what is free of it."""
+
+    name: NodeName
+    up: bool  # False: down, offline or silent
+    cpus: int
+    cpus_free: int
+    mem: int  # bytes
+    mem_free: int
+    gpus: tuple[GpuView, ...]
+    features: frozenset[str] = frozenset()
+    links: tuple[tuple[int, ...], ...] = ()  # [i][j]: quality between gpus[i] and gpus[j], higher better; (): unknown
+    switch: str = ""  # label of the leaf switch; "": unknown
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """One waiting job that may start now, but for room."""
+
+    id: JobId
+    request: Request
+    priority: int  # higher first
+    queued_at: float  # epoch seconds since which it may start
+    queue: str
+    excluded: frozenset[NodeName] = frozenset()  # nodes that this job's earlier attempts failed on
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that one decision depends on; the order within the tuples means nothing."""
+
+    nodes: tuple[NodeView, ...]
+    pending: tuple[JobView, ...]
+    stopped_queues: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The site's rules.
+
+    ``strict`` True is first come, first served: no job starts while one before it in the order waits for room. False
+    lets every job start that fits now; big jobs may then starve.
+    """
+
+    strict: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One job's whole share of one node."""
+
+    node: NodeName
+    cpus: int
+    mem: int  # bytes
+    slots: int  # ranks: lines in PBS_NODEFILE
+    gpus: tuple[GpuUuid, ...]  # in the order of their index on the node
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One job to start, whole; ``members[0]`` is the head."""
+
+    job: JobId
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The answer: every pending job is either in ``starts`` (in order of decision) or has a reason."""
+
+    starts: tuple[Start, ...]
+    reasons: Mapping[JobId, PendingReason]
