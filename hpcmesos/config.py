@@ -1,0 +1,165 @@
+"""Settings: flags > HPCMESOS_* > config.toml > defaults; one frozen object made in each root (a daemon or a command).
+
+``load(MasterSettings, flags, environ, path)`` merges the sources; every field is named the same in all of them
+(``HPCMESOS_DATABASE_URL``, ``database_url = "..."``, ``--database-url``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from hpcmesos.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MasterSettings:
+    """One master: a supervisor, one leader candidate, ``api_processes`` API processes.
+
+    ``state``: directory of the CA, the certificates and pid files. ``socket``: unix socket of the API (<= 107 bytes).
+    ``listen``: host:port of the TLS API; ``link``: host:port where agents dial; port 0: any, published.
+    ``leader_database_url``, ``api_database_url``: per role; empty: ``database_url``.
+    """
+
+    database_url: str
+    state: Path
+    socket: Path
+    leader_database_url: str = ""
+    api_database_url: str = ""
+    listen: str = "127.0.0.1:0"
+    link: str = "127.0.0.1:0"
+    api_processes: int = 2
+    server: str = "hpcm"
+    cluster: str = ""  # an identifier of this cluster; seeds simulated GPU ids
+    default_queue: str = "batch"
+    managers: tuple[str, ...] = ()
+    operators: tuple[str, ...] = ()
+    root_jobs: bool = False  # True: root may submit; an embedded cluster of root needs it
+    single_user: str = ""  # embedded as a normal user: only this user's jobs; empty: everybody's
+    kill_delay: float = 10.0  # seconds between SIGTERM and SIGKILL
+    prepare_timeout: float = 30.0
+    node_silence: float = 15.0  # seconds without a pong until a node counts as down (its jobs go on)
+    lease: float = 3.0  # seconds of leadership after the last renewal
+    max_attempts: int = 3
+    keep_completed: float = 300.0  # seconds that plain qstat shows finished jobs (Torque)
+    keep_history_days: int = 30
+    job_path: tuple[str, ...] = ()  # directories put before the job's login PATH, behind our launchers' front
+    shared_paths: tuple[str, ...] = ("/",)  # trees that nodes and submit hosts see alike
+    mpi_network: str = ""  # CIDR for MPI traffic; empty: the stacks choose
+    migrate: bool = False  # embedded clusters and tests migrate themselves
+    log_level: str = "INFO"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """One agent and its shepherd.
+
+    ``master``: "unix:PATH" or "https://HOST:PORT" of any API, where the agent joins and asks who leads. ``sockets``:
+    directory of the unix sockets (short path). ``cpus``/``memory``/``gpus``: declared values; None: found on the machine.
+    ``gpus``: "none", "auto" (NVML), "simulated:N", or "uuid:GPU-...,GPU-...".
+    """
+
+    node: str
+    master: str
+    state: Path
+    sockets: Path
+    address: str = "127.0.0.1"
+    peer_port: int = 0
+    cpus: int | None = None
+    memory: int | None = None
+    gpus: str = "auto"
+    features: tuple[str, ...] = ()
+    cluster: str = ""
+    join_token_file: Path | None = None
+    cgroups: str = "auto"  # "auto", "none", or the v2 directory under which attempts' cgroups are made
+    gang_silence: float = 20.0  # seconds without the head's (a member's) ping until this side ends its part
+    gang_ping: float = 2.0
+    clean_timeout: float = 60.0  # seconds until a GPU that is not clean is quarantined
+    log_level: str = "INFO"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """Where commands find the API: ``socket`` if it exists, else ``url`` with the bearer token in ``token_file``."""
+
+    socket: Path = Path("/run/hpcmesos/api.sock")
+    url: str = ""
+    token_file: Path | None = None
+    ca_file: Path | None = None
+    timeout: float = 60.0
+    personality: str = "torque"
+    state: Path | None = None
+    config: Path | None = field(default=None)
+
+
+def load(
+    kind: type[T],
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    path: Path | None = None,
+) -> T:
+    """Merges flags (None = not given), ``HPCMESOS_*`` and the table of ``path`` (TOML) over the defaults of ``kind``.
+
+    Raises:
+        ConfigError: an unknown key in the file, a value of the wrong type, or a missing required value.
+    """
+    hints = get_type_hints(kind)
+    table = _read_table(path, set(hints)) if path else {}
+    values: dict[str, Any] = {}
+    for name, hint in hints.items():
+        variable = f"HPCMESOS_{name.upper()}"
+        if flags.get(name) is not None:
+            values[name] = _convert(name, flags[name], hint)
+        elif variable in environ:
+            values[name] = _convert(variable, environ[variable], hint)
+        elif name in table:
+            values[name] = _convert(name, table[name], hint)
+    required = {
+        f.name
+        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(required - set(values)):
+        raise ConfigError(
+            f"missing setting {missing[0]}: give --{missing[0].replace('_', '-')} or HPCMESOS_{missing[0].upper()}"
+        )
+    return kind(**values)
+
+
+def _read_table(path: Path, known: set[str]) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if unknown := sorted(set(table) - known):
+        raise ConfigError(f"{path}: unknown setting '{unknown[0]}'")
+    return table
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    """``value`` as ``hint`` wants it; text lists are separated by commas."""
+    text = str(hint)
+    try:
+        if "tuple" in text:
+            return tuple(value.split(",")) if isinstance(value, str) and value else tuple(value or ())
+        if "Path" in text:
+            return Path(value).absolute()
+        if "bool" in text:
+            return (
+                value
+                if isinstance(value, bool)
+                else {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
+            )
+        if "float" in text:
+            return float(value)
+        if "int" in text:
+            return int(value)
+        return str(value)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{name}: '{value}' is not a valid value") from error

@@ -1,0 +1,188 @@
+"""The words of the field as values: ids, requests, states, causes. Frozen; standard library only.
+
+Units: bytes, seconds, whole CPUs, whole GPUs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+from hpcmesos.errors import InvalidValue
+
+NodeName = NewType("NodeName", str)
+GpuUuid = NewType("GpuUuid", str)
+
+SIMULATED_PREFIX = "SIM-"
+"""UUIDs of simulated GPUs begin so, wherever they show."""
+
+_JOB_ID = re.compile(r"(\d+)(?:\[(\d*)\])?(?:\.([A-Za-z0-9._-]+))?")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class JobId:
+    """``SEQ.server``; an array's parent is ``SEQ[].server``, its element ``SEQ[INDEX].server``."""
+
+    seq: int
+    server: str
+    index: int | None = None  # None: no array element
+    array: bool = False  # True: the parent of an array
+
+    def __str__(self) -> str:
+        inner = f"[{self.index}]" if self.index is not None else "[]" if self.array else ""
+        return f"{self.seq}{inner}.{self.server}"
+
+    @classmethod
+    def parse(cls, text: str, server: str) -> JobId:
+        """Reads an operand as users write it; a missing ``.server`` is this server, ``@server`` at its end is dropped.
+
+        Raises:
+            InvalidValue: when the text is no job id.
+        """
+        match = _JOB_ID.fullmatch(text.strip().split("@")[0])
+        if match is None:
+            raise InvalidValue(f"illegally formed job identifier: {text}")
+        seq, index, named = match.groups()
+        return cls(int(seq), named or server, int(index) if index else None, index == "")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class AttemptId:
+    """One try at running a job; ``number`` (from 1) is the fencing token. Text form ``12.hpcm#1``."""
+
+    job: JobId
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.job}#{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> AttemptId:
+        job, _, number = text.rpartition("#")
+        if not job or not number.isdigit():
+            raise InvalidValue(f"illegally formed attempt identifier: {text}")
+        return cls(JobId.parse(job, ""), int(number))
+
+
+class JobState(StrEnum):
+    """The letters that qstat shows."""
+
+    QUEUED = "Q"
+    HELD = "H"
+    WAITING = "W"  # until its execution time (-a)
+    RUNNING = "R"  # from the commit of START
+    EXITING = "E"  # ended, output not yet delivered
+    COMPLETE = "C"
+
+
+class Cause(StrEnum):
+    """Why an attempt ended."""
+
+    OK = "OK"
+    APP = "APP"
+    SIGNAL = "SIGNAL"
+    WALLTIME = "WALLTIME"
+    OOM = "OOM"
+    DELETED = "DELETED"
+    NODE_LOST = "NODE_LOST"
+    GPU_LOST = "GPU_LOST"
+    PREEMPTED = "PREEMPTED"
+    START_FAILED = "START_FAILED"
+
+
+class GpuState(StrEnum):
+    """FREE + ALLOCATED + CLEANING + QUARANTINED + LOST = installed, after any crash."""
+
+    FREE = "free"
+    ALLOCATED = "allocated"
+    CLEANING = "cleaning"
+    QUARANTINED = "quarantined"
+    LOST = "lost"
+    UNKNOWN_ATTEMPT = "unknown-attempt"  # held by an attempt that the database does not know
+
+
+class Placement(StrEnum):
+    FREE = "free"  # fewest nodes
+    PACK = "pack"  # one node
+    SCATTER = "scatter"  # every chunk on a host of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """``count`` equal pieces of a request; each piece lies whole on one node."""
+
+    count: int = 1
+    cpus: int = 1
+    gpus: int = 0
+    mem: int = 0  # bytes a piece; 0: none asked
+    slots: int = 1  # ranks a piece: lines in PBS_NODEFILE
+    features: tuple[str, ...] = ()
+    host: str | None = None  # a named node; None: any
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a job asks for. ``nodes=N`` is N distinct hosts, always (SCATTER)."""
+
+    chunks: tuple[Chunk, ...] = (Chunk(),)
+    placement: Placement = Placement.SCATTER
+    walltime: int | None = None  # seconds; None: no limit
+
+    @property
+    def pieces(self) -> int:
+        return sum(c.count for c in self.chunks)
+
+    @property
+    def cpus(self) -> int:
+        return sum(c.count * c.cpus for c in self.chunks)
+
+    @property
+    def gpus(self) -> int:
+        return sum(c.count * c.gpus for c in self.chunks)
+
+    @property
+    def slots(self) -> int:
+        return sum(c.count * c.slots for c in self.chunks)
+
+    @property
+    def mem(self) -> int:
+        return sum(c.count * c.mem for c in self.chunks)
+
+    def describe(self) -> str:
+        """The request as we understood it: ``2 nodes x 4 GPUs, 8 ranks, 24:00:00``-style text for people."""
+        parts = [
+            f"{c.count} x ({c.cpus} CPUs, {c.gpus} GPUs{f', {c.mem} bytes' if c.mem else ''})"
+            for c in self.chunks
+        ]
+        return " + ".join(parts)
+
+
+class ReasonCode(StrEnum):
+    """Why a job waits."""
+
+    NO_NODES = "no-nodes"  # no node is known yet
+    NODES_DOWN = "nodes-down"  # would fit if nodes that are down were up
+    INSUFFICIENT = "insufficient"  # names the resource, the need and what is free
+    BEHIND = "behind"  # an earlier job has to start first
+    NEVER_FITS = "never-fits"
+    EXCLUDED = "excluded"  # the only fitting nodes are excluded for this job after failures
+    HELD = "held"
+    WAITING = "waiting"
+    DEPENDENCY = "dependency"
+    QUEUE_STOPPED = "queue-stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class PendingReason:
+    """A typed reason and the sentence that a user reads."""
+
+    code: ReasonCode
+    text: str
+
+
+class Role(StrEnum):
+    USER = "user"
+    OPERATOR = "operator"
+    MANAGER = "manager"

@@ -1,0 +1,310 @@
+"""Versioned messages between master and agent, and between clients and the API.
+
+Link (agent dials the leader, mutually authenticated TLS): frames of a 4-byte big-endian length and one msgpack message.
+Every message is a tagged struct; an agent and a leader whose ``PROTOCOL`` differ part with a clear line.
+Times are seconds since the epoch (UTC), sizes bytes, durations seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+
+PROTOCOL = 1
+MAX_FRAME = 16 * 1024 * 1024
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """Base of everything on the link; the class name is the tag."""
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One whole GPU as its node sees it."""
+
+    uuid: str
+    index: int
+    model: str
+    memory: int = 0
+    numa: int | None = None
+    pci: str = ""
+    simulated: bool = False
+    state: str = "free"  # a GpuState value, as far as the node knows
+    links: tuple[
+        int, ...
+    ] = ()  # quality to each GPU of this node, in index order; higher is better, empty: unknown
+    note: str = ""
+
+
+class Inventory(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node has. ``declared``: CPUs and memory were stated, not found (several agents on one host)."""
+
+    cpus: int
+    memory: int
+    gpus: tuple[Gpu, ...] = ()
+    declared: bool = False
+    features: tuple[str, ...] = ()
+    os: str = ""
+    hostname: str = ""
+
+
+# --- agent to leader ---------------------------------------------------------------------------------------------
+
+
+class Ready(Message, frozen=True, kw_only=True):
+    attempt: str
+
+
+class Refused(Message, frozen=True, kw_only=True):
+    """PREPARE failed here; ``culprit`` is the node at fault (not always the one that refuses)."""
+
+    attempt: str
+    culprit: str
+    reason: str
+
+
+class Started(Message, frozen=True, kw_only=True):
+    """The script runs on the head."""
+
+    attempt: str
+    pid: int
+    started_at: float
+    stdout_path: str = ""
+    stderr_path: str = ""
+
+
+class Ended(Message, frozen=True, kw_only=True):
+    """This node's part of an attempt is over and all its processes are gone. Repeated until acknowledged.
+
+    Only the head's report carries code or signal. ``forced``: it took SIGKILL. ``ranks``: one mapping per rank
+    {step, rank, node, code, signal, gpu, at}; ``steps``: {step, command, code}. ``usage``: cput (s), mem (bytes peak),
+    walltime (s).
+    """
+
+    attempt: str
+    head: bool
+    cause: str
+    code: int | None = None
+    signal: int | None = None
+    forced: bool = False
+    culprit: str | None = None
+    message: str = ""
+    started_at: float | None = None
+    ended_at: float = 0.0
+    usage: dict[str, float] = {}
+    ranks: list[dict[str, Any]] = []
+    steps: list[dict[str, Any]] = []
+    stdout_tail: bytes = b""
+    stderr_tail: bytes = b""
+    stdout_path: str = ""
+    stderr_path: str = ""
+    undelivered: str = ""  # why output is not at its final place; empty: it is
+
+
+class GpuReport(Message, frozen=True, kw_only=True):
+    """States of this node's GPUs that changed (clean again, quarantined, lost, back)."""
+
+    gpus: tuple[Gpu, ...]
+
+
+class InventoryReport(Message, frozen=True, kw_only=True):
+    inventory: Inventory
+
+
+class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node holds of an attempt when it (re)connects. ``phase``: preparing ready running ending ended."""
+
+    attempt: str
+    phase: str
+    head: bool
+    gpus: tuple[str, ...] = ()
+
+
+class Hello(Message, frozen=True, kw_only=True):
+    """First message of a link."""
+
+    protocol: int
+    node: str
+    boot_id: str
+    address: str
+    peer_port: int
+    version: str
+    inventory: Inventory
+    attempts: tuple[AttemptReport, ...] = ()
+    seen_term: int = 0  # the highest leader term this agent obeyed
+    pid: int = 0
+    shepherd_pid: int = 0
+
+
+class Pong(Message, frozen=True, kw_only=True):
+    nonce: int
+    load: float = 0.0
+    memory_free: int = 0
+
+
+# --- leader to agent ---------------------------------------------------------------------------------------------
+
+
+class Welcome(Message, frozen=True, kw_only=True):
+    """``timeline`` and ``term`` fence old leaders: an agent refuses a pair lower than one it obeyed."""
+
+    protocol: int
+    cluster: str
+    timeline: int
+    term: int
+    ping_interval: float = 2.0
+
+
+class Rejected(Message, frozen=True, kw_only=True):
+    """The leader parts: wrong protocol, unknown node, a second agent under one name, or not the leader (``leader``)."""
+
+    reason: str
+    leader: str | None = None
+
+
+class Prepare(Message, frozen=True, kw_only=True):
+    """``spec``: see docs/architecture.md, "The spec of an attempt"."""
+
+    attempt: str
+    spec: dict[str, Any]
+
+
+class Go(Message, frozen=True, kw_only=True):
+    attempt: str
+
+
+class End(Message, frozen=True, kw_only=True):
+    attempt: str
+    cause: str
+    kill_delay: float
+    message: str = ""
+
+
+class Signal(Message, frozen=True, kw_only=True):
+    attempt: str
+    signal: int
+
+
+class Acknowledged(Message, frozen=True, kw_only=True):
+    """The end of this node's part is durable in the database; the node may forget it."""
+
+    attempt: str
+
+
+class Ping(Message, frozen=True, kw_only=True):
+    nonce: int
+
+
+ToLeader: TypeAlias = Hello | Ready | Refused | Started | Ended | GpuReport | InventoryReport | Pong
+ToAgent: TypeAlias = Welcome | Rejected | Prepare | Go | End | Signal | Acknowledged | Ping
+
+_encoder = msgspec.msgpack.Encoder()
+_to_leader: msgspec.msgpack.Decoder[ToLeader] = msgspec.msgpack.Decoder(ToLeader)
+_to_agent: msgspec.msgpack.Decoder[ToAgent] = msgspec.msgpack.Decoder(ToAgent)
+
+
+def encode(message: ToLeader | ToAgent) -> bytes:
+    """One frame, length included."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(4, "big") + body
+
+
+def decode_to_leader(body: bytes) -> ToLeader:
+    return _to_leader.decode(body)
+
+
+def decode_to_agent(body: bytes) -> ToAgent:
+    return _to_agent.decode(body)
+
+
+# --- the HTTP API (JSON) -----------------------------------------------------------------------------------------
+
+
+class CommandRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A q-command as typed. ``environ`` holds HOME LOGNAME PATH MAIL SHELL TZ LANG where set; more on ``need``."""
+
+    argv: list[str]
+    cwd: str = "/"
+    umask: int = 0o022
+    host: str = ""
+    environ: dict[str, str] = {}
+    script: str | None = None  # base64 of the job script's bytes
+    script_path: str | None = None  # the operand that ``script`` was read from; "-" for standard input
+    key: str | None = None  # idempotency key
+    personality: str = "torque"
+
+
+class Need(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command has to send along before it can be done: the same request again, completed."""
+
+    script: str | None = None  # read this file; "-": standard input
+    environ: list[str] | None = None  # these variables; ["*"]: all
+
+
+class CommandReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command prints and how it exits. ``then``: full-client argv to run after printing (block)."""
+
+    stdout: str = ""
+    stderr: str = ""
+    code: int = 0
+    need: Need | None = None
+    then: list[str] | None = None
+
+
+class ErrorReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of every answer >= 400; ``code`` is the leaf's code in errors.py."""
+
+    code: str
+    message: str
+    exit_code: int
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A job for programs. ``exit_status`` is None until it has ended, and for a job deleted before it ran."""
+
+    id: str
+    name: str
+    owner: str
+    state: str
+    queue: str
+    exit_status: int | None = None
+    cause: str | None = None
+    attempt: int = 0
+    nodes: list[str] = []
+    reason: str | None = None
+    comment: str = ""
+
+
+class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
+    token: str
+    node: str
+    csr: str  # PEM
+
+
+class JoinReply(msgspec.Struct, frozen=True, kw_only=True):
+    certificate: str  # PEM
+    ca: str  # PEM
+    cluster: str
+
+
+class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``kind``: "user" (bearer token for ``user``) or "join" (one agent, once)."""
+
+    kind: str
+    user: str | None = None
+    node: str | None = None  # join: only this node; None: any name
+    lifetime: float = 86400.0
+
+
+class TokenReply(msgspec.Struct, frozen=True, kw_only=True):
+    token: str
+    kind: str
+    expires_at: float
+
+
+class LeaderReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Where agents dial. ``address``: host:port of the leader's link listener; None while there is no leader."""
+
+    address: str | None
+    term: int
+    timeline: int
