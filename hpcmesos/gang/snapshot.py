@@ -1,7 +1,7 @@
 """What the scheduler sees and what it answers, as values.
 
-Frozen, without behaviour: the live leader and the simulator build a :class:`Snapshot`, ``schedule()`` answers with
-a :class:`Plan`. Units: whole CPUs, whole GPUs, bytes, epoch seconds.
+Frozen, without behaviour: the live leader and the simulator build a :class:`Snapshot`, ``schedule()`` answers
+with a :class:`Plan`. Units: whole CPUs, whole GPUs, bytes, epoch seconds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class NodeView:
     mem_free: int
     gpus: tuple[GpuView, ...]
     features: frozenset[str] = frozenset()
-    links: tuple[tuple[int, ...], ...] = ()  # [i][j]: quality between gpus[i] and gpus[j], higher better; (): unknown
+    links: tuple[tuple[int, ...], ...] = ()  # [i][j]: gpus[i] to gpus[j], higher better; (): unknown
     switch: str = ""  # label of the leaf switch; "": unknown
 
 
@@ -63,8 +63,9 @@ class Snapshot:
 class Policy:
     """The site's rules.
 
-    ``strict`` True is first come, first served: no job starts while one before it in the order waits for room. False
-    lets every job start that fits now; big jobs may then starve.
+    ``strict`` True is first come, first served: no job starts while one before it in the order waits for room
+    that running jobs hold. A job that could not start even if all up nodes were empty (too big, nodes down or excluded,
+    queue stopped) holds nobody back. False lets every job start that fits now; big jobs may then starve.
     """
 
     strict: bool = True
