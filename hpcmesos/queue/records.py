@@ -1,0 +1,330 @@
+"""What the store takes and gives: frozen rows as values. Standard library and floor 0 only.
+
+Units: bytes, seconds, whole CPUs and GPUs; every time is an aware datetime in UTC. ``index`` is the element of an
+array; None is the job itself (or the array's parent).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from hpcmesos.model import Cause, GpuState, JobState, Request
+from hpcmesos.queue.dependencies import Dependency
+
+Ranges: TypeAlias = tuple[tuple[int, int], ...]
+"""Half-open ranges of array indexes: ((0, 10), (20, 21))."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobKey:
+    """A row of jobs."""
+
+    seq: int
+    index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptKey:
+    """One try at running a job; ``number`` counts from 1."""
+
+    seq: int
+    index: int | None
+    number: int
+
+    @property
+    def job(self) -> JobKey:
+        return JobKey(self.seq, self.index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job to insert; its id is given by the database."""
+
+    name: str
+    owner: str
+    server: str
+    queue: str
+    request: Request
+    state: JobState = JobState.QUEUED  # Q, H or W
+    priority: int = 0
+    holds: str = ""  # of u, o, s, d (dependency); empty: none
+    not_before: datetime | None = None
+    rerunable: bool = True
+    dependencies: tuple[Dependency, ...] = ()
+    submit_host: str = ""
+    submission: Mapping[str, Any] = field(default_factory=dict)  # JSON: paths, environment, argv, umask...
+    script: bytes | None = None
+    todo: Ranges | None = None  # of an array's parent: the elements that have no row yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """A job, an array's parent or an array's element, as stored."""
+
+    seq: int
+    index: int | None
+    server: str
+    name: str
+    owner: str
+    queue: str
+    state: JobState
+    priority: int
+    request: Request
+    holds: str
+    not_before: datetime | None
+    created_at: datetime
+    modified_at: datetime
+    queued_at: datetime | None  # since when it may start; None: it may not
+    started_at: datetime | None  # of the last attempt
+    ended_at: datetime | None  # set exactly in state C
+    exit_status: int | None  # None: not ended, or never ran
+    cause: Cause | None
+    comment: str
+    attempt: int  # number of the last attempt; 0: none
+    charged_attempts: int
+    rerunable: bool
+    excluded: tuple[str, ...]  # nodes that earlier attempts failed on
+    dependencies: tuple[Dependency, ...]
+    submit_host: str
+    submission: Mapping[str, Any]
+    todo: Ranges | None
+
+    @property
+    def key(self) -> JobKey:
+        return JobKey(self.seq, self.index)
+
+    @property
+    def attempt_key(self) -> AttemptKey:
+        """Key of the last attempt."""
+        return AttemptKey(self.seq, self.index, self.attempt)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRecord:
+    """One attempt; everything from ``ended_at`` on is known when its head has reported.
+
+    ``usage``: cput (s), mem (bytes, peak), walltime (s). ``ranks``: {step, rank, node, code, signal, gpu, at} each;
+    ``steps``: {step, command, code} each. Tails hold at most the last 64 KiB of a stream.
+    """
+
+    key: AttemptKey
+    created_at: datetime | None = None  # None when finishing: keep what is stored
+    started_at: datetime | None = None  # the script's start as its node saw it
+    ended_at: datetime | None = None
+    cause: Cause | None = None
+    code: int | None = None
+    signal: int | None = None
+    forced: bool = False  # True: it took SIGKILL
+    culprit: str | None = None  # node at fault
+    message: str = ""
+    usage: Mapping[str, float] = field(default_factory=dict)
+    ranks: tuple[Mapping[str, Any], ...] = ()
+    steps: tuple[Mapping[str, Any], ...] = ()
+    stdout_tail: bytes = b""
+    stderr_tail: bytes = b""
+    stdout_path: str = ""
+    stderr_path: str = ""
+    undelivered: str = ""  # why output is not at its final place; empty: it is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareRecord:
+    """One attempt's part of one node. ``released_at`` None: the node still holds it."""
+
+    attempt: AttemptKey
+    node: str
+    position: int  # 0: the head
+    cpus: int
+    mem: int
+    slots: int
+    gpus: tuple[str, ...] = ()  # UUIDs
+    ports: tuple[int, ...] = ()
+    released_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartRecord:
+    """One gang to start: applied whole or not at all. ``shares[0]`` is the head."""
+
+    attempt: AttemptKey
+    shares: tuple[ShareRecord, ...]
+    payload: Mapping[str, Any] = field(default_factory=dict)  # of the "started" event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A node's part of an attempt is over; its GPUs that are still allocated become ``gpu_state``."""
+
+    attempt: AttemptKey
+    node: str
+    gpu_state: GpuState = GpuState.CLEANING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuRecord:
+    """One installed GPU. ``links``: quality to each GPU of the node in index order; empty: unknown."""
+
+    uuid: str
+    node: str
+    index: int
+    model: str = ""
+    memory: int = 0
+    numa: int | None = None
+    pci: str = ""
+    simulated: bool = False
+    state: GpuState = GpuState.FREE
+    links: tuple[int, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRecord:
+    """A node as its agent last described it, and what is given out of it.
+
+    ``up``: its agent is linked. ``offline``: an operator keeps jobs off it. ``ends_at``: when a foreign allocation
+    that the agent lives in ends; None: never.
+    """
+
+    name: str
+    cpus: int
+    mem: int
+    up: bool = True
+    offline: bool = False
+    cpus_used: int = 0
+    mem_used: int = 0
+    gpus: tuple[GpuRecord, ...] = ()
+    address: str = ""
+    peer_port: int = 0
+    boot_id: str = ""
+    version: str = ""
+    hostname: str = ""
+    os: str = ""
+    features: tuple[str, ...] = ()
+    declared: bool = False
+    note: str = ""
+    changed_at: datetime | None = None  # of the last change between up and down
+    ends_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueRecord:
+    """``enabled``: takes jobs; ``started``: its jobs start. ``defaults``: e.g. {"walltime": "01:00:00"}."""
+
+    name: str
+    enabled: bool = True
+    started: bool = True
+    priority: int = 0
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InboxRow:
+    """What an API process told the leader; ``kind`` is ``submit`` for a new job, else a user's wish."""
+
+    id: int
+    kind: str
+    seq: int | None
+    user: str
+    payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderRecord:
+    """Who leads. ``timeline``: PostgreSQL's when the leader took over. ``live``: the lease has not run out."""
+
+    term: int
+    holder: str
+    address: str  # host:port of the link listener; empty: nobody ever led
+    timeline: int
+    expires_at: datetime
+    live: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """One change of one job: from ``source`` to ``target`` (the same: only fields change), with its event.
+
+    ``changes``: new values by the names of JobRecord's fields; see ``store.CHANGEABLE``.
+    """
+
+    seq: int
+    index: int | None
+    source: JobState
+    target: JobState
+    event: str
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> JobKey:
+        return JobKey(self.seq, self.index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRecord:
+    """One line of the public order of events; ``source``/``target`` are the job's states around it."""
+
+    id: int
+    at: datetime
+    seq: int | None
+    index: int | None
+    kind: str
+    source: JobState | None
+    target: JobState | None
+    payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRecord:
+    """A credential; only its SHA-256 is stored. ``kind``: "user" (bearer) or "join" (one agent, once)."""
+
+    kind: str
+    user: str | None
+    node: str | None
+    created_by: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """``replayed``: the idempotency key came before; nothing was inserted now."""
+
+    seq: int
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What dependents need to know of a job."""
+
+    state: JobState
+    exit_status: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs to list; None: no restriction. ``history``: also those that the sweeper has moved away."""
+
+    seqs: tuple[int, ...] | None = None
+    owners: tuple[str, ...] | None = None
+    states: frozenset[JobState] | None = None
+    queues: tuple[str, ...] | None = None
+    history: bool = False
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderState:
+    """Everything that a new leader starts from, from one snapshot of the database.
+
+    ``jobs``: all that are not complete; ``attempts``: the last one of jobs in R and E; ``shares``: not released.
+    """
+
+    jobs: tuple[JobRecord, ...]
+    attempts: tuple[AttemptRecord, ...]
+    shares: tuple[ShareRecord, ...]
+    nodes: tuple[NodeRecord, ...]
+    queues: tuple[QueueRecord, ...]
