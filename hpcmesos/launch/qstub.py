@@ -1,0 +1,232 @@
+"""The command stub: ``qstub COMMAND SOCKET PERSONALITY FULL_CLIENT ARGS...``; milliseconds long.
+
+It knows no option. It sends the command line to the API as typed, with the script when the last argument looks like
+one, sends more when the answer asks for more, prints what comes back and exits with its code.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from binascii import b2a_base64, hexlify
+from time import monotonic, sleep
+
+from hpcmesos.launch import quick
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+UNREACHABLE = 255
+_ALWAYS = ("HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG")
+_LARGEST_SCRIPT = 1024 * 1024
+"""Bytes; one more is sent, so that the API can say that it is too much."""
+_PATIENCE = 5.0
+"""Seconds that a broken connection is tried again."""
+
+
+class _Broken(Exception):
+    """The connection ended before the whole answer was there; the same request may be sent again."""
+
+
+class _Refused(Exception):
+    """The API answered with an error of its own."""
+
+
+def main(argv: list[str]) -> int:
+    command, path, personality, client, *arguments = argv
+    request = _request(command, arguments, personality)
+    try:
+        reply = _ask(path, f"/v1/commands/{command}", request)
+        while need := reply.get("need"):
+            _complete(request, need)
+            reply = _ask(path, f"/v1/commands/{command}", request)
+    except (OSError, _Broken) as error:
+        reason = getattr(error, "strerror", None) or error
+        sys.stderr.write(f"{command}: cannot connect to server ({path}: {reason}); is the master running?\n")
+        return UNREACHABLE
+    except _Refused as error:
+        sys.stderr.write(f"{command}: {error.args[0]}\n")
+        return int(error.args[1])
+    _print(reply)
+    if reply.get("then"):
+        os.execv(client, [client, *reply["then"]])  # noqa: S606  (an argument list is the point)
+    return int(reply.get("code", 0))
+
+
+def _request(command: str, arguments: list[str], personality: str) -> dict[str, Any]:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    request: dict[str, Any] = {
+        "argv": arguments,
+        "cwd": _working_directory(),
+        "umask": umask,
+        "host": os.uname().nodename,
+        "environ": {name: os.environ[name] for name in _ALWAYS if name in os.environ},
+        "key": hexlify(os.urandom(16)).decode(),
+        "personality": personality,
+    }
+    if command == "qsub" and arguments and not arguments[-1].startswith("-"):
+        _add_script(request, arguments[-1])
+    return request
+
+
+def _working_directory() -> str:
+    """PWD when it is true (it keeps the links by which the user came here), else the kernel's answer."""
+    logical = os.environ.get("PWD", "")
+    try:
+        if logical.startswith("/") and os.path.samestat(os.stat(logical), os.stat(".")):
+            return logical
+        return os.getcwd()
+    except OSError:
+        return "/"
+
+
+def _add_script(request: dict[str, Any], path: str) -> None:
+    """Sends the script along unasked if ``path`` is a regular file; the API asks for anything else."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return
+    with open(fd, "rb", buffering=0) as file:
+        if os.fstat(fd).st_mode & 0o170000 == 0o100000:
+            _attach(request, path, _read(file))
+
+
+def _attach(request: dict[str, Any], path: str, content: bytes) -> None:
+    request["script"] = b2a_base64(content, newline=False).decode()
+    request["script_path"] = path
+
+
+def _read(file: Any) -> bytes:
+    parts, left = [], _LARGEST_SCRIPT + 1
+    while left and (data := file.read(min(left, 65536))):
+        parts.append(data)
+        left -= len(data)
+    return b"".join(parts)
+
+
+def _complete(request: dict[str, Any], need: dict[str, Any]) -> None:
+    """Adds what the API asked for. Raises _Refused when the script cannot be read."""
+    if path := need.get("script"):
+        content = b""
+        try:
+            if path == "-":
+                content = _read(sys.stdin.buffer)
+            else:
+                with open(path, "rb", buffering=0) as file:
+                    content = _read(file)
+        except OSError as error:
+            raise _Refused(f"script file:: {error.strerror}", 1) from error
+        _attach(request, path, content)
+    if names := need.get("environ"):
+        chosen = os.environ if "*" in names else [name for name in names if name in os.environ]
+        request["environ"] |= {name: os.environ[name] for name in chosen}
+
+
+def _print(reply: dict[str, Any]) -> None:
+    for stream, text in ((sys.stdout, reply.get("stdout")), (sys.stderr, reply.get("stderr"))):
+        if text:
+            stream.buffer.write(text.encode("utf-8", "surrogateescape"))
+            stream.flush()
+
+
+# --- HTTP/1.1 over a unix socket, as much as one request needs ------------------------------------------------------
+
+
+def _ask(path: str, target: str, request: dict[str, Any]) -> dict[str, Any]:
+    """The API's answer; a connection that breaks is tried again with the same key, so that nothing is done twice.
+
+    A socket at which nobody listens is tried again too, but only after a connection that had been made was lost.
+    """
+    body = quick.dumps(request).encode("ascii")
+    head = (
+        f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    deadline, pause, met = monotonic() + _PATIENCE, 0.05, False
+    while True:
+        try:
+            return _exchange(path, head.encode("ascii") + body)
+        except _Broken:
+            met = True
+            if monotonic() > deadline:
+                raise
+        except OSError:
+            if not met or monotonic() > deadline:
+                raise
+        sleep(pause)
+        pause = min(pause * 2, 0.5)
+
+
+def _exchange(path: str, data: bytes) -> dict[str, Any]:
+    connection = quick.socket.socket(quick.socket.AF_UNIX, quick.socket.SOCK_STREAM)
+    try:
+        connection.connect(path)
+        try:  # noqa: SIM105  (contextlib costs 3 ms to import)
+            connection.sendall(data)
+        except OSError:
+            pass  # an answer may be there all the same: a request that was refused half read
+        return _answer(connection)
+    finally:
+        connection.close()
+
+
+def _answer(connection: Any) -> dict[str, Any]:
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += _receive(connection)
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, headers = _headers(head)
+    if headers.get("transfer-encoding") == "chunked":
+        content = _chunks(connection, body)
+    else:
+        length = int(headers.get("content-length", "0"))
+        while len(body) < length:
+            body += _receive(connection)
+        content = body
+    try:
+        value = quick.loads(content.decode("utf-8"))
+    except ValueError:
+        value = None
+    if status in (502, 503, 504) and not isinstance(value, dict):
+        raise _Broken(f"status {status}")
+    if not isinstance(value, dict):
+        raise _Refused(f"the server answered status {status} and no JSON", UNREACHABLE)
+    if status >= 400:
+        raise _Refused(value.get("message", f"status {status}"), value.get("exit_code", 1))
+    return value
+
+
+def _headers(head: bytes) -> tuple[int, dict[str, str]]:
+    first, *lines = head.decode("latin-1").split("\r\n")
+    words = first.split()
+    if len(words) < 2 or not words[1].isdigit():
+        raise _Refused("the server's answer is not HTTP", UNREACHABLE)
+    pairs = (line.partition(":") for line in lines)
+    return int(words[1]), {name.strip().lower(): value.strip().lower() for name, _, value in pairs}
+
+
+def _chunks(connection: Any, data: bytes) -> bytes:
+    parts: list[bytes] = []
+    while True:
+        while b"\r\n" not in data:
+            data += _receive(connection)
+        size_line, _, data = data.partition(b"\r\n")
+        size = int(size_line.split(b";")[0], 16)
+        if size == 0:
+            return b"".join(parts)
+        while len(data) < size + 2:
+            data += _receive(connection)
+        parts.append(data[:size])
+        data = data[size + 2 :]
+
+
+def _receive(connection: Any) -> bytes:
+    try:
+        data = connection.recv(65536)
+    except OSError as error:
+        raise _Broken(error.strerror) from error
+    if not data:
+        raise _Broken("the connection was closed before the answer")
+    return bytes(data)
