@@ -1,0 +1,108 @@
+"""``up``, ``down``, ``env``: a whole cluster on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from hpcmesos.cli import commands_dir, lifecycle
+from hpcmesos.cli.embedded import Cluster
+from hpcmesos.errors import HpcmesosError
+from hpcmesos.units import parse_size
+
+STATE = click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    envvar="HPCMESOS_STATE",
+    required=True,
+    help="Directory that holds everything of the cluster but its sockets.",
+)
+GIB = 1024**3
+
+
+@click.command()
+@click.option("--agents", type=click.IntRange(1, 250), help="Number of agents (nodes).  [default: 2]")
+@click.option("--gpus", type=click.IntRange(0), help="GPUs in all, dealt out among the agents.  [default: 4 an agent]")
+@click.option("--cpus", type=click.IntRange(1), help="CPUs declared for each agent.  [default: 2 a GPU, at least 4]")
+@click.option("--memory", default="8gb", show_default=True, help="Memory declared for each agent.")
+@click.option("--server", default="hpcm", show_default=True, help="Name of the server in job ids.")
+@click.option("--detach", is_flag=True, help="Return when everything runs, instead of waiting for Ctrl-C.")
+@STATE
+def up(
+    state: Path, agents: int | None, gpus: int | None, cpus: int | None, memory: str, server: str, detach: bool
+) -> None:
+    """Start what is missing of a cluster on this machine; leave what runs."""
+    console = Console(stderr=True, highlight=False)
+    state = state.absolute()
+    state.mkdir(parents=True, exist_ok=True)
+    state.chmod(0o711)  # owners of jobs pass through to their own directories
+    with lifecycle.locked(state), _interruptible(detach) as interrupted:
+        if (state / "cluster.json").exists():
+            cluster = Cluster.load(state).grown(agents, gpus)
+            cluster.save()
+        else:
+            count = agents or 2
+            total = 4 * count if gpus is None else gpus
+            declared = cpus or max(4, 2 * -(-total // count))
+            cluster = Cluster.create(state, count, total, declared, parse_size(memory), server)
+        try:
+            lifecycle.bring_up(cluster, console.print, interrupted)
+        except (HpcmesosError, KeyboardInterrupt):
+            if not detach:
+                lifecycle.take_down(cluster, console.print)
+            raise
+        commands_dir.write(cluster.state / "bin", cluster.api_socket)
+        console.print(f"up: {cluster.agents} agents, {cluster.gpus} GPUs; use it: [bold]{_env_hint(state)}[/bold]")
+        if detach:
+            return
+        interrupted.wait()
+        lifecycle.take_down(cluster, console.print)
+
+
+@contextlib.contextmanager
+def _interruptible(detach: bool) -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; detached starts keep the default: an interrupt ends the command."""
+    event = threading.Event()
+    if detach:
+        yield event
+        return
+    previous = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@click.command()
+@STATE
+def down(state: Path) -> None:
+    """Stop a cluster: running jobs end, nothing is left behind but STATE itself."""
+    state = state.absolute()
+    cluster = Cluster.load(state)
+    lifecycle.take_down(cluster, Console(stderr=True, highlight=False).print)
+
+
+@click.command()
+@click.option("--personality", type=click.Choice(["torque", "pbspro"]), default="torque", show_default=True)
+@STATE
+def env(state: Path, personality: str) -> None:
+    """Print the shell lines that make this cluster the one in use: eval "$(hpcmesos env --state DIR)"."""
+    cluster = Cluster.load(state.absolute())
+    directory = cluster.state / "bin" / personality
+    click.echo(f"export HPCMESOS_STATE={shlex.quote(str(cluster.state))}")
+    click.echo(f"export HPCMESOS_PERSONALITY={personality}")
+    click.echo(f'export PATH={shlex.quote(str(directory))}:"$PATH"')
+
+
+def _env_hint(state: Path) -> str:
+    shown = os.path.relpath(state) if len(os.path.relpath(state)) < len(str(state)) else str(state)
+    return f'eval "$(hpcmesos env --state {shlex.quote(shown)})"'

@@ -1,0 +1,54 @@
+"""Generates the directories of q-commands: ``DIR/torque`` and ``DIR/pbspro``, of which users put one first in PATH.
+
+They are generated, not installed by the wheel, because another system's qsub may live on the same machine.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import hpcmesos
+
+COMMANDS = ("qsub", "qstat", "qdel", "qhold", "qrls", "pbsnodes")
+PERSONALITIES = ("torque", "pbspro")
+
+STUB = """#!{python} -IS
+import sys
+sys.path.append({packages!r})
+from hpcmesos.launch.qstub import main
+main([{command!r}, {socket!r}, {personality!r}, {client!r}, *sys.argv[1:]])
+"""
+
+CLIENT = """#!/bin/sh
+exec {python} -m hpcmesos.cli "$@"
+"""
+
+
+def write(directory: Path, socket: Path) -> None:
+    """Writes all commands for the API behind ``socket``; each is replaced in one step, so that a running one is safe."""
+    interpreter = os.path.realpath(sys.executable)
+    packages = str(Path(hpcmesos.__file__).parents[1])
+    for personality in PERSONALITIES:
+        target = directory / personality
+        target.mkdir(parents=True, exist_ok=True)
+        client = target / "hpcmesos"
+        _replace(client, CLIENT.format(python=sys.executable))
+        for command in COMMANDS:
+            text = STUB.format(
+                python=interpreter,
+                packages=packages,
+                command=command,
+                socket=str(socket),
+                personality=personality,
+                client=str(client),
+            )
+            _replace(target / command, text)
+
+
+def _replace(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.new")
+    draft.write_text(text)
+    draft.chmod(0o755)
+    draft.replace(path)

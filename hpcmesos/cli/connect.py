@@ -1,0 +1,35 @@
+"""Finds the API for a command: ``--state`` or HPCMESOS_STATE names an embedded cluster, else the settings do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hpcmesos.cli.embedded import Cluster
+from hpcmesos.client import Client
+from hpcmesos.config import ClientSettings, load
+from hpcmesos.errors import ConfigError
+
+
+def connect(state: Path | None = None) -> Client:
+    """A client for the cluster that the flags, the environment or /etc/hpcmesos/config.toml name.
+
+    Raises:
+        ConfigError: when the token file cannot be read or a setting is malformed.
+    """
+    site = Path("/etc/hpcmesos/client.toml")
+    settings = load(ClientSettings, {"state": state}, os.environ, site if site.is_file() else None)
+    if settings.state and (state or "HPCMESOS_SOCKET" not in os.environ):
+        return Client(socket=Cluster.load(settings.state).api_socket, timeout=settings.timeout)
+    if settings.url:
+        return Client(url=settings.url, token=_token(settings.token_file), ca=settings.ca_file, timeout=settings.timeout)
+    return Client(socket=settings.socket, timeout=settings.timeout)
+
+
+def _token(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"cannot read the token file {path}: {error.strerror}") from error

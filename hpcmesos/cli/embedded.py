@@ -1,0 +1,100 @@
+"""An embedded cluster: what ``hpcmesos up`` writes down of it, and where everything lies.
+
+``STATE/cluster.json`` is its identity; everything else can be made again. Sockets lie in a short directory of their own,
+for the kernel allows 107 bytes for a unix socket's path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import uuid
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from hpcmesos.errors import ConfigError, StateError
+
+LOOPBACK_NETWORKS = 250
+"""Nodes get 127.0.C.K; C in 1..250 is taken from the cluster's id, so that clusters side by side rarely share one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """``gpus``: GPUs in all; ``cpus`` and ``memory`` (bytes) are declared for each agent."""
+
+    state: Path
+    identity: str
+    agents: int
+    gpus: int
+    cpus: int
+    memory: int
+    server: str = "hpcm"
+    user: str = ""
+
+    @classmethod
+    def create(cls, state: Path, agents: int, gpus: int, cpus: int, memory: int, server: str) -> Cluster:
+        user = pwd.getpwuid(os.getuid()).pw_name
+        cluster = cls(state, uuid.uuid4().hex[:8], agents, gpus, cpus, memory, server, user)
+        cluster.save()
+        return cluster
+
+    @classmethod
+    def load(cls, state: Path) -> Cluster:
+        """Raises StateError when there is no cluster in ``state``."""
+        try:
+            content = json.loads((state / "cluster.json").read_text())
+        except FileNotFoundError:
+            raise StateError(f"no cluster in {state}; start one: hpcmesos up --state {state}") from None
+        except (OSError, ValueError) as error:
+            raise StateError(f"cannot read {state / 'cluster.json'}: {error}") from error
+        return cls(state=state, **content)
+
+    def save(self) -> None:
+        content = asdict(self)
+        del content["state"]
+        target = self.state / "cluster.json"
+        draft = target.with_suffix(".new")
+        draft.write_text(json.dumps(content, indent=2) + "\n")
+        draft.replace(target)
+
+    def grown(self, agents: int | None, gpus: int | None) -> Cluster:
+        """The cluster with more agents; the GPUs of a node that exists never change.
+
+        Raises:
+            ConfigError: fewer agents, or another number of GPUs for each agent.
+        """
+        if agents is not None and agents < self.agents:
+            raise ConfigError(f"{self.state} has {self.agents} agents; `hpcmesos down` it first to have fewer")
+        wanted = replace(self, agents=agents or self.agents)
+        wanted = replace(wanted, gpus=gpus if gpus is not None else self.gpus)
+        if wanted.agents == self.agents and wanted.gpus != self.gpus:
+            raise ConfigError(f"{self.state} has {self.gpus} GPUs; their number is set when a cluster is made")
+        return wanted
+
+    @property
+    def sockets(self) -> Path:
+        """The short directory of the unix sockets."""
+        if os.getuid() == 0:
+            return Path("/run/hpcmesos") / self.identity
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+        if runtime and Path(runtime).is_dir() and len(runtime) < 60:
+            return Path(runtime) / f"hpcmesos-{self.identity}"
+        return Path("/tmp") / f"hpcmesos-{os.getuid()}-{self.identity}"  # noqa: S108 - made 0700 and checked
+
+    @property
+    def api_socket(self) -> Path:
+        return self.sockets / "api.sock"
+
+    @property
+    def names(self) -> list[str]:
+        return [f"node{number}" for number in range(1, self.agents + 1)]
+
+    def address(self, name: str) -> str:
+        network = 1 + int(self.identity, 16) % LOOPBACK_NETWORKS
+        return f"127.0.{network}.{int(name.removeprefix('node'))}"
+
+    def gpus_of(self, name: str) -> int:
+        """GPUs dealt to one agent: as evenly as it goes, the first ones get the rest."""
+        each, rest = divmod(self.gpus, self.agents)
+        return each + (int(name.removeprefix("node")) <= rest)

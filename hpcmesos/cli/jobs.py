@@ -1,0 +1,67 @@
+"""``logs`` and ``wait``: follow a job from anywhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import click
+
+from hpcmesos.cli.connect import connect
+from hpcmesos.client import Client
+from hpcmesos.errors import HpcmesosError
+
+STATE = click.option("--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster.")
+
+
+@click.command()
+@click.argument("job")
+@click.option("-f", "--follow", is_flag=True, help="Wait for the job to start, follow until it has ended.")
+@click.option("--stream", type=click.Choice(["stdout", "stderr", "both"]), default="both", show_default=True)
+@STATE
+def logs(job: str, follow: bool, stream: str, state: Path | None) -> None:
+    """Print what a job has written; its stderr goes to stderr."""
+    client = connect(state)
+    streams = ("stdout", "stderr") if stream == "both" else (stream,)
+    failures: list[HpcmesosError] = []
+    threads = [
+        threading.Thread(target=_copy, args=(client, job, name, follow, failures), daemon=True) for name in streams
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _copy(client: Client, job: str, stream: str, follow: bool, failures: list[HpcmesosError]) -> None:
+    target = sys.stdout.buffer if stream == "stdout" else sys.stderr.buffer
+    try:
+        for piece in client.logs(job, stream, follow=follow):
+            target.write(piece)
+            target.flush()
+    except HpcmesosError as error:
+        failures.append(error)
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, required=True)
+@click.option("--exit-status", is_flag=True, help="Exit with the (last) job's Exit_status & 255, as qsub -W block=true.")
+@click.option("--timeout", type=float, help="Seconds to wait at most; exit code 124 then.")
+@STATE
+def wait(jobs: tuple[str, ...], exit_status: bool, timeout: float | None, state: Path | None) -> None:
+    """Wait until jobs have ended."""
+    client = connect(state)
+    code = 0
+    for job in jobs:
+        status = client.wait(job, timeout=timeout)
+        if status.state != "C":
+            click.echo(f"hpcmesos: {job} has not ended after {timeout:g} s", err=True)
+            sys.exit(124)
+        if status.exit_status is None:
+            click.echo(f"hpcmesos: {status.id} was deleted before it ran", err=True)
+        # 3: what OpenPBS's qsub -W block=true answers for a job that was deleted before it ran
+        code = 3 if status.exit_status is None else status.exit_status & 255
+    sys.exit(code if exit_status else 0)

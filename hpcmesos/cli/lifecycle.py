@@ -1,0 +1,214 @@
+"""Brings an embedded cluster up and takes it down: PostgreSQL, one master, the agents; in that order and back.
+
+Every step looks first whether it is done, so that ``up`` after any crash restores just what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hpcmesos import pidfile
+from hpcmesos.agent.daemon import stop_shepherd
+from hpcmesos.cli.daemons import agent_settings, write_settings
+from hpcmesos.cli.embedded import Cluster
+from hpcmesos.cli.real_gpus import find_real_gpus
+from hpcmesos.client import Client
+from hpcmesos.config import AgentSettings, MasterSettings
+from hpcmesos.errors import HpcmesosError, StateError
+from hpcmesos.queue import postgres
+
+Say = Callable[[str], None]
+START_TIMEOUT = 60.0
+"""Seconds that a daemon may take to answer; a loaded laptop needs a few."""
+
+
+@contextlib.contextmanager
+def locked(state: Path) -> Iterator[None]:
+    """One `up` or `down` at a time.
+
+    Raises:
+        StateError: when another one is at work on ``state``.
+    """
+    with (state / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateError(f"another `hpcmesos up` or `down` is at work on {state}") from None
+        yield
+
+
+def bring_up(cluster: Cluster, say: Say, interrupted: threading.Event) -> None:
+    """Starts what is missing; returns when every agent is linked to the leader.
+
+    Raises:
+        StateError: something did not come up in time; names it and its log.
+        KeyboardInterrupt: when ``interrupted`` was set meanwhile.
+    """
+    _make_sockets(cluster)
+    (cluster.state / "log").mkdir(exist_ok=True)
+    database = _start_postgres(cluster, say)
+    _start_master(cluster, database, say)
+    client = Client(socket=cluster.api_socket)
+    _wait(lambda: _leads(client), "master", cluster, interrupted)
+    real = find_real_gpus() if cluster.gpus else []
+    for name in cluster.names:
+        _start_agent(cluster, name, client, real, say)
+    _wait(lambda: _up_nodes(client) >= set(cluster.names), "agents", cluster, interrupted)
+
+
+def take_down(cluster: Cluster, say: Say) -> None:
+    """Ends jobs, agents, shepherds, the master and PostgreSQL; removes sockets and cgroups. Idempotent."""
+    running = [name for name in cluster.names if (cluster.state / "agents" / name).exists()]
+    threads = [threading.Thread(target=_stop_agent, args=(cluster, name)) for name in running]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if not pidfile.stop(str(cluster.state / "master" / "master.pid"), term_timeout=10):
+        say("down: the master does not end; look at its log")
+    postgres.stop(cluster.state / "postgres")
+    shutil.rmtree(cluster.sockets, ignore_errors=True)
+    say("down: nothing of this cluster runs any more")
+
+
+def _make_sockets(cluster: Cluster) -> None:
+    cluster.sockets.mkdir(parents=True, exist_ok=True, mode=0o755)
+    if cluster.sockets.stat().st_uid != os.getuid():
+        raise StateError(f"{cluster.sockets} belongs to somebody else; remove it")
+
+
+def _start_postgres(cluster: Cluster, say: Say) -> postgres.EmbeddedPostgres:
+    started = postgres.start(cluster.state / "postgres", cluster.sockets / "pg")
+    say(f"up: PostgreSQL runs (pid {started.pid})")
+    return started
+
+
+def _start_master(cluster: Cluster, database: postgres.EmbeddedPostgres, say: Say) -> None:
+    state = cluster.state / "master"
+    if daemon := pidfile.living(str(state / "master.pid")):
+        say(f"up: the master runs (pid {daemon.pid})")
+        return
+    state.mkdir(exist_ok=True, mode=0o711)
+    root = os.getuid() == 0
+    settings = MasterSettings(
+        database_url=database.url,
+        leader_database_url=database.leader_url,
+        api_database_url=database.api_url,
+        state=state,
+        socket=cluster.api_socket,
+        server=cluster.server,
+        cluster=cluster.identity,
+        managers=(cluster.user,),
+        root_jobs=root,
+        single_user="" if root else cluster.user,
+        job_path=(str(Path(sys.executable).parent),),
+        migrate=True,
+    )
+    write_settings(settings, state / "master.toml")
+    process = _spawn(cluster, "master", ["master", "--config", str(state / "master.toml")])
+    say(f"up: the master started (pid {process.pid})")
+
+
+def _start_agent(cluster: Cluster, name: str, client: Client, real: list[str], say: Say) -> None:
+    settings = settings_of(cluster, name, real)
+    settings.state.mkdir(parents=True, exist_ok=True, mode=0o711)
+    if daemon := pidfile.living(str(settings.state / "agent.pid")):
+        say(f"up: {name} runs (pid {daemon.pid})")
+        return
+    if not (settings.state / "tls" / "certificate.pem").exists():
+        assert settings.join_token_file is not None
+        token = client.create_token("join", node=name).token
+        settings.join_token_file.touch(mode=0o600)
+        settings.join_token_file.write_text(token)
+    write_settings(settings, settings.state / "agent.toml")
+    process = _spawn(cluster, name, ["agent", "--config", str(settings.state / "agent.toml")])
+    say(f"up: {name} started (pid {process.pid}, GPUs {settings.gpus})")
+
+
+def settings_of(cluster: Cluster, name: str, real: list[str]) -> AgentSettings:
+    """The settings of one agent: real GPUs dealt out in turn when there are any, else simulated ones."""
+    state = cluster.state / "agents" / name
+    if existing := agent_settings(state / "agent.toml"):
+        return existing
+    count = cluster.gpus_of(name)
+    mine = real[cluster.names.index(name) :: cluster.agents][:count]
+    sockets = cluster.sockets / name
+    return AgentSettings(
+        node=name,
+        master=f"unix:{cluster.api_socket}",
+        state=state,
+        sockets=sockets,
+        address=cluster.address(name),
+        cpus=cluster.cpus,
+        memory=cluster.memory,
+        gpus=f"uuid:{','.join(mine)}" if mine else f"simulated:{count}" if count and not real else "none",
+        cluster=cluster.identity,
+        join_token_file=state / "join-token",
+    )
+
+
+def _stop_agent(cluster: Cluster, name: str) -> None:
+    """The agent first, so that it does not start a new shepherd for the one that ends."""
+    state = cluster.state / "agents" / name
+    pidfile.stop(str(state / "agent.pid"), term_timeout=5)
+    if settings := agent_settings(state / "agent.toml"):
+        stop_shepherd(settings, force=True)
+
+
+def _spawn(cluster: Cluster, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+    """A daemon in a session of its own; its log is STATE/log/NAME.log. HPCMESOS_* of the caller is not inherited."""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("HPCMESOS_")}
+    with (cluster.state / "log" / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "hpcmesos.cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env=environ,
+            start_new_session=True,
+        )
+
+
+def _leads(client: Client) -> bool:
+    return client.leader().address is not None
+
+
+def _up_nodes(client: Client) -> set[str]:
+    return {node["name"] for node in client.nodes() if node["state"] == "up"}
+
+
+def _wait(done: Callable[[], bool], what: str, cluster: Cluster, interrupted: threading.Event) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    last = "no answer yet"
+    while time.monotonic() < deadline:
+        try:
+            if done():
+                return
+        except HpcmesosError as error:
+            last = str(error)
+        if interrupted.wait(0.05):
+            raise KeyboardInterrupt
+    logs = cluster.state / "log"
+    raise StateError(f"{what}: not ready after {START_TIMEOUT:.0f} s ({last}); see {logs}{_last_line(logs, what)}")
+
+
+def _last_line(logs: Path, what: str) -> str:
+    with contextlib.suppress(OSError, IndexError):
+        return ": " + (logs / f"{what}.log").read_text(errors="replace").splitlines()[-1][:200]
+    return ""
+
+
+def describe(cluster: Cluster) -> str:
+    """One line of JSON for programs."""
+    return json.dumps({"state": str(cluster.state), "socket": str(cluster.api_socket), "nodes": cluster.names})

@@ -1,0 +1,68 @@
+"""``hpcmesos``: the click root. Commands are loaded when they are called, so that each starts quickly."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from hpcmesos.errors import HpcmesosError
+
+COMMANDS = {
+    "up": "cluster",
+    "down": "cluster",
+    "env": "cluster",
+    "master": "daemons",
+    "agent": "daemons",
+    "migrate": "daemons",
+    "qsub": "pbs_commands",
+    "qstat": "pbs_commands",
+    "qdel": "pbs_commands",
+    "qhold": "pbs_commands",
+    "qrls": "pbs_commands",
+    "pbsnodes": "pbs_commands",
+    "logs": "jobs",
+    "wait": "jobs",
+    "token": "admin",
+    "doctor": "admin",
+    "install-commands": "admin",
+}
+"""Name of each command and the module of this package that holds it."""
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"hpcmesos.cli.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hpcmesos")
+def root() -> None:
+    """Batch computing on GPU clusters: whole GPUs on several nodes at once, all or nothing."""
+
+
+def main() -> None:
+    """Entry point: every error of ours is one line on stderr and its own exit code."""
+    try:
+        root(standalone_mode=False)
+    except HpcmesosError as error:
+        click.echo(f"hpcmesos: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)

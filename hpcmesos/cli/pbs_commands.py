@@ -1,0 +1,97 @@
+"""The q-commands' full form: the same request as the stub's, answered by the same API, over any transport.
+
+The stub (``hpcmesos.launch.qstub``) is what users normally run; this form serves ``hpcmesos qsub ...``, TLS clients, and
+whatever has to go on after the answer (``-W block=true``).
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import sys
+import uuid
+from pathlib import Path
+
+import click
+
+from hpcmesos.cli.connect import connect
+from hpcmesos.errors import HpcmesosError, InvalidScript
+from hpcmesos.wire import CommandReply, CommandRequest
+
+ALWAYS_SENT = ("HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG")
+
+
+def run(command: str, argv: tuple[str, ...]) -> None:
+    """Sends the command, completes it as the server asks, prints what comes back, exits with its code."""
+    try:
+        reply = _ask(command, list(argv))
+    except HpcmesosError as error:
+        click.echo(f"{command}: {error}", err=True)
+        sys.exit(error.exit_code)
+    sys.stdout.write(reply.stdout)
+    sys.stdout.flush()
+    sys.stderr.write(reply.stderr)
+    if reply.then and not reply.code:
+        os.execv(sys.argv[0], [sys.argv[0], *reply.then])  # noqa: S606 - this very program
+    sys.exit(reply.code)
+
+
+def _ask(command: str, argv: list[str]) -> CommandReply:
+    client = connect()
+    umask = os.umask(0)
+    os.umask(umask)
+    environ = {name: os.environ[name] for name in ALWAYS_SENT if name in os.environ}
+    script: str | None = None
+    script_path: str | None = None
+    key = uuid.uuid4().hex
+    while True:
+        request = CommandRequest(
+            argv=argv,
+            cwd=str(Path.cwd()),
+            umask=umask,
+            host=socket.gethostname(),
+            environ=environ,
+            script=script,
+            script_path=script_path,
+            key=key,
+            personality=os.environ.get("HPCMESOS_PERSONALITY", "torque"),
+        )
+        reply = client.command(command, request)
+        if reply.need is None:
+            return reply
+        if reply.need.script is not None:
+            script, script_path = _read_script(reply.need.script), reply.need.script
+        if reply.need.environ is not None:
+            names = list(os.environ) if "*" in reply.need.environ else reply.need.environ
+            environ = environ | {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _read_script(path: str) -> str:
+    try:
+        content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidScript(f"script file {path}: {error.strerror}") from error
+    return base64.b64encode(content).decode()
+
+
+def _command(name: str, summary: str) -> click.Command:
+    @click.command(
+        name,
+        help=summary,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    )
+    @click.argument("argv", nargs=-1, type=click.UNPROCESSED)
+    def command(argv: tuple[str, ...]) -> None:
+        run(name, argv)
+
+    return command
+
+
+qsub = _command("qsub", "Submit a job script.")
+qstat = _command("qstat", "Show jobs and queues.")
+qdel = _command("qdel", "Delete jobs.")
+qhold = _command("qhold", "Hold jobs.")
+qrls = _command("qrls", "Release held jobs.")
+pbsnodes = _command("pbsnodes", "Show nodes.")
