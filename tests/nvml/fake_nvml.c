@@ -1,0 +1,342 @@
+/* A libnvidia-ml.so.1 without cards: it answers from the text file named by FAKE_NVML_FILE, which it reads anew at
+ * every call, so that a test can change the machine under a running program. The lines of the file:
+ *
+ *   driver VERSION              hang FUNCTION (blocks for ever when called)
+ *   gpu UUID                    begins a card; the lines below tell about it
+ *   name TEXT      memory BYTES     used BYTES     bus DOMAIN:BUS:DEVICE.0     minor N
+ *   numa N         switch N         utilization PERCENT
+ *   process PID BYTES           nvlink UUID (one line for each link)
+ *   lost                        the card has fallen off the bus
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9, LOST = 15 };
+enum { INTERNAL = 0, SINGLE = 10, NODE = 40, SYSTEM = 50 };
+enum { P2P_OK = 0, P2P_NOT_SUPPORTED = 5, P2P_NVLINK = 2 };
+enum { MOST_GPUS = 64, MOST_PROCESSES = 64, MOST_LINKS = 18 };
+
+typedef void *device;
+struct process { unsigned pid; unsigned long long memory; unsigned gpu_instance, compute_instance; };
+struct memory { unsigned long long total, free, used; };
+struct memory_v2 { unsigned version; unsigned long long total, reserved, free, used; };
+struct utilization { unsigned gpu, memory; };
+struct pci { char old_bus[16]; unsigned domain, bus, device, id, subsystem; char text[32]; };
+
+struct gpu {
+    char uuid[80], name[96], bus[32], links[MOST_LINKS][80];
+    unsigned long long memory, used;
+    unsigned minor, numa, pci_switch, utilization, processes, nvlinks, lost;
+    struct process process[MOST_PROCESSES];
+};
+
+static _Thread_local struct { char driver[80]; unsigned gpus; struct gpu gpu[MOST_GPUS]; } facts;
+static int initialized;
+
+/* Reads the facts; blocks if they say that this function does. */
+static int read_facts(const char *function)
+{
+    const char *path = getenv("FAKE_NVML_FILE");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    char line[256], word[32], text[200];
+    struct gpu none, *gpu = &none;
+
+    if (!file)
+        return NO_DRIVER;
+    memset(&facts, 0, sizeof facts);
+    memset(&none, 0, sizeof none);
+    while (fgets(line, sizeof line, file)) {
+        unsigned long long number;
+        text[0] = 0;
+        if (sscanf(line, "%31s %199[^\n]", word, text) < 1)
+            continue;
+        number = strtoull(text, NULL, 10);
+        if (!strcmp(word, "hang") && !strcmp(text, function)) {
+            fclose(file);
+            for (;;)
+                pause();
+        }
+        if (!strcmp(word, "driver"))
+            snprintf(facts.driver, sizeof facts.driver, "%.79s", text);
+        else if (!strcmp(word, "gpu") && facts.gpus < MOST_GPUS) {
+            gpu = &facts.gpu[facts.gpus++];
+            snprintf(gpu->uuid, sizeof gpu->uuid, "%.79s", text);
+        } else if (!strcmp(word, "name"))
+            snprintf(gpu->name, sizeof gpu->name, "%.95s", text);
+        else if (!strcmp(word, "bus"))
+            snprintf(gpu->bus, sizeof gpu->bus, "%.31s", text);
+        else if (!strcmp(word, "memory"))
+            gpu->memory = number;
+        else if (!strcmp(word, "used"))
+            gpu->used = number;
+        else if (!strcmp(word, "minor"))
+            gpu->minor = number;
+        else if (!strcmp(word, "numa"))
+            gpu->numa = number;
+        else if (!strcmp(word, "switch"))
+            gpu->pci_switch = number;
+        else if (!strcmp(word, "utilization"))
+            gpu->utilization = number;
+        else if (!strcmp(word, "lost"))
+            gpu->lost = 1;
+        else if (!strcmp(word, "nvlink") && gpu->nvlinks < MOST_LINKS)
+            snprintf(gpu->links[gpu->nvlinks++], sizeof gpu->links[0], "%.79s", text);
+        else if (!strcmp(word, "process") && gpu->processes < MOST_PROCESSES) {
+            struct process *process = &gpu->process[gpu->processes++];
+            sscanf(text, "%u %llu", &process->pid, &process->memory);
+            process->gpu_instance = process->compute_instance = 0xFFFFFFFF;
+        }
+    }
+    fclose(file);
+    return OK;
+}
+
+static int enter(const char *function)
+{
+    return initialized ? read_facts(function) : UNINITIALIZED;
+}
+
+static int find(const char *function, device handle, struct gpu **gpu)
+{
+    size_t number = (size_t)handle;
+    int result = enter(function);
+    if (result)
+        return result;
+    if (number < 1 || number > facts.gpus)
+        return INVALID_ARGUMENT;
+    *gpu = &facts.gpu[number - 1];
+    return (*gpu)->lost ? LOST : OK;
+}
+
+#define ENTER() do { int result_ = enter(__func__); if (result_) return result_; } while (0)
+#define FIND(handle, gpu) do { int result_ = find(__func__, handle, &gpu); if (result_) return result_; } while (0)
+
+static int copy(char *to, unsigned size, const char *from)
+{
+    return (size_t)snprintf(to, size, "%s", from) < size ? OK : TOO_SMALL;
+}
+
+static int linked(const struct gpu *one, const struct gpu *other)
+{
+    for (unsigned link = 0; link < one->nvlinks; link++)
+        if (!strcmp(one->links[link], other->uuid))
+            return 1;
+    return 0;
+}
+
+static void fill_pci(const struct gpu *gpu, struct pci *pci)
+{
+    memset(pci, 0, sizeof *pci);
+    snprintf(pci->text, sizeof pci->text, "%s", gpu->bus);
+    sscanf(gpu->bus, "%x:%x:%x", &pci->domain, &pci->bus, &pci->device);
+    snprintf(pci->old_bus, sizeof pci->old_bus, "%04x:%02x:%02x.0", pci->domain & 0xFFFF, pci->bus & 0xFF,
+             pci->device & 0xFF);
+}
+
+int nvmlInitWithFlags(unsigned flags)
+{
+    int result = read_facts(__func__);
+    (void)flags;
+    initialized += result == OK;
+    return result;
+}
+
+int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
+
+int nvmlShutdown(void)
+{
+    ENTER();
+    initialized--;
+    return OK;
+}
+
+const char *nvmlErrorString(int result)
+{
+    switch (result) {
+    case OK: return "Success";
+    case UNINITIALIZED: return "Uninitialized";
+    case INVALID_ARGUMENT: return "Invalid Argument";
+    case NOT_FOUND: return "Not Found";
+    case TOO_SMALL: return "Insufficient Size";
+    case NO_DRIVER: return "Driver Not Loaded";
+    case LOST: return "GPU is lost";
+    default: return "Unknown Error";
+    }
+}
+
+int nvmlSystemGetDriverVersion(char *version, unsigned size)
+{
+    ENTER();
+    return copy(version, size, facts.driver);
+}
+
+int nvmlDeviceGetCount_v2(unsigned *count)
+{
+    ENTER();
+    *count = facts.gpus;
+    return OK;
+}
+
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, device *handle)
+{
+    struct gpu *gpu;
+    *handle = (device)((size_t)index + 1);
+    FIND(*handle, gpu);
+    return OK;
+}
+
+int nvmlDeviceGetHandleByUUID(const char *uuid, device *handle)
+{
+    ENTER();
+    for (unsigned index = 0; index < facts.gpus; index++)
+        if (!strcmp(facts.gpu[index].uuid, uuid)) {
+            *handle = (device)((size_t)index + 1);
+            return facts.gpu[index].lost ? LOST : OK;
+        }
+    return NOT_FOUND;
+}
+
+int nvmlDeviceGetIndex(device handle, unsigned *index)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    *index = gpu - facts.gpu;
+    return OK;
+}
+
+int nvmlDeviceGetUUID(device handle, char *uuid, unsigned size)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    return copy(uuid, size, gpu->uuid);
+}
+
+int nvmlDeviceGetName(device handle, char *name, unsigned size)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    return copy(name, size, gpu->name);
+}
+
+int nvmlDeviceGetMinorNumber(device handle, unsigned *minor)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    *minor = gpu->minor;
+    return OK;
+}
+
+int nvmlDeviceGetNumaNodeId(device handle, unsigned *node)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    *node = gpu->numa;
+    return OK;
+}
+
+int nvmlDeviceGetPciInfo_v3(device handle, struct pci *pci)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    fill_pci(gpu, pci);
+    return OK;
+}
+
+int nvmlDeviceGetMemoryInfo(device handle, struct memory *memory)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    *memory = (struct memory){gpu->memory, gpu->memory - gpu->used, gpu->used};
+    return OK;
+}
+
+int nvmlDeviceGetMemoryInfo_v2(device handle, struct memory_v2 *memory)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    *memory = (struct memory_v2){memory->version, gpu->memory, 0, gpu->memory - gpu->used, gpu->used};
+    return OK;
+}
+
+int nvmlDeviceGetUtilizationRates(device handle, struct utilization *rates)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    *rates = (struct utilization){gpu->utilization, gpu->memory ? 100 * gpu->used / gpu->memory : 0};
+    return OK;
+}
+
+static int list_processes(const struct gpu *gpu, unsigned *count, struct process *processes)
+{
+    unsigned room = *count;
+    *count = gpu->processes;
+    if (gpu->processes > room)
+        return TOO_SMALL;
+    if (gpu->processes)
+        memcpy(processes, gpu->process, gpu->processes * sizeof *processes);
+    return OK;
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v2(device handle, unsigned *count, struct process *processes)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    return list_processes(gpu, count, processes);
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v3(device handle, unsigned *count, struct process *processes)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    return list_processes(gpu, count, processes);
+}
+
+int nvmlDeviceGetTopologyCommonAncestor(device first, device second, int *level)
+{
+    struct gpu *one, *other;
+    FIND(first, one);
+    FIND(second, other);
+    if (first == second)
+        *level = INTERNAL;
+    else if (one->numa != other->numa)
+        *level = SYSTEM;
+    else
+        *level = one->pci_switch == other->pci_switch ? SINGLE : NODE;
+    return OK;
+}
+
+int nvmlDeviceGetP2PStatus(device first, device second, int kind, int *status)
+{
+    struct gpu *one, *other;
+    FIND(first, one);
+    FIND(second, other);
+    *status = kind != P2P_NVLINK || linked(one, other) ? P2P_OK : P2P_NOT_SUPPORTED;
+    return OK;
+}
+
+int nvmlDeviceGetNvLinkState(device handle, unsigned link, unsigned *active)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    if (link >= MOST_LINKS)
+        return INVALID_ARGUMENT;
+    *active = link < gpu->nvlinks;
+    return OK;
+}
+
+int nvmlDeviceGetNvLinkRemotePciInfo_v2(device handle, unsigned link, struct pci *pci)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    if (link >= gpu->nvlinks)
+        return INVALID_ARGUMENT;
+    for (unsigned index = 0; index < facts.gpus; index++)
+        if (!strcmp(facts.gpu[index].uuid, gpu->links[link])) {
+            fill_pci(&facts.gpu[index], pci);
+            return OK;
+        }
+    return NOT_FOUND;
+}
