@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from hpcmesos.errors import InvalidValue
 
@@ -38,7 +39,7 @@ def parse_array(text: str) -> ArraySpec:
     """
     body, percent, limit_text = text.strip().partition("%")
     pieces = sorted(_parse_range(piece.strip(), text) for piece in body.split(","))
-    for (_, before, _), (after, _, _) in zip(pieces, pieces[1:], strict=False):
+    for (_, before, _), (after, _, _) in pairwise(pieces):
         if after <= before:
             raise InvalidValue(f"array request '{text}' names index {after} twice or has ranges that overlap")
     if percent and (not _LIMIT.fullmatch(limit_text) or int(limit_text) == 0):

@@ -119,7 +119,7 @@ def _nodes_piece(piece: str, whole: str) -> Chunk:
 
 
 def _select(text: str) -> tuple[Chunk, ...]:
-    """``[N:]chunk[+...]``, a chunk being ``NAME=VALUE`` joined by colons; one rank a chunk unless mpiprocs says else."""
+    """``[N:]chunk[+...]``, a chunk being ``NAME=VALUE:...``; one rank a chunk unless mpiprocs says else."""
     return tuple(_select_piece(piece.strip(), text) for piece in text.split("+"))
 
 

@@ -2,24 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import PurePosixPath
 
+from hpcmesos.errors import InvalidScript, InvalidValue, UsageError
 from hpcmesos.model import Request
-from hpcmesos.pbs.arrays import ArraySpec
-from hpcmesos.pbs.paths import PathTemplate
+from hpcmesos.pbs import resources
+from hpcmesos.pbs.arrays import ArraySpec, parse_array
+from hpcmesos.pbs.directives import DEFAULT_PREFIX, MAX_SCRIPT_BYTES, check_script, scan_directives
+from hpcmesos.pbs.options import ParsedCommand, parse
+from hpcmesos.pbs.paths import PathTemplate, parse_path
+from hpcmesos.pbs.quoting import split_list, unquote
+from hpcmesos.pbs.values import (
+    Dependency,
+    bare_names,
+    check_name,
+    default_name,
+    merge_attribute,
+    parse_attributes,
+    parse_boolean,
+    parse_depend,
+    parse_execution_time,
+    parse_priority,
+    parse_umask,
+    parse_variables,
+)
 
+__all__ = [
+    "MAX_SCRIPT_BYTES",
+    "Dependency",
+    "EnvNeeds",
+    "Needs",
+    "Submission",
+    "SubmitContext",
+    "build_submission",
+    "check_script",
+    "environment_names",
+    "needs",
+]
 
-@dataclass(frozen=True, slots=True)
-class Dependency:
-    """One term of ``-W depend=``: ``kind`` (``afterok``, ``on``, ...) and its job ids (or the count) as text."""
+_ORIGIN_NAMES = ("PATH", "MAIL", "SHELL", "TZ", "LANG")
+_ASKED_NAMES = ("HOME", *_ORIGIN_NAMES, "PBS_DPREFIX")
+_PREFIX_VARIABLE = "PBS_DPREFIX"
 
-    kind: str
-    jobs: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return ":".join((self.kind, *self.jobs))
+_CHOICES = {
+    "j": re.compile(r"oe|eo|n"),
+    "k": re.compile(r"n|d?(?:oe?|eo?)"),
+    "m": re.compile(r"[npabefj]+"),
+    "r": re.compile(r"[yn]"),
+}
+_ATTRIBUTE_CHOICES = {"ring": ("check", "none"), "gpubind": ("rank", "none")}
+_KEPT_OPTIONS = {
+    "D": "init_root_dir",
+    "K": "kill_delay",
+    "L": "req_information",
+    "R": "Remove_Files",
+    "T": "prologue",
+    "u": "User_List",
+}
+_TYPED_ATTRIBUTES = frozenset(
+    {"depend", "umask", "block", "interactive", "group_list", "ring", "gpubind", "image", "job_array_request"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +87,11 @@ class SubmitContext:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What of the caller's files qsub needs, told from argv alone."""
+    """What qsub needs of the caller's files and time, told from argv alone."""
 
-    script: str | None  # path; "-": standard input; None: no script (``-- PROG ARGS`` or interactive)
-    prefix: str = "#PBS"  # directive prefix of -C; "" reads no directives
+    script: str | None  # path; "-": standard input; None: no script (``-- PROG ARGS``, or interactive)
+    interactive: bool = False
+    information: str | None = None  # "help" or "version": print that and submit nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +99,7 @@ class EnvNeeds:
     """What of the caller's environment qsub needs."""
 
     all: bool  # -V
-    names: tuple[str, ...]  # -v NAME without a value, and what PBS_O_* is made of
+    names: tuple[str, ...]  # -v NAME without a value, and what PBS_O_* and the directive prefix are made of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +142,234 @@ class Submission:
     image: str | None = None  # -W image=: run in this container image
 
 
-def build_submission(argv: Sequence[str], script: str | None, context: SubmitContext) -> Submission:
-    """Merges qsub's words ``argv`` (without the command's name) with the directives of ``script``."""
-    raise NotImplementedError
-
-
 def needs(argv: Sequence[str]) -> Needs:
-    raise NotImplementedError
+    """Tells from qsub's words which script is meant.
+
+    Raises:
+        UsageError: for words that qsub does not know, and for more than one script.
+    """
+    command = parse("qsub", argv)
+    if command.has("help"):
+        return Needs(None, information="help")
+    if command.has("version") or command.has("about"):
+        return Needs(None, information="version")
+    interactive = _is_interactive(command)
+    if command.rest is not None and command.operands:
+        raise UsageError(f"'{command.operands[0]}' and '--' exclude each other: either a script or a program")
+    if len(command.operands) > 1:
+        raise UsageError(f"one script at a time; '{command.operands[1]}' is a second (its arguments go into -F)")
+    if interactive or command.rest is not None:
+        return Needs(None, interactive)
+    return Needs(command.operands[0] if command.operands else "-")
 
 
 def environment_names(argv: Sequence[str], script: str | None) -> EnvNeeds:
-    raise NotImplementedError
+    """Tells from the words and the script's directives which variables of the caller qsub needs.
+
+    The directives are read with the prefix of ``-C`` or ``#PBS``: a caller that sets PBS_DPREFIX passes it as ``-C``.
+    """
+    command = parse("qsub", argv)
+    sources = [*_directive_commands(script or "", command.last("C") or DEFAULT_PREFIX), command]
+    listed = (name for source in sources for value in source.all("v") for name in bare_names(value))
+    names = tuple(dict.fromkeys((*_ASKED_NAMES, *listed)))
+    return EnvNeeds(any(source.has("V") for source in sources), names)
+
+
+def build_submission(argv: Sequence[str], script: str | None, context: SubmitContext) -> Submission:
+    """Merges qsub's words ``argv`` (without the command's name) with the directives of ``script``.
+
+    For single options the last one of the highest source counts; ``-l``, ``-v`` and ``-W`` add up by name.
+
+    Raises:
+        Rejection: a leaf of it, with the one line that tells what is wrong.
+    """
+    need = needs(argv)
+    command = parse("qsub", argv)
+    if need.script is not None and script is None:
+        raise InvalidScript("script file: no job script was given")
+    prefix = command.last("C")
+    if prefix is None:
+        prefix = context.environ.get(_PREFIX_VARIABLE, DEFAULT_PREFIX)
+    sources = [parse("qsub", context.default_options), *_directive_commands(script or "", prefix), command]
+    return _Merged(sources, need, context, command.rest).submission(shlex.join(argv))
+
+
+class _Merged:
+    """The options of all sources, lowest first, as one."""
+
+    def __init__(
+        self, sources: Sequence[ParsedCommand], need: Needs, context: SubmitContext, rest: tuple[str, ...] | None
+    ) -> None:
+        self.sources = sources
+        self.need = need
+        self.context = context
+        self.rest = rest
+        self.operands = sources[-1].operands
+        self.attributes = self._attributes()
+
+    def submission(self, submit_args: str) -> Submission:
+        asked = resources.build(resources.collect(self._lists("l")))
+        cwd, host = self.context.cwd, self.context.host
+        when = self.last("a")
+        queue = (self.last("q") or "").partition("@")[0] or None
+        array = self.last("t") or self.last("J") or self.attributes.get("job_array_request")
+        if array and self.interactive:
+            raise UsageError("an interactive job cannot be an array")
+        return Submission(
+            name=self._name(),
+            queue=queue,
+            request=asked.request,
+            resource_list=asked.display,
+            stdout_path=parse_path(self.last("o"), "o", cwd, host),
+            stderr_path=parse_path(self.last("e"), "e", cwd, host),
+            environment=self._environment(queue),
+            priority=parse_priority(self.last("p") or "0"),
+            rerunable=self._choice("r", "y") == "y",
+            hold=self.has("h"),
+            not_before=None if when is None else parse_execution_time(when, self.context.now),
+            dependencies=parse_depend(self.attributes.get("depend", "")),
+            join=self._choice("j", "n"),
+            keep=self._choice("k", "n"),
+            umask=parse_umask(self.attributes.get("umask", "077")),
+            shell=self._shell(),
+            workdir=self._workdir(asked.submit_directory),
+            block=self._flag("block"),
+            argv=self._program(),
+            script_args=_arguments(self.last("F") or "", "-F"),
+            account=self.last("A"),
+            mail_points=self._choice("m", "a"),
+            mail_users=split_list(self.last("M") or ""),
+            project=self.last("P"),
+            group_list=split_list(self.attributes.get("group_list", "")),
+            checkpoint=self.last("c") or "u",
+            array=parse_array(array) if array else None,
+            interactive=self.interactive,
+            silent=self.has("z"),
+            submit_args=submit_args,
+            extra=self._extra(),
+            ring=self.attributes.get("ring"),
+            gpubind=self.attributes.get("gpubind"),
+            image=self.attributes.get("image") or None,
+        )
+
+    @property
+    def interactive(self) -> bool:
+        return self.need.interactive or any(_is_interactive(source) for source in self.sources)
+
+    def has(self, name: str) -> bool:
+        return any(source.has(name) for source in self.sources)
+
+    def last(self, name: str) -> str | None:
+        found = (source.last(name) for source in reversed(self.sources) if source.has(name))
+        value = next(found, None)
+        return None if value is None else unquote(value)
+
+    def _lists(self, name: str) -> Iterable[str]:
+        """All values of ``name``: the command line's, then the directives', then the server's; each in order."""
+        *directives, command = self.sources[1:]
+        ordered = (command, *directives, self.sources[0])
+        return (value for source in ordered for value in source.all(name))
+
+    def _attributes(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for source in self.sources:
+            for text in source.all("W"):
+                for name, value in parse_attributes(text).items():
+                    merge_attribute(found, name, value)
+        for name, choices in _ATTRIBUTE_CHOICES.items():
+            if name in found and found[name] not in choices:
+                raise InvalidValue(f"illegal -W value '{name}={found[name]}'; one of {', '.join(choices)}")
+        return found
+
+    def _choice(self, name: str, default: str) -> str:
+        value = self.last(name) or default
+        if not _CHOICES[name].fullmatch(value):
+            raise InvalidValue(f"illegal -{name} value '{value}'; see qsub --help")
+        return value
+
+    def _flag(self, name: str) -> bool:
+        return parse_boolean(name, self.attributes[name]) if name in self.attributes else False
+
+    def _name(self) -> str:
+        given = self.last("N")
+        if given is not None:
+            return check_name(given)
+        if self.rest:
+            return default_name(self.rest[0])
+        return default_name(self.need.script) if self.need.script not in (None, "-") else "STDIN"
+
+    def _shell(self) -> str | None:
+        """The first path of ``-S path[@host],...``."""
+        listed = split_list(self.last("S") or "")
+        return listed[0].partition("@")[0] or None if listed else None
+
+    def _workdir(self, submit_directory: bool) -> str | None:
+        asked = self.last("d") or self.last("w") or (self.context.cwd if submit_directory else None)
+        return None if asked is None else str(PurePosixPath(self.context.cwd, asked))
+
+    def _program(self) -> tuple[str, ...] | None:
+        if self.rest is not None:
+            if not self.rest:
+                raise UsageError("no program after '--'; write qsub -- PROGRAM ARGUMENTS")
+            return self.rest
+        if self.interactive and self.has("x") and self.operands:
+            return _arguments(self.operands[0], "-x")
+        return None
+
+    def _extra(self) -> dict[str, str]:
+        found = {name: value for name, value in self.attributes.items() if name not in _TYPED_ATTRIBUTES}
+        for letter, name in _KEPT_OPTIONS.items():
+            value = self.last(letter)
+            if value is not None:
+                found[name] = value
+        if self.has("n"):
+            found["node_exclusive"] = "True"
+        return found
+
+    def _environment(self, queue: str | None) -> dict[str, str]:
+        """PBS_O_* first, then the variables asked for; nothing overrides PBS_O_*."""
+        environ = self.context.environ
+        asked: dict[str, str] = dict(environ) if self.has("V") else {}
+        for value in reversed(list(self._lists("v"))):
+            asked |= parse_variables(value, environ)
+        origin = _origin(self.context, queue, self.last("w"))
+        return origin | {name: value for name, value in asked.items() if name not in origin}
+
+
+def _origin(context: SubmitContext, queue: str | None, workdir: str | None) -> dict[str, str]:
+    """PBS_O_*: where the job comes from; variables that the caller lacks are left out."""
+    environ = context.environ
+    return {
+        "PBS_O_QUEUE": queue or context.default_queue,
+        "PBS_O_HOME": environ.get("HOME", context.home),
+        "PBS_O_LOGNAME": context.user,
+        **{f"PBS_O_{name}": environ[name] for name in _ORIGIN_NAMES if name in environ},
+        "PBS_O_WORKDIR": str(PurePosixPath(context.cwd, workdir or "")),
+        "PBS_O_HOST": context.host,
+        "PBS_O_SERVER": context.server,
+    }
+
+
+def _directive_commands(script: str, prefix: str) -> list[ParsedCommand]:
+    """Each directive line parsed by itself; operands on it are passed over, as Torque does."""
+    found: list[ParsedCommand] = []
+    for directive in scan_directives(script, prefix):
+        try:
+            found.append(parse("qsub", directive.words))
+        except UsageError as error:
+            raise InvalidScript(f"directive in line {directive.line}: {error}") from None
+    return found
+
+
+def _is_interactive(command: ParsedCommand) -> bool:
+    if command.has("I"):
+        return True
+    values = [parse_attributes(text).get("interactive") for text in command.all("W")]
+    return any(parse_boolean("interactive", value) for value in values if value is not None)
+
+
+def _arguments(text: str, option: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise InvalidValue(f"illegal {option} value '{text}': {error}") from None

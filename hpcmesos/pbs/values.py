@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -183,14 +184,8 @@ def _on_date(time: datetime, date: str, now: datetime) -> datetime:
         return time.replace(year=year, month=int(date[-4:-2]), day=day)
     months = (divmod(now.year * 12 + now.month - 1 + offset, 12) for offset in range(3))
     for year, month in months:
-        if _has_day(year, month + 1, day) and (found := time.replace(year=year, month=month + 1, day=day)) > now:
-            return found
+        if 1 <= day <= calendar.monthrange(year, month + 1)[1]:
+            found = time.replace(year=year, month=month + 1, day=day)
+            if found > now:
+                return found
     raise ValueError(date)
-
-
-def _has_day(year: int, month: int, day: int) -> bool:
-    try:
-        datetime(year, month, day, tzinfo=None)  # noqa: DTZ001
-    except ValueError:
-        return False
-    return True
