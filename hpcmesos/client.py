@@ -1,0 +1,319 @@
+"""hpcmesos for Python programs: a synchronous client of the API over its unix socket or TLS.
+
+    with Client(socket="/run/hpcmesos/api.sock") as client:
+        reply = client.command("qsub", ["-l", "nodes=2:gpus=4", "job.pbs"], script=Path("job.pbs").read_bytes())
+        status = client.wait(reply.stdout.strip())
+
+Every refusal is raised as the leaf of :mod:`hpcmesos.errors` that the server named. A connection that breaks is made
+anew for ``patience`` seconds; a submission carries one idempotency key through all its tries, so it makes one job.
+A client belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import os
+import secrets
+import socket as sockets
+import ssl
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
+
+from hpcmesos import wire
+from hpcmesos.errors import MasterUnreachable, ProtocolError, Unauthenticated, Unavailable, UsageError, leaves
+
+T = TypeVar("T")
+
+_FIRST_PAUSE = 0.02
+_LONGEST_PAUSE = 0.5
+_POLL = 30.0  # seconds that one wait request may stay open
+_CHUNK = 65536
+
+
+class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU for programs."""
+
+    index: int
+    uuid: str
+    model: str
+    state: str  # a model.GpuState
+    simulated: bool = False
+    job: str | None = None
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A node for programs; ``memory`` in bytes. ``declared``: CPUs and memory were stated, not found."""
+
+    name: str
+    state: str  # "free", "down", "offline"
+    cpus: int
+    memory: int
+    declared: bool = False
+    address: str = ""
+    features: list[str] = []
+    gpus: list[GpuStatus] = []
+    jobs: list[str] = []
+    note: str = ""
+
+
+class Client:
+    """One connection to an API process, kept open between calls."""
+
+    def __init__(
+        self,
+        *,
+        socket: str | Path | None = None,
+        url: str | None = None,
+        token: str | None = None,
+        ca: str | Path | None = None,
+        timeout: float = 60.0,
+        patience: float = 5.0,
+    ) -> None:
+        """``socket`` (a path) or ``url`` (``https://host:port``, with ``token`` and the cluster's ``ca`` file)."""
+        if (socket is None) == (url is None):
+            raise UsageError("a client needs either socket= or url=")
+        self._socket = str(socket) if socket is not None else None
+        self._url = urlsplit(url or "")
+        if url is not None and (self._url.scheme != "https" or not self._url.hostname):
+            raise UsageError(f"'{url}' is no address of an API; write https://HOST:PORT")
+        self._token = token
+        self._timeout = timeout
+        self._patience = patience
+        self._ssl = _tls_context(cafile=str(ca) if ca is not None else None) if url else None
+        self._connection: http.client.HTTPConnection | None = None
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def command(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        script: bytes | None = None,
+        script_path: str | None = None,
+        cwd: str | None = None,
+        umask: int = 0o022,
+        environ: Mapping[str, str] | None = None,
+        personality: str = "torque",
+        key: str | None = None,
+    ) -> wire.CommandReply:
+        """Runs a q-command on the server; its refusals are text and a code in the reply, as a terminal shows them."""
+        request = wire.CommandRequest(
+            argv=list(argv),
+            cwd=cwd or str(Path.cwd()),
+            umask=umask,
+            host=sockets.gethostname(),
+            environ=dict(os.environ if environ is None else environ),
+            script=None if script is None else base64.b64encode(script).decode(),
+            script_path=script_path or (None if script is None else "-"),
+            key=key or secrets.token_hex(16),
+            personality=personality,
+        )
+        return self._call("POST", f"/v1/commands/{quote(name)}", wire.CommandReply, request)
+
+    def job(self, job_id: str) -> wire.JobStatus:
+        return self._call("GET", _job_path(job_id), wire.JobStatus)
+
+    def jobs(self, *, history: bool = False) -> list[wire.JobStatus]:
+        """All jobs that are not over; with ``history`` also those that are."""
+        return self._call("GET", f"/v1/jobs?history={str(history).lower()}", list[wire.JobStatus])
+
+    def delete(self, job_id: str) -> wire.JobStatus:
+        """Asks for the end of a job; answers its status, in which the end may still be under way."""
+        return self._call("DELETE", _job_path(job_id), wire.JobStatus)
+
+    def wait(self, job_id: str, timeout: float | None = None) -> wire.JobStatus:
+        """The status once the job has ended, or after ``timeout`` seconds (None: no limit)."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _POLL if deadline is None else max(0.0, min(_POLL, deadline - time.monotonic()))
+            status = self._call("GET", f"{_job_path(job_id)}/wait?timeout={left:.3f}", wire.JobStatus)
+            if status.state == "C" or (deadline is not None and time.monotonic() >= deadline):
+                return status
+
+    def logs(
+        self, job_id: str, stream: str = "stdout", *, offset: int = 0, follow: bool = False
+    ) -> Iterator[bytes]:
+        """The bytes of a stream as they come; with ``follow`` until the job is over."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            query = urlencode({"offset": offset, "follow": str(follow).lower()})
+            try:
+                with self._open() as connection:
+                    path = f"{_job_path(job_id)}/logs/{quote(stream)}?{query}"
+                    response = self._send(connection, "GET", path, None)
+                    if response.status >= 400:
+                        raise _error(response.status, response.read())
+                    # http.client takes a stream that breaks off inside a chunk for an error, as it should.
+                    while chunk := response.read1(_CHUNK):
+                        offset += len(chunk)
+                        deadline = time.monotonic() + self._patience
+                        yield chunk
+                    return
+            except (OSError, http.client.HTTPException) as error:
+                if time.monotonic() >= deadline:
+                    raise self._unreachable(error) from error
+                time.sleep(_FIRST_PAUSE)
+
+    def nodes(self) -> list[NodeStatus]:
+        return self._call("GET", "/v1/nodes", list[NodeStatus])
+
+    def leader(self) -> wire.LeaderReply:
+        return self._call("GET", "/v1/leader", wire.LeaderReply)
+
+    def create_token(
+        self,
+        kind: str,
+        *,
+        user: str | None = None,
+        node: str | None = None,
+        lifetime: float = 86400.0,
+    ) -> wire.TokenReply:
+        request = wire.TokenRequest(kind=kind, user=user, node=node, lifetime=lifetime)
+        return self._call("POST", "/v1/tokens", wire.TokenReply, request)
+
+    def join(self, token: str, node: str, csr: str) -> wire.JoinReply:
+        """Certificate for an agent. The token names the cluster's authority, which is checked before the token is shown.
+
+        Raises:
+            Unauthenticated: the server is not of the cluster that the token was made for, or refuses the token.
+        """
+        ca_pem = self._authority(token)
+        if self._url.hostname:
+            self.close()
+            self._ssl = _tls_context(cadata=ca_pem)
+        request = wire.JoinRequest(token=token, node=node, csr=csr)
+        return self._call("POST", "/v1/nodes/join", wire.JoinReply, request, patience=0.0)
+
+    def _authority(self, token: str) -> str:
+        """The server's CA certificate if it is the one that the token names."""
+        if self._url.hostname:
+            self._ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            self._ssl.check_hostname = False
+            self._ssl.verify_mode = ssl.CERT_NONE  # the fingerprint decides, below
+        pem = self._call("GET", "/v1/ca", str)
+        try:
+            found = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+        except ValueError as error:
+            raise ProtocolError("the server's certificate authority cannot be read") from error
+        if not secrets.compare_digest(found, token.partition(".")[0]):
+            raise Unauthenticated("this server is not of the cluster that the join token was made for")
+        return pem
+
+    def _call(
+        self, method: str, path: str, kind: type[T], body: Any = None, patience: float | None = None
+    ) -> T:
+        """One request and its typed answer, tried again while the connection breaks."""
+        data = None if body is None else msgspec.json.encode(body)
+        deadline = time.monotonic() + (self._patience if patience is None else patience)
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return self._once(method, path, kind, data)
+            except (OSError, http.client.HTTPException, Unavailable) as error:
+                self.close()
+                if time.monotonic() >= deadline:
+                    raise self._unreachable(error) from error
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _once(self, method: str, path: str, kind: type[T], data: bytes | None) -> T:
+        if self._connection is None:
+            self._connection = self._open()
+        response = self._send(self._connection, method, path, data)
+        content = response.read()
+        if response.status >= 400:
+            raise _error(response.status, content)
+        try:
+            return msgspec.json.decode(content, type=kind)
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(f"the server's answer to {method} {path} cannot be read: {error}") from error
+
+    def _send(
+        self, connection: http.client.HTTPConnection, method: str, path: str, data: bytes | None
+    ) -> http.client.HTTPResponse:
+        headers = {"Content-Type": "application/json"} if data is not None else {}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
+        connection.request(method, path, data, headers)
+        return connection.getresponse()
+
+    def _open(self) -> _Connection | _TlsConnection:
+        if self._socket is not None:
+            return _Connection(self._socket, self._timeout)
+        assert self._ssl is not None and self._url.hostname is not None
+        return _TlsConnection(self._url.hostname, self._url.port or 443, self._timeout, self._ssl)
+
+    def _unreachable(self, error: Exception) -> Exception:
+        if isinstance(error, Unavailable):
+            return error
+        where = self._socket or self._url.netloc
+        return MasterUnreachable(f"cannot connect to server {where} ({error})")
+
+
+class _Closing(http.client.HTTPConnection):
+    def __enter__(self) -> _Closing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Connection(_Closing):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        try:
+            self.sock.connect(self._path)
+        except OSError:
+            self.close()
+            raise
+
+
+class _TlsConnection(http.client.HTTPSConnection, _Closing):
+    """HTTP over TLS; the cluster's authority vouches for the server, not its host name."""
+
+    def __init__(self, host: str, port: int, timeout: float, context: ssl.SSLContext) -> None:
+        super().__init__(host, port, timeout=timeout, context=context)
+
+
+def _tls_context(cafile: str | None = None, cadata: str | None = None) -> ssl.SSLContext:
+    """Trust in one authority; without one, in the system's, and then the host name counts."""
+    context = ssl.create_default_context(cafile=cafile, cadata=cadata)
+    context.check_hostname = cafile is None and cadata is None
+    return context
+
+
+def _job_path(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _error(status: int, content: bytes) -> Exception:
+    """The exception that an answer of an error status stands for."""
+    try:
+        reply = msgspec.json.decode(content, type=wire.ErrorReply)
+    except msgspec.MsgspecError:
+        return ProtocolError(f"the server answered HTTP status {status}")
+    return leaves().get(reply.code, ProtocolError)(reply.message)

@@ -1,0 +1,52 @@
+"""Who is at the other end of an API connection: the kernel's word on a unix socket, the certificate's under TLS.
+
+uvicorn copies its application state into ``scope["state"]`` of each request; :class:`PeerProtocol` adds ``peer``, a
+:class:`Peer`, for the connection that the request came by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+from dataclasses import dataclass
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from hpcmesos.master import pki
+
+_UCRED = struct.Struct("3i")
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The caller's process on a unix socket (``uid`` set), or its TLS connection (``uid`` None)."""
+
+    uid: int | None = None
+    gid: int | None = None
+    pid: int | None = None
+    organization: str = ""  # O and CN of the client's certificate; empty: none was shown
+    common_name: str = ""
+
+
+class PeerProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol that tells the application who is connected."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "peer": identify(transport)}
+
+
+def identify(transport: asyncio.BaseTransport) -> Peer:
+    """The peer of a connected transport."""
+    tls = transport.get_extra_info("ssl_object")
+    if isinstance(tls, ssl.SSLObject | ssl.SSLSocket):
+        named = pki.peer_name(tls.getpeercert())
+        return Peer(organization=named[0], common_name=named[1]) if named else Peer()
+    connection = transport.get_extra_info("socket")
+    if connection is None or connection.family != socket.AF_UNIX:
+        return Peer()
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, gid = _UCRED.unpack(credentials)
+    return Peer(uid=uid, gid=gid, pid=pid)

@@ -1,0 +1,291 @@
+"""The cluster's own certificate authority: masters and agents get their certificates from it, and nothing else counts.
+
+The key lies in ``STATE/ca/ca.key`` (0600). Certificates name their holder in CN and its kind in O: "master" or "agent".
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from hpcmesos.errors import InvalidValue, StateError
+
+_DAY = datetime.timedelta(days=1)
+_CA_DAYS = 3650
+_CERTIFICATE_DAYS = 365
+_RENEW_DAYS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Ca:
+    """The authority: its certificate, its key, and where both lie."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+    directory: Path
+
+    @property
+    def pem(self) -> str:
+        return self.certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+    @property
+    def path(self) -> Path:
+        return self.directory / "ca.pem"
+
+
+def ensure_ca(state: Path) -> Ca:
+    """The authority in ``state/ca``; made when it is not there.
+
+    Raises:
+        StateError: when the files are there but cannot be read.
+    """
+    directory = state / "ca"
+    directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+    if not (directory / "ca.key").exists():
+        _create_ca(directory)
+    try:
+        certificate = x509.load_pem_x509_certificate((directory / "ca.pem").read_bytes())
+        return Ca(certificate, _load_key(directory / "ca.key"), directory)
+    except (OSError, ValueError) as error:
+        raise StateError(f"cannot use the certificate authority in {directory}: {error}") from error
+
+
+def ensure_certificate(
+    ca: Ca, directory: Path, common_name: str, organization: str, sans: Sequence[str]
+) -> tuple[Path, Path]:
+    """Paths of certificate and key in ``directory``; renewed when they run out, name other hosts, or are another CA's."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    certificate_path, key_path = directory / "certificate.pem", directory / "key.pem"
+    if certificate_path.exists() and key_path.exists():
+        present = x509.load_pem_x509_certificate(certificate_path.read_bytes())
+        if _still_good(ca, present, common_name, organization, sans):
+            return certificate_path, key_path
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = x509.SubjectAlternativeName([_general_name(san) for san in sans])
+    certificate = _issue(ca, common_name, organization, key.public_key(), names if sans else None)
+    _write(key_path, _key_pem(key), 0o600)
+    _write(certificate_path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    return certificate_path, key_path
+
+
+def sign_csr(ca: Ca, csr_pem: str, organization: str, node: str) -> str:
+    """A certificate (PEM, one year) for the key of a request whose common name is ``node``.
+
+    Of what the request asks for, only the common name and the IP and DNS names are taken.
+
+    Raises:
+        InvalidValue: the text is no valid request, or names another node.
+    """
+    try:
+        csr = x509.load_pem_x509_csr(csr_pem.encode())
+        valid = csr.is_signature_valid
+    except (ValueError, InvalidSignature) as error:
+        raise InvalidValue("the certificate request cannot be read") from error
+    if not valid:
+        raise InvalidValue("the certificate request is not signed by its own key")
+    named = common_name_of(csr.subject)
+    if named != node:
+        raise InvalidValue(f"the certificate request names '{named}', not '{node}'")
+    names = _limited_names(csr)
+    public_key = csr.public_key()
+    if not isinstance(public_key, ec.EllipticCurvePublicKey):
+        raise InvalidValue("the certificate request needs an elliptic curve key")
+    certificate = _issue(ca, node, organization, public_key, names)
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def create_csr(node: str, sans: Sequence[str] = ()) -> tuple[str, str]:
+    """A new key and a request for ``node``, both PEM: what an agent sends when it joins."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = x509.CertificateSigningRequestBuilder().subject_name(_subject(node, "agent"))
+    if sans:
+        names = x509.SubjectAlternativeName([_general_name(san) for san in sans])
+        builder = builder.add_extension(names, critical=False)
+    csr = builder.sign(key, hashes.SHA256())
+    return _key_pem(key).decode(), csr.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def fingerprint(ca: Ca) -> str:
+    """SHA-256 of the authority's certificate (DER) in hex: how a newcomer recognizes the cluster."""
+    return ca.certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def server_context(certificate: Path, key: Path, ca: Path, *, require_client: bool) -> ssl.SSLContext:
+    """TLS for a listener; a client's certificate is asked for, and refused unless our authority signed it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificate, key)
+    context.load_verify_locations(ca)
+    context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
+    return context
+
+
+def client_context(ca: Path, certificate: Path | None = None, key: Path | None = None) -> ssl.SSLContext:
+    """TLS towards a server of the cluster; host names are not compared: the caller checks O and CN of the peer."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.load_verify_locations(ca)
+    if certificate is not None:
+        context.load_cert_chain(certificate, key)
+    return context
+
+
+def peer_name(certificate: object) -> tuple[str, str] | None:
+    """(O, CN) of what ``getpeercert()`` returned; None: the peer showed no certificate."""
+    if not isinstance(certificate, dict) or not certificate:
+        return None
+    fields = {key: value for rdn in certificate.get("subject", ()) for key, value in rdn}
+    return fields.get("organizationName", ""), fields.get("commonName", "")
+
+
+def common_name_of(subject: x509.Name) -> str:
+    """The common name of a subject; empty when it has none."""
+    values = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(values[0].value) if values else ""
+
+
+def _create_ca(directory: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _subject("hpcmesos CA", "ca")
+    now = datetime.datetime.now(datetime.UTC)
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _DAY)
+        .not_valid_after(now + _CA_DAYS * _DAY)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(ca=True), critical=True)
+        .add_extension(identifier, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    _write(directory / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    _write(directory / "ca.key", _key_pem(key), 0o600)  # last: its presence says that the authority is whole
+
+
+def _issue(
+    ca: Ca,
+    common_name: str,
+    organization: str,
+    public_key: ec.EllipticCurvePublicKey,
+    names: x509.SubjectAlternativeName | None,
+) -> x509.Certificate:
+    now = datetime.datetime.now(datetime.UTC)
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(_subject(common_name, organization))
+        .issuer_name(ca.certificate.subject)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _DAY)
+        .not_valid_after(now + _CERTIFICATE_DAYS * _DAY)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(ca=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key()), critical=False
+        )
+    )
+    if names is not None:
+        builder = builder.add_extension(names, critical=False)
+    return builder.sign(ca.key, hashes.SHA256())
+
+
+def _key_usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=not ca,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _still_good(
+    ca: Ca, certificate: x509.Certificate, common_name: str, organization: str, sans: Sequence[str]
+) -> bool:
+    try:
+        certificate.verify_directly_issued_by(ca.certificate)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
+    wanted = {_general_name(san) for san in sans}
+    return (
+        left > _RENEW_DAYS * _DAY
+        and certificate.subject == _subject(common_name, organization)
+        and wanted <= set(_names(certificate.extensions))
+    )
+
+
+def _limited_names(csr: x509.CertificateSigningRequest) -> x509.SubjectAlternativeName | None:
+    """The IP and DNS names of a request; None when it has none."""
+    kept = [n for n in _names(csr.extensions) if isinstance(n, x509.DNSName | x509.IPAddress)]
+    return x509.SubjectAlternativeName(kept) if kept else None
+
+
+def _names(extensions: x509.Extensions) -> list[x509.GeneralName]:
+    try:
+        return list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except x509.ExtensionNotFound:
+        return []
+
+
+def _subject(common_name: str, organization: str) -> x509.Name:
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization),
+            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+        ]
+    )
+
+
+def _general_name(text: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)
+
+
+def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise StateError(f"{path} holds no elliptic curve key")
+    return key
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    """Whole or not at all, and never readable by others on the way."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+    temporary.replace(path)

@@ -1,0 +1,84 @@
+"""What API processes put into the inbox for the leader: one row of ``inbox`` is a kind, a job, a user and a payload.
+
+======== ============================================================= =================================================
+kind     payload                                                       the leader
+======== ============================================================= =================================================
+submit   (none: written by the store with the job)                     takes the new job in
+delete   index, kill_delay (s or None), message, purge (bool)          ends the job; Q, H, W at once, R and E by END
+hold     index, kinds (letters of u o s)                               adds the holds; Q and W become H
+release  index, kinds (letters of u o s)                               takes the holds away; without any left H becomes Q
+signal   index, signal (number)                                        passes the signal to the head
+node     node, action ("offline" "clear" "note" "gone"), note or None  changes the node; ``seq`` is None
+======== ============================================================= =================================================
+
+``index`` is an array's element, or None for the job itself. The rights of ``user`` were checked when the row was written;
+a wish that its job has outrun is dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+from hpcmesos.errors import DatabaseUnavailable
+from hpcmesos.queue.store import Store
+
+DELETE = "delete"
+HOLD = "hold"
+RELEASE = "release"
+SIGNAL = "signal"
+NODE = "node"
+
+PATIENCE = 2.0
+"""Seconds that a command waits for the leader to take its wishes, so that a following qstat shows them."""
+
+_QUIET = 0.003  # seconds between two hints
+_FIRST_LOOK = 0.004
+_LONGEST_LOOK = 0.05
+
+
+class Notifier:
+    """Wakes the leader. The first hint goes out at once; those that come within the next 3 ms go out as one.
+
+    NOTIFY takes a database-wide lock at commit, so it must not be part of each submission.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._wanted = threading.Event()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
+        self._thread.start()
+
+    def poke(self) -> None:
+        self._wanted.set()
+
+    def close(self) -> None:
+        """Sends what is due, and ends."""
+        self._stopped.set()
+        self._wanted.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            try:
+                self._store.notify()
+            except DatabaseUnavailable:
+                pass  # only a hint: the leader looks at the inbox by itself, too
+            if self._stopped.wait(_QUIET):
+                return
+
+
+def await_taken(store: Store, ids: Sequence[int], patience: float = PATIENCE) -> bool:
+    """Waits until a leader has taken these wishes; False: it has not within ``patience`` seconds."""
+    deadline = time.monotonic() + patience
+    pause = _FIRST_LOOK
+    while store.inbox_pending(ids):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_LOOK)
+    return True
