@@ -9,11 +9,12 @@ from enum import StrEnum
 from hpcmesos.errors import InvalidValue, UsageError
 from hpcmesos.pbs.option_table import COMMANDS
 from hpcmesos.pbs.options import ParsedCommand, parse
-from hpcmesos.pbs.quoting import split_list
 from hpcmesos.pbs.personalities import Personality
+from hpcmesos.pbs.quoting import split_list
 
 NODE_STATES = frozenset(
-    "free offline down reserve job-exclusive job-sharing busy state-unknown time-shared active all up".split()
+    {"free", "offline", "down", "reserve", "job-exclusive", "job-sharing", "busy", "state-unknown", "time-shared"}
+    | {"active", "all", "up"}
 )
 """The words that ``pbsnodes -l`` takes (pbsnodes(8B) of Torque 6.1.3)."""
 
