@@ -12,7 +12,9 @@ from rich.table import Table
 from hpcmesos.cli import checks, commands_dir
 from hpcmesos.cli.connect import connect
 
-STATE = click.option("--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster.")
+STATE = click.option(
+    "--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster."
+)
 
 
 @click.group()
@@ -51,7 +53,9 @@ def doctor(state: Path | None) -> None:
 
 @click.command("install-commands")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--socket", type=click.Path(path_type=Path), default="/run/hpcmesos/api.sock", show_default=True)
+@click.option(
+    "--socket", type=click.Path(path_type=Path), default="/run/hpcmesos/api.sock", show_default=True
+)
 def install_commands(directory: Path, socket: Path) -> None:
     """Write the q-commands into DIRECTORY/torque and DIRECTORY/pbspro."""
     commands_dir.write(directory.absolute(), socket.absolute())

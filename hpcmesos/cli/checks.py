@@ -50,18 +50,24 @@ def _cluster(connect: Callable[[], Client]) -> Iterator[Finding]:
         yield Finding("master", "bad", str(error))
         return
     if leader.address is None:
-        yield Finding("leader", "bad", "nobody leads: is a master's leader candidate able to reach PostgreSQL?")
+        yield Finding(
+            "leader", "bad", "nobody leads: is a master's leader candidate able to reach PostgreSQL?"
+        )
     else:
         yield Finding("leader", "good", f"term {leader.term} at {leader.address}")
     down = [node["name"] for node in nodes if node["state"] != "up"]
     if not nodes:
-        yield Finding("nodes", "note", "no node has joined yet: hpcmesos token create --join, then hpcmesos agent")
+        yield Finding(
+            "nodes", "note", "no node has joined yet: hpcmesos token create --join, then hpcmesos agent"
+        )
     elif down:
         yield Finding("nodes", "note", f"{len(nodes) - len(down)} up, not up: {', '.join(down)}")
     else:
         yield Finding("nodes", "good", f"{len(nodes)} up")
     yield Finding(
-        "database", "note", "a failover of PostgreSQL loses nothing only with a synchronous standby (docs/install.md)"
+        "database",
+        "note",
+        "a failover of PostgreSQL loses nothing only with a synchronous standby (docs/install.md)",
     )
 
 
@@ -70,7 +76,9 @@ def _interpreter() -> Iterator[Finding]:
     path = Path(os.path.realpath(sys.executable))
     closed = [str(parent) for parent in path.parents if not parent.stat().st_mode & 0o001]
     if closed:
-        yield Finding("interpreter", "bad", f"{path} cannot be run by other users: {closed[-1]} is closed to them")
+        yield Finding(
+            "interpreter", "bad", f"{path} cannot be run by other users: {closed[-1]} is closed to them"
+        )
     else:
         yield Finding("interpreter", "good", str(path))
 

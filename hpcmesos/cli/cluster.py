@@ -30,14 +30,24 @@ GIB = 1024**3
 
 @click.command()
 @click.option("--agents", type=click.IntRange(1, 250), help="Number of agents (nodes).  [default: 2]")
-@click.option("--gpus", type=click.IntRange(0), help="GPUs in all, dealt out among the agents.  [default: 4 an agent]")
-@click.option("--cpus", type=click.IntRange(1), help="CPUs declared for each agent.  [default: 2 a GPU, at least 4]")
+@click.option(
+    "--gpus", type=click.IntRange(0), help="GPUs in all, dealt out among the agents.  [default: 4 an agent]"
+)
+@click.option(
+    "--cpus", type=click.IntRange(1), help="CPUs declared for each agent.  [default: 2 a GPU, at least 4]"
+)
 @click.option("--memory", default="8gb", show_default=True, help="Memory declared for each agent.")
 @click.option("--server", default="hpcm", show_default=True, help="Name of the server in job ids.")
 @click.option("--detach", is_flag=True, help="Return when everything runs, instead of waiting for Ctrl-C.")
 @STATE
 def up(
-    state: Path, agents: int | None, gpus: int | None, cpus: int | None, memory: str, server: str, detach: bool
+    state: Path,
+    agents: int | None,
+    gpus: int | None,
+    cpus: int | None,
+    memory: str,
+    server: str,
+    detach: bool,
 ) -> None:
     """Start what is missing of a cluster on this machine; leave what runs."""
     console = Console(stderr=True, highlight=False)
@@ -60,7 +70,9 @@ def up(
                 lifecycle.take_down(cluster, console.print)
             raise
         commands_dir.write(cluster.state / "bin", cluster.api_socket)
-        console.print(f"up: {cluster.agents} agents, {cluster.gpus} GPUs; use it: [bold]{_env_hint(state)}[/bold]")
+        console.print(
+            f"up: {cluster.agents} agents, {cluster.gpus} GPUs; use it: [bold]{_env_hint(state)}[/bold]"
+        )
         if detach:
             return
         interrupted.wait()
@@ -74,7 +86,9 @@ def _interruptible(detach: bool) -> Iterator[threading.Event]:
     if detach:
         yield event
         return
-    previous = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield event
     finally:

@@ -22,7 +22,9 @@ def connect(state: Path | None = None) -> Client:
     if settings.state and (state or "HPCMESOS_SOCKET" not in os.environ):
         return Client(socket=Cluster.load(settings.state).api_socket, timeout=settings.timeout)
     if settings.url:
-        return Client(url=settings.url, token=_token(settings.token_file), ca=settings.ca_file, timeout=settings.timeout)
+        return Client(
+            url=settings.url, token=_token(settings.token_file), ca=settings.ca_file, timeout=settings.timeout
+        )
     return Client(socket=settings.socket, timeout=settings.timeout)
 
 

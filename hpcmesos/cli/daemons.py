@@ -69,7 +69,9 @@ def write_settings(settings: MasterSettings | AgentSettings, path: Path) -> None
         if value is None or value == item.default:
             continue
         shown = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-        lines.append(f"{item.name} = {json.dumps(shown)}")  # JSON's strings, numbers, booleans, lists are TOML's
+        lines.append(
+            f"{item.name} = {json.dumps(shown)}"
+        )  # JSON's strings, numbers, booleans, lists are TOML's
     path.touch(mode=0o600)
     path.write_text("\n".join(lines) + "\n")
 

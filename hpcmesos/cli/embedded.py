@@ -65,11 +65,15 @@ class Cluster:
             ConfigError: fewer agents, or another number of GPUs for each agent.
         """
         if agents is not None and agents < self.agents:
-            raise ConfigError(f"{self.state} has {self.agents} agents; `hpcmesos down` it first to have fewer")
+            raise ConfigError(
+                f"{self.state} has {self.agents} agents; `hpcmesos down` it first to have fewer"
+            )
         wanted = replace(self, agents=agents or self.agents)
         wanted = replace(wanted, gpus=gpus if gpus is not None else self.gpus)
         if wanted.agents == self.agents and wanted.gpus != self.gpus:
-            raise ConfigError(f"{self.state} has {self.gpus} GPUs; their number is set when a cluster is made")
+            raise ConfigError(
+                f"{self.state} has {self.gpus} GPUs; their number is set when a cluster is made"
+            )
         return wanted
 
     @property

@@ -12,7 +12,9 @@ from hpcmesos.cli.connect import connect
 from hpcmesos.client import Client
 from hpcmesos.errors import HpcmesosError
 
-STATE = click.option("--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster.")
+STATE = click.option(
+    "--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster."
+)
 
 
 @click.command()
@@ -26,7 +28,8 @@ def logs(job: str, follow: bool, stream: str, state: Path | None) -> None:
     streams = ("stdout", "stderr") if stream == "both" else (stream,)
     failures: list[HpcmesosError] = []
     threads = [
-        threading.Thread(target=_copy, args=(client, job, name, follow, failures), daemon=True) for name in streams
+        threading.Thread(target=_copy, args=(client, job, name, follow, failures), daemon=True)
+        for name in streams
     ]
     for thread in threads:
         thread.start()
@@ -48,7 +51,9 @@ def _copy(client: Client, job: str, stream: str, follow: bool, failures: list[Hp
 
 @click.command()
 @click.argument("jobs", nargs=-1, required=True)
-@click.option("--exit-status", is_flag=True, help="Exit with the (last) job's Exit_status & 255, as qsub -W block=true.")
+@click.option(
+    "--exit-status", is_flag=True, help="Exit with the (last) job's Exit_status & 255, as qsub -W block=true."
+)
 @click.option("--timeout", type=float, help="Seconds to wait at most; exit code 124 then.")
 @STATE
 def wait(jobs: tuple[str, ...], exit_status: bool, timeout: float | None, state: Path | None) -> None:

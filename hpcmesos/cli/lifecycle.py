@@ -200,7 +200,9 @@ def _wait(done: Callable[[], bool], what: str, cluster: Cluster, interrupted: th
         if interrupted.wait(0.05):
             raise KeyboardInterrupt
     logs = cluster.state / "log"
-    raise StateError(f"{what}: not ready after {START_TIMEOUT:.0f} s ({last}); see {logs}{_last_line(logs, what)}")
+    raise StateError(
+        f"{what}: not ready after {START_TIMEOUT:.0f} s ({last}); see {logs}{_last_line(logs, what)}"
+    )
 
 
 def _last_line(logs: Path, what: str) -> str:
@@ -211,4 +213,6 @@ def _last_line(logs: Path, what: str) -> str:
 
 def describe(cluster: Cluster) -> str:
     """One line of JSON for programs."""
-    return json.dumps({"state": str(cluster.state), "socket": str(cluster.api_socket), "nodes": cluster.names})
+    return json.dumps(
+        {"state": str(cluster.state), "socket": str(cluster.api_socket), "nodes": cluster.names}
+    )

@@ -1,0 +1,78 @@
+"""One shared cluster for tests that do no harm to it, one of its own for each that does; invariants after every test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.e2e.cluster_kit import LiveCluster, wait_until
+from tests.integration.invariants import check_invariants
+
+USERS = ("hpcmann", "hpcmbob")
+
+
+def check_clean(cluster: LiveCluster) -> None:
+    """The invariants hold over the whole database and no process of an attempt is left."""
+    wait_until(
+        lambda: not cluster.job_processes(), f"no process of an attempt: {cluster.job_processes()}", 15
+    )
+    wait_until(lambda: not check_invariants(cluster.database_url), "invariants", 15)
+    violations = check_invariants(cluster.database_url)
+    assert not violations, violations
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[LiveCluster]:
+    with running(LiveCluster(agents=4, gpus=16)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared_cluster: LiveCluster) -> Iterator[LiveCluster]:
+    """4 agents with 4 simulated GPUs each; left as it was found."""
+    yield shared_cluster
+    check_clean(shared_cluster)
+
+
+@pytest.fixture
+def make_cluster() -> Iterator[Callable[..., LiveCluster]]:
+    """Makes clusters that only this test uses."""
+    with contextlib.ExitStack() as stack:
+
+        def make(agents: int = 2, gpus: int = 4, extra: tuple[str, ...] = ()) -> LiveCluster:
+            return stack.enter_context(running(LiveCluster(agents, gpus, extra)))
+
+        yield make
+
+
+@contextlib.contextmanager
+def running(cluster: LiveCluster) -> Iterator[LiveCluster]:
+    """Up, the test, the invariants, down, nothing left."""
+    try:
+        cluster.up()
+        yield cluster
+        check_clean(cluster)
+    finally:
+        if (cluster.state / "cluster.json").exists():
+            cluster.down()
+            left = cluster.processes()
+            assert not left, left
+        cluster.remove()
+
+
+@pytest.fixture(scope="session")
+def users() -> Iterator[tuple[str, str]]:
+    """Two real users."""
+    if os.getuid() != 0:
+        pytest.skip("needs root: two real users")
+    for user in USERS:
+        subprocess.run(
+            ["useradd", "--create-home", "--shell", "/bin/bash", user], check=False, capture_output=True
+        )
+    yield USERS
+    for user in USERS:
+        subprocess.run(["userdel", "--remove", user], check=False, capture_output=True)

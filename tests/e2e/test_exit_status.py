@@ -1,0 +1,97 @@
+"""The exit table of everything that needs no MPI: in `qstat -f`, in JSON, in `qsub -W block=true`'s own exit code."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.e2e.cluster_kit import LiveCluster, wait_until
+
+IGNORES_TERM = "trap '' TERM\necho started\nwhile :; do sleep 0.1; done\n"
+
+
+def shown_exit(cluster: LiveCluster, job: str) -> int:
+    """exit_status as the torque text shows it."""
+    text = cluster.run("qstat", "-f", job, check=True).stdout
+    match = re.search(r"^    exit_status = (-?\d+)$", text, re.MULTILINE)
+    assert match, text
+    return int(match[1])
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "status"),
+    [
+        ("#!/bin/sh\nexit 0\n", (), 0),
+        ("#!/bin/sh\nexit 37\n", (), 37),
+        ("exit 5\n", (), 5),  # no #! line: sh runs it
+        ("#!/bin/sh\nno-such-program-here\n", (), 127),
+        ("#!/bin/sh\nkill -9 $$\n", (), 256 + 9),
+        ("#!/bin/sh\nkill -TERM $$\n", (), 256 + 15),
+        ("#!/bin/sh\nexit 3\n", ("-S", "/bin/bash"), 3),
+        ("#!/no/such/interpreter\n", (), 127),
+    ],
+    ids=[
+        "exit0",
+        "exit37",
+        "no-shebang",
+        "missing-program",
+        "kill-9-self",
+        "term-self",
+        "dash-S",
+        "bad-interpreter",
+    ],
+)
+def test_status_of_a_script(cluster: LiveCluster, script: str, options: tuple[str, ...], status: int) -> None:
+    done = cluster.run("qsub", "-W", "block=true", *options, stdin=script)
+    job = done.stdout.strip()
+    assert done.returncode == status & 255, done.stderr
+    ended = cluster.job(job)
+    assert (ended["job_state"], ended["Exit_status"]) == ("F", status)
+    assert shown_exit(cluster, job) == status
+
+
+def test_program_without_a_shell(cluster: LiveCluster) -> None:
+    job = cluster.run("qsub", "--", "/bin/echo", "a b", "$HOME", check=True).stdout.strip()
+    assert cluster.wait(job)["Exit_status"] == 0
+    assert cluster.output(job, name="echo") == "a b $HOME\n"
+    missing = cluster.run("qsub", "--", "no-such-program", check=True).stdout.strip()
+    assert cluster.wait(missing)["Exit_status"] == 127
+
+
+def test_walltime(cluster: LiveCluster) -> None:
+    job = cluster.qsub("#!/bin/sh\necho on\nsleep 600\n", "-l", "walltime=1")
+    ended = cluster.wait(job)
+    assert ended["Exit_status"] == -11
+    assert shown_exit(cluster, job) == -11
+    assert "walltime" in cluster.output(job, kind="e")
+
+
+def test_qdel_running(cluster: LiveCluster) -> None:
+    job = cluster.qsub("#!/bin/sh\nsleep 600\n")
+    cluster.wait_state(job, "R")
+    deleted = cluster.run("qdel", job)
+    assert (deleted.returncode, deleted.stdout, deleted.stderr) == (0, "", "")
+    assert cluster.wait(job)["Exit_status"] == 271
+
+
+def test_qdel_of_a_job_that_ignores_term(cluster: LiveCluster) -> None:
+    job = cluster.qsub(IGNORES_TERM)
+    wait_until(lambda: "started" in cluster.hpcmesos("logs", job).stdout, "the trap is set")
+    cluster.run("qdel", "-W", "1", job, check=True)
+    assert cluster.wait(job)["Exit_status"] == 265
+
+
+def test_qdel_queued_has_no_status(cluster: LiveCluster) -> None:
+    job = cluster.qsub("#!/bin/sh\ntrue\n", "-h")
+    cluster.run("qdel", job, check=True)
+    ended = cluster.wait(job)
+    assert ended["job_state"] == "F"
+    assert "Exit_status" not in ended
+
+
+def test_daemons_of_a_job_end_with_it(cluster: LiveCluster) -> None:
+    script = "#!/bin/sh\n(setsid sh -c 'sleep 600 & sleep 600' >/dev/null 2>&1 &)\nexit 4\n"
+    job = cluster.qsub(script)
+    assert cluster.wait(job)["Exit_status"] == 4
+    wait_until(lambda: not cluster.job_processes(), "every process of the attempt is gone", 10)
