@@ -21,6 +21,8 @@ from hpcmesos.gang.feasible import (
 from hpcmesos.gang.snapshot import JobView
 from hpcmesos.model import Chunk, PendingReason, Placement, ReasonCode, Request
 
+_NO_WAY = "no way was found to place them together"
+
 
 class Explainer:
     """Answers for one cluster: ``installed`` is all it has, ``free`` what is free of it (shared with the ledger)."""
@@ -70,7 +72,7 @@ class Explainer:
         for kind in kinds_of(job.request):
             down |= self.installed.fits(kind, included & ~self.up)
         if not down.any():
-            text = f"{_needs(job.request)}; no way was found to place them together"
+            text = f"{_needs(job.request)}; {_NO_WAY}"
             return PendingReason(ReasonCode.INSUFFICIENT, text)
         names = words.listed([self.installed.nodes[row].name for row in np.flatnonzero(down)])
         text = f"{_needs(job.request)}; too few such nodes are up, down: {names}"
@@ -81,7 +83,8 @@ class Explainer:
         short = short_kind(request, self.free, usable)
         if short is None:
             needs = words.needs(request, kinds_of(request), free=True)
-            return f"needs {needs}; each is free now, but not all at once"
+            sure = arrange(request, self.free, usable).certain
+            return f"needs {needs}; each is free now, but {'not all at once' if sure else _NO_WAY}"
         kind, number = short
         text = f"needs {words.need(kind, request.placement, free=True)}; "
         fitting = np.flatnonzero(self.free.fits(kind, usable)).tolist()

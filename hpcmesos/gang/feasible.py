@@ -328,10 +328,10 @@ def _never(request: Request, room: Room, everywhere: Mask) -> str:
     named = room.named(kind)
     if not named.any():
         return text + ("no node has that name" if kind.host is not None else "no node has these features")
-    most = max(
-        np.flatnonzero(named).tolist(), key=lambda row: (room.gpus[row], room.cpus[row], room.mem[row])
-    )
+    want = np.array([kind.gpus, kind.cpus, kind.mem])
+    have = np.minimum(np.stack([room.gpus, room.cpus, room.mem], axis=1), want)
+    most = max(np.flatnonzero(named).tolist(), key=lambda row: have[row].tolist())
     whole = replace(
         kind, gpus=int(room.gpus[most]), cpus=int(room.cpus[most]), mem=int(room.mem[most]), features=()
     )
-    return f"{text}the largest node that it may use, {room.nodes[most].name}, has {words.amounts(whole)}"
+    return f"{text}the nearest to it, {room.nodes[most].name}, has {words.amounts(whole)}"

@@ -90,9 +90,14 @@ def _best_set(links: Links, free: tuple[int, ...], count: int) -> tuple[int, ...
 
 
 def _grown(links: Links, free: tuple[int, ...], count: int, seed: int) -> tuple[int, ...]:
-    """A good set of many GPUs: from ``seed``, always the one with the best links to those already in."""
-    chosen = [seed]
+    """A good set of many GPUs: from ``seed``, always the one best linked to those in, then to those still out."""
+
+    def linked(gpu: int, others: list[int]) -> int:
+        return sum(links[gpu][other] + links[other][gpu] for other in others if other != gpu)
+
+    chosen, rest = [seed], [gpu for gpu in free if gpu != seed]
     while len(chosen) < count:
-        rest = [gpu for gpu in free if gpu not in chosen]
-        chosen.append(min(rest, key=lambda gpu: (-sum(links[gpu][c] + links[c][gpu] for c in chosen), gpu)))
+        best = min(rest, key=lambda gpu: (-linked(gpu, chosen), -linked(gpu, rest), gpu))
+        chosen.append(best)
+        rest.remove(best)
     return tuple(sorted(chosen))

@@ -21,24 +21,24 @@ GB = 1 << 30
 @st.composite
 def nodes(draw: st.DrawFn) -> tuple[NodeView, ...]:
     views = []
-    for number in range(draw(st.integers(0, 4))):
-        cpus, mem = draw(st.integers(1, 4)), draw(st.integers(0, 3)) * GB
-        free = draw(st.lists(st.booleans(), max_size=4))
+    for number in range(draw(st.sampled_from((0, 1, 2, 2, 3, 3, 4)))):
+        cpus, mem = draw(st.integers(2, 6)), draw(st.integers(1, 4)) * GB
+        free = draw(st.lists(st.sampled_from((True, True, False)), max_size=4))
         size = len(free)
         links = draw(st.sampled_from(((), tuple((1,) * size for _ in range(size)))))
         views.append(
             NodeView(
                 NodeName(f"node{number + 8}"),
-                draw(st.booleans()) or draw(st.booleans()),
+                draw(st.sampled_from((True, True, True, False))),
                 cpus,
-                draw(st.integers(0, cpus)),
+                cpus - draw(st.sampled_from((0, 0, 1, 2))),
                 mem,
-                draw(st.integers(0, mem // GB)) * GB,
+                mem - draw(st.sampled_from((0, 0, GB))),
                 tuple(
                     GpuView(GpuUuid(f"GPU-{number}-{i}"), i, is_free, draw(st.sampled_from((None, 0, 1))))
                     for i, is_free in enumerate(free)
                 ),
-                frozenset(draw(st.sets(st.sampled_from(("fast", "big")), max_size=2))),
+                frozenset(draw(st.sampled_from(((), ("fast",), ("fast", "big"))))),
                 links,
                 draw(st.sampled_from(("", "s1"))),
             )
@@ -48,29 +48,29 @@ def nodes(draw: st.DrawFn) -> tuple[NodeView, ...]:
 
 chunks = st.builds(
     Chunk,
-    count=st.integers(1, 3),
-    cpus=st.integers(0, 3),
-    gpus=st.integers(0, 3),
-    mem=st.integers(0, 2).map(lambda n: n * GB),
-    features=st.sampled_from(((), (), (), ("fast",), ("fast", "big"))),
-    host=st.sampled_from((None, None, None, None, "node8", "node10")),
+    count=st.sampled_from((1, 1, 2, 3)),
+    cpus=st.sampled_from((1, 1, 0, 2, 3)),
+    gpus=st.sampled_from((1, 0, 0, 2, 3)),
+    mem=st.sampled_from((0, 0, GB, 2 * GB)),
+    features=st.sampled_from(((), (), (), (), ("fast",), ("fast", "big"))),
+    host=st.sampled_from((*(None,) * 8, "node8", "node10")),
 )
 requests = st.builds(
-    Request, st.lists(chunks, min_size=1, max_size=2).map(tuple), st.sampled_from(list(Placement))
+    Request, st.lists(chunks, min_size=1, max_size=3).map(tuple), st.sampled_from(list(Placement))
 )
 
 
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
-    shapes = draw(st.lists(requests, min_size=1, max_size=3))
+    shapes = draw(st.lists(requests, min_size=1, max_size=4))
     jobs = [
         JobView(
             JobId(number, "hpcm"),
             draw(st.sampled_from(shapes)),
             draw(st.integers(0, 1)),
             float(draw(st.integers(0, 2))),
-            draw(st.sampled_from(("batch", "batch", "stopped"))),
-            frozenset(draw(st.sampled_from(((), (), (NodeName("node8"),))))),
+            draw(st.sampled_from(("batch", "batch", "batch", "batch", "stopped"))),
+            frozenset(draw(st.sampled_from(((), (), (), (NodeName("node8"),))))),
         )
         for number in range(draw(st.integers(0, 6)))
     ]
