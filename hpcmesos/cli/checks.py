@@ -55,7 +55,7 @@ def _cluster(connect: Callable[[], Client]) -> Iterator[Finding]:
         )
     else:
         yield Finding("leader", "good", f"term {leader.term} at {leader.address}")
-    down = [node["name"] for node in nodes if node["state"] != "up"]
+    down = [node.name for node in nodes if node.state == "down"]
     if not nodes:
         yield Finding(
             "nodes", "note", "no node has joined yet: hpcmesos token create --join, then hpcmesos agent"
@@ -84,7 +84,7 @@ def _interpreter() -> Iterator[Finding]:
 
 
 def _cgroups() -> Iterator[Finding]:
-    mount = isolation.find_cgroup2()
+    mount = isolation.find_v2()
     if mount is None:
         yield Finding("cgroups", "note", "no cgroup v2 mount: processes are tracked by ancestry alone")
     elif not os.access(mount, os.W_OK):

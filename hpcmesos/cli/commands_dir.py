@@ -1,4 +1,4 @@
-"""Generates the directories of q-commands: ``DIR/torque`` and ``DIR/pbspro``, of which users put one first in PATH.
+"""Generates the directories of q-commands, ``DIR/torque`` and ``DIR/pbspro``; users put one first in PATH.
 
 They are generated, not installed by the wheel, because another system's qsub may live on the same machine.
 """
@@ -27,7 +27,7 @@ exec {python} -m hpcmesos.cli "$@"
 
 
 def write(directory: Path, socket: Path) -> None:
-    """Writes all commands for the API behind ``socket``; each is replaced in one step, so that a running one is safe."""
+    """Writes all commands for the API behind ``socket``; each is replaced in one step: a running one is safe."""
     interpreter = os.path.realpath(sys.executable)
     packages = str(Path(hpcmesos.__file__).parents[1])
     for personality in PERSONALITIES:

@@ -1,7 +1,7 @@
 """An embedded cluster: what ``hpcmesos up`` writes down of it, and where everything lies.
 
-``STATE/cluster.json`` is its identity; everything else can be made again. Sockets lie in a short directory of their own,
-for the kernel allows 107 bytes for a unix socket's path.
+``STATE/cluster.json`` is its identity; everything else can be made again. Sockets lie in a short directory of their
+own, for the kernel allows 107 bytes for a unix socket's path.
 """
 
 from __future__ import annotations

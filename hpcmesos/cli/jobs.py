@@ -24,11 +24,11 @@ STATE = click.option(
 @STATE
 def logs(job: str, follow: bool, stream: str, state: Path | None) -> None:
     """Print what a job has written; its stderr goes to stderr."""
-    client = connect(state)
     streams = ("stdout", "stderr") if stream == "both" else (stream,)
     failures: list[HpcmesosError] = []
+    # A client belongs to one thread, hence one for each stream.
     threads = [
-        threading.Thread(target=_copy, args=(client, job, name, follow, failures), daemon=True)
+        threading.Thread(target=_copy, args=(connect(state), job, name, follow, failures), daemon=True)
         for name in streams
     ]
     for thread in threads:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import subprocess
@@ -185,7 +184,7 @@ def _leads(client: Client) -> bool:
 
 
 def _up_nodes(client: Client) -> set[str]:
-    return {node["name"] for node in client.nodes() if node["state"] == "up"}
+    return {node.name for node in client.nodes() if node.state != "down"}
 
 
 def _wait(done: Callable[[], bool], what: str, cluster: Cluster, interrupted: threading.Event) -> None:
@@ -209,10 +208,3 @@ def _last_line(logs: Path, what: str) -> str:
     with contextlib.suppress(OSError, IndexError):
         return ": " + (logs / f"{what}.log").read_text(errors="replace").splitlines()[-1][:200]
     return ""
-
-
-def describe(cluster: Cluster) -> str:
-    """One line of JSON for programs."""
-    return json.dumps(
-        {"state": str(cluster.state), "socket": str(cluster.api_socket), "nodes": cluster.names}
-    )

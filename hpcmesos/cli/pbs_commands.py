@@ -1,14 +1,12 @@
 """The q-commands' full form: the same request as the stub's, answered by the same API, over any transport.
 
-The stub (``hpcmesos.launch.qstub``) is what users normally run; this form serves ``hpcmesos qsub ...``, TLS clients, and
-whatever has to go on after the answer (``-W block=true``).
+The stub (``hpcmesos.launch.qstub``) is what users normally run; this form serves ``hpcmesos qsub ...``, TLS clients,
+and whatever has to go on after the answer (``-W block=true``).
 """
 
 from __future__ import annotations
 
-import base64
 import os
-import socket
 import sys
 import uuid
 from pathlib import Path
@@ -17,7 +15,7 @@ import click
 
 from hpcmesos.cli.connect import connect
 from hpcmesos.errors import HpcmesosError, InvalidScript
-from hpcmesos.wire import CommandReply, CommandRequest
+from hpcmesos.wire import CommandReply
 
 ALWAYS_SENT = ("HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG")
 
@@ -42,22 +40,20 @@ def _ask(command: str, argv: list[str]) -> CommandReply:
     umask = os.umask(0)
     os.umask(umask)
     environ = {name: os.environ[name] for name in ALWAYS_SENT if name in os.environ}
-    script: str | None = None
+    script: bytes | None = None
     script_path: str | None = None
     key = uuid.uuid4().hex
     while True:
-        request = CommandRequest(
-            argv=argv,
-            cwd=str(Path.cwd()),
-            umask=umask,
-            host=socket.gethostname(),
-            environ=environ,
+        reply = client.command(
+            command,
+            argv,
             script=script,
             script_path=script_path,
-            key=key,
+            umask=umask,
+            environ=environ,
             personality=os.environ.get("HPCMESOS_PERSONALITY", "torque"),
+            key=key,
         )
-        reply = client.command(command, request)
         if reply.need is None:
             return reply
         if reply.need.script is not None:
@@ -67,12 +63,11 @@ def _ask(command: str, argv: list[str]) -> CommandReply:
             environ = environ | {name: os.environ[name] for name in names if name in os.environ}
 
 
-def _read_script(path: str) -> str:
+def _read_script(path: str) -> bytes:
     try:
-        content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
         raise InvalidScript(f"script file {path}: {error.strerror}") from error
-    return base64.b64encode(content).decode()
 
 
 def _command(name: str, summary: str) -> click.Command:

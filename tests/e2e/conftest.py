@@ -1,4 +1,4 @@
-"""One shared cluster for tests that do no harm to it, one of its own for each that does; invariants after every test."""
+"""One shared cluster for tests that do it no harm, one of its own for each that does; invariants after every test."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
+from tests.integration.invariants import check_invariants
 
 from tests.e2e.cluster_kit import LiveCluster, wait_until
-from tests.integration.invariants import check_invariants
 
 USERS = ("hpcmann", "hpcmbob")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -21,7 +22,7 @@ def test_fifty_jobs_that_each_need_more_than_half(cluster: LiveCluster) -> None:
         assert count == "12"
         intervals.append((float(start), float(end)))
     intervals.sort()
-    assert all(first[1] <= second[0] for first, second in zip(intervals, intervals[1:], strict=False))
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(intervals))
 
 
 def test_waiting_jobs_say_why(cluster: LiveCluster) -> None:
