@@ -24,7 +24,9 @@ class ArraySpec:
         return sum((last - first) // step + 1 for first, last, step in self.ranges)
 
     def __contains__(self, index: int) -> bool:
-        return any(first <= index <= last and (index - first) % step == 0 for first, last, step in self.ranges)
+        return any(
+            first <= index <= last and (index - first) % step == 0 for first, last, step in self.ranges
+        )
 
     def __str__(self) -> str:
         ranges = ",".join(_range_text(*piece) for piece in self.ranges)
@@ -43,7 +45,9 @@ def parse_array(text: str) -> ArraySpec:
         if after <= before:
             raise InvalidValue(f"array request '{text}' names index {after} twice or has ranges that overlap")
     if percent and (not _LIMIT.fullmatch(limit_text) or int(limit_text) == 0):
-        raise InvalidValue(f"array request '{text}': the limit after % is an integer of at least 1, e.g. 0-9%2")
+        raise InvalidValue(
+            f"array request '{text}': the limit after % is an integer of at least 1, e.g. 0-9%2"
+        )
     return ArraySpec(tuple(pieces), int(limit_text) if percent else None)
 
 

@@ -23,10 +23,13 @@ _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
-def job_attributes(job: JobFacts, personality: Personality, *, show_variables: bool) -> Iterator[tuple[str, Value]]:
+def job_attributes(
+    job: JobFacts, personality: Personality, *, show_variables: bool
+) -> Iterator[tuple[str, Value]]:
     """The attributes that have a value, in order.
 
     ``show_variables`` is for the job's owner and operators: Variable_List and the words of qsub, which may repeat it.
+    In a list with other people's jobs the caller leaves ``environment`` and ``submit_args`` of those empty.
     """
     for name, value in _all_attributes(job, personality, show_variables):
         if value is not None and value != "" and value != {}:
@@ -57,7 +60,9 @@ def variables_text(variables: Mapping[str, str]) -> str:
     return ",".join(f"{name}={value}" for name, value in variables.items())
 
 
-def _all_attributes(job: JobFacts, personality: Personality, private: bool) -> Iterator[tuple[str, Value | None]]:
+def _all_attributes(
+    job: JobFacts, personality: Personality, private: bool
+) -> Iterator[tuple[str, Value | None]]:
     torque = personality is Personality.TORQUE
     yield "Job_Name", job.name
     yield "Job_Owner", f"{job.owner}@{job.submit_host}"

@@ -28,7 +28,9 @@ def check_script(data: bytes) -> str:
         InvalidScript: when it is larger than ``MAX_SCRIPT_BYTES``, holds NUL bytes or has DOS line ends.
     """
     if len(data) > MAX_SCRIPT_BYTES:
-        raise InvalidScript(f"script is too large: {len(data)} bytes, at most {MAX_SCRIPT_BYTES} are accepted")
+        raise InvalidScript(
+            f"script is too large: {len(data)} bytes, at most {MAX_SCRIPT_BYTES} are accepted"
+        )
     nul = data.find(b"\0")
     if nul >= 0:
         line = data.count(b"\n", 0, nul) + 1
@@ -87,4 +89,6 @@ def _refuse_dos_lines(script: str) -> None:
     position = script.find("\r\n")
     if position >= 0:
         number = script.count("\n", 0, position) + 1
-        raise InvalidScript(f"script contains cr, lf: line {number} has a DOS line end; convert it with dos2unix")
+        raise InvalidScript(
+            f"script contains cr, lf: line {number} has a DOS line end; convert it with dos2unix"
+        )

@@ -60,7 +60,9 @@ class JobFacts:
     array: ArraySpec | None = None  # of an array's parent
     array_index: int | None = None  # of an array's element
     run_count: int = 0
-    steps: tuple[Mapping[str, str], ...] = ()  # free form, e.g. {"step": "0", "command": "mpiexec -n 4 a.out"}
+    steps: tuple[
+        Mapping[str, str], ...
+    ] = ()  # free form, e.g. {"step": "0", "command": "mpiexec -n 4 a.out"}
     ranks: tuple[Mapping[str, str], ...] = ()  # free form, e.g. {"rank": "3", "node": "n2", "exit": "137"}
     walltime_used: int | None = None  # seconds since the start, for the Elap column
     walltime_remaining: int | None = None  # seconds

@@ -18,11 +18,16 @@ _PBSPRO_STATES = {"busy": "job-busy", "job-sharing": "job-busy"}
 def nodes_text(nodes: Iterable[NodeFacts], personality: Personality = Personality.TORQUE) -> str:
     """``pbsnodes -a``: the node's name, its attributes, an empty line."""
     attributes = _torque_attributes if personality is Personality.TORQUE else _pbspro_attributes
-    blocks = ("\n".join((node.name, *(f"     {name} = {text}" for name, text in attributes(node)))) for node in nodes)
+    blocks = (
+        "\n".join((node.name, *(f"     {name} = {text}" for name, text in attributes(node))))
+        for node in nodes
+    )
     return "".join(f"{block}\n\n" for block in blocks)
 
 
-def nodes_list(nodes: Iterable[NodeFacts], states: frozenset[str] = frozenset(), *, with_notes: bool = False) -> str:
+def nodes_list(
+    nodes: Iterable[NodeFacts], states: frozenset[str] = frozenset(), *, with_notes: bool = False
+) -> str:
     """``pbsnodes -l [state]``: names and states; without a state the unusable nodes."""
     lines: list[str] = []
     for node in nodes:
@@ -43,7 +48,9 @@ def nodes_xml(nodes: Iterable[NodeFacts]) -> str:
 
 def nodes_json(nodes: Iterable[NodeFacts], *, now: datetime, version: str, server: str) -> str:
     """``pbsnodes -a -F json``: OpenPBS' fields of ``-a`` and of ``-aSj`` in one object for each node, and the GPUs."""
-    return document("nodes", {node.name: _json(node) for node in nodes}, now=now, version=version, server=server)
+    return document(
+        "nodes", {node.name: _json(node) for node in nodes}, now=now, version=version, server=server
+    )
 
 
 def is_listed(node: NodeFacts, states: frozenset[str]) -> bool:

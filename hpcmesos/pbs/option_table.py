@@ -68,7 +68,9 @@ _JOB = {
         Option("t", "ranges", "array: 0-9, 1,5,7-9 or 0-99%5 (at most 5 at once)"),
         Option("u", "user,...", "user names on execution hosts"),
         Option("v", "NAME[=VALUE],...", "variables of the job; a name alone takes its value from here"),
-        Option("W", "attribute=value,...", "depend, umask, block, group_list, stagein, gpubind, ring, image, ..."),
+        Option(
+            "W", "attribute=value,...", "depend, umask, block, group_list, stagein, gpubind, ring, image, ..."
+        ),
     )
 }
 
@@ -189,7 +191,12 @@ COMMANDS: Mapping[str, Command] = {
             "qrerun",
             _JOBS,
             "put running jobs back into their queue",
-            (Option("m", "message", "a comment for the job"), Option("W", "force", "as -f"), *_flags("f"), *_COMMON),
+            (
+                Option("m", "message", "a comment for the job"),
+                Option("W", "force", "as -f"),
+                *_flags("f"),
+                *_COMMON,
+            ),
         ),
         Command(
             "qsig",
@@ -218,7 +225,9 @@ COMMANDS: Mapping[str, Command] = {
             "show nodes, or take them out of use and back",
             (
                 Option("a", None, "all nodes, all attributes"),
-                Option("l", None, "list nodes by state: [free|offline|down|busy|job-exclusive|active|up|all]"),
+                Option(
+                    "l", None, "list nodes by state: [free|offline|down|busy|job-exclusive|active|up|all]"
+                ),
                 Option("n", None, "with -l: add the notes"),
                 Option("x", None, "XML"),
                 Option("F", "json", "format"),

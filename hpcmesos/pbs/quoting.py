@@ -36,7 +36,9 @@ def split_words(line: str) -> tuple[str, ...]:
     Raises:
         InvalidValue: when a quote is not closed.
     """
-    return tuple(_strip_outer(piece) for piece in _split_raw(line.replace("\t", " "), " ", comments=True) if piece)
+    return tuple(
+        _strip_outer(piece) for piece in _split_raw(line.replace("\t", " "), " ", comments=True) if piece
+    )
 
 
 def _split_raw(text: str, separator: str, *, comments: bool = False) -> list[str]:

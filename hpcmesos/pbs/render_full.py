@@ -10,7 +10,7 @@ from hpcmesos.pbs.facts import JobFacts, QueueFacts, ServerFacts
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.render_text import state_count
 
-_FOLD_COLUMNS = {Personality.TORQUE: 77, Personality.PBSPRO: 78}
+_FOLD_COLUMNS = 77  # not counting the comma that a line ends with
 _TAB_COLUMNS = 8
 _FOLD = "\n\t"
 
@@ -24,7 +24,7 @@ def full(
     one_line: bool = False,
 ) -> str:
     """All attributes of the jobs, an empty line after each; ``one_line`` does not fold."""
-    columns = None if one_line else _FOLD_COLUMNS[personality]
+    columns = None if one_line else _FOLD_COLUMNS
     blocks: list[str] = []
     for job in jobs:
         attributes = job_attributes(job, personality, show_variables=show_variables)
@@ -42,10 +42,11 @@ def dsv(
     delimiter: str = "|",
 ) -> str:
     """``qstat -f -F dsv`` of OpenPBS: one line for each job; delimiters inside values are escaped."""
+    escaped = f"\\{delimiter}"
     lines: list[str] = []
     for job in jobs:
         attributes = flatten(job_attributes(job, personality, show_variables=show_variables), zone)
-        fields = (f"{name}={text.replace(delimiter, f'\\{delimiter}')}" for name, text in attributes)
+        fields = (f"{name}={text.replace(delimiter, escaped)}" for name, text in attributes)
         lines.append(delimiter.join((f"Job Id: {job.id}", *fields)) + "\n")
     return "".join(lines)
 
@@ -89,10 +90,10 @@ def _fold(text: str, start: int, columns: int) -> str:
     pieces: list[str] = []
     column = start
     for token in _comma_tokens(text):
-        if column + len(token) > columns and pieces:
+        if column + len(token.removesuffix(",")) > columns and pieces:
             pieces.append(_FOLD)
             column = _TAB_COLUMNS
-        while column + len(token) > columns:
+        while column + len(token.removesuffix(",")) > columns:
             room = max(1, columns - column)
             pieces += (token[:room], _FOLD)
             token = token[room:]
@@ -114,8 +115,7 @@ def _one_line(text: str) -> str:
 
 
 def _block(kind: str, name: str, attributes: Mapping[str, str]) -> str:
-    columns = _FOLD_COLUMNS[Personality.TORQUE]
-    lines = (attribute_line(key, _one_line(value), columns) for key, value in attributes.items())
+    lines = (attribute_line(key, _one_line(value), _FOLD_COLUMNS) for key, value in attributes.items())
     return "\n".join((f"{kind}: {name}", *lines)) + "\n\n"
 
 

@@ -47,6 +47,8 @@ def number_or_text(text: str) -> str | int:
 
 def _json_value(name: str, value: Value, zone: tzinfo | None) -> Json:
     if isinstance(value, Mapping):
-        return dict(value) if name == VARIABLES else {key: number_or_text(text) for key, text in value.items()}
+        return (
+            dict(value) if name == VARIABLES else {key: number_or_text(text) for key, text in value.items()}
+        )
     text = plain_text(value, zone)
     return text if name in _ALWAYS_TEXT else number_or_text(text)

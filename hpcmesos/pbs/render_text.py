@@ -22,7 +22,8 @@ _PLAIN_PBSPRO = (
 _ALT_TORQUE = (
     "                                                                                  Req'd       Req'd       Elap\n"
     "Job ID                  Username    Queue    Jobname          SessID  NDS   TSK   Memory      Time    S   Time\n"
-    "----------------------- ----------- -------- ---------------- ------ ----- ------ --------- --------- - ---------\n"
+    "----------------------- ----------- -------- ---------------- "
+    "------ ----- ------ --------- --------- - ---------\n"
 )
 _ALT_PBSPRO = (
     "                                                            Req'd  Req'd   Elap\n"
@@ -112,7 +113,12 @@ def queue_limits(found: Iterable[QueueFacts], server: str) -> str:
         limit = "--" if queue.max_running is None else str(queue.max_running)
         memory, cput, walltime, nodes = (
             queue.limits.get(name, blank)
-            for name, blank in (("mem", "  --  "), ("cput", "   --   "), ("walltime", "   --   "), ("nodes", "  -- "))
+            for name, blank in (
+                ("mem", "  --  "),
+                ("cput", "   --   "),
+                ("walltime", "   --   "),
+                ("nodes", "  -- "),
+            )
         )
         state = f"{'E' if queue.enabled else 'D'} {'R' if queue.started else 'S'}"
         limits = f"{memory:>6.6} {cput:>8.8} {walltime:>8.8} {nodes:>5.5}"
@@ -148,7 +154,9 @@ def _why_sentence(job: JobFacts) -> str:
         return "has ended; its output is being delivered"
     if job.state == "C":
         cause = f", cause {job.cause}" if job.cause else ""
-        return "has ended" if job.exit_status is None else f"has ended with exit status {job.exit_status}{cause}"
+        return (
+            "has ended" if job.exit_status is None else f"has ended with exit status {job.exit_status}{cause}"
+        )
     return _one_line(job.pending_reason or job.comment or "has not been considered yet")
 
 
@@ -177,15 +185,16 @@ def _alternate_torque(job: JobFacts) -> str:
 
 def _alternate_pbspro(job: JobFacts) -> str:
     wanted = job.resource_list
-    names = f"{_star(job.id, 15):<15} {_star(job.owner, 8):<8} {_star(job.queue, 8):<8} {_star(job.name, 10):<10}"
+    names = (
+        f"{_star(job.id, 15):<15} {_star(job.owner, 8):<8} {_star(job.queue, 8):<8} {_star(job.name, 10):<10}"
+    )
     session = _NONE if job.session_id is None else str(job.session_id)
     nodes, cpus = (_star(wanted.get(name, "--"), 3) for name in ("nodect", "ncpus"))
-    memory = wanted.get("mem", _NONE).removesuffix("b")
-    memory = memory if memory == _NONE or len(memory) > 5 else wanted["mem"]
-    walltime = _hours(parse_duration(wanted["walltime"])) if "walltime" in wanted else " -- "
+    memory = wanted.get("mem", _NONE)
+    walltime = _hours(parse_duration(wanted["walltime"])) if "walltime" in wanted else _NONE
     elapsed = _elapsed(job)
     state = state_letter(job.state, Personality.PBSPRO, is_array=job.array is not None)
-    numbers = f"{session:>6.6} {nodes:>3} {cpus:>3} {_star(memory, 6):>6} {walltime:>5.5}"
+    numbers = f"{session:>6.6} {nodes:>3} {cpus:>3} {memory:>6.5} {walltime:>5.5}"
     return f"{names} {numbers} {state:.1} {_NONE if elapsed is None else _hours(elapsed):>5.5}"
 
 

@@ -24,7 +24,9 @@ _MAX_VALUE_LENGTH = 64  # of a duration or size: Python refuses to read numbers 
 _MAX_SECONDS = 2**31 - 1
 _MAX_BYTES = 2**63 - 1
 
-_GPU_MODES = frozenset({"exclusive", "exclusive_thread", "exclusive_process", "default", "shared", "reseterr"})
+_GPU_MODES = frozenset(
+    {"exclusive", "exclusive_thread", "exclusive_process", "default", "shared", "reseterr"}
+)
 _KEPT_IN_NODES = frozenset({"mics", "tpn", "vmem", "pmem", "cpp", "naccesspolicy"})
 _GPU_NAMES = ("gpus", "ngpus")
 _ALTERNATIVES = ("select", "nodes", "procs", "ncpus")  # of these, the job's shape
@@ -170,7 +172,9 @@ def _placement(text: str) -> Placement:
     words = [word.strip() for word in text.split(":")]
     for word in words:
         if word not in arrangements and word not in sharings and not word.startswith("group="):
-            raise InvalidValue(f"place={text}: '{word}' is none of free, pack, scatter, vscatter, shared, excl, group=")
+            raise InvalidValue(
+                f"place={text}: '{word}' is none of free, pack, scatter, vscatter, shared, excl, group="
+            )
     arrangement = next((word for word in words if word in arrangements), "free").removeprefix("v")
     return Placement(arrangement)
 
@@ -191,7 +195,9 @@ def _spread_gpus(chunks: tuple[Chunk, ...], resources: Mapping[str, str]) -> tup
     each, rest = divmod(total, pieces)
     if rest:
         nearest = (each + 1) * pieces
-        raise InvalidValue(f"gpus={total} do not divide among {pieces}; the nearest valid form is gpus={nearest}")
+        raise InvalidValue(
+            f"gpus={total} do not divide among {pieces}; the nearest valid form is gpus={nearest}"
+        )
     asked = "ppn=" in resources.get("nodes", "") or not {"select", "procs", "ncpus"}.isdisjoint(resources)
     return tuple(replace(chunk, gpus=each, slots=chunk.slots if asked else each) for chunk in chunks)
 
@@ -201,7 +207,9 @@ def _spread_memory(chunks: tuple[Chunk, ...], resources: Mapping[str, str]) -> t
     pieces = sum(chunk.count for chunk in chunks)
     share = math.ceil(_size("mem", resources["mem"]) / pieces) if resources.get("mem") else 0
     per_rank = _size("pmem", resources["pmem"]) if resources.get("pmem") else 0
-    return tuple(chunk if chunk.mem else replace(chunk, mem=max(share, per_rank * chunk.slots)) for chunk in chunks)
+    return tuple(
+        chunk if chunk.mem else replace(chunk, mem=max(share, per_rank * chunk.slots)) for chunk in chunks
+    )
 
 
 def _walltime(text: str) -> int | None:
@@ -231,7 +239,9 @@ def _count(name: str, text: str, *, least: int = 1) -> int:
         kind = "whole GPUs only" if name in _GPU_NAMES else "whole numbers only"
         raise InvalidValue(f"{name}={text}: {kind}; the nearest valid form is {name}={nearest}")
     if not _COUNT.fullmatch(text):
-        raise InvalidValue(f"{name}={text[:40]}: '{text[:40]}' is no count; write a whole number, e.g. {name}=1")
+        raise InvalidValue(
+            f"{name}={text[:40]}: '{text[:40]}' is no count; write a whole number, e.g. {name}=1"
+        )
     if int(text) < least:
         raise InvalidValue(f"{name}={text}: at least {least} is needed")
     return int(text)

@@ -13,7 +13,17 @@ from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.quoting import split_list
 
 NODE_STATES = frozenset(
-    {"free", "offline", "down", "reserve", "job-exclusive", "job-sharing", "busy", "state-unknown", "time-shared"}
+    {
+        "free",
+        "offline",
+        "down",
+        "reserve",
+        "job-exclusive",
+        "job-sharing",
+        "busy",
+        "state-unknown",
+        "time-shared",
+    }
     | {"active", "all", "up"}
 )
 """The words that ``pbsnodes -l`` takes (pbsnodes(8B) of Torque 6.1.3)."""

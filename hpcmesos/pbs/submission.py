@@ -157,7 +157,9 @@ def needs(argv: Sequence[str]) -> Needs:
     if command.rest is not None and command.operands:
         raise UsageError(f"'{command.operands[0]}' and '--' exclude each other: either a script or a program")
     if len(command.operands) > 1:
-        raise UsageError(f"one script at a time; '{command.operands[1]}' is a second (its arguments go into -F)")
+        raise UsageError(
+            f"one script at a time; '{command.operands[1]}' is a second (its arguments go into -F)"
+        )
     if interactive or command.rest is not None:
         return Needs(None, interactive)
     return Needs(command.operands[0] if command.operands else "-")
@@ -198,7 +200,11 @@ class _Merged:
     """The options of all sources, lowest first, as one."""
 
     def __init__(
-        self, sources: Sequence[ParsedCommand], need: Needs, context: SubmitContext, rest: tuple[str, ...] | None
+        self,
+        sources: Sequence[ParsedCommand],
+        need: Needs,
+        context: SubmitContext,
+        rest: tuple[str, ...] | None,
     ) -> None:
         self.sources = sources
         self.need = need

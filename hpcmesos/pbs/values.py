@@ -108,7 +108,9 @@ def parse_execution_time(text: str, now: datetime) -> datetime:
         InvalidValue: when the text is not of that form, or names no date.
     """
     match = _DATE_TIME.fullmatch(text)
-    wrong = InvalidValue(f"illegal -a value '{text}'; write [[[[CC]YY]MM]DD]hhmm[.SS], e.g. 2359 or 202612312359")
+    wrong = InvalidValue(
+        f"illegal -a value '{text}'; write [[[[CC]YY]MM]DD]hhmm[.SS], e.g. 2359 or 202612312359"
+    )
     if match is None:
         raise wrong
     date, hour, minute, second = match.groups()
@@ -126,9 +128,13 @@ def check_name(text: str) -> str:
         InvalidValue: when it is empty, longer than ``MAX_NAME_LENGTH``, or holds blanks, slashes or control characters.
     """
     if not text or len(text) > MAX_NAME_LENGTH:
-        raise InvalidValue(f"illegal -N value: a name has 1 to {MAX_NAME_LENGTH} characters, this one {len(text)}")
+        raise InvalidValue(
+            f"illegal -N value: a name has 1 to {MAX_NAME_LENGTH} characters, this one {len(text)}"
+        )
     if _NAME_REFUSED.search(text):
-        raise InvalidValue(f"illegal -N value '{text}': a name holds no blanks, slashes or control characters")
+        raise InvalidValue(
+            f"illegal -N value '{text}': a name holds no blanks, slashes or control characters"
+        )
     return text
 
 
