@@ -54,22 +54,17 @@ def up(
     state = state.absolute()
     state.mkdir(parents=True, exist_ok=True)
     state.chmod(0o711)  # owners of jobs pass through to their own directories
-    with lifecycle.locked(state), _interruptible(detach) as interrupted:
-        if (state / "cluster.json").exists():
-            cluster = Cluster.load(state).grown(agents, gpus)
-            cluster.save()
-        else:
-            count = agents or 2
-            total = 4 * count if gpus is None else gpus
-            declared = cpus or max(4, 2 * -(-total // count))
-            cluster = Cluster.create(state, count, total, declared, parse_size(memory), server)
-        try:
-            lifecycle.bring_up(cluster, console.print, interrupted)
-        except (HpcmesosError, KeyboardInterrupt):
-            if not detach:
-                lifecycle.take_down(cluster, console.print)
-            raise
-        commands_dir.write(cluster.state / "bin", cluster.api_socket)
+    with _interruptible(detach) as interrupted:
+        # The lock is not kept while a foreground `up` waits: a second `up` may restore what was killed meanwhile.
+        with lifecycle.locked(state):
+            cluster = _described(state, agents, gpus, cpus, memory, server)
+            try:
+                lifecycle.bring_up(cluster, console.print, interrupted)
+            except (HpcmesosError, KeyboardInterrupt):
+                if not detach:
+                    lifecycle.take_down(cluster, console.print)
+                raise
+            commands_dir.write(cluster.state / "bin", cluster.api_socket)
         console.print(
             f"up: {cluster.agents} agents, {cluster.gpus} GPUs; use it: [bold]{_env_hint(state)}[/bold]"
         )
@@ -77,6 +72,20 @@ def up(
             return
         interrupted.wait()
         lifecycle.take_down(cluster, console.print)
+
+
+def _described(
+    state: Path, agents: int | None, gpus: int | None, cpus: int | None, memory: str, server: str
+) -> Cluster:
+    """The cluster of ``state`` as it was made, grown if asked, or a new one."""
+    if (state / "cluster.json").exists():
+        cluster = Cluster.load(state).grown(agents, gpus)
+        cluster.save()
+        return cluster
+    count = agents or 2
+    total = 4 * count if gpus is None else gpus
+    declared = cpus or max(4, 2 * -(-total // count))
+    return Cluster.create(state, count, total, declared, parse_size(memory), server)
 
 
 @contextlib.contextmanager
