@@ -1,0 +1,284 @@
+"""``run(settings)``: the agent's process. It does what the state machine says and feeds back what comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from hpcmesos import wire
+from hpcmesos.agent import inventory, isolation
+from hpcmesos.agent.control import Control, start_time, stop_shepherd
+from hpcmesos.agent.events import (
+    AskProbe,
+    CloseLink,
+    Effect,
+    Event,
+    Note,
+    Remember,
+    Tick,
+    ToLeader,
+    ToShepherd,
+)
+from hpcmesos.agent.probe import Probe
+from hpcmesos.agent.state_machine import deadline, first_state, step
+from hpcmesos.agent.uplink import LONGEST_PAUSE, Uplink
+from hpcmesos.config import AgentSettings
+from hpcmesos.errors import ConfigError, HpcmesosError, StateError
+
+__all__ = ["run", "stop_shepherd"]
+
+log = logging.getLogger(__name__)
+
+_RETRY = 75  # of enrolment
+
+
+def run(settings: AgentSettings) -> int:
+    """Blocks until SIGTERM or SIGINT; jobs and the shepherd stay. Returns the exit code, after one line on an error."""
+    logging.basicConfig(
+        level=settings.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        _make_directories(settings)
+        with _pid_file(settings.state / "agent.pid"):
+            asyncio.run(_main(settings))
+    except HpcmesosError as error:
+        print(f"hpcmesos agent: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+async def _main(settings: AgentSettings) -> None:
+    """Raises the first error of any part: an agent without one of them is of no use."""
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    work = asyncio.create_task(_work(settings))
+    stop = asyncio.create_task(stopped.wait())
+    await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    work.cancel()
+    try:
+        await work
+    except asyncio.CancelledError:
+        log.info("the agent stops; its jobs go on")
+
+
+async def _work(settings: AgentSettings) -> None:
+    await enrol(settings)
+    cluster = settings.cluster or (settings.state / "cluster").read_text().strip()
+    agent = Agent(settings, cluster)
+    try:
+        await agent.run()
+    finally:
+        agent.close()
+
+
+class Agent:
+    """The state, and the parts through which its effects go out."""
+
+    def __init__(self, settings: AgentSettings, cluster: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._term = settings.state / "term"
+        hello = _hello(settings, cluster)
+        self.state = first_state(hello, settings.clean_timeout, _read_pair(self._term), self._loop.time())
+        self._claims = inventory.Claims()
+        self._control = Control(settings, shepherd_config(settings, cluster), self.handle)
+        self._uplink = Uplink(settings.master, settings.state, self.handle, inventory.load)
+        self._probe: Probe | None = None
+        if inventory.wants_probe(settings.gpus):
+            self._probe = Probe(lambda uuid: self._ours(settings.gpus, uuid), self.handle)
+        self._refused_claims: set[str] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        parts: list[Coroutine[Any, Any, None]] = [self._control.run(), self._uplink.run(self._ready)]
+        if self._probe is not None:
+            parts.append(self._probe.run())
+        await asyncio.gather(*parts)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._claims.close()
+
+    def handle(self, event: Event) -> None:
+        """One step: the effects are done in their order, then the timer is set anew."""
+        self.state, effects = step(self.state, event, self._loop.time())
+        for effect in effects:
+            self._do(effect)
+        if self._timer is not None:
+            self._timer.cancel()
+        due = deadline(self.state)
+        self._timer = self._loop.call_at(due, self.handle, Tick()) if due is not None else None
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case ToLeader(link, message):
+                self._uplink.send(link, message)
+            case ToShepherd(message):
+                self._control.send(message)
+            case AskProbe():
+                if self._probe is not None:
+                    self._probe.ask()
+            case Remember(timeline, term):
+                _write_pair(self._term, timeline, term)
+            case CloseLink(link, reason):
+                # Not within the step: what is queued for this link now must not overtake what closes it.
+                self._loop.call_soon(self._uplink.close, link, reason)
+            case Note(text):
+                log.warning("%s", text)
+
+    def _ready(self) -> bool:
+        """Hello tells the leader what is here; it waits until shepherd and probe have said so."""
+        return self.state.shepherd is not None and (self._probe is None or self._probe.answered.is_set())
+
+    def _ours(self, setting: str, uuid: str) -> bool:
+        if not inventory.chosen(setting, uuid):
+            return False
+        if self._claims.claim(uuid):
+            return True
+        if uuid not in self._refused_claims:
+            self._refused_claims.add(uuid)
+            log.warning("GPU %s belongs to another agent of this host: left out here", uuid)
+        return False
+
+
+async def enrol(settings: AgentSettings) -> None:
+    """Joins the cluster unless this node has its certificate; keeps trying while no master answers.
+
+    Raises:
+        ConfigError: there is neither a certificate nor a token, or the cluster refuses this node.
+    """
+    if (settings.state / "agent.pem").exists():
+        return
+    if settings.join_token_file is None:
+        raise ConfigError(
+            f"{settings.state} holds no certificate and no join token is given (--join-token-file)"
+        )
+    words = {
+        "node": settings.node,
+        "address": settings.address,
+        "master": settings.master,
+        "state": str(settings.state),
+        "token_file": str(settings.join_token_file),
+    }
+    pause, said = 0.05, ""
+    while True:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "hpcmesos.agent.enrolment",
+            stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, errors = await child.communicate(json.dumps(words).encode())
+        lines = errors.decode(errors="replace").strip().splitlines() or [f"exit {child.returncode}"]
+        if child.returncode == 0:
+            log.info("joined the cluster as %s", settings.node)
+            return
+        if child.returncode != _RETRY:
+            raise ConfigError(f"cannot join the cluster: {lines[-1]}")
+        if lines[-1] != said:
+            log.warning("cannot join the cluster yet: %s", lines[-1])
+        said = lines[-1]
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def shepherd_config(settings: AgentSettings, cluster: str) -> dict[str, Any]:
+    """What docs/architecture.md calls CONFIG.json."""
+    cgroup = isolation.choose(settings.cgroups, cluster, settings.node)
+    state = settings.state
+    return {
+        "node": settings.node,
+        "address": settings.address,
+        "peer_port": settings.peer_port,
+        "state": str(state),
+        "sockets": str(settings.sockets),
+        "tls": {
+            "certificate": str(state / "agent.pem"),
+            "key": str(state / "agent.key"),
+            "ca": str(state / "ca.pem"),
+        },
+        "cgroup": str(cgroup) if cgroup else None,
+        "gang_silence": settings.gang_silence,
+        "gang_ping": settings.gang_ping,
+        "boot_id": inventory.boot_id(),
+        "python": sys.executable,
+    }
+
+
+def _hello(settings: AgentSettings, cluster: str) -> wire.Hello:
+    return wire.Hello(
+        protocol=wire.PROTOCOL,
+        node=settings.node,
+        boot_id=inventory.boot_id(),
+        address=settings.address,
+        peer_port=0,
+        version=_version(),
+        inventory=inventory.collect(settings, cluster),
+        pid=os.getpid(),
+    )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("hpcmesos")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _make_directories(settings: AgentSettings) -> None:
+    """0711: owners of attempts pass through, and see nothing."""
+    try:
+        for directory in (settings.state, settings.sockets):
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(0o711)
+    except OSError as error:
+        raise StateError(f"cannot use {error.filename}: {error.strerror}") from error
+
+
+def _pid_file(path: Path) -> IO[str]:
+    """The pid file, locked and written; the lock ends with this process.
+
+    Raises:
+        StateError: another agent holds it.
+    """
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read()
+        file.close()
+        pid = json.loads(holder)["pid"] if holder else "unknown"
+        raise StateError(f"an agent already runs for {path.parent} (pid {pid})") from None
+    file.truncate(0)
+    file.write(json.dumps({"pid": os.getpid(), "start_time": start_time(os.getpid())}))
+    file.flush()
+    return file
+
+
+def _read_pair(path: Path) -> tuple[int, int]:
+    try:
+        timeline, term = path.read_text().split()
+        return int(timeline), int(term)
+    except FileNotFoundError:
+        return 0, 0
+    except ValueError as error:
+        raise StateError(f"{path} does not hold the leader's timeline and term: {error}") from error
+
+
+def _write_pair(path: Path, timeline: int, term: int) -> None:
+    temporary = path.with_name(".term.new")
+    with temporary.open("w") as file:
+        file.write(f"{timeline} {term}")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

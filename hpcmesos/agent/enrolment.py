@@ -1,0 +1,145 @@
+"""Joining the cluster: key and request made here, certificate from any API for a one-time token.
+
+``python -m hpcmesos.agent.enrolment`` runs it in a process of its own (settings as JSON on standard input), for the
+``cryptography`` package is large and needed only once. Exit 75: worth another try.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import os
+import socket
+import ssl
+import sys
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from hpcmesos.agent import api
+from hpcmesos.errors import ConfigError, HpcmesosError, MasterUnreachable, Unauthenticated
+
+RETRY = 75  # EX_TEMPFAIL
+
+
+def join(node: str, address: str, master: str, state: Path, token_file: Path) -> None:
+    """Leaves ``agent.key``, ``agent.pem``, ``ca.pem`` and ``cluster`` in ``state``.
+
+    Over https the server has to show a certificate chain whose authority has the fingerprint that the token names,
+    before the token's secret is sent.
+
+    Raises:
+        ConfigError: no token. Unauthenticated: the fingerprint differs. MasterUnreachable and the API's own errors.
+    """
+    try:
+        token = token_file.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"cannot read the join token: {error}") from error
+    fingerprint = token.partition(".")[0]
+    context = None
+    if master.startswith("https://"):
+        context = _trust_only(_authority(master, fingerprint))
+    body = {"token": token, "node": node, "csr": _request(_key(state / "agent.key"), node, address)}
+    answer = api.call(master, "POST", "/v1/nodes/join", body, context)
+    _write(state / "ca.pem", answer["ca"])
+    _write(state / "cluster", answer["cluster"])
+    _write(state / "agent.pem", answer["certificate"])  # last: its presence says that the node is enrolled
+
+
+def main() -> int:
+    """One attempt to join; the reason of a failure goes to standard error in one line."""
+    words: dict[str, Any] = json.load(sys.stdin)
+    try:
+        join(
+            words["node"], words["address"], words["master"], Path(words["state"]), Path(words["token_file"])
+        )
+    except HpcmesosError as error:
+        print(error, file=sys.stderr)
+        return RETRY if error.transient else error.exit_code
+    return 0
+
+
+def _authority(master: str, fingerprint: str) -> bytes:
+    """The certificate (DER) in the server's chain that has the token's fingerprint."""
+    unsure = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unsure.check_hostname = False
+    unsure.verify_mode = ssl.CERT_NONE  # nothing is sent: the chain is only looked at
+    host, port = api.host_and_port(master)
+    try:
+        with socket.create_connection((host, port), api.TIMEOUT) as plain, unsure.wrap_socket(plain) as tls:
+            chain = _chain(tls)
+    except OSError as error:
+        raise MasterUnreachable(f"cannot reach {master}: {error}") from error
+    for certificate in chain:
+        if hashlib.sha256(certificate).hexdigest() == fingerprint:
+            return certificate
+    raise Unauthenticated(
+        f"{master} is not of the cluster that the join token is for (its CA has another fingerprint)"
+    )
+
+
+def _chain(tls: ssl.SSLSocket) -> list[bytes]:
+    """What the server sent, each certificate as DER."""
+    if hasattr(tls, "get_unverified_chain"):  # Python 3.13
+        return list(tls.get_unverified_chain())
+    inner: Any = tls._sslobj  # type: ignore[attr-defined]
+    return [ssl.PEM_cert_to_DER_cert(c.public_bytes()) for c in inner.get_unverified_chain()]
+
+
+def _trust_only(authority: bytes) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = (
+        False  # the cluster's own CA signs masters and agents only; O is compared instead
+    )
+    context.load_verify_locations(cadata=authority)
+    return context
+
+
+def _key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The key of an earlier try, or a new one."""
+    if path.exists():
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return key
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    _write(path, pem.decode(), 0o600)
+    return key
+
+
+def _request(key: ec.EllipticCurvePrivateKey, node: str, address: str) -> str:
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "agent"),
+            x509.NameAttribute(NameOID.COMMON_NAME, node),
+        ]
+    )
+    try:
+        san: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(address))
+    except ValueError:
+        san = x509.DNSName(address)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name)
+    builder = builder.add_extension(x509.SubjectAlternativeName([san]), critical=False)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _write(path: Path, text: str, mode: int = 0o644) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

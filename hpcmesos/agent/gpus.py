@@ -1,0 +1,151 @@
+"""The probe: ``python -m hpcmesos.agent.gpus`` answers what NVML says, one JSON line for each line that it is asked.
+
+A process of its own, for a sick card can block an NVML call for ever. Question ``{"id": n}``; answer ``{"id": n,
+"gpus": [...], "error": text}``, each GPU ``{uuid, index, model, memory, pci, numa, links, lost, error,
+processes: [[pid, user]]}``; memory in bytes. ``error`` beside an empty list: NVML cannot be used here. Ends with its
+standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import sys
+from typing import Any
+
+import pynvml
+
+_NVLINK_QUALITY = 10  # an NVLink counts more than any path over PCI
+_PCI_QUALITY = {
+    pynvml.NVML_TOPOLOGY_INTERNAL: 6,
+    pynvml.NVML_TOPOLOGY_SINGLE: 5,
+    pynvml.NVML_TOPOLOGY_MULTIPLE: 4,
+    pynvml.NVML_TOPOLOGY_HOSTBRIDGE: 3,
+    pynvml.NVML_TOPOLOGY_NODE: 2,
+    pynvml.NVML_TOPOLOGY_SYSTEM: 1,
+}
+_GONE = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_RESET_REQUIRED)
+
+
+class Probe:
+    """NVML's GPUs; facts that do not change are read once."""
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self._facts: list[dict[str, Any]] = []
+
+    def start(self) -> None:
+        """Raises pynvml.NVMLError when there is no NVML here. A card that cannot be opened is left out."""
+        pynvml.nvmlInit()
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            try:
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                facts = _facts(handle, index)
+            except pynvml.NVMLError as error:
+                print(f"GPU {index} is left out: {error}", file=sys.stderr, flush=True)
+                continue
+            self._handles.append(handle)
+            self._facts.append(facts)
+        for a, facts in zip(self._handles, self._facts, strict=True):
+            facts["links"] = [_quality(a, b) for b in self._handles]
+
+    def look(self) -> list[dict[str, Any]]:
+        """All GPUs with the processes that compute on them now."""
+        return [facts | _now(h) for h, facts in zip(self._handles, self._facts, strict=True)]
+
+
+def main() -> int:
+    """Answers until standard input ends."""
+    probe, error = Probe(), ""
+    try:
+        probe.start()
+    except pynvml.NVMLError as failure:
+        error = str(failure)
+    for line in sys.stdin:
+        answer = {"id": json.loads(line)["id"], "gpus": probe.look(), "error": error}
+        print(json.dumps(answer), flush=True)
+    return 0
+
+
+def _facts(handle: Any, index: int) -> dict[str, Any]:
+    pci = _text(pynvml.nvmlDeviceGetPciInfo(handle).busId)
+    return {
+        "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)),
+        "index": index,
+        "model": _text(pynvml.nvmlDeviceGetName(handle)),
+        "memory": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+        "pci": pci,
+        "numa": _numa(pci),
+    }
+
+
+def _now(handle: Any) -> dict[str, Any]:
+    try:
+        pids = {p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+    except pynvml.NVMLError as error:
+        return {"lost": error.value in _GONE, "error": str(error), "processes": []}
+    return {"lost": False, "error": "", "processes": [[pid, _user(pid)] for pid in sorted(pids)]}
+
+
+def _quality(a: Any, b: Any) -> int:
+    """How good the path between two GPUs is; higher is better, 0 to itself and when NVML cannot say."""
+    if a is b:
+        return 0
+    links = _nvlinks(a, b)
+    if links:
+        return _NVLINK_QUALITY + links
+    try:
+        return _PCI_QUALITY.get(pynvml.nvmlDeviceGetTopologyCommonAncestor(a, b), 0)
+    except pynvml.NVMLError:
+        return 0
+
+
+def _nvlinks(a: Any, b: Any) -> int:
+    """Active NVLinks from ``a`` to ``b``, or to a switch that joins both."""
+    to_b, to_switch = 0, 0
+    try:
+        other = _text(pynvml.nvmlDeviceGetPciInfo(b).busId)
+    except pynvml.NVMLError:
+        return 0
+    for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
+        try:
+            if not pynvml.nvmlDeviceGetNvLinkState(a, link):
+                continue
+            remote = _text(pynvml.nvmlDeviceGetNvLinkRemotePciInfo_v2(a, link).busId)
+            kind = pynvml.nvmlDeviceGetNvLinkRemoteDeviceType(a, link)
+        except pynvml.NVMLError:
+            continue
+        to_b += remote == other
+        to_switch += kind == pynvml.NVML_NVLINK_DEVICE_TYPE_SWITCH
+    return to_b or to_switch
+
+
+def _numa(pci: str) -> int | None:
+    """The NUMA node of a PCI address as NVML writes it (domain of eight digits); None: not known."""
+    domain, _, rest = pci.lower().partition(":")
+    try:
+        with open(f"/sys/bus/pci/devices/{domain[-4:]}:{rest}/numa_node") as file:  # noqa: PTH123
+            node = int(file.read())
+    except (OSError, ValueError):
+        return None
+    return node if node >= 0 else None
+
+
+def _user(pid: int) -> str:
+    try:
+        uid = os.stat(f"/proc/{pid}").st_uid  # noqa: PTH116
+    except OSError:
+        return ""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,177 @@
+"""What this node has: found on the machine, or declared; and which GPUs are this agent's alone."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import platform
+import re
+import socket
+import uuid
+from pathlib import Path
+
+from hpcmesos import wire
+from hpcmesos.config import AgentSettings
+from hpcmesos.errors import ConfigError
+from hpcmesos.model import SIMULATED_PREFIX
+
+log = logging.getLogger(__name__)
+
+_NAMESPACE = uuid.UUID("5f8a5d3e-6b0e-5c5c-9c4b-0d8f6f1f6a10")  # any fixed one: seeds simulated GPU ids
+
+
+def collect(settings: AgentSettings, cluster: str) -> wire.Inventory:
+    """CPUs, memory and simulated GPUs; real ones come from the probe.
+
+    Raises:
+        ConfigError: ``gpus`` is none of its forms.
+    """
+    return wire.Inventory(
+        cpus=settings.cpus if settings.cpus is not None else cpus(),
+        memory=settings.memory if settings.memory is not None else memory(),
+        gpus=simulated(settings.gpus, cluster, settings.node),
+        declared=settings.cpus is not None or settings.memory is not None,
+        features=settings.features,
+        os=_os(),
+        hostname=socket.gethostname(),
+    )
+
+
+def simulated(setting: str, cluster: str, node: str) -> tuple[wire.Gpu, ...]:
+    """The GPUs of ``simulated:N``; the same ids after every restart."""
+    if wants_probe(setting) or setting == "none":
+        return ()
+    kind, _, count = setting.partition(":")
+    if kind != "simulated" or not count.isdigit():
+        raise ConfigError(
+            f'gpus: \'{setting}\' is none of "none", "auto", "simulated:N", "uuid:GPU-...,GPU-..."'
+        )
+    return tuple(
+        wire.Gpu(
+            uuid=f"{SIMULATED_PREFIX}{uuid.uuid5(_NAMESPACE, f'{cluster}/{node}/{index}')}",
+            index=index,
+            model="Simulated GPU",
+            simulated=True,
+        )
+        for index in range(int(count))
+    )
+
+
+def wants_probe(setting: str) -> bool:
+    """Whether the setting means real GPUs."""
+    return setting == "auto" or setting.startswith("uuid:")
+
+
+def chosen(setting: str, found: str) -> bool:
+    """Whether a real GPU's UUID is one that the setting means."""
+    return setting == "auto" or found in setting.removeprefix("uuid:").split(",")
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def cpus() -> int:
+    """CPUs that this process may use: its affinity, less where its cgroup's quota allows less."""
+    count = len(os.sched_getaffinity(0))
+    for quota, period in _quotas():
+        if quota > 0 and period > 0:
+            count = min(count, max(1, quota // period))
+    return count
+
+
+def memory() -> int:
+    """Bytes of memory: the machine's, less where the cgroup's limit is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for directory in _cgroups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _read(directory / name)
+            if text.isdigit() and int(text) > 0:
+                total = min(total, int(text))
+    return total
+
+
+def load() -> tuple[float, int]:
+    """The machine's load of the last minute and its available memory in bytes."""
+    available = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+    return os.getloadavg()[0], int(available[1]) * 1024 if available else 0
+
+
+class Claims:
+    """The GPUs that this agent holds against all other agents of the host, by one locked file for each."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._directory = directory or _claims_directory()
+        self._held: dict[str, int] = {}
+
+    def claim(self, gpu: str) -> bool:
+        """False: another living agent of this host has it."""
+        if gpu in self._held:
+            return True
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = self._directory / gpu
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        self._held[gpu] = descriptor
+        return True
+
+    def close(self) -> None:
+        for descriptor in self._held.values():
+            os.close(descriptor)
+        self._held.clear()
+
+
+def _claims_directory() -> Path:
+    if os.geteuid() == 0:
+        return Path("/run/lock/hpcmesos")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime or f"/tmp/hpcmesos-{os.geteuid()}") / "hpcmesos-gpus"  # noqa: S108
+
+
+def _quotas() -> list[tuple[int, int]]:
+    """(quota, period) in microseconds of every cgroup that limits this process."""
+    found = []
+    for directory in _cgroups("cpu"):
+        text = _read(directory / "cpu.max").split()
+        if len(text) == 2 and text[0].isdigit():
+            found.append((int(text[0]), int(text[1])))
+        quota, period = _read(directory / "cpu.cfs_quota_us"), _read(directory / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit():
+            found.append((int(quota), int(period)))
+    return found
+
+
+def _cgroups(controller: str) -> list[Path]:
+    """Directories of this process's cgroups, v2 and the v1 of ``controller``, each with all above it."""
+    directories = []
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            root = Path("/sys/fs/cgroup")
+        elif controller in controllers.split(","):
+            root = Path("/sys/fs/cgroup") / controllers
+        else:
+            continue
+        own = root / path.lstrip("/")
+        directories += [d for d in (own, *own.parents) if d.is_relative_to(root)]
+    return directories
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _os() -> str:
+    try:
+        name = platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+    except OSError:
+        name = "Linux"
+    return f"{name}, {os.uname().sysname} {os.uname().release}"

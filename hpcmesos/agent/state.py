@@ -1,0 +1,133 @@
+"""What an agent knows (frozen values), and ``Draft``: the next state while a step is being taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from hpcmesos import wire
+from hpcmesos.agent.events import Effect, ToLeader, ToShepherd
+from hpcmesos.model import GpuState
+
+REMEMBERED = 1024  # attempts that are over here and known, so that a late message cannot start them again
+
+
+class Phase(StrEnum):
+    CHECKING = "checking"  # known to the agent only: the probe looks whether its GPUs are clean
+    PREPARING = "preparing"
+    READY = "ready"
+    RUNNING = "running"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One GPU. ``told``: what the leader knows of it; ``since``: when it got into its state."""
+
+    told: wire.Gpu
+    state: GpuState = GpuState.FREE
+    attempt: str | None = None
+    since: float = 0.0
+    note: str = ""
+
+    @property
+    def now(self) -> wire.Gpu:
+        """The GPU with the state that it has now."""
+        return msgspec.structs.replace(self.told, state=self.state.value, note=self.note)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """This node's part of an attempt. What was asked of it stays here, to be asked again of a new shepherd."""
+
+    name: str
+    phase: Phase
+    head: bool
+    gpus: tuple[str, ...] = ()
+    spec: Mapping[str, Any] | None = None  # None: from an agent before this one
+    go: bool = False
+    end: wire.End | None = None
+    started: wire.Started | None = None
+    ended: wire.Ended | None = None
+    since: float = 0.0  # checking: when the probe was asked; ended: when the leader was told last
+
+
+@dataclass(frozen=True, slots=True)
+class Shepherd:
+    pid: int
+    peer_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything that the agent knows. ``hello`` holds what never changes; its lists are filled in when it is sent.
+
+    ``over``: attempts that are finished or refused here, oldest first. ``obeyed``: the highest (timeline, term).
+    """
+
+    hello: wire.Hello
+    clean_timeout: float
+    gpus: Mapping[str, Slot] = field(default_factory=dict)
+    attempts: Mapping[str, Attempt] = field(default_factory=dict)
+    over: Mapping[str, wire.Refused | None] = field(default_factory=dict)
+    obeyed: tuple[int, int] = (0, 0)
+    link: int | None = None
+    welcomed: bool = False
+    shepherd: Shepherd | None = None
+    probe_asked: float = 0.0
+
+
+class Draft:
+    """The next state and the effects, in their order."""
+
+    def __init__(self, state: State, now: float) -> None:
+        self.state = state
+        self.now = now
+        self.effects: list[Effect] = []
+
+    def _tell(self, message: wire.ToLeader) -> None:
+        if self.state.welcomed and self.state.link is not None:
+            self.effects.append(ToLeader(self.state.link, message))
+
+    def _command(self, op: str, attempt: str, **more: Any) -> None:
+        """What is said to no shepherd is said again at its hello."""
+        if self.state.shepherd is not None:
+            who = {} if op == "prepare" else {"attempt": attempt}
+            self.effects.append(ToShepherd({"op": op} | who | more))
+
+    def _command_end(self, end: wire.End) -> None:
+        self._command("end", end.attempt, cause=end.cause, kill_delay=end.kill_delay, message=end.message)
+
+    def _set(self, **changes: Any) -> None:
+        self.state = replace(self.state, **changes)
+
+    def _set_attempt(self, attempt: Attempt) -> None:
+        self._set(attempts={**self.state.attempts, attempt.name: attempt})
+
+    def _drop_attempt(self, name: str) -> None:
+        self._set(attempts={n: a for n, a in self.state.attempts.items() if n != name})
+
+    def _forget(self, attempt: Attempt, answer: wire.Refused | None) -> None:
+        self._drop_attempt(attempt.name)
+        self._set_over(attempt.name, answer)
+        self._command("forget", attempt.name)
+
+    def _set_over(self, name: str, answer: wire.Refused | None) -> None:
+        over = {n: a for n, a in self.state.over.items() if n != name}
+        if len(over) >= REMEMBERED:
+            del over[next(iter(over))]
+        over[name] = answer
+        self._set(over=over)
+
+    def _set_slots(self, slots: Iterable[Slot]) -> None:
+        self._set(gpus={**self.state.gpus, **{s.told.uuid: s for s in slots}})
+
+    def _set_gpu(self, slot: Slot, state: GpuState, note: str = "", *, keep: bool = False) -> None:
+        """``keep``: the attempt goes on holding it."""
+        holder = slot.attempt if keep else None
+        self._set_slots([replace(slot, state=state, attempt=holder, since=self.now, note=note)])

@@ -1,0 +1,490 @@
+"""What an agent does, without doing it: ``step(state, event, now)`` -> (new state, effects).
+
+The agent decides little: it relays between the leader and the shepherd, answers for the cleanliness of its GPUs, and
+repeats every end until the leader has it in the database. Nothing here ends an attempt because somebody is silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from hpcmesos import wire
+from hpcmesos.agent.events import (
+    AskProbe,
+    CloseLink,
+    Effect,
+    Event,
+    FromLeader,
+    FromShepherd,
+    LinkDown,
+    LinkUp,
+    Note,
+    ProbeReport,
+    ProbeSilent,
+    Reading,
+    Remember,
+    ShepherdDown,
+    Tick,
+    ToLeader,
+)
+from hpcmesos.agent.state import Attempt, Draft, Phase, Shepherd, Slot, State
+from hpcmesos.model import Cause, GpuState
+
+CHECK_TIMEOUT = 10.0  # s that NVML has to answer before PREPARE is refused
+REPEAT_ENDED = 5.0  # s until an end that is not acknowledged is told again
+LOOK_WHILE_CLEANING = 0.5  # s between two questions to the probe while a GPU is being cleaned
+LOOK_WHEN_IDLE = 10.0  # s between two questions otherwise
+LOST_KILL_DELAY = 10.0  # s between SIGTERM and SIGKILL for an attempt whose GPU is lost
+
+
+def first_state(
+    hello: wire.Hello, clean_timeout: float, obeyed: tuple[int, int] = (0, 0), now: float = 0.0
+) -> State:
+    """The state of an agent that has just started, with its simulated GPUs; real ones come with the probe's report."""
+    gpus = {g.uuid: Slot(g) for g in hello.inventory.gpus}
+    return State(hello, clean_timeout, gpus, obeyed=obeyed, probe_asked=now)
+
+
+def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
+    """The one entry. ``now``: seconds on any clock that never goes back."""
+    work = _Step(state, now)
+    work.on(event)
+    return work.finish()
+
+
+def deadline(state: State) -> float | None:
+    """When the next ``Tick`` is due; None: not before the next event."""
+    times = [a.since + CHECK_TIMEOUT for a in state.attempts.values() if a.phase is Phase.CHECKING]
+    if state.welcomed:
+        times += [a.since + REPEAT_ENDED for a in state.attempts.values() if a.phase is Phase.ENDED]
+    real = [s for s in state.gpus.values() if not s.told.simulated]
+    times += [s.since + state.clean_timeout for s in real if s.state is GpuState.CLEANING]
+    if real:
+        times.append(state.probe_asked + _look_interval(state.gpus.values()))
+    return min(times, default=None)
+
+
+def _look_interval(slots: Iterable[Slot]) -> float:
+    return LOOK_WHILE_CLEANING if any(s.state is GpuState.CLEANING for s in slots) else LOOK_WHEN_IDLE
+
+
+def _job(attempt: str) -> str:
+    return attempt.rpartition("#")[0]
+
+
+class _Step(Draft):
+    """One event's way through the rules."""
+
+    def on(self, event: Event) -> None:
+        match event:
+            case FromLeader(link, message):
+                self._on_leader(link, message)
+            case FromShepherd(message):
+                self._on_shepherd(message)
+            case LinkUp(link):
+                self._set(link=link, welcomed=False)
+                self._say_hello(link)
+            case LinkDown(link):
+                if link == self.state.link:
+                    self._set(link=None, welcomed=False)
+            case ShepherdDown():
+                self._set(shepherd=None)
+            case ProbeReport(asked, readings):
+                self._on_probe(asked, readings)
+            case ProbeSilent(seconds):
+                self._on_probe_silent(seconds)
+            case Tick():
+                self._on_tick()
+
+    def finish(self) -> tuple[State, list[Effect]]:
+        """The leader hears of changed GPUs first: an end must not show as free what is not clean."""
+        changed = self._untold()
+        if changed and self.state.welcomed and self.state.link is not None:
+            report: wire.ToLeader = wire.GpuReport(gpus=tuple(s.now for s in changed))
+            if any(s.told.state == NEVER_TOLD for s in changed):
+                report = wire.InventoryReport(inventory=self._inventory())
+                changed = list(self.state.gpus.values())
+            self._set_slots(replace(s, told=s.now) for s in changed)
+            place = next(
+                (i for i, e in enumerate(self.effects) if isinstance(e, ToLeader)), len(self.effects)
+            )
+            self.effects.insert(place, ToLeader(self.state.link, report))
+        return self.state, self.effects
+
+    # --- the leader ----------------------------------------------------------------------------------------------
+
+    def _say_hello(self, link: int) -> None:
+        state = self.state
+        self._set_slots(replace(s, told=s.now) for s in state.gpus.values())
+        hello = msgspec.structs.replace(
+            state.hello,
+            inventory=self._inventory(),
+            attempts=tuple(_report(a) for a in state.attempts.values()),
+            seen_term=state.obeyed[1],
+            peer_port=state.shepherd.peer_port if state.shepherd else 0,
+            shepherd_pid=state.shepherd.pid if state.shepherd else 0,
+        )
+        self.effects.append(ToLeader(link, hello))
+
+    def _on_leader(self, link: int, message: wire.ToAgent) -> None:
+        if link != self.state.link:
+            return
+        if isinstance(message, wire.Welcome):
+            self._on_welcome(link, message)
+        elif self.state.welcomed:
+            match message:
+                case wire.Prepare():
+                    self._on_prepare(message)
+                case wire.Go():
+                    self._on_go(message)
+                case wire.End():
+                    self._on_end(message)
+                case wire.Signal():
+                    if message.attempt in self.state.attempts:
+                        self._command("signal", message.attempt, signal=message.signal)
+                case wire.Acknowledged():
+                    self._on_acknowledged(message.attempt)
+
+    def _on_welcome(self, link: int, welcome: wire.Welcome) -> None:
+        pair = (welcome.timeline, welcome.term)
+        if pair < self.state.obeyed:
+            reason = f"an old leader: timeline {pair[0]} term {pair[1]}, obeyed {self.state.obeyed}"
+            self._set(link=None, welcomed=False)
+            self.effects.append(CloseLink(link, reason))
+            return
+        if pair > self.state.obeyed:
+            self.effects.append(Remember(*pair))
+        self._set(obeyed=pair, welcomed=True)
+        for attempt in self.state.attempts.values():
+            self._repeat(attempt)
+
+    def _on_prepare(self, message: wire.Prepare) -> None:
+        name = message.attempt
+        if known := self.state.attempts.get(name):
+            self._repeat(known)
+            return
+        if name in self.state.over:
+            self._tell(
+                self.state.over[name] or self._refused(name, "this attempt is already over on this node")
+            )
+            return
+        spec = message.spec
+        members, me = spec["members"], spec["me"]
+        gpus = tuple(g["uuid"] for g in members[me].get("gpus", ()))
+        if reason := self._why_not(name, members[me]["node"], gpus):
+            self._refuse(name, reason)
+            return
+        attempt = Attempt(name, Phase.CHECKING, me == 0, gpus, spec, since=self.now)
+        self._set_attempt(attempt)
+        self._set_slots(
+            replace(self.state.gpus[u], state=GpuState.ALLOCATED, attempt=name, since=self.now, note="")
+            for u in gpus
+        )
+        if all(self.state.gpus[u].told.simulated for u in gpus):
+            self._prepare(attempt)
+        else:
+            self._ask_probe()
+
+    def _why_not(self, name: str, node: str, gpus: tuple[str, ...]) -> str:
+        """Why PREPARE is refused at once; empty: it is not."""
+        if node != self.state.hello.node:
+            return f"it is meant for node {node}"
+        if self.state.shepherd is None:
+            return "its shepherd does not run"
+        for other in self.state.attempts.values():
+            if _job(other.name) == _job(name) and other.phase is not Phase.ENDED:
+                return f"attempt {other.name} of the same job is still here"
+        for uuid in gpus:
+            slot = self.state.gpus.get(uuid)
+            if slot is None:
+                return f"it has no GPU {uuid}"
+            if slot.state is not GpuState.FREE:
+                holder = f" by {slot.attempt}" if slot.attempt else ""
+                note = f": {slot.note}" if slot.note else ""
+                return f"GPU {slot.told.index} ({uuid}) is {slot.state.value}{holder}{note}"
+        return ""
+
+    def _on_go(self, message: wire.Go) -> None:
+        attempt = self.state.attempts.get(message.attempt)
+        if attempt is None:
+            self._tell_unknown(message.attempt, Cause.NODE_LOST)
+        elif attempt.phase in (Phase.CHECKING, Phase.PREPARING, Phase.READY) and attempt.end is None:
+            self._set_attempt(replace(attempt, go=True))
+            if attempt.phase is not Phase.CHECKING:
+                self._command("go", attempt.name)
+        else:
+            self._repeat(attempt)
+
+    def _on_end(self, message: wire.End) -> None:
+        attempt = self.state.attempts.get(message.attempt)
+        if attempt is None:
+            self._tell_unknown(message.attempt, message.cause)
+        elif attempt.phase is Phase.CHECKING:
+            self._end_here(replace(attempt, end=message), message.cause, message.message)
+        elif attempt.phase is Phase.ENDED:
+            self._repeat(attempt)
+        else:
+            self._set_attempt(replace(attempt, phase=Phase.ENDING, end=message))
+            self._command_end(message)
+
+    def _on_acknowledged(self, name: str) -> None:
+        attempt = self.state.attempts.get(name)
+        if attempt is not None and attempt.phase is Phase.ENDED:
+            self._forget(attempt, None)
+
+    def _repeat(self, attempt: Attempt) -> None:
+        """Tells the leader (again) how far an attempt is."""
+        if attempt.ended is not None:
+            self._set_attempt(replace(attempt, since=self.now))
+            self._tell(attempt.ended)
+        elif attempt.started is not None:
+            self._tell(attempt.started)
+        elif attempt.phase is Phase.READY:
+            self._tell(wire.Ready(attempt=attempt.name))
+
+    def _tell_unknown(self, name: str, cause: str) -> None:
+        """An answer for an attempt that is not here; a PREPARE of it that comes later is refused."""
+        self._set_over(name, self.state.over.get(name))
+        text = f"node {self.state.hello.node} holds nothing of {name}"
+        self._tell(wire.Ended(attempt=name, head=False, cause=cause, message=text))
+
+    def _refused(self, name: str, reason: str, culprit: str = "") -> wire.Refused:
+        node = self.state.hello.node
+        return wire.Refused(attempt=name, culprit=culprit or node, reason=f"node {node}: {reason}")
+
+    def _refuse(self, name: str, reason: str) -> None:
+        refused = self._refused(name, reason)
+        self._set_over(name, refused)
+        self._tell(refused)
+
+    # --- the shepherd --------------------------------------------------------------------------------------------
+
+    def _on_shepherd(self, message: dict[str, Any]) -> None:
+        attempt = self.state.attempts.get(message.get("attempt", ""))
+        match message.get("event"):
+            case "hello":
+                self._on_shepherd_hello(message)
+            case "ready" if attempt and attempt.phase is Phase.PREPARING:
+                self._set_attempt(replace(attempt, phase=Phase.READY))
+                self._tell(wire.Ready(attempt=attempt.name))
+            case "refused" if attempt and attempt.phase is not Phase.ENDED:
+                refused = self._refused(attempt.name, message["reason"], message["culprit"])
+                self._release(attempt, dirty=False)
+                self._tell(refused)
+                self._forget(attempt, refused)
+            case "started" if attempt and attempt.phase is not Phase.ENDED:
+                started = msgspec.convert(message, wire.Started)
+                phase = Phase.ENDING if attempt.end else Phase.RUNNING
+                self._set_attempt(replace(attempt, phase=phase, started=started))
+                self._tell(started)
+            case "ended":
+                self._on_ended(attempt, msgspec.convert(message, wire.Ended))
+            case "unknown" if attempt and attempt.phase is not Phase.ENDED:
+                self._end_here(attempt, Cause.NODE_LOST, "the shepherd does not know this attempt")
+
+    def _on_shepherd_hello(self, message: dict[str, Any]) -> None:
+        shepherd = Shepherd(message["pid"], message["peer_port"])
+        if self.state.link is not None:
+            self.effects.append(CloseLink(self.state.link, "another shepherd: the leader has to be told"))
+            self._set(link=None, welcomed=False)
+        self._set(shepherd=shepherd)
+        reports = msgspec.convert(message["attempts"], list[wire.AttemptReport])
+        held = {r.attempt for r in reports}
+        for report in reports:
+            self._take_over(report)
+        for attempt in self.state.attempts.values():
+            if attempt.name in held or attempt.phase in (Phase.CHECKING, Phase.ENDED):
+                continue
+            if attempt.phase is Phase.PREPARING and attempt.spec is not None:
+                self._command("prepare", attempt.name, spec=attempt.spec)
+            else:
+                self._end_here(attempt, Cause.NODE_LOST, "the shepherd does not know this attempt any more")
+
+    def _take_over(self, report: wire.AttemptReport) -> None:
+        """Brings what a (new) shepherd holds and what we know of it together."""
+        name = report.attempt
+        if name in self.state.over:
+            self._command("forget", name)
+            return
+        phase = Phase.ENDING if report.phase == Phase.ENDED else Phase(report.phase)
+        attempt = self.state.attempts.get(name)
+        if attempt is None:
+            attempt = Attempt(name, phase, report.head, report.gpus)
+            self._set_attempt(attempt)
+            self._set_slots(
+                replace(s, state=GpuState.ALLOCATED, attempt=name, since=self.now, note="")
+                for u in report.gpus
+                if (s := self.state.gpus.get(u)) and s.state is not GpuState.LOST
+            )
+        elif attempt.phase is not Phase.ENDED and report.phase != Phase.ENDED:
+            self._set_attempt(replace(attempt, phase=Phase.ENDING if attempt.end else phase))
+            if attempt.end is not None:
+                self._command_end(attempt.end)
+            elif attempt.go and phase in (Phase.PREPARING, Phase.READY):
+                self._command("go", name)
+
+    def _on_ended(self, attempt: Attempt | None, ended: wire.Ended) -> None:
+        if attempt is None:
+            if ended.attempt in self.state.over:
+                self._command("forget", ended.attempt)
+                return
+            attempt = Attempt(ended.attempt, Phase.ENDING, ended.head)
+        if attempt.phase is not Phase.ENDED:
+            self._release(attempt, dirty=True)
+            self._repeat(replace(attempt, phase=Phase.ENDED, ended=ended, spec=None))
+
+    def _end_here(self, attempt: Attempt, cause: str, text: str) -> None:
+        """The end of a part that the shepherd never had or has lost."""
+        ended = wire.Ended(attempt=attempt.name, head=attempt.head, cause=cause, message=text)
+        self._on_ended(attempt, ended)
+
+    def _prepare(self, attempt: Attempt) -> None:
+        self._set_attempt(replace(attempt, phase=Phase.PREPARING))
+        self._command("prepare", attempt.name, spec=attempt.spec)
+        if attempt.go:
+            self._command("go", attempt.name)
+
+    # --- GPUs ----------------------------------------------------------------------------------------------------
+
+    def _release(self, attempt: Attempt, *, dirty: bool) -> None:
+        """``dirty``: something of the attempt may have run on them."""
+        held = [s for s in self.state.gpus.values() if s.attempt == attempt.name]
+        real = dirty and attempt.phase is not Phase.CHECKING
+        for slot in held:
+            if slot.state is GpuState.LOST:
+                self._set_slots([replace(slot, attempt=None)])
+            elif real and not slot.told.simulated:
+                self._set_gpu(slot, GpuState.CLEANING)
+            else:
+                self._set_gpu(slot, GpuState.FREE)
+        if any(s.state is GpuState.CLEANING for s in self.state.gpus.values()):
+            self._ask_probe()
+
+    def _on_probe(self, asked: float, readings: tuple[Reading, ...]) -> None:
+        seen = {r.gpu.uuid: r for r in readings}
+        for uuid, reading in seen.items():
+            if uuid not in self.state.gpus:
+                self._appear(reading)
+        for slot in list(self.state.gpus.values()):
+            if not slot.told.simulated and asked >= slot.since:
+                self._look(slot, seen.get(slot.told.uuid))
+        for attempt in list(self.state.attempts.values()):
+            if attempt.phase is Phase.CHECKING and asked >= attempt.since:
+                self._checked(attempt, seen)
+
+    def _appear(self, reading: Reading) -> None:
+        uuid = reading.gpu.uuid
+        holder = next((a.name for a in self.state.attempts.values() if uuid in a.gpus), None)
+        self._set_slots([Slot(reading.gpu, GpuState.ALLOCATED if holder else GpuState.CLEANING, holder)])
+
+    def _inventory(self) -> wire.Inventory:
+        gpus = tuple(s.now for s in self.state.gpus.values())
+        return msgspec.structs.replace(self.state.hello.inventory, gpus=gpus)
+
+    def _look(self, slot: Slot, reading: Reading | None) -> None:
+        """One GPU's next state from what the probe saw of it."""
+        if reading is None or reading.lost:
+            if slot.state is not GpuState.LOST:
+                self._lose(
+                    slot, reading.error if reading and reading.error else "NVML does not see it any more"
+                )
+        elif slot.state is GpuState.LOST:
+            self._set_gpu(slot, GpuState.ALLOCATED if slot.attempt else GpuState.CLEANING, keep=True)
+        elif slot.state is GpuState.ALLOCATED:
+            self._set_slots([replace(slot, note=reading.error)])
+        elif reading.processes or reading.error:
+            note = _foreign(reading)
+            if slot.state is GpuState.FREE:
+                self.effects.append(Note(f"GPU {slot.told.index} ({slot.told.uuid}) is not clean: {note}"))
+                self._set_gpu(slot, GpuState.CLEANING, note)
+            else:
+                self._set_slots([replace(slot, note=note)])
+        elif slot.state is not GpuState.FREE:
+            self._set_gpu(slot, GpuState.FREE)
+
+    def _lose(self, slot: Slot, why: str) -> None:
+        where = f"GPU {slot.told.index} ({slot.told.uuid})"
+        self.effects.append(Note(f"{where} is lost: {why}"))
+        self._set_gpu(slot, GpuState.LOST, why, keep=True)
+        attempt = self.state.attempts.get(slot.attempt or "")
+        if attempt and attempt.phase in (Phase.PREPARING, Phase.READY, Phase.RUNNING):
+            text = f"node {self.state.hello.node}: {where} is lost: {why}"
+            self._on_end(
+                wire.End(attempt=attempt.name, cause=Cause.GPU_LOST, kill_delay=LOST_KILL_DELAY, message=text)
+            )
+
+    def _checked(self, attempt: Attempt, seen: Mapping[str, Reading]) -> None:
+        """PREPARE goes on when nothing is on the attempt's GPUs, and is refused else."""
+        for uuid in attempt.gpus:
+            slot, reading = self.state.gpus[uuid], seen.get(uuid)
+            if slot.told.simulated or (reading and not (reading.processes or reading.error or reading.lost)):
+                continue
+            what = _foreign(reading) if reading else "NVML does not see it any more"
+            self._refuse_checking(attempt, f"GPU {slot.told.index} ({uuid}) is not clean: {what}")
+            dirty = self.state.gpus[uuid]
+            if dirty.state is GpuState.FREE:
+                self._set_gpu(dirty, GpuState.CLEANING, what)
+            return
+        self._prepare(attempt)
+
+    def _refuse_checking(self, attempt: Attempt, reason: str) -> None:
+        self._release(attempt, dirty=False)
+        self._drop_attempt(attempt.name)
+        self._refuse(attempt.name, reason)
+
+    def _on_probe_silent(self, seconds: float) -> None:
+        note = f"NVML has not answered for {seconds:.0f} s"
+        self.effects.append(Note(note))
+        for attempt in list(self.state.attempts.values()):
+            if attempt.phase is Phase.CHECKING and attempt.gpus:
+                self._refuse_checking(attempt, note)
+        for slot in list(self.state.gpus.values()):
+            if slot.told.simulated:
+                continue
+            if slot.state in (GpuState.FREE, GpuState.CLEANING):
+                self._set_gpu(slot, GpuState.QUARANTINED, note)
+            else:
+                self._set_slots([replace(slot, note=note)])
+
+    def _on_tick(self) -> None:
+        for attempt in list(self.state.attempts.values()):
+            if attempt.phase is Phase.CHECKING and self.now >= attempt.since + CHECK_TIMEOUT:
+                self._refuse_checking(attempt, f"NVML has not answered for {CHECK_TIMEOUT:.0f} s")
+            elif attempt.phase is Phase.ENDED and self.now >= attempt.since + REPEAT_ENDED:
+                self._repeat(attempt)
+        for slot in list(self.state.gpus.values()):
+            if (
+                slot.state is GpuState.CLEANING
+                and not slot.told.simulated
+                and self.now >= slot.since + self.state.clean_timeout
+            ):
+                note = f"not clean after {self.state.clean_timeout:.0f} s: {slot.note or 'no answer of NVML'}"
+                self.effects.append(Note(f"GPU {slot.told.index} ({slot.told.uuid}) is {note}"))
+                self._set_gpu(slot, GpuState.QUARANTINED, note)
+        real = any(not s.told.simulated for s in self.state.gpus.values())
+        if real and self.now >= self.state.probe_asked + _look_interval(self.state.gpus.values()):
+            self._ask_probe()
+
+    def _ask_probe(self) -> None:
+        self._set(probe_asked=self.now)
+        self.effects.append(AskProbe())
+
+    def _untold(self) -> list[Slot]:
+        """GPUs of which the leader should hear; that it has given one to an attempt it knows itself."""
+        slots = self.state.gpus.values()
+        return [s for s in slots if s.now != s.told and (s.state is not GpuState.ALLOCATED or s.told.state == NEVER_TOLD)]
+
+
+def _foreign(reading: Reading) -> str:
+    if reading.processes:
+        return ", ".join(str(p) for p in reading.processes[:4]) + " on it"
+    return reading.error or "lost"
+
+
+def _report(attempt: Attempt) -> wire.AttemptReport:
+    phase = Phase.PREPARING if attempt.phase is Phase.CHECKING else attempt.phase
+    return wire.AttemptReport(attempt=attempt.name, phase=phase.value, head=attempt.head, gpus=attempt.gpus)

@@ -1,0 +1,143 @@
+"""The link to the leader: the API says who leads; dialled with mutual TLS, and again whenever it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from hpcmesos import wire
+from hpcmesos.agent import api
+from hpcmesos.agent.events import Event, FromLeader, LinkDown, LinkUp
+from hpcmesos.errors import HpcmesosError, MasterUnreachable, ProtocolError
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # s between two dials, with jitter
+_DIAL_TIMEOUT = 5.0
+_SILENT_PINGS = 5  # pings that fail to come until the link counts as dead
+_MAX_UNSENT = 64 * 1024 * 1024
+
+
+class Uplink:
+    """At most one link at a time, numbered; ``send`` to a link that is gone is dropped.
+
+    ``load``: (load, free memory) for the answers to pings.
+    """
+
+    def __init__(
+        self, master: str, state: Path, sink: Callable[[Event], None], load: Callable[[], tuple[float, int]]
+    ) -> None:
+        self._master = master
+        self._sink = sink
+        self._load = load
+        self._context = link_context(state)
+        self._link = 0
+        self._writer: asyncio.StreamWriter | None = None
+        self._welcome: wire.Welcome | None = None
+        self._redirect: str | None = None
+
+    def send(self, link: int, message: wire.ToLeader) -> None:
+        if link != self._link or self._writer is None:
+            return
+        self._writer.write(wire.encode(message))
+        if self._writer.transport.get_write_buffer_size() > _MAX_UNSENT:
+            self.close(link, "the leader does not read")
+
+    def close(self, link: int, reason: str) -> None:
+        """Parts; the next dial follows by itself."""
+        if link == self._link and self._writer is not None:
+            log.warning("link %d closed: %s", link, reason)
+            self._writer.transport.abort()
+
+    async def run(self, ready: Callable[[], bool]) -> None:
+        """Until cancelled. Dials only while ``ready()``: what Hello says has to be true."""
+        pause, said = FIRST_PAUSE, ""
+        while True:
+            if ready():
+                try:
+                    await self._session()
+                except (OSError, EOFError, ValueError, HpcmesosError, msgspec.MsgspecError) as error:
+                    text = str(error) or type(error).__name__
+                    if text != said:
+                        log.warning("no link to the leader: %s", text)
+                    said = text
+                if self._welcome is not None:
+                    pause, said = FIRST_PAUSE, ""
+                    self._welcome = None
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, LONGEST_PAUSE) if ready() else FIRST_PAUSE
+
+    async def _session(self) -> None:
+        address = self._redirect or await self._ask_leader()
+        self._redirect = None
+        host, _, port = address.rpartition(":")
+        async with asyncio.timeout(_DIAL_TIMEOUT):
+            reader, writer = await asyncio.open_connection(
+                host.strip("[]"), int(port), ssl=self._context, limit=1024 * 1024
+            )
+        try:
+            if api.organization(writer.get_extra_info("peercert")) != "master":
+                raise ProtocolError(f"who listens at {address} is no master")
+            self._link += 1
+            self._writer = writer
+            self._sink(LinkUp(self._link))
+            await self._converse(reader, writer)
+        finally:
+            self._writer = None
+            self._sink(LinkDown(self._link))
+            writer.close()
+            with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await writer.wait_closed()
+
+    async def _ask_leader(self) -> str:
+        context = self._context if self._master.startswith("https") else None
+        answer = await asyncio.to_thread(api.call, self._master, "GET", "/v1/leader", None, context)
+        address = msgspec.convert(answer, wire.LeaderReply).address
+        if address is None:
+            raise MasterUnreachable("there is no leader now")
+        return address
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        silence = _DIAL_TIMEOUT
+        while True:
+            async with asyncio.timeout(silence):
+                size = int.from_bytes(await reader.readexactly(4), "big")
+                if size > wire.MAX_FRAME:
+                    raise ProtocolError(f"the leader sent a frame of {size} bytes")
+                message = wire.decode_to_agent(await reader.readexactly(size))
+            match message:
+                case wire.Ping(nonce=nonce):
+                    load, memory = self._load()
+                    self.send(self._link, wire.Pong(nonce=nonce, load=load, memory_free=memory))
+                case wire.Rejected(reason=reason, leader=leader):
+                    self._redirect = leader
+                    raise ProtocolError(f"the leader rejects this agent: {reason}")
+                case wire.Welcome():
+                    if message.protocol != wire.PROTOCOL:
+                        raise ProtocolError(
+                            f"the leader speaks protocol {message.protocol}, this agent {wire.PROTOCOL}"
+                        )
+                    silence = max(_DIAL_TIMEOUT, _SILENT_PINGS * message.ping_interval)
+                    self._welcome = message
+                    log.info("link %d: cluster=%s term=%d", self._link, message.cluster, message.term)
+                    self._sink(FromLeader(self._link, message))
+                case _:
+                    self._sink(FromLeader(self._link, message))
+
+
+def link_context(state: Path) -> ssl.SSLContext:
+    """TLS with the node's certificate; host names are not compared: the caller looks at O of the peer."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.load_verify_locations(state / "ca.pem")
+    context.load_cert_chain(state / "agent.pem", state / "agent.key")
+    return context
