@@ -6,7 +6,7 @@
 
 Every refusal is raised as the leaf of :mod:`hpcmesos.errors` that the server named. A connection that breaks is made
 anew for ``patience`` seconds; a submission carries one idempotency key through all its tries, so it makes one job.
-A client belongs to one thread.
+A client belongs to one thread, but for ``logs``, which uses connections of its own.
 """
 
 from __future__ import annotations
@@ -141,8 +141,9 @@ class Client:
     def wait(self, job_id: str, timeout: float | None = None) -> wire.JobStatus:
         """The status once the job has ended, or after ``timeout`` seconds (None: no limit)."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        poll = min(_POLL, self._timeout / 2)
         while True:
-            left = _POLL if deadline is None else max(0.0, min(_POLL, deadline - time.monotonic()))
+            left = poll if deadline is None else max(0.0, min(poll, deadline - time.monotonic()))
             status = self._call("GET", f"{_job_path(job_id)}/wait?timeout={left:.3f}", wire.JobStatus)
             if status.state == "C" or (deadline is not None and time.monotonic() >= deadline):
                 return status
@@ -150,7 +151,10 @@ class Client:
     def logs(
         self, job_id: str, stream: str = "stdout", *, offset: int = 0, follow: bool = False
     ) -> Iterator[bytes]:
-        """The bytes of a stream as they come; with ``follow`` until the job is over."""
+        """The bytes of a stream as they come; with ``follow`` until the job is over.
+
+        ``offset``: how many bytes to pass over. A stream that breaks off goes on where it stopped.
+        """
         deadline = time.monotonic() + self._patience
         while True:
             query = urlencode({"offset": offset, "follow": str(follow).lower()})
@@ -166,9 +170,10 @@ class Client:
                         deadline = time.monotonic() + self._patience
                         yield chunk
                     return
+            except TimeoutError:
+                deadline = time.monotonic() + self._patience  # a quiet job, not a broken connection
             except (OSError, http.client.HTTPException) as error:
-                if time.monotonic() >= deadline:
-                    raise self._unreachable(error) from error
+                self._give_up_after(deadline, error)
                 time.sleep(_FIRST_PAUSE)
 
     def nodes(self) -> list[NodeStatus]:
@@ -189,7 +194,7 @@ class Client:
         return self._call("POST", "/v1/tokens", wire.TokenReply, request)
 
     def join(self, token: str, node: str, csr: str) -> wire.JoinReply:
-        """Certificate for an agent. The token names the cluster's authority, which is checked before the token is shown.
+        """Certificate for an agent. The token names the cluster's authority, which is checked before it is shown.
 
         Raises:
             Unauthenticated: the server is not of the cluster that the token was made for, or refuses the token.
@@ -228,8 +233,7 @@ class Client:
                 return self._once(method, path, kind, data)
             except (OSError, http.client.HTTPException, Unavailable) as error:
                 self.close()
-                if time.monotonic() >= deadline:
-                    raise self._unreachable(error) from error
+                self._give_up_after(deadline, error)
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -260,11 +264,18 @@ class Client:
         assert self._ssl is not None and self._url.hostname is not None
         return _TlsConnection(self._url.hostname, self._url.port or 443, self._timeout, self._ssl)
 
-    def _unreachable(self, error: Exception) -> Exception:
-        if isinstance(error, Unavailable):
-            return error
+    def _give_up_after(self, deadline: float, error: Exception) -> None:
+        """Raises what the caller gets to see, when it is time to or trying again cannot help."""
         where = self._socket or self._url.netloc
-        return MasterUnreachable(f"cannot connect to server {where} ({error})")
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise Unauthenticated(
+                f"server {where} is not of this cluster ({error.verify_message})"
+            ) from error
+        if time.monotonic() < deadline:
+            return
+        if isinstance(error, Unavailable):
+            raise error
+        raise MasterUnreachable(f"cannot connect to server {where} ({error})") from error
 
 
 class _Closing(http.client.HTTPConnection):

@@ -64,7 +64,7 @@ def ensure_ca(state: Path) -> Ca:
 def ensure_certificate(
     ca: Ca, directory: Path, common_name: str, organization: str, sans: Sequence[str]
 ) -> tuple[Path, Path]:
-    """Paths of certificate and key in ``directory``; renewed when they run out, name other hosts, or are another CA's."""
+    """Paths of certificate and key in ``directory``; made anew when they run out or do not fit what is asked."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     certificate_path, key_path = directory / "certificate.pem", directory / "key.pem"
     if certificate_path.exists() and key_path.exists():

@@ -1,22 +1,23 @@
 """What API processes put into the inbox for the leader: one row of ``inbox`` is a kind, a job, a user and a payload.
 
-======== ============================================================= =================================================
+======== ============================================================= ===========================================
 kind     payload                                                       the leader
-======== ============================================================= =================================================
+======== ============================================================= ===========================================
 submit   (none: written by the store with the job)                     takes the new job in
-delete   index, kill_delay (s or None), message, purge (bool)          ends the job; Q, H, W at once, R and E by END
+delete   index, kill_delay (s or None), message, purge (bool)          ends the job; Q, H, W at once, R by END
 hold     index, kinds (letters of u o s)                               adds the holds; Q and W become H
-release  index, kinds (letters of u o s)                               takes the holds away; without any left H becomes Q
+release  index, kinds (letters of u o s)                               takes the holds away; none left: H becomes Q
 signal   index, signal (number)                                        passes the signal to the head
 node     node, action ("offline" "clear" "note" "gone"), note or None  changes the node; ``seq`` is None
-======== ============================================================= =================================================
+======== ============================================================= ===========================================
 
-``index`` is an array's element, or None for the job itself. The rights of ``user`` were checked when the row was written;
-a wish that its job has outrun is dropped.
+``index`` is an array's element, or None for the job itself. The rights of ``user`` were checked when the row was
+written; a wish that its job has outrun is dropped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -64,10 +65,9 @@ class Notifier:
         while True:
             self._wanted.wait()
             self._wanted.clear()
-            try:
+            # Only a hint: the leader looks at the inbox by itself, too.
+            with contextlib.suppress(DatabaseUnavailable):
                 self._store.notify()
-            except DatabaseUnavailable:
-                pass  # only a hint: the leader looks at the inbox by itself, too
             if self._stopped.wait(_QUIET):
                 return
 

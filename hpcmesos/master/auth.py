@@ -1,0 +1,104 @@
+"""Who calls, and what that one may do. Identity comes from the connection, never from a field of the request.
+
+unix socket: the kernel tells the uid, its *name* on this host counts. TLS: a bearer token of a user, or a certificate
+of our authority: an agent (O=agent) or another master (O=master). uid 0 is nobody special: the settings name managers.
+"""
+
+from __future__ import annotations
+
+import pwd
+from dataclasses import dataclass
+
+from hpcmesos.config import MasterSettings
+from hpcmesos.errors import RootRefused, Unauthenticated, Unauthorized
+from hpcmesos.master.peercred import Peer
+from hpcmesos.model import Role
+from hpcmesos.queue.store import Store
+
+_BEARER = "bearer "
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """``user`` is empty for an agent, whose ``node`` is set, and for a master."""
+
+    user: str
+    role: Role = Role.USER
+    node: str | None = None
+
+    @property
+    def privileged(self) -> bool:
+        """Operators and managers."""
+        return self.role is not Role.USER
+
+    def may_touch(self, owner: str) -> bool:
+        """Whether the caller may change a job of ``owner`` and read what it holds."""
+        return self.privileged or (self.user != "" and self.user == owner)
+
+
+def identify(peer: Peer, authorization: str | None, settings: MasterSettings, store: Store) -> Caller:
+    """The caller on this connection.
+
+    Raises:
+        Unauthenticated: no credential, or a wrong one.
+    """
+    if peer.uid is not None:
+        return _user(_name_of(peer.uid), settings)
+    if authorization is not None:
+        return _user(_token_user(authorization, store), settings)
+    if peer.organization == "master":
+        return Caller("", Role.MANAGER)
+    if peer.organization == "agent" and peer.common_name:
+        return Caller("", Role.USER, peer.common_name)
+    raise Unauthenticated(
+        "no credential: send a bearer token, or use the unix socket on a host of the cluster"
+    )
+
+
+def check_may_submit(caller: Caller, settings: MasterSettings) -> None:
+    """Whether the caller may have jobs at all.
+
+    Raises:
+        RootRefused: root, and the site does not run root's jobs.
+        Unauthorized: no user, or the cluster serves one other user only.
+    """
+    if not caller.user:
+        raise Unauthorized("only users may submit jobs")
+    if caller.user == "root" and not settings.root_jobs:
+        raise RootRefused("qsub can not be run as root")
+    if settings.single_user and caller.user != settings.single_user:
+        raise Unauthorized(f"this cluster runs jobs of user {settings.single_user} only")
+
+
+def check_manager(caller: Caller, what: str) -> None:
+    """Raises Unauthorized unless the caller is a manager."""
+    if caller.role is not Role.MANAGER:
+        raise Unauthorized(f"only managers may {what}")
+
+
+def check_operator(caller: Caller, what: str) -> None:
+    """Raises Unauthorized unless the caller is an operator or a manager."""
+    if not caller.privileged:
+        raise Unauthorized(f"only operators may {what}")
+
+
+def _user(name: str, settings: MasterSettings) -> Caller:
+    if name in settings.managers:
+        return Caller(name, Role.MANAGER)
+    return Caller(name, Role.OPERATOR if name in settings.operators else Role.USER)
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        raise Unauthenticated(f"user id {uid} has no name on this host") from None
+
+
+def _token_user(authorization: str, store: Store) -> str:
+    if not authorization.lower().startswith(_BEARER):
+        raise Unauthenticated("write 'Authorization: Bearer TOKEN'")
+    token = store.verify_token(authorization[len(_BEARER) :].strip())
+    if not token.user:
+        raise Unauthenticated("this token is no user's")
+    return token.user

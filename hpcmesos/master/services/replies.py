@@ -1,0 +1,86 @@
+"""What q-commands print and exit with beside their proper output: help, versions, refusals in both families' words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from hpcmesos.errors import (
+    BadDependency,
+    HpcmesosError,
+    InvalidValue,
+    JobFinished,
+    NeverFits,
+    Unauthorized,
+    UnknownJob,
+    UnknownQueue,
+    WrongState,
+)
+from hpcmesos.pbs.options import help_text, parse
+from hpcmesos.pbs.personalities import Personality
+from hpcmesos.wire import CommandReply
+
+_PBSPRO_CODES: Mapping[type[HpcmesosError], int] = {
+    InvalidValue: 166,
+    WrongState: 168,
+    UnknownQueue: 170,
+    NeverFits: 188,
+    BadDependency: 206,
+    JobFinished: 35,
+}
+"""Where OpenPBS' error numbers (& 255) differ from Torque's."""
+
+_TORQUE_TEXTS: Mapping[type[HpcmesosError], str] = {
+    UnknownJob: "Unknown Job Id Error {id}",
+    Unauthorized: "Unauthorized Request  {id}",
+    JobFinished: "Request invalid for state of job MSG=invalid state for job - COMPLETE {id}",
+    WrongState: "Request invalid for state of job MSG={error} {id}",
+}
+_PBSPRO_TEXTS: Mapping[type[HpcmesosError], str] = {
+    UnknownJob: "Unknown Job Id {id}",
+    Unauthorized: "Unauthorized Request  {id}",
+    JobFinished: "Job has finished {id}",
+    WrongState: "Request invalid for state of job {id}",
+}
+
+
+def exit_code(error: HpcmesosError, personality: Personality) -> int:
+    """What the command exits with."""
+    if personality is Personality.PBSPRO:
+        return _PBSPRO_CODES.get(type(error), error.exit_code)
+    return error.exit_code
+
+
+def information(command: str, argv: Sequence[str], personality: Personality) -> CommandReply | None:
+    """The answer to ``--help`` and ``--version``; None: the words ask for neither."""
+    parsed = parse(command, argv)
+    if parsed.has("help"):
+        return CommandReply(stdout=help_text(command))
+    if not (parsed.has("version") or parsed.has("about")):
+        return None
+    number = version("hpcmesos")
+    if personality is Personality.PBSPRO:
+        return CommandReply(stdout=f"pbs_version = {number}\n")
+    return CommandReply(stderr=f"Version: {number}\n")
+
+
+@dataclass(slots=True)
+class Refusals:
+    """The refusals of a command that takes several ids: one line each, and the code of the one that counts."""
+
+    command: str
+    personality: Personality
+    lines: list[str] = field(default_factory=list)
+    code: int = 0
+
+    def add(self, job_id: str, error: HpcmesosError) -> None:
+        """Torque exits with the first error, OpenPBS with the last."""
+        torque = self.personality is Personality.TORQUE
+        form = (_TORQUE_TEXTS if torque else _PBSPRO_TEXTS).get(type(error), "{error}")
+        self.lines.append(f"{self.command}: {form.format(id=job_id, error=error)}")
+        if not (torque and self.code):
+            self.code = exit_code(error, self.personality)
+
+    def reply(self, stdout: str = "") -> CommandReply:
+        return CommandReply(stdout=stdout, stderr="".join(f"{line}\n" for line in self.lines), code=self.code)

@@ -1,0 +1,114 @@
+"""What every service works with: settings, the store, the leader's alarm clock, and what is known of the cluster."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+from pathlib import Path
+from typing import Generic, TypeVar
+from zoneinfo import ZoneInfo
+
+from hpcmesos.config import MasterSettings
+from hpcmesos.gang.feasible import can_ever_fit
+from hpcmesos.gang.snapshot import GpuView, NodeView
+from hpcmesos.master.services.wishes import Notifier
+from hpcmesos.model import GpuState, GpuUuid, NodeName, PendingReason, Request
+from hpcmesos.queue.records import NodeRecord, QueueRecord
+from hpcmesos.queue.store import Store
+
+T = TypeVar("T")
+
+_FRESH = 1.0  # seconds that what is known of the cluster is used again
+
+
+class Remembered(Generic[T]):
+    """The last result of ``load``, for a while; thread-safe."""
+
+    def __init__(self, load: Callable[[], T]) -> None:
+        self._load = load
+        self._lock = threading.Lock()
+        self._value: T | None = None
+        self._until = 0.0
+
+    def recent(self) -> T:
+        """At most a second old."""
+        value, until = self._value, self._until
+        return value if value is not None and time.monotonic() < until else self.fresh()
+
+    def fresh(self) -> T:
+        with self._lock:
+            value = self._load()
+            self._value, self._until = value, time.monotonic() + _FRESH
+        return value
+
+
+class KnownNodes:
+    """The nodes as one look found them, and what could never run on them."""
+
+    def __init__(self, nodes: tuple[NodeView, ...]) -> None:
+        self.nodes = nodes
+        self._verdicts: dict[Request, PendingReason | None] = {}
+
+    def why_never(self, request: Request) -> PendingReason | None:
+        """Why the nodes, all up and empty, could not hold the request; None: they could, or none is known yet."""
+        if request not in self._verdicts:
+            self._verdicts[request] = can_ever_fit(request, self.nodes)
+        return self._verdicts[request]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One API process' tools. ``tls``: with this master's certificate, towards the leader and shepherds."""
+
+    settings: MasterSettings
+    store: Store
+    notifier: Notifier
+    nodes: Remembered[KnownNodes]
+    queues: Remembered[dict[str, QueueRecord]]
+    tls: ssl.SSLContext | None = None
+    ca_state: Path | None = None  # the directory that holds ``ca/``
+
+    @classmethod
+    def open(cls, settings: MasterSettings, store: Store, tls: ssl.SSLContext | None = None) -> Site:
+        return cls(
+            settings,
+            store,
+            Notifier(store),
+            Remembered(lambda: KnownNodes(tuple(node_view(node) for node in store.nodes()))),
+            Remembered(lambda: {queue.name: queue for queue in store.queues()}),
+            tls,
+            settings.state,
+        )
+
+    def close(self) -> None:
+        self.notifier.close()
+        self.store.close()
+
+
+def node_view(node: NodeRecord) -> NodeView:
+    """A node as the pure scheduler sees it."""
+    gpus = sorted(node.gpus, key=lambda gpu: gpu.index)
+    return NodeView(
+        name=NodeName(node.name),
+        up=node.up and not node.offline,
+        cpus=node.cpus,
+        cpus_free=node.cpus - node.cpus_used,
+        mem=node.mem,
+        mem_free=node.mem - node.mem_used,
+        gpus=tuple(GpuView(GpuUuid(g.uuid), g.index, g.state is GpuState.FREE, g.numa) for g in gpus),
+        features=frozenset(node.features),
+    )
+
+
+def client_zone(environ_tz: str | None) -> tzinfo:
+    """The client's zone by its TZ; this host's when it has none that we know."""
+    try:
+        if environ_tz:
+            return ZoneInfo(environ_tz.lstrip(":"))
+    except (KeyError, ValueError, OSError):
+        pass
+    return datetime.now(UTC).astimezone().tzinfo or UTC

@@ -1,0 +1,319 @@
+"""qsub: from the words and the script to a job in the database, or to one clear line."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import pwd
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hpcmesos.errors import (
+    BadDependency,
+    InvalidScript,
+    InvalidValue,
+    NeverFits,
+    QueueDisabled,
+    UnknownQueue,
+    UsageError,
+)
+from hpcmesos.master import auth
+from hpcmesos.master.auth import Caller
+from hpcmesos.master.services import output_paths
+from hpcmesos.master.services.replies import information
+from hpcmesos.master.services.site import Site, client_zone
+from hpcmesos.model import JobId, JobState, Request
+from hpcmesos.pbs import submission as pbs
+from hpcmesos.pbs.arrays import ArraySpec
+from hpcmesos.pbs.paths import PathTemplate
+from hpcmesos.pbs.personalities import Personality
+from hpcmesos.queue.dependencies import Dependency, DependencyKind
+from hpcmesos.queue.records import NewJob, QueueRecord, Ranges
+from hpcmesos.units import format_duration, parse_duration
+from hpcmesos.wire import CommandReply, CommandRequest, Need
+
+ALWAYS_SENT = frozenset({"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG", "PBS_DPREFIX"})
+"""Variables that clients send unasked where they are set."""
+
+MAX_ELEMENTS = 1_000_000
+_ASKED_BEFORE = 4096
+
+
+def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
+    """Submits a job, or tells what the client has to send along first.
+
+    Raises:
+        Rejection: a leaf of it; nothing was stored.
+    """
+    auth.check_may_submit(caller, site.settings)
+    asked = pbs.needs(request.argv)
+    if asked.information is not None:
+        told = information("qsub", request.argv, Personality(request.personality))
+        assert told is not None
+        return told
+    if asked.interactive:
+        raise UsageError(
+            "interactive jobs (-I) are not served; submit a script and follow it: hpcmesos logs -f ID"
+        )
+    if asked.script is not None and request.script is None:
+        return CommandReply(need=Need(script=asked.script))
+    script = _script(request.script)
+    text = None if script is None else pbs.check_script(script)
+    wanted = pbs.environment_names(request.argv, text)
+    if need := _missing(wanted, caller.user, request):
+        return CommandReply(need=need)
+    built = pbs.build_submission(request.argv, text, _context(site, caller, request))
+    new = _new_job(site, caller, request, built, script)
+    digest = hashlib.sha256(msgspec.json.encode(request)).digest()
+    seq = site.store.submit(new, request.key, digest).seq
+    site.notifier.poke()
+    job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
+    then = ["wait", "--exit-status", job_id] if built.block else None
+    return CommandReply(stdout="" if built.silent else f"{job_id}\n", then=then)
+
+
+def _script(encoded: str | None) -> bytes | None:
+    if encoded is None:
+        return None
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidScript("the script did not arrive whole; send it in base64") from error
+
+
+class _Asked:
+    """Requests that were already asked for variables: what they lack still is not set at the client's."""
+
+    def __init__(self) -> None:
+        self._keys: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def first_time(self, user: str, key: str | None) -> bool:
+        if key is None or (user, key) in self._keys:
+            return False
+        self._keys[user, key] = None
+        while len(self._keys) > _ASKED_BEFORE:
+            self._keys.popitem(last=False)
+        return True
+
+
+_asked = _Asked()
+
+
+def _missing(wanted: pbs.EnvNeeds, user: str, request: CommandRequest) -> Need | None:
+    """The variables that the client has to add; it is asked once."""
+    sent = request.environ.keys()
+    names = [name for name in wanted.names if name not in ALWAYS_SENT and name not in sent]
+    lacks = not sent - ALWAYS_SENT if wanted.all else bool(names)
+    if not lacks or not _asked.first_time(user, request.key):
+        return None
+    return Need(environ=["*"] if wanted.all else names)
+
+
+def _context(site: Site, caller: Caller, request: CommandRequest) -> pbs.SubmitContext:
+    if not request.cwd.startswith("/"):
+        raise InvalidValue(f"the working directory '{request.cwd}' is not absolute")
+    return pbs.SubmitContext(
+        cwd=request.cwd,
+        umask=request.umask,
+        host=request.host or "localhost",
+        user=caller.user,
+        home=_home(caller.user, request.environ),
+        environ=request.environ,
+        server=site.settings.server,
+        now=datetime.now(client_zone(request.environ.get("TZ"))),
+        default_queue=site.settings.default_queue,
+    )
+
+
+def _home(user: str, environ: Mapping[str, str]) -> str:
+    try:
+        return pwd.getpwnam(user).pw_dir
+    except (KeyError, ValueError):
+        return environ.get("HOME", "/")
+
+
+def _new_job(
+    site: Site, caller: Caller, request: CommandRequest, built: pbs.Submission, script: bytes | None
+) -> NewJob:
+    _refuse_unserved(built)
+    queue = _queue(site, built.queue or site.settings.default_queue)
+    asked = _with_defaults(built.request, queue)
+    _check_fits(site, asked)
+    dependencies = _dependencies(site, built.dependencies)
+    holds = ("u" if built.hold else "") + ("d" if dependencies else "")
+    waits = built.not_before is not None and built.not_before > datetime.now(UTC)
+    state = JobState.HELD if holds else JobState.WAITING if waits else JobState.QUEUED
+    stored = _stored(site, request, built, asked)
+    _check_storable([built.name, request.host, stored])
+    return NewJob(
+        name=built.name,
+        owner=caller.user,
+        server=site.settings.server,
+        queue=queue.name,
+        request=asked,
+        state=state,
+        priority=built.priority,
+        holds=holds,
+        not_before=built.not_before.astimezone(UTC) if built.not_before else None,
+        rerunable=built.rerunable,
+        dependencies=dependencies,
+        submit_host=request.host,
+        submission=stored,
+        script=script,
+        todo=None if built.array is None else _ranges(built.array),
+    )
+
+
+def _refuse_unserved(built: pbs.Submission) -> None:
+    """What we cannot do yet is refused, rather than dropped in silence."""
+    if built.image:
+        raise InvalidValue(f"-W image={built.image}: containers are not served by this version")
+    if built.ring == "check":
+        raise InvalidValue("-W ring=check is not served by this version")
+    if built.array is not None and built.array.size > MAX_ELEMENTS:
+        raise InvalidValue(f"an array has at most {MAX_ELEMENTS} elements, this one {built.array.size}")
+
+
+def _queue(site: Site, name: str) -> QueueRecord:
+    queue = site.queues.recent().get(name)
+    if queue is None or not queue.enabled:
+        queue = site.queues.fresh().get(name)
+    if queue is None:
+        known = ", ".join(sorted(site.queues.recent())) or "none yet"
+        raise UnknownQueue(f"Unknown queue '{name}'; known are: {known}")
+    if not queue.enabled:
+        raise QueueDisabled(f"Queue '{name}' is not enabled")
+    return queue
+
+
+def _with_defaults(request: Request, queue: QueueRecord) -> Request:
+    walltime = queue.defaults.get("walltime")
+    if request.walltime is not None or walltime is None:
+        return request
+    return replace(request, walltime=parse_duration(str(walltime)))
+
+
+def _check_fits(site: Site, request: Request) -> None:
+    """Raises NeverFits; what was known a moment ago may accept a job, only a fresh look may refuse it."""
+    known = site.nodes.recent()
+    if known.nodes and known.why_never(request) is None:
+        return
+    if reason := site.nodes.fresh().why_never(request):
+        raise NeverFits(f"Job exceeds what the cluster could ever give: {reason.text}")
+
+
+def _dependencies(site: Site, terms: tuple[pbs.Dependency, ...]) -> tuple[Dependency, ...]:
+    found = tuple(dependency for term in terms for dependency in _term(site, term))
+    known = site.store.outcomes([dependency.seq for dependency in found]) if found else {}
+    for dependency in found:
+        if dependency.seq not in known:
+            unknown = JobId(dependency.seq, site.settings.server)
+            raise BadDependency(f"dependency {dependency.kind}:{dependency.seq}: Unknown Job Id {unknown}")
+    return found
+
+
+def _term(site: Site, term: pbs.Dependency) -> Iterator[Dependency]:
+    try:
+        kind = DependencyKind(term.kind)
+    except ValueError:
+        served = ", ".join(DependencyKind)
+        raise BadDependency(f"dependency '{term.kind}' is not served; use one of {served}") from None
+    for text in term.jobs:
+        try:
+            job = JobId.parse(text, site.settings.server)
+        except InvalidValue as error:
+            raise BadDependency(f"dependency {term.kind}: {error}") from None
+        if job.index is not None or job.server != site.settings.server or job.seq >= 2**31:
+            raise BadDependency(
+                f"dependency {term.kind}:{text}: no whole job of server {site.settings.server}"
+            )
+        yield Dependency(kind, job.seq)
+
+
+def _ranges(array: ArraySpec) -> Ranges:
+    return tuple(
+        piece
+        for first, last, step in array.ranges
+        for piece in (
+            [(first, last + 1)] if step == 1 else [(i, i + 1) for i in range(first, last + 1, step)]
+        )
+    )
+
+
+def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: Request) -> dict[str, Any]:
+    """What the leader and the status commands need later, as JSON; nothing that is not set."""
+    resources = dict(built.resource_list)
+    if asked.walltime is not None:
+        resources["walltime"] = format_duration(asked.walltime)
+    content = {
+        "environment": dict(built.environment),
+        "workdir": built.workdir,
+        "umask": built.umask,
+        "shell": built.shell,
+        "argv": None if built.argv is None else list(built.argv),
+        "script_args": list(built.script_args),
+        "join": built.join,
+        "keep": built.keep,
+        "gpubind": built.gpubind,
+        "submit_host": request.host,
+        "submit_dir": request.cwd,
+        "stdout_template": output_paths.stored(_resolved(site, built.stdout_path)),
+        "stderr_template": output_paths.stored(_resolved(site, built.stderr_path)),
+        "resource_list": resources,
+        "submit_args": built.submit_args,
+        "personality": request.personality,
+        "mail_points": built.mail_points,
+        "mail_users": list(built.mail_users),
+        "account": built.account,
+        "project": built.project,
+        "group_list": list(built.group_list),
+        "checkpoint": built.checkpoint,
+        "array": None if built.array is None else str(built.array),
+        "extra": dict(built.extra),
+    }
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def _resolved(site: Site, template: PathTemplate) -> PathTemplate:
+    """A path that is a directory here, where submit hosts and nodes see alike, gets the default name in it."""
+    path = template.path
+    if path is None or not any(Path(path).is_relative_to(tree) for tree in site.settings.shared_paths):
+        return template
+    try:
+        return template.as_directory() if Path(path).is_dir() else template
+    except (OSError, ValueError):
+        return template
+
+
+def _check_storable(value: Any) -> None:
+    """Raises InvalidValue for text that PostgreSQL cannot hold: NUL, and bytes that are no UTF-8."""
+    for text in _texts(value):
+        if "\0" in text or not _is_unicode(text):
+            raise InvalidValue(f"'{ascii(text)[1:41]}' holds a NUL byte or bytes that are not UTF-8")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
