@@ -45,7 +45,8 @@ def parse_size(text: str) -> int:
     if match is None:
         raise InvalidValue(f"'{text}' is no size; write an integer with kb, mb, gb or tb, e.g. 4gb")
     number, scale, unit = match.groups()
-    return int(number) * 1024 ** _SCALE[scale.lower()] * (_WORD_BYTES if unit.lower() == "w" else 1)
+    scaled: int = int(number) * 1024 ** _SCALE[scale.lower()]
+    return scaled * (_WORD_BYTES if unit.lower() == "w" else 1)
 
 
 def format_size(size: int) -> str:
