@@ -14,6 +14,7 @@ from hpcmesos.agent.events import Effect, ToLeader, ToShepherd
 from hpcmesos.model import GpuState
 
 REMEMBERED = 1024  # attempts that are over here and known, so that a late message cannot start them again
+NEVER_TOLD = ""  # state of a GPU of which the leader has never heard
 
 
 class Phase(StrEnum):

@@ -31,7 +31,7 @@ from hpcmesos.agent.events import (
     Tick,
     ToLeader,
 )
-from hpcmesos.agent.state import Attempt, Draft, Phase, Shepherd, Slot, State
+from hpcmesos.agent.state import NEVER_TOLD, Attempt, Draft, Phase, Shepherd, Slot, State
 from hpcmesos.model import Cause, GpuState
 
 CHECK_TIMEOUT = 10.0  # s that NVML has to answer before PREPARE is refused
@@ -378,8 +378,10 @@ class _Step(Draft):
 
     def _appear(self, reading: Reading) -> None:
         uuid = reading.gpu.uuid
-        holder = next((a.name for a in self.state.attempts.values() if uuid in a.gpus), None)
-        self._set_slots([Slot(reading.gpu, GpuState.ALLOCATED if holder else GpuState.CLEANING, holder)])
+        live = (a for a in self.state.attempts.values() if a.phase is not Phase.ENDED)
+        holder = next((a.name for a in live if uuid in a.gpus), None)
+        told = msgspec.structs.replace(reading.gpu, state=NEVER_TOLD)
+        self._set_slots([Slot(told, GpuState.ALLOCATED if holder else GpuState.CLEANING, holder)])
 
     def _inventory(self) -> wire.Inventory:
         gpus = tuple(s.now for s in self.state.gpus.values())
@@ -475,8 +477,11 @@ class _Step(Draft):
 
     def _untold(self) -> list[Slot]:
         """GPUs of which the leader should hear; that it has given one to an attempt it knows itself."""
-        slots = self.state.gpus.values()
-        return [s for s in slots if s.now != s.told and (s.state is not GpuState.ALLOCATED or s.told.state == NEVER_TOLD)]
+        return [
+            s
+            for s in self.state.gpus.values()
+            if s.now != s.told and (s.state is not GpuState.ALLOCATED or s.told.state == NEVER_TOLD)
+        ]
 
 
 def _foreign(reading: Reading) -> str:

@@ -1,0 +1,433 @@
+"""The agent as a process, between a scripted leader (real TLS, real frames) and a scripted or the real shepherd."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import queue
+import secrets
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from hpcmesos import wire
+from hpcmesos.agent.control import start_time, stop_shepherd
+from hpcmesos.config import AgentSettings
+from hpcmesos.launch import protocol
+from hpcmesos.master import pki
+
+M = TypeVar("M", bound=wire.Message)
+LIMIT = 20.0
+
+
+def wait_until(condition: Callable[[], Any], what: str, limit: float = LIMIT) -> Any:
+    """The first true value of ``condition``; fails with the last one seen."""
+    event, deadline = threading.Event(), time.monotonic() + limit
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what}: last seen {value!r}"
+        event.wait(0.01)
+    return value
+
+
+class Leader:
+    """A leader that only notes what comes and says what the test tells it, and an API on a unix socket beside it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ca = pki.ensure_ca(directory)
+        certificate, key = pki.ensure_certificate(self.ca, directory / "m", "m1", "master", ["127.0.0.1"])
+        self.tls = pki.server_context(certificate, key, self.ca.path, require_client=True)
+        self.api_tls = pki.server_context(certificate, key, self.ca.path, require_client=False)
+        self.socket = directory / "api.sock"
+        self.secret = secrets.token_hex(8)
+        self.welcome = wire.Welcome(
+            protocol=wire.PROTOCOL, cluster="c", timeline=1, term=5, ping_interval=1.0
+        )
+        self.received: queue.Queue[wire.ToLeader | None] = queue.Queue()
+        self.kept: list[wire.ToLeader] = []
+        self.address = self.url = ""
+        self.writer: asyncio.StreamWriter | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.call(self._start())
+
+    @property
+    def token(self) -> str:
+        return f"{pki.fingerprint(self.ca)}.{self.secret}"
+
+    def call(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(LIMIT)
+
+    async def _start(self) -> None:
+        links = await asyncio.start_server(self._link, "127.0.0.1", 0, ssl=self.tls)
+        self.address = f"127.0.0.1:{links.sockets[0].getsockname()[1]}"
+        unix = await asyncio.start_unix_server(self._api, self.socket)
+        tcp = await asyncio.start_server(self._api, "127.0.0.1", 0, ssl=self.api_tls)
+        self.url = f"https://127.0.0.1:{tcp.sockets[0].getsockname()[1]}"
+        self._servers = [links, unix, tcp]
+
+    async def _api(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        except asyncio.IncompleteReadError:
+            writer.close()
+            return
+        sizes = [
+            line.split(":")[1] for line in head.splitlines() if line.lower().startswith("content-length")
+        ]
+        body = json.loads(await reader.readexactly(int(sizes[0]))) if sizes else {}
+        status, answer = self._answer(head.split()[1], body)
+        text = json.dumps(answer).encode()
+        writer.write(b"HTTP/1.1 %d x\r\ncontent-length: %d\r\n\r\n%b" % (status, len(text), text))
+        writer.close()
+
+    def _answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if path == "/v1/leader":
+            return 200, {"address": self.address, "term": 5, "timeline": 1}
+        if body["token"] != self.token:
+            return 401, {
+                "code": "unauthenticated",
+                "message": "the join token is not valid",
+                "exit_code": 159,
+            }
+        certificate = pki.sign_csr(self.ca, body["csr"], "agent", body["node"])
+        return 200, {"certificate": certificate, "ca": self.ca.pem, "cluster": "c"}
+
+    async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
+            while True:
+                body = await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
+                message = wire.decode_to_leader(body)
+                self.received.put(message)
+                if isinstance(message, wire.Hello):
+                    writer.write(wire.encode(self.welcome))
+        writer.close()
+        self.received.put(None)
+
+    def say(self, message: wire.ToAgent) -> None:
+        async def write() -> None:
+            assert self.writer is not None
+            self.writer.write(wire.encode(message))
+
+        self.call(write())
+
+    def part(self) -> None:
+        async def close() -> None:
+            assert self.writer is not None
+            self.writer.transport.abort()
+
+        self.call(close())
+
+    def expect(self, kind: type[M], condition: Callable[[M], bool] = lambda m: True) -> M:
+        """The next message of this kind; what came before it is kept for the failure text."""
+        deadline = time.monotonic() + LIMIT
+        while True:
+            try:
+                message = self.received.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"no {kind.__name__}; came: {self.kept[-8:]}") from None
+            if isinstance(message, kind) and condition(message):
+                return message
+            if message is not None:
+                self.kept.append(message)
+
+    def close(self) -> None:
+        async def stop() -> None:
+            for server in self._servers:
+                server.close()
+            others = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        self.call(stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class ScriptedShepherd:
+    """control.sock and the locked pid file, in this process."""
+
+    def __init__(self, settings: AgentSettings, attempts: list[dict[str, Any]] | None = None) -> None:
+        self.hello = {
+            "event": "hello", "pid": os.getpid(), "started_at": 1.0, "peer_port": 4711, "attempts": attempts or [],
+        }  # fmt: skip
+        for directory in (settings.state, settings.sockets):
+            directory.mkdir(parents=True, exist_ok=True)
+        self._pid_file = (settings.state / "shepherd.pid").open("w")
+        json.dump({"pid": os.getpid(), "start_time": start_time(os.getpid())}, self._pid_file)
+        self._pid_file.flush()
+        fcntl.flock(self._pid_file, fcntl.LOCK_EX)
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(str(settings.sockets / "control.sock"))
+        self._server.listen()
+        self._server.settimeout(LIMIT)
+        self.connection: socket.socket | None = None
+        self._parser, self._waiting = protocol.Parser(), list[tuple[bytes, bytes]]()
+
+    def accept(self) -> None:
+        if self.connection:
+            self.connection.close()
+        self.connection, _ = self._server.accept()
+        self.connection.settimeout(LIMIT)
+        assert self.expect() == {"op": "hello"}
+        self.say(**self.hello)
+
+    def say(self, **message: Any) -> None:
+        assert self.connection
+        self.connection.sendall(protocol.message(message))
+
+    def expect(self) -> dict[str, Any]:
+        assert self.connection
+        received = protocol.receive(self.connection, self._parser, self._waiting)
+        assert received is not None, "the agent closed control.sock"
+        return protocol.decode(received[1])
+
+    def close(self) -> None:
+        if self.connection:
+            self.connection.close()
+        self._server.close()
+        self._pid_file.close()
+
+
+class Node:
+    """One agent process and its settings."""
+
+    def __init__(self, directory: Path, leader: Leader, **changes: Any) -> None:
+        token = directory / "token"
+        token.write_text(leader.token)
+        self.settings = AgentSettings(
+            **{
+                "node": "node1", "master": f"unix:{leader.socket}", "state": directory / "state",
+                "sockets": directory / "s", "cpus": 4, "memory": 1 << 30, "gpus": "simulated:2",
+                "join_token_file": token, "cgroups": "none",
+            }
+            | changes
+        )  # fmt: skip
+        self.environ: dict[str, str] = {}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = directory / "agent.log"
+
+    def start(self) -> None:
+        names = ("node", "master", "state", "sockets", "cpus", "memory", "gpus", "join_token_file", "cgroups")
+        variables = {f"HPCMESOS_{n.upper()}": str(getattr(self.settings, n)) for n in names}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "hpcmesos.agent"],
+                env=os.environ | variables | self.environ | {"HPCMESOS_LOG_LEVEL": "DEBUG"},
+                stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        assert self.process
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(LIMIT)
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """Short: unix sockets live in it."""
+    path = Path(tempfile.mkdtemp(prefix="hpcm", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def leader(directory: Path) -> Iterator[Leader]:
+    leader = Leader(directory)
+    yield leader
+    leader.close()
+
+
+@pytest.fixture
+def node(directory: Path, leader: Leader) -> Iterator[Node]:
+    node = Node(directory, leader)
+    yield node
+    if node.process:
+        node.stop()
+    assert stop_shepherd(node.settings, force=True, timeout=LIMIT)
+    print(node.output() if node.log.exists() else "")
+
+
+@pytest.fixture
+def shepherd(node: Node) -> Iterator[ScriptedShepherd]:
+    shepherd = ScriptedShepherd(node.settings)
+    yield shepherd
+    if node.process:
+        node.stop()
+    shepherd.close()
+
+
+def spec(attempt: str, gpus: tuple[str, ...] = (), **changes: Any) -> dict[str, Any]:
+    number = int(attempt.partition(".")[0])
+    script = changes.pop("script", "#!/bin/sh\nexit 0\n")
+    member = {
+        "node": "node1", "address": "127.0.0.1", "peer_port": 0, "cpus": 1, "mem": 0, "slots": 1,
+        "gpus": [{"uuid": u, "index": i, "model": "Simulated GPU", "simulated": True} for i, u in enumerate(gpus)],
+    }  # fmt: skip
+    return {
+        "attempt": attempt, "job": attempt.partition("#")[0], "number": number, "index": None, "name": "t",
+        "queue": "batch", "server": "hpcm", "owner": "root", "submit_host": "h", "walltime": None, "kill_delay": 2.0,
+        "prepare_timeout": 10.0, "environment": {"HOME": "/", "PATH": "/usr/bin:/bin"}, "gpubind": "rank", "me": 0,
+        "members": [member], "mpi_network": None, "job_path": [], "names_resolve": True, "workdir": "/", "umask": 0o22,
+        "shell": "/bin/sh", "argv": None, "script": base64.b64encode(script.encode()).decode(), "script_args": [],
+        "stdout": None, "stderr": None, "join": "n",
+    } | changes  # fmt: skip
+
+
+def connected(node: Node, leader: Leader, shepherd: ScriptedShepherd) -> wire.Hello:
+    node.start()
+    shepherd.accept()
+    return leader.expect(wire.Hello)
+
+
+def ended(attempt: str, **changes: Any) -> dict[str, Any]:
+    return {"event": "ended", "attempt": attempt, "head": True, "cause": "OK", "code": 0} | changes
+
+
+def test_joins_says_hello_and_relays_an_attempt(
+    node: Node, leader: Leader, shepherd: ScriptedShepherd
+) -> None:
+    hello = connected(node, leader, shepherd)
+    assert (hello.node, hello.peer_port, hello.inventory.cpus, hello.inventory.declared) == (
+        "node1",
+        4711,
+        4,
+        True,
+    )
+    gpus = tuple(g.uuid for g in hello.inventory.gpus)
+    assert len(gpus) == 2 and all(u.startswith("SIM-") for u in gpus)
+    sent = spec("7.hpcm#1", gpus)
+    leader.say(wire.Prepare(attempt="7.hpcm#1", spec=sent))
+    assert shepherd.expect() == {"op": "prepare", "spec": sent}
+    shepherd.say(event="ready", attempt="7.hpcm#1")
+    assert leader.expect(wire.Ready).attempt == "7.hpcm#1"
+    leader.say(wire.Go(attempt="7.hpcm#1"))
+    assert shepherd.expect() == {"op": "go", "attempt": "7.hpcm#1"}
+    shepherd.say(
+        event="started", attempt="7.hpcm#1", pid=99, started_at=2.0, stdout_path="/o", stderr_path="/e"
+    )
+    assert leader.expect(wire.Started).pid == 99
+    shepherd.say(**ended("7.hpcm#1", stdout_tail=base64.b64encode(b"\0hello").decode(), usage={"cput": 0.5}))
+    report = leader.expect(wire.Ended)
+    assert (report.code, report.stdout_tail, report.usage) == (0, b"\0hello", {"cput": 0.5})
+    leader.say(wire.Acknowledged(attempt="7.hpcm#1"))
+    assert shepherd.expect() == {"op": "forget", "attempt": "7.hpcm#1"}
+
+
+def test_gpus_of_a_live_attempt_are_refused_to_another(
+    node: Node, leader: Leader, shepherd: ScriptedShepherd
+) -> None:
+    gpus = tuple(g.uuid for g in connected(node, leader, shepherd).inventory.gpus)
+    leader.say(wire.Prepare(attempt="7.hpcm#1", spec=spec("7.hpcm#1", gpus)))
+    leader.say(wire.Prepare(attempt="8.hpcm#1", spec=spec("8.hpcm#1", gpus[1:])))
+    refused = leader.expect(wire.Refused)
+    assert refused.attempt == "8.hpcm#1" and refused.culprit == "node1"
+    assert f"GPU 1 ({gpus[1]}) is allocated by 7.hpcm#1" in refused.reason
+
+
+def test_end_is_repeated_on_every_new_link_until_acknowledged(
+    node: Node, leader: Leader, shepherd: ScriptedShepherd
+) -> None:
+    connected(node, leader, shepherd)
+    leader.say(wire.Prepare(attempt="7.hpcm#1", spec=spec("7.hpcm#1")))
+    shepherd.expect()
+    leader.part()
+    shepherd.say(**ended("7.hpcm#1", code=3, cause="APP"))
+    leader.expect(wire.Hello)
+    assert leader.expect(wire.Ended).code == 3
+    leader.part()
+    hello = leader.expect(wire.Hello)
+    assert [(a.attempt, a.phase) for a in hello.attempts] == [("7.hpcm#1", "ended")]
+    assert leader.expect(wire.Ended).code == 3
+    leader.say(wire.Acknowledged(attempt="7.hpcm#1"))
+    assert shepherd.expect() == {"op": "forget", "attempt": "7.hpcm#1"}
+
+
+def test_an_old_leader_is_refused_also_after_a_restart(
+    node: Node, leader: Leader, shepherd: ScriptedShepherd
+) -> None:
+    connected(node, leader, shepherd)
+    wait_until((node.settings.state / "term").exists, "the term on disk")
+    assert node.stop() == 0
+    leader.welcome = wire.Welcome(protocol=wire.PROTOCOL, cluster="c", timeline=1, term=4)
+    node.start()
+    shepherd.accept()
+    assert leader.expect(wire.Hello).seen_term == 5
+    wait_until(lambda: "an old leader: timeline 1 term 4" in node.output(), "the refusal in the log")
+
+
+def test_a_second_agent_for_the_same_state_is_refused(
+    node: Node, leader: Leader, shepherd: ScriptedShepherd
+) -> None:
+    connected(node, leader, shepherd)
+    second = Node(node.log.parent, leader)
+    second.log = node.log.with_name("second.log")
+    assert node.process
+    second.start()
+    assert second.process and second.process.wait(LIMIT) == 1
+    pid = node.process.pid
+    assert second.output().splitlines()[-1] == (
+        f"hpcmesos agent: an agent already runs for {node.settings.state} (pid {pid})"
+    )
+
+
+def test_a_wrong_token_ends_the_agent_in_one_line(node: Node, leader: Leader) -> None:
+    assert node.settings.join_token_file
+    node.settings.join_token_file.write_text("0" * 64 + ".x")
+    node.start()
+    assert node.process and node.process.wait(LIMIT) == 2
+    assert "hpcmesos agent: cannot join the cluster: the join token is not valid" in node.output()
+
+
+def test_joins_over_https_only_where_the_fingerprint_agrees(
+    directory: Path, leader: Leader, request: pytest.FixtureRequest
+) -> None:
+    node = Node(directory, leader, master=leader.url)
+    shepherd = ScriptedShepherd(node.settings)
+    try:
+        assert node.settings.join_token_file
+        node.settings.join_token_file.write_text("0" * 64 + "." + leader.secret)
+        node.start()
+        assert node.process and node.process.wait(LIMIT) == 2
+        assert "is not of the cluster that the join token is for" in node.output()
+        node.settings.join_token_file.write_text(leader.token)
+        assert connected(node, leader, shepherd).node == "node1"
+    finally:
+        node.stop()
+        shepherd.close()
+
+
+def test_a_leader_without_a_masters_certificate_gets_no_hello(
+    node: Node, leader: Leader, shepherd: ScriptedShepherd
+) -> None:
+    certificate, key = pki.ensure_certificate(
+        leader.ca, node.log.parent / "x", "node9", "agent", ["127.0.0.1"]
+    )
+    leader.tls.load_cert_chain(certificate, key)
+    node.start()
+    shepherd.accept()
+    wait_until(lambda: "is no master" in node.output(), "the refusal in the log")
+    assert not any(isinstance(m, wire.Hello) for m in list(leader.received.queue))
