@@ -35,7 +35,7 @@ def nodes_list(
             continue
         text = state_text(node)
         if with_notes:
-            lines.append(f"{node.name:<20.20} {text:<26.26} {node.note or ''}".rstrip())
+            lines.append(f"{node.name:<20.20} {text:<26.26} {_note(node)}".rstrip())
         else:
             lines.append(f"{node.name:<20.20} {text}")
     return "".join(f"{line}\n" for line in lines)
@@ -83,7 +83,7 @@ def _torque_attributes(node: NodeFacts) -> Iterator[tuple[str, str]]:
     if node.rectime is not None:
         yield "status", _status(node, node.rectime)
     if node.note:
-        yield "note", " ".join(node.note.split())
+        yield "note", _note(node)
     yield "gpus", str(len(node.gpus))
     if node.gpus:
         yield "gpu_status", ",".join(f"gpu[{gpu.index}]={_gpu_status(gpu)}" for gpu in node.gpus)
@@ -132,7 +132,7 @@ def _pbspro_attributes(node: NodeFacts) -> Iterator[tuple[str, str]]:
     yield "resv_enable", "True"
     yield "sharing", "default_shared"
     if node.note:
-        yield "comment", " ".join(node.note.split())
+        yield "comment", _note(node)
     for gpu in node.gpus:
         yield f"gpu_{gpu.index}", _gpu_status(gpu)
 
@@ -205,3 +205,7 @@ def _gpus_used(node: NodeFacts) -> int:
 
 def _kilobytes(size: int) -> str:
     return f"{size // 1024}kb"
+
+
+def _note(node: NodeFacts) -> str:
+    return " ".join((node.note or "").split())

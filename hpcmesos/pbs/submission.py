@@ -241,7 +241,7 @@ class _Merged:
             workdir=self._workdir(asked.submit_directory),
             block=self._flag("block"),
             argv=self._program(),
-            script_args=_arguments(self.last("F") or "", "-F"),
+            script_args=_arguments(self.raw("F") or "", "-F"),
             account=self.last("A"),
             mail_points=self._choice("m", "a"),
             mail_users=split_list(self.last("M") or ""),
@@ -266,9 +266,12 @@ class _Merged:
         return any(source.has(name) for source in self.sources)
 
     def last(self, name: str) -> str | None:
-        found = (source.last(name) for source in reversed(self.sources) if source.has(name))
-        value = next(found, None)
+        value = self.raw(name)
         return None if value is None else unquote(value)
+
+    def raw(self, name: str) -> str | None:
+        """As ``last``, with the quotes that are part of a command line."""
+        return next((source.last(name) for source in reversed(self.sources) if source.has(name)), None)
 
     def _lists(self, name: str) -> Iterable[str]:
         """All values of ``name``: the command line's, then the directives', then the server's; each in order."""
