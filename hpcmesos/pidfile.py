@@ -1,7 +1,7 @@
-"""Pid files that tell a living daemon from a stale file: locked while the daemon lives, with the start time of the process.
+"""Pid files that tell a living daemon from a stale file.
 
-Content: JSON ``{"pid": N, "start_time": TICKS}``; the start time (field 22 of /proc/PID/stat, proc(5)) guards against a
-reused pid. Standard library only.
+Locked while the daemon lives. Content: JSON ``{"pid": N, "start_time": TICKS}``; the start time (field 22 of
+/proc/PID/stat, proc(5)) guards against a reused pid. Standard library only.
 """
 
 from __future__ import annotations
