@@ -8,11 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from typing import Any
 
-from hpcmesos.model import GpuState
+from sqlalchemy import Connection, delete, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+
+from hpcmesos.errors import LostLeadership, UnknownNode
+from hpcmesos.model import GpuState, JobState
+from hpcmesos.queue import history, starts
+from hpcmesos.queue import tables as t
+from hpcmesos.queue.engine import begin, make_engine
+from hpcmesos.queue.leadership import APPLICATION
+from hpcmesos.queue.moves import CHANGEABLE, move_jobs
+from hpcmesos.queue.reads import Reads, read_attempts, read_jobs, read_nodes, read_queues
 from hpcmesos.queue.records import (
     AttemptRecord,
     InboxRow,
+    JobFilter,
     JobKey,
     LeaderState,
     Move,
@@ -21,16 +33,49 @@ from hpcmesos.queue.records import (
     Release,
     StartRecord,
 )
+from hpcmesos.queue.rows import recordset, share_record
+from hpcmesos.queue.states import LIVE
+
+__all__ = ["CHANGEABLE", "LeaderStore", "LeaderTransaction"]
+
+_LIMITS = {  # ms; a frozen leader blocks nobody for longer
+    "statement_timeout": 2000,
+    "idle_in_transaction_session_timeout": 1000,
+    "transaction_timeout": 2000,
+}
+_NODE_FIELDS = (
+    "cpus",
+    "mem",
+    "up",
+    "address",
+    "peer_port",
+    "boot_id",
+    "version",
+    "hostname",
+    "os",
+    "features",
+    "declared",
+    "ends_at",
+)
+_GPU_FIELDS = ("node", "index", "model", "memory", "numa", "pci", "simulated", "links", "note")
 
 
 class LeaderTransaction:
     """What a leader may do inside one transaction. ``now``: the database's clock at its begin."""
 
-    now: datetime
+    def __init__(self, connection: Connection, now: datetime) -> None:
+        self._connection = connection
+        self.now = now
+
+    # jobs
 
     def drain_inbox(self, limit: int = 1000) -> list[InboxRow]:
         """Takes rows out of the inbox (gone when this transaction commits), lowest id first."""
-        raise NotImplementedError
+        first = select(t.inbox.c.id).order_by(t.inbox.c.id).limit(limit)
+        names = ("id", "kind", "seq", "user", "payload")
+        taken = delete(t.inbox).where(t.inbox.c.id.in_(first)).returning(*(t.inbox.c[n] for n in names))
+        rows = [InboxRow(**row._mapping) for row in self._connection.execute(taken)]
+        return sorted(rows, key=lambda row: row.id)
 
     def move_jobs(self, moves: Sequence[Move]) -> set[JobKey]:
         """The one door: changes states and fields and writes each move's event. Rows that are no longer in their
@@ -38,75 +83,174 @@ class LeaderTransaction:
 
         Raises IllegalTransition, before anything is written, for an edge that states.TRANSITIONS does not have.
         """
-        raise NotImplementedError
+        return move_jobs(self._connection, moves)
 
-    def apply_starts(self, starts: Sequence[StartRecord]) -> set[JobKey]:
-        """Q -> R with attempt, shares, allocations and used counters; a gang that no longer fits is dropped whole."""
-        raise NotImplementedError
+    def apply_starts(self, gangs: Sequence[StartRecord]) -> set[JobKey]:
+        """Q -> R with attempt, shares, allocations and used counters; a gang that no longer fits is dropped whole.
+        Answers the jobs that started.
+        """
+        return starts.apply_starts(self._connection, gangs, self.now)
 
     def finish_attempts(self, records: Sequence[AttemptRecord]) -> None:
         """Writes the ends of attempts. The first end stays: an attempt that has ended is left alone."""
-        raise NotImplementedError
+        starts.finish_attempts(self._connection, records)
 
     def release_shares(self, releases: Sequence[Release]) -> None:
-        """Takes shares back from their attempts; releasing twice does nothing."""
-        raise NotImplementedError
+        """Takes shares back from their attempts, with their GPUs and ports; releasing twice does nothing.
+
+        A node's report that a GPU is clean must be written after the release, else the GPU stays in ``gpu_state``.
+        """
+        starts.release_shares(self._connection, releases)
+
+    def purge_keys(self, older_than: timedelta = timedelta(hours=24)) -> None:
+        """Forgets idempotency keys."""
+        self._connection.execute(
+            delete(t.idempotency_keys).where(t.idempotency_keys.c.created_at < func.now() - older_than)
+        )
+
+    # cluster
 
     def set_gpu_states(self, states: Mapping[str, GpuState], notes: Mapping[str, str] | None = None) -> None:
-        """GPU states by UUID as nodes report them. A GPU in a live allocation cannot become free or clean."""
-        raise NotImplementedError
+        """GPU states by UUID as nodes report them. One in a live allocation cannot become free or cleaning: it stays
+        or becomes allocated again. ``notes``: None for a UUID leaves its note.
+        """
+        starts.set_gpu_states(self._connection, states, notes or {})
 
     def upsert_node(self, node: NodeRecord) -> tuple[str, ...]:
-        """Registers a node with its GPUs, up; GPUs that it no longer has become lost; used counters, ``offline`` and
-        ``note`` stay. Answers the UUIDs refused because another node that is up has them.
+        """Registers a node with its GPUs; GPUs that it no longer has become lost. Used counters, ``offline`` and
+        ``note`` stay; a node that shrank counts as large as what it has given out until that comes back.
+
+        Answers the UUIDs that were refused because another node that is up has them.
         """
-        raise NotImplementedError
+        row = {"name": node.name, **{name: getattr(node, name) for name in _NODE_FIELDS}}
+        row["features"] = list(node.features)
+        new = insert(t.nodes).values(row)
+        changed: dict[str, Any] = {name: new.excluded[name] for name in _NODE_FIELDS}
+        changed["cpus"] = func.greatest(new.excluded.cpus, t.nodes.c.cpus_used)
+        changed["mem"] = func.greatest(new.excluded.mem, t.nodes.c.mem_used)
+        changed["changed_at"] = func.now()
+        self._connection.execute(new.on_conflict_do_update(index_elements=["name"], set_=changed))
+        return self._upsert_gpus(node)
+
+    def _upsert_gpus(self, node: NodeRecord) -> tuple[str, ...]:
+        mine = {gpu.uuid: gpu for gpu in node.gpus}
+        accepted: set[str] = set()
+        if mine:
+            rows = [
+                {"uuid": gpu.uuid, **{n: getattr(gpu, n) for n in _GPU_FIELDS}, "node": node.name}
+                for gpu in node.gpus
+            ]
+            table = recordset(rows, {name: t.gpus.c[name].type for name in ("uuid", *_GPU_FIELDS)})
+            new = insert(t.gpus).from_select(
+                ["uuid", *_GPU_FIELDS, "state"],
+                select(*(table.c[n] for n in ("uuid", *_GPU_FIELDS)), text(f"'{GpuState.LOST}'")),
+            )
+            owner_up = select(t.nodes.c.up).where(t.nodes.c.name == t.gpus.c.node).scalar_subquery()
+            theirs = (t.gpus.c.node == node.name) | ~owner_up
+            done = new.on_conflict_do_update(
+                index_elements=["uuid"], set_={n: new.excluded[n] for n in _GPU_FIELDS}, where=theirs
+            )
+            accepted = set(self._connection.scalars(done.returning(t.gpus.c.uuid)))
+        gone = t.gpus.c.uuid.not_in(list(mine)) if mine else text("true")
+        lost = update(t.gpus).where(t.gpus.c.node == node.name, gone)
+        self._connection.execute(lost.values(state=GpuState.LOST.value))
+        self.set_gpu_states({uuid: mine[uuid].state for uuid in accepted})
+        return tuple(uuid for uuid in mine if uuid not in accepted)
 
     def set_node_up(self, name: str, up: bool) -> None:
-        """The agent's link came or went."""
-        raise NotImplementedError
+        """The agent's link came or went. Raises UnknownNode."""
+        self._change_node(name, up=up, changed_at=func.now())
 
     def set_node_offline(self, name: str, offline: bool, note: str | None = None) -> None:
-        """An operator's wish; ``note`` None: unchanged."""
-        raise NotImplementedError
+        """An operator's wish; ``note`` None: unchanged. Raises UnknownNode."""
+        self._change_node(name, offline=offline, **({} if note is None else {"note": note}))
+
+    def _change_node(self, name: str, **values: Any) -> None:
+        changed = update(t.nodes).where(t.nodes.c.name == name).values(**values)
+        if self._connection.execute(changed).rowcount == 0:
+            raise UnknownNode(f"unknown node: {name}")
 
     def put_queue(self, queue: QueueRecord) -> None:
         """Creates or replaces a queue."""
-        raise NotImplementedError
+        row = {name: getattr(queue, name) for name in ("enabled", "started", "priority")}
+        row["defaults"] = dict(queue.defaults)
+        new = insert(t.queues).values(name=queue.name, **row)
+        self._connection.execute(new.on_conflict_do_update(index_elements=["name"], set_=row))
+
+    # schedules; see schedules.py for the rule
+
+    def put_schedule(self, name: str, cron: str, timezone: str) -> None:
+        """Creates a time rule, or changes its rule; due times from now on count for a new one."""
+        row = {"cron": cron, "timezone": timezone}
+        new = insert(t.schedules).values(name=name, **row)
+        self._connection.execute(new.on_conflict_do_update(index_elements=["name"], set_=row))
+
+    def schedules(self) -> list[tuple[str, str, str, datetime]]:
+        """(name, cron, time zone, last due time that fired, or the rule's creation) of every rule."""
+        runs, table = t.schedule_runs, t.schedules
+        last = select(func.max(runs.c.due)).where(runs.c.schedule == table.c.name).scalar_subquery()
+        wanted = select(table.c.name, table.c.cron, table.c.timezone, func.coalesce(last, table.c.since))
+        return [(row[0], row[1], row[2], row[3]) for row in self._connection.execute(wanted)]
+
+    def fire_schedule(self, name: str, due: datetime) -> bool:
+        """Marks one due time as fired; False: it fired before. Its action belongs into the same transaction."""
+        new = insert(t.schedule_runs).values(schedule=name, due=due).on_conflict_do_nothing()
+        return self._connection.execute(new).rowcount == 1
 
 
-class LeaderStore:
-    """``url``: of the leader's role; ``term``: from Leadership.try_acquire()."""
+class LeaderStore(Reads):
+    """``url``: of the leader's role; ``term``: from Leadership.try_acquire(). Used by one or two threads."""
 
     def __init__(self, url: str, term: int) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        raise NotImplementedError
+        super().__init__(make_engine(url, APPLICATION, pool=3, pre_ping=False, limits=_LIMITS))
+        self.term = term
 
     @contextmanager
     def transaction(self) -> Iterator[LeaderTransaction]:
         """One fenced transaction, committed at the end of the block. Raises LostLeadership when the term is over.
 
-        Keep it short: the database ends it after 2 s, or 1 s of idleness.
+        Keep it short: the database ends it after 2 s, or 1 s of idleness, which raises DatabaseUnavailable.
         """
-        raise NotImplementedError
-        yield
+        fence = select(func.now()).select_from(t.leadership).where(t.leadership.c.term == self.term)
+        with begin(self._engine) as connection:
+            now = connection.scalar(fence.with_for_update(read=True, key_share=True))
+            if now is None:
+                raise LostLeadership(f"term {self.term} is over")
+            yield LeaderTransaction(connection, now)
 
     def load(self) -> LeaderState:
-        """Everything from one snapshot; read-only and not limited to 2 s."""
-        raise NotImplementedError
+        """Everything from one snapshot; read-only, and not limited to 2 s."""
+        with begin(self._engine) as connection:
+            for limit in _LIMITS:
+                connection.execute(text("SELECT set_config(:name, '120s', true)"), {"name": limit})
+            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+            jobs = read_jobs(connection, JobFilter(states=LIVE, brief=True))
+            running = [job for job in jobs if job.state in (JobState.RUNNING, JobState.EXITING)]
+            last = {job.attempt_key for job in running}
+            attempts = read_attempts(connection, [job.seq for job in running])
+            live = select(t.shares).where(t.shares.c.released_at.is_(None))
+            live = live.order_by(t.shares.c.seq, t.shares.c.element, t.shares.c.number, t.shares.c.position)
+            return LeaderState(
+                jobs=tuple(jobs),
+                attempts=tuple(attempt for attempt in attempts if attempt.key in last),
+                shares=tuple(share_record(row) for row in connection.execute(live)),
+                nodes=tuple(read_nodes(connection)),
+                queues=tuple(read_queues(connection)),
+            )
 
     def sweep(self, now: datetime, keep_completed: timedelta, limit: int = 2000) -> int:
         """Moves at most ``limit`` jobs that ended before ``now - keep_completed`` into history, with all that belongs
-        to them, in one transaction; answers how many.
+        to them, in one transaction; answers how many. A job of which a node still holds a share stays.
         """
-        raise NotImplementedError
+        with self.transaction() as transaction:
+            return history.sweep(transaction._connection, now - keep_completed, limit)
 
     def make_partitions(self, now: datetime, days: int = 7) -> None:
-        """Makes the daily partitions of events and history from ``now``'s day to ``days`` ahead."""
-        raise NotImplementedError
+        """Makes the daily partitions of events and history from ``now``'s day to ``days`` ahead, where missing."""
+        with self.transaction() as transaction:
+            history.make_partitions(transaction._connection, now, now + timedelta(days=days))
 
     def drop_partitions(self, before: datetime) -> int:
-        """Drops the partitions of days that ended before; answers how many."""
-        raise NotImplementedError
+        """Drops the partitions of days that were over ``before``; answers how many."""
+        with self.transaction() as transaction:
+            return history.drop_partitions(transaction._connection, before)

@@ -1,27 +1,141 @@
-"""Who leads: a session advisory lock elects, the term fences."""
+"""Who leads: a session advisory lock elects, the term fences.
+
+The lock falls with its session, so a standby takes over as soon as a dead leader's connection is gone. Each of a
+leader's transactions holds the leadership row of its term; takeover changes the term, and the old leader can neither
+begin nor commit one.
+"""
 
 from __future__ import annotations
+
+import contextlib
+import logging
+from datetime import timedelta
+
+from sqlalchemy import Connection, func, literal, select, text, update
+
+from hpcmesos.errors import DatabaseUnavailable, LostLeadership
+from hpcmesos.queue import tables as t
+from hpcmesos.queue.engine import begin, make_engine
+from hpcmesos.queue.reads import read_timeline
 
 APPLICATION = "hpcmesos-leader"
 """application_name of every connection of a LeaderStore: what a takeover terminates."""
 
+_LOCK = 0x6870636D  # of pg_try_advisory_lock; locks are per database
+_TERMINATE_WAIT = 1000  # ms for an old leader's backend to go
+_JUMP = 10_000  # ids are skipped after a failover, which may have lost the last ones given out
+
+log = logging.getLogger(__name__)
+
 
 class Leadership:
-    """One candidate, with a connection of its own; used by one thread."""
+    """One candidate, with a connection of its own; used by one thread.
+
+    A candidate that has lost or released may try_acquire() again.
+    """
 
     def __init__(self, url: str) -> None:
-        raise NotImplementedError
+        # Two connections at most: one holds the lock, one does the rest.
+        limits = {"statement_timeout": 2000, "idle_in_transaction_session_timeout": 1000}
+        self._engine = make_engine(url, "hpcmesos-leadership", pool=2, limits=limits)
+        self._session: Connection | None = None
+        self.term: int | None = None
 
     def try_acquire(self, holder: str, address: str, lease_seconds: float = 3.0) -> int | None:
-        """Becomes leader if nobody is: terminates the old leader's backends, then answers the new term. None: another
-        candidate leads. Raises DatabaseUnavailable.
+        """Becomes leader if nobody is: terminates the old leader's backends, then answers the new term.
+
+        None: another candidate leads. Raises DatabaseUnavailable.
         """
-        raise NotImplementedError
+        if not self._lock():
+            return None
+        try:
+            with begin(self._engine) as connection:
+                _terminate_old_leader(connection)
+            with begin(self._engine) as connection:
+                self.term = _take_over(connection, holder, address, lease_seconds)
+        except BaseException:
+            self._unlock()
+            raise
+        return self.term
 
     def renew(self, lease_seconds: float = 3.0) -> None:
-        """Moves the expiry only. Raises LostLeadership when the term or the lock's session is gone."""
-        raise NotImplementedError
+        """Moves the expiry only. Raises LostLeadership when the term is over, the lock's session is gone, or the
+        database does not answer.
+        """
+        if self._session is None or self.term is None:
+            raise LostLeadership("this process does not lead")
+        extended = update(t.leadership).where(t.leadership.c.term == self.term)
+        extended = extended.values(expires_at=func.clock_timestamp() + timedelta(seconds=lease_seconds))
+        try:
+            # Through the session that holds the lock: its answer shows that the lock is still ours.
+            renewed = self._session.execute(extended).rowcount
+        except Exception as error:
+            self._unlock()
+            raise LostLeadership(f"term {self.term}: the lock's session is gone") from error
+        if renewed == 0:
+            self._unlock()
+            raise LostLeadership(f"term {self.term} is over")
 
     def release(self) -> None:
-        """Steps down: lets the lease expire now and closes the connection. Never raises."""
-        raise NotImplementedError
+        """Steps down: lets the lease expire now and gives the lock back. Never raises."""
+        if self._session is not None:
+            with contextlib.suppress(LostLeadership):
+                self.renew(0.0)
+        self._unlock()
+
+    def close(self) -> None:
+        """release(), and closes every connection."""
+        self.release()
+        self._engine.dispose()
+
+    def _lock(self) -> bool:
+        self._unlock()
+        with begin(self._engine):  # says DatabaseUnavailable when there is no connection to be had
+            pass
+        try:
+            session = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        except Exception as error:
+            raise DatabaseUnavailable("the database does not answer") from error
+        if session.scalar(select(func.pg_try_advisory_lock(_LOCK))):
+            self._session = session
+            return True
+        session.close()
+        return False
+
+    def _unlock(self) -> None:
+        if self._session is not None:
+            with contextlib.suppress(Exception):
+                self._session.invalidate()  # closes the session, and with it the lock goes
+                self._session.close()
+        self._session, self.term = None, None
+
+
+def _terminate_old_leader(connection: Connection) -> None:
+    rows = connection.execute(
+        text(
+            "SELECT pid, pg_terminate_backend(pid, :wait) AS gone FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = :application AND pid <> pg_backend_pid()"
+        ),
+        {"wait": _TERMINATE_WAIT, "application": APPLICATION},
+    )
+    for row in rows:
+        log.warning("terminated the old leader's backend %d (gone: %s)", row.pid, row.gone)
+
+
+def _take_over(connection: Connection, holder: str, address: str, lease_seconds: float) -> int:
+    table = t.leadership
+    before = connection.execute(select(table.c.timeline).with_for_update()).one()
+    timeline = read_timeline(connection)
+    if before.timeline not in (0, timeline):
+        log.warning("PostgreSQL's timeline is %d now: ids jump by %d", timeline, _JUMP)
+        for sequence in (t.job_ids, t.event_ids, t.inbox_ids):
+            jump = func.setval(sequence.name, func.nextval(sequence.name) + literal(_JUMP))
+            connection.execute(select(jump))
+    values = {
+        "term": table.c.term + 1,
+        "holder": holder,
+        "address": address,
+        "timeline": timeline,
+        "expires_at": func.clock_timestamp() + timedelta(seconds=lease_seconds),
+    }
+    return int(connection.execute(update(table).values(values).returning(table.c.term)).scalar_one())

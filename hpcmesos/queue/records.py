@@ -306,13 +306,17 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFilter:
-    """Which jobs to list; None: no restriction. ``history``: also those that the sweeper has moved away."""
+    """Which jobs to list; None: no restriction. ``history``: also those that the sweeper has moved away.
+
+    ``brief``: leaves ``submission`` empty, which saves most of the work on long lists.
+    """
 
     seqs: tuple[int, ...] | None = None
     owners: tuple[str, ...] | None = None
     states: frozenset[JobState] | None = None
     queues: tuple[str, ...] | None = None
     history: bool = False
+    brief: bool = False
     limit: int | None = None
 
 
@@ -320,7 +324,8 @@ class JobFilter:
 class LeaderState:
     """Everything that a new leader starts from, from one snapshot of the database.
 
-    ``jobs``: all that are not complete; ``attempts``: the last one of jobs in R and E; ``shares``: not released.
+    ``jobs``: all that are not complete, without their ``submission``; ``attempts``: the last one of jobs in R and E;
+    ``shares``: not released.
     """
 
     jobs: tuple[JobRecord, ...]

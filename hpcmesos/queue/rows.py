@@ -1,0 +1,193 @@
+"""Between rows of the tables and records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Row, TableValuedAlias, bindparam, column, func
+from sqlalchemy.dialects.postgresql import JSONB, Range
+from sqlalchemy.dialects.postgresql.ranges import MultiRange
+
+from hpcmesos.model import Cause, GpuState, JobState, Request
+from hpcmesos.queue.dependencies import Dependency, DependencyKind
+from hpcmesos.queue.records import (
+    AttemptKey,
+    AttemptRecord,
+    EventRecord,
+    GpuRecord,
+    JobKey,
+    JobRecord,
+    NewJob,
+    NodeRecord,
+    Ranges,
+    ShareRecord,
+)
+from hpcmesos.queue.tables import WHOLE_JOB
+
+SPEC_VERSION = 1
+"""Of the JSON form of a Request; a reader converts older ones."""
+
+
+def recordset(rows: Sequence[Mapping[str, Any]], types: Mapping[str, Any]) -> TableValuedAlias:
+    """``rows`` as a table of one statement, whatever their number: one parameter, one plan."""
+    columns = [column(name, kind) for name, kind in types.items()]
+    rendered = func.jsonb_to_recordset(bindparam(None, list(rows), JSONB)).table_valued(
+        *columns, name="wanted"
+    )
+    return rendered.render_derived(name="wanted", with_types=True)
+
+
+def element(index: int | None) -> int:
+    return WHOLE_JOB if index is None else index
+
+
+def index_of(row: Any) -> int | None:
+    return None if row.element == WHOLE_JOB else row.element
+
+
+def job_key(row: Any) -> JobKey:
+    return JobKey(row.seq, index_of(row))
+
+
+def attempt_key(row: Any) -> AttemptKey:
+    return AttemptKey(row.seq, index_of(row), row.number)
+
+
+def attempt_values(key: AttemptKey) -> dict[str, Any]:
+    return {"seq": key.seq, "element": element(key.index), "number": key.number}
+
+
+def request_json(request: Request) -> Any:
+    return msgspec.to_builtins(request)
+
+
+def dependencies_json(dependencies: Iterable[Dependency]) -> list[list[Any]]:
+    return [[str(d.kind), d.seq] for d in dependencies]
+
+
+def ranges_text(ranges: Ranges | None) -> str | None:
+    """As PostgreSQL reads a multirange."""
+    return None if ranges is None else "{" + ",".join(f"[{start},{stop})" for start, stop in ranges) + "}"
+
+
+def new_job_values(seq: int, new: NewJob) -> dict[str, Any]:
+    """The row of a job, but for its times."""
+    return {
+        "seq": seq,
+        "server": new.server,
+        "name": new.name,
+        "owner": new.owner,
+        "queue": new.queue,
+        "state": new.state.value,
+        "priority": new.priority,
+        "request": request_json(new.request),
+        "spec_version": SPEC_VERSION,
+        "holds": new.holds,
+        "not_before": new.not_before,
+        "rerunable": new.rerunable,
+        "dependencies": dependencies_json(new.dependencies),
+        "submit_host": new.submit_host,
+        "submission": dict(new.submission),
+        "todo": None if new.todo is None else MultiRange([Range(start, stop) for start, stop in new.todo]),
+    }
+
+
+def job_record(row: Row[Any]) -> JobRecord:
+    values: dict[str, Any] = dict(row._mapping)
+    del values["element"], values["spec_version"]
+    values["index"] = index_of(row)
+    values["state"] = JobState(row.state)
+    values["cause"] = Cause(row.cause) if row.cause else None
+    values["request"] = msgspec.convert(row.request, Request)
+    values["excluded"] = tuple(row.excluded)
+    values["dependencies"] = tuple(Dependency(DependencyKind(kind), seq) for kind, seq in row.dependencies)
+    values["todo"] = None if row.todo is None else tuple((r.lower, r.upper) for r in row.todo)
+    values.setdefault("submission", {})
+    return JobRecord(**values)
+
+
+def attempt_record(row: Any, steps: Sequence[Any]) -> AttemptRecord:
+    return AttemptRecord(
+        key=attempt_key(row),
+        created_at=row.created_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        cause=Cause(row.cause) if row.cause else None,
+        code=row.code,
+        signal=row.signal,
+        forced=row.forced,
+        culprit=row.culprit,
+        message=row.message,
+        usage=row.usage,
+        ranks=tuple(rank for step in steps for rank in step.ranks),
+        steps=tuple({"step": step.step, "command": step.command, "code": step.code} for step in steps),
+        stdout_tail=bytes(row.stdout_tail),
+        stderr_tail=bytes(row.stderr_tail),
+        stdout_path=row.stdout_path,
+        stderr_path=row.stderr_path,
+        undelivered=row.undelivered,
+    )
+
+
+def step_values(record: AttemptRecord) -> list[dict[str, Any]]:
+    """Rows of steps, each with its ranks; ranks of a step that was not reported get a step of their own."""
+    rows: dict[int, dict[str, Any]] = {}
+    for step in record.steps:
+        number = int(step["step"])
+        rows[number] = {"command": step.get("command", []), "code": step.get("code"), "ranks": []}
+    for rank in record.ranks:
+        number = int(rank.get("step", 0))
+        rows.setdefault(number, {"command": [], "code": None, "ranks": []})["ranks"].append(dict(rank))
+    return [{**attempt_values(record.key), "step": number, **row} for number, row in rows.items()]
+
+
+def share_record(row: Any) -> ShareRecord:
+    return ShareRecord(
+        attempt=attempt_key(row),
+        node=row.node,
+        position=row.position,
+        cpus=row.cpus,
+        mem=row.mem,
+        slots=row.slots,
+        gpus=tuple(row.gpus),
+        ports=tuple(row.ports),
+        released_at=row.released_at,
+    )
+
+
+def share_values(share: ShareRecord) -> dict[str, Any]:
+    return {
+        **attempt_values(share.attempt),
+        "position": share.position,
+        "node": share.node,
+        "cpus": share.cpus,
+        "mem": share.mem,
+        "slots": share.slots,
+        "gpus": share.gpus,
+        "ports": share.ports,
+    }
+
+
+def gpu_record(row: Row[Any]) -> GpuRecord:
+    values = dict(row._mapping)
+    return GpuRecord(**{**values, "state": GpuState(row.state), "links": tuple(row.links)})
+
+
+def node_record(row: Row[Any], gpus: Iterable[GpuRecord]) -> NodeRecord:
+    values = dict(row._mapping)
+    return NodeRecord(**{**values, "features": tuple(row.features), "gpus": tuple(gpus)})
+
+
+def event_record(row: Any) -> EventRecord:
+    return EventRecord(
+        id=row.id,
+        at=row.at,
+        seq=row.seq,
+        index=index_of(row),
+        kind=row.kind,
+        source=JobState(row.source) if row.source else None,
+        target=JobState(row.target) if row.target else None,
+        payload=row.payload,
+    )

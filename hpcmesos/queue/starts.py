@@ -1,0 +1,210 @@
+"""Gangs into the database and out of it again: allocation, end, release. All inside a leader's transaction."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Integer,
+    Text,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+
+from hpcmesos.model import GpuState, JobState
+from hpcmesos.queue import tables as t
+from hpcmesos.queue.moves import move_jobs
+from hpcmesos.queue.records import AttemptRecord, JobKey, Move, Release, ShareRecord, StartRecord
+from hpcmesos.queue.rows import attempt_values, recordset, share_values, step_values
+
+_FINISH_BATCH = 100  # attempts a statement: each may carry 2 x 64 KiB of output
+_ATTEMPT = {"seq": BigInteger(), "element": Integer(), "number": Integer()}
+_FREEABLE = [GpuState.FREE.value, GpuState.CLEANING.value]
+
+
+class _DoesNotFit(Exception):
+    """Some member's node or GPU went meanwhile."""
+
+
+def apply_starts(connection: Connection, gangs: Sequence[StartRecord], now: datetime) -> set[JobKey]:
+    """See LeaderTransaction.apply_starts. All at once; if that fails, the halves, down to the gang at fault."""
+    if not gangs:
+        return set()
+    try:
+        with connection.begin_nested():
+            return _start(connection, gangs, now)
+    except (_DoesNotFit, IntegrityError):
+        if len(gangs) == 1:
+            return set()
+    middle = len(gangs) // 2
+    first = apply_starts(connection, gangs[:middle], now)
+    return first | apply_starts(connection, gangs[middle:], now)
+
+
+def _start(connection: Connection, gangs: Sequence[StartRecord], now: datetime) -> set[JobKey]:
+    moved = move_jobs(connection, [_start_move(gang, now) for gang in gangs])
+    gangs = [gang for gang in gangs if gang.attempt.job in moved]
+    if not gangs:
+        return moved
+    shares = [share for gang in gangs for share in gang.shares]
+    _insert(connection, t.attempts, _ATTEMPT, [attempt_values(gang.attempt) for gang in gangs])
+    types = {column.name: column.type for column in t.shares.c if column.name != "released_at"}
+    _insert(connection, t.shares, types, [share_values(share) for share in shares])
+    _take_nodes(connection, shares)
+    _take_gpus_and_ports(connection, shares)
+    return moved
+
+
+def _start_move(gang: StartRecord, now: datetime) -> Move:
+    changes = {"attempt": gang.attempt.number, "started_at": now}
+    payload = {"attempt": gang.attempt.number, "nodes": [share.node for share in gang.shares]}
+    return Move(
+        seq=gang.attempt.seq,
+        index=gang.attempt.index,
+        source=JobState.QUEUED,
+        target=JobState.RUNNING,
+        event="started",
+        payload={**payload, **gang.payload},
+        changes=changes,
+    )
+
+
+def _insert(
+    connection: Connection, table: Any, types: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    if rows:
+        wanted = recordset(rows, types)
+        connection.execute(insert(table).from_select(list(types), select(*(wanted.c[n] for n in types))))
+
+
+def _take_nodes(connection: Connection, shares: Sequence[ShareRecord]) -> None:
+    need: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for share in shares:
+        need[share.node][0] += share.cpus
+        need[share.node][1] += share.mem
+    up = t.nodes.c.up & ~t.nodes.c.offline
+    if _add_used(connection, need, up) != len(need):
+        raise _DoesNotFit
+
+
+def _add_used(connection: Connection, need: Mapping[str, Sequence[int]], *where: Any) -> int:
+    """Adds (CPUs, memory) to the nodes' used counters; answers how many nodes that met ``where``."""
+    rows = [{"name": name, "cpus": cpus, "mem": mem} for name, (cpus, mem) in need.items()]
+    wanted = recordset(rows, {"name": Text(), "cpus": Integer(), "mem": BigInteger()})
+    nodes = t.nodes.c
+    changed = update(t.nodes).where(nodes.name == wanted.c.name, *where)
+    changed = changed.values(
+        cpus_used=nodes.cpus_used + wanted.c.cpus, mem_used=nodes.mem_used + wanted.c.mem
+    )
+    return connection.execute(changed).rowcount
+
+
+def _take_gpus_and_ports(connection: Connection, shares: Sequence[ShareRecord]) -> None:
+    types = {**_ATTEMPT, "node": Text(), "gpu": Text(), "port": Integer()}
+    base = [(share, {**attempt_values(share.attempt), "node": share.node}) for share in shares]
+    gpus = [{**row, "gpu": uuid} for share, row in base for uuid in share.gpus]
+    ports = [{**row, "port": port} for share, row in base for port in share.ports]
+    _insert(connection, t.allocations, types, gpus + ports)
+    if gpus:
+        wanted = recordset(gpus, {"gpu": Text(), "node": Text()})
+        mine = (t.gpus.c.uuid == wanted.c.gpu, t.gpus.c.node == wanted.c.node)
+        taken = update(t.gpus).where(*mine, t.gpus.c.state == GpuState.FREE.value)
+        if connection.execute(taken.values(state=GpuState.ALLOCATED.value)).rowcount != len(gpus):
+            raise _DoesNotFit
+
+
+def release_shares(connection: Connection, releases: Sequence[Release]) -> None:
+    """See LeaderTransaction.release_shares."""
+    if not releases:
+        return
+    rows = [{**attempt_values(r.attempt), "node": r.node, "gpu_state": r.gpu_state} for r in releases]
+    wanted = recordset(rows, {**_ATTEMPT, "node": Text(), "gpu_state": Text()})
+
+    def same(table: Any) -> tuple[Any, ...]:
+        return tuple(table.c[name] == wanted.c[name] for name in ("seq", "element", "number", "node"))
+
+    released = update(t.shares).where(*same(t.shares), t.shares.c.released_at.is_(None))
+    back: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for row in connection.execute(
+        released.values(released_at=func.now()).returning(t.shares.c.node, t.shares.c.cpus, t.shares.c.mem)
+    ):
+        back[row.node][0] -= row.cpus
+        back[row.node][1] -= row.mem
+    if back:
+        _add_used(connection, back)
+    held = (t.allocations.c.gpu == t.gpus.c.uuid, *same(t.allocations))
+    freed = update(t.gpus).where(*held, t.gpus.c.state == GpuState.ALLOCATED.value)
+    connection.execute(freed.values(state=wanted.c.gpu_state))
+    connection.execute(delete(t.allocations).where(*same(t.allocations)))
+
+
+def set_gpu_states(connection: Connection, states: Mapping[str, GpuState], notes: Mapping[str, str]) -> None:
+    """See LeaderTransaction.set_gpu_states."""
+    if not states:
+        return
+    rows = [{"uuid": uuid, "state": state, "note": notes.get(uuid)} for uuid, state in states.items()]
+    wanted = recordset(rows, {"uuid": Text(), "state": Text(), "note": Text()})
+    held = exists().where(t.allocations.c.gpu == t.gpus.c.uuid)
+    state = case((wanted.c.state.in_(_FREEABLE) & held, GpuState.ALLOCATED.value), else_=wanted.c.state)
+    changed = update(t.gpus).where(t.gpus.c.uuid == wanted.c.uuid)
+    connection.execute(changed.values(state=state, note=func.coalesce(wanted.c.note, t.gpus.c.note)))
+
+
+def finish_attempts(connection: Connection, records: Sequence[AttemptRecord]) -> None:
+    """See LeaderTransaction.finish_attempts."""
+    for start in range(0, len(records), _FINISH_BATCH):
+        _finish(connection, records[start : start + _FINISH_BATCH])
+
+
+_END_FIELDS = (
+    "ended_at",
+    "cause",
+    "code",
+    "signal",
+    "forced",
+    "culprit",
+    "message",
+    "usage",
+    "stdout_path",
+    "stderr_path",
+    "undelivered",
+)
+_TAILS = ("stdout_tail", "stderr_tail")
+
+
+def _finish(connection: Connection, records: Sequence[AttemptRecord]) -> None:
+    fields = (*_END_FIELDS, "started_at", *_TAILS)
+    rows = [
+        {**attempt_values(record.key), **{name: getattr(record, name) for name in fields}}
+        for record in records
+    ]
+    attempts = t.attempts.c
+    types = {**_ATTEMPT, **{name: attempts[name].type for name in (*_END_FIELDS, "started_at")}}
+    wanted = recordset(rows, {**types, **dict.fromkeys(_TAILS, Text())})
+    same = (attempts[name] == wanted.c[name] for name in _ATTEMPT)
+    values: dict[str, Any] = {name: wanted.c[name] for name in _END_FIELDS}
+    values["ended_at"] = func.coalesce(wanted.c.ended_at, func.now())
+    values["started_at"] = func.coalesce(wanted.c.started_at, attempts.started_at)
+    for name in _TAILS:  # JSON carries bytes in base64
+        values[name] = func.decode(wanted.c[name], "base64")
+    finished = update(t.attempts).where(*same, attempts.ended_at.is_(None)).values(**values)
+    returned = connection.execute(finished.returning(attempts.seq, attempts.element, attempts.number))
+    done = {tuple(row) for row in returned}
+    steps = [
+        step
+        for record in records
+        if tuple(attempt_values(record.key).values()) in done
+        for step in step_values(record)
+    ]
+    _insert(connection, t.steps, {column.name: column.type for column in t.steps.c}, steps)

@@ -1,0 +1,388 @@
+"""The tables. Migrations build the database; these are what the store speaks, and a test compares both.
+
+``element`` is the array element, -1 for the job itself: part of primary keys, hence never NULL. Times are timestamptz,
+sizes bytes. A job is complete exactly when it has ``ended_at``. A row of allocations is a live allocation: releasing
+deletes it, what a share had stays in ``shares.gpus``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Sequence,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, INT4MULTIRANGE, JSONB
+
+from hpcmesos.model import Cause, GpuState, JobState
+
+WHOLE_JOB = -1
+"""``element`` of a row that is no array element."""
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "ck": "%(table_name)s_%(constraint_name)s",
+        "ix": "%(table_name)s_%(column_0_name)s",
+    }
+)
+job_ids = Sequence("job_ids", metadata=metadata)
+inbox_ids = Sequence("inbox_ids", metadata=metadata)
+event_ids = Sequence("event_ids", metadata=metadata)
+
+_time = DateTime(timezone=True)
+
+
+def _one_of(column: str, values: Any) -> str:
+    return f"{column} IN ({', '.join(repr(str(v)) for v in values)})"
+
+
+def _text(name: str, default: str | None = "") -> Column[str]:
+    """``default`` None: every insert gives a value."""
+    return Column(name, Text, nullable=False, server_default=None if default is None else default)
+
+
+def _number(name: str, default: int | None = 0, kind: Any = Integer) -> Column[int]:
+    return Column(name, kind, nullable=False, server_default=None if default is None else text(str(default)))
+
+
+def _flag(name: str, default: bool) -> Column[bool]:
+    return Column(name, Boolean, nullable=False, server_default=text(str(default).lower()))
+
+
+def _json(name: str, default: str = "{}") -> Column[Any]:
+    return Column(name, JSONB, nullable=False, server_default=text(f"'{default}'::jsonb"))
+
+
+def _array(name: str, kind: Any) -> Column[Any]:
+    return Column(name, ARRAY(kind), nullable=False, server_default=text("'{}'"))
+
+
+def _now(name: str) -> Column[Any]:
+    return Column(name, _time, nullable=False, server_default=text("now()"))
+
+
+def _bytes(name: str) -> Column[bytes]:
+    return Column(name, LargeBinary, nullable=False, server_default=text("''::bytea"))
+
+
+def _job_key() -> list[Column[Any]]:
+    return [_number("seq", None, BigInteger), _number("element", WHOLE_JOB)]
+
+
+def _job_columns() -> list[Column[Any]]:
+    return [
+        *_job_key(),
+        _text("server", None),
+        _text("name", None),
+        _text("owner", None),
+        _text("queue", None),
+        _text("state", None),
+        _number("priority"),
+        Column("request", JSONB, nullable=False),
+        _number("spec_version", 1, SmallInteger),
+        _text("holds"),
+        Column("not_before", _time),
+        _now("created_at"),
+        _now("modified_at"),
+        Column("queued_at", _time),
+        Column("started_at", _time),
+        Column("ended_at", _time),
+        Column("exit_status", Integer),
+        Column("cause", Text),
+        _text("comment"),
+        _number("attempt"),
+        _number("charged_attempts"),
+        _flag("rerunable", True),
+        _array("excluded", Text),
+        _json("dependencies", "[]"),
+        _text("submit_host"),
+        _json("submission"),
+        Column("todo", INT4MULTIRANGE),
+    ]
+
+
+def _attempt_key() -> list[Column[Any]]:
+    return [*_job_key(), _number("number", None)]
+
+
+def _attempt_columns() -> list[Column[Any]]:
+    return [
+        *_attempt_key(),
+        _now("created_at"),
+        Column("started_at", _time),
+        Column("ended_at", _time),
+        Column("cause", Text),
+        Column("code", Integer),
+        Column("signal", Integer),
+        _flag("forced", False),
+        Column("culprit", Text),
+        _text("message"),
+        _json("usage"),
+        _bytes("stdout_tail"),
+        _bytes("stderr_tail"),
+        _text("stdout_path"),
+        _text("stderr_path"),
+        _text("undelivered"),
+    ]
+
+
+def _share_columns() -> list[Column[Any]]:
+    return [
+        *_attempt_key(),
+        _number("position", None),
+        _text("node", None),
+        _number("cpus", None),
+        _number("mem", None, BigInteger),
+        _number("slots", None),
+        _array("gpus", Text),
+        _array("ports", Integer),
+        Column("released_at", _time),
+    ]
+
+
+def _step_columns() -> list[Column[Any]]:
+    return [
+        *_attempt_key(),
+        _number("step", None),
+        _json("command", "[]"),
+        Column("code", Integer),
+        _json("ranks", "[]"),
+    ]
+
+
+def _history(name: str, columns: list[Column[Any]], *key: str) -> Table:
+    """A table of what the sweeper moved, in daily partitions by the end of the job."""
+    ended = [] if name == "jobs" else [Column("job_ended_at", _time, nullable=False)]
+    day = "ended_at" if name == "jobs" else "job_ended_at"
+    if name == "jobs":
+        next(c for c in columns if c.name == "ended_at").nullable = False
+    return Table(
+        f"{name}_history",
+        metadata,
+        *columns,
+        *ended,
+        PrimaryKeyConstraint(*key, day),
+        postgresql_partition_by=f"RANGE ({day})",
+    )
+
+
+jobs = Table(
+    "jobs",
+    metadata,
+    *_job_columns(),
+    PrimaryKeyConstraint("seq", "element"),
+    CheckConstraint(_one_of("state", JobState), "state"),
+    CheckConstraint("(state = 'C') = (ended_at IS NOT NULL)", "complete_means_ended"),
+    CheckConstraint(f"cause IS NULL OR {_one_of('cause', Cause)}", "cause"),
+    # Neither index names a column that a start changes: Q -> R stays a heap-only update.
+    Index("jobs_live", "seq", "element", postgresql_where=text("ended_at IS NULL")),
+    Index("jobs_ended", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+    Index("jobs_owner", "owner"),
+    postgresql_with={"fillfactor": 60},
+)
+job_scripts = Table(
+    "job_scripts",
+    metadata,
+    Column("seq", BigInteger, nullable=False, autoincrement=False),
+    Column("script", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("seq"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    *_attempt_columns(),
+    PrimaryKeyConstraint("seq", "element", "number"),
+    ForeignKeyConstraint(["seq", "element"], ["jobs.seq", "jobs.element"]),
+    CheckConstraint("(cause IS NULL) = (ended_at IS NULL)", "ended_has_cause"),
+    CheckConstraint(f"cause IS NULL OR {_one_of('cause', Cause)}", "cause"),
+    postgresql_with={"fillfactor": 60},
+)
+_attempt_fkey = (["seq", "element", "number"], ["attempts.seq", "attempts.element", "attempts.number"])
+shares = Table(
+    "shares",
+    metadata,
+    *_share_columns(),
+    PrimaryKeyConstraint("seq", "element", "number", "position"),
+    ForeignKeyConstraint(*_attempt_fkey),
+    ForeignKeyConstraint(["node"], ["nodes.name"]),
+    Index("shares_one_per_node", "seq", "element", "number", "node", unique=True),
+    Index("shares_live", "node", postgresql_where=text("released_at IS NULL")),
+)
+steps = Table(
+    "steps",
+    metadata,
+    *_step_columns(),
+    PrimaryKeyConstraint("seq", "element", "number", "step"),
+    ForeignKeyConstraint(*_attempt_fkey),
+)
+allocations = Table(
+    "allocations",
+    metadata,
+    *_attempt_key(),
+    _text("node", None),
+    Column("gpu", Text, ForeignKey("gpus.uuid")),
+    Column("port", Integer),
+    ForeignKeyConstraint(*_attempt_fkey),
+    CheckConstraint("num_nonnulls(gpu, port) = 1", "one_thing"),
+    Index("allocations_one_per_gpu", "gpu", unique=True, postgresql_where=text("gpu IS NOT NULL")),
+    Index("allocations_one_per_port", "node", "port", unique=True, postgresql_where=text("port IS NOT NULL")),
+    Index("allocations_attempt", "seq", "element", "number"),
+)
+
+jobs_history = _history("jobs", _job_columns(), "seq", "element")
+attempts_history = _history("attempts", _attempt_columns(), "seq", "element", "number")
+shares_history = _history("shares", _share_columns(), "seq", "element", "number", "position")
+steps_history = _history("steps", _step_columns(), "seq", "element", "number", "step")
+events = Table(  # never moved: its daily partitions are its history
+    "events",
+    metadata,
+    Column("id", BigInteger, event_ids, nullable=False, server_default=event_ids.next_value()),
+    _now("at"),
+    Column("seq", BigInteger),
+    Column("element", Integer),
+    _text("kind", None),
+    Column("source", Text),
+    Column("target", Text),
+    _json("payload"),
+    PrimaryKeyConstraint("id", "at"),
+    Index("events_seq", "seq"),
+    postgresql_partition_by="RANGE (at)",
+)
+
+inbox = Table(
+    "inbox",
+    metadata,
+    Column("id", BigInteger, inbox_ids, nullable=False, server_default=inbox_ids.next_value()),
+    _text("kind", None),
+    Column("seq", BigInteger),
+    _text("user", None),
+    _json("payload"),
+    _now("created_at"),
+    PrimaryKeyConstraint("id"),
+)
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    _text("user", None),
+    _text("key", None),
+    Column("digest", LargeBinary, nullable=False),
+    Column("seqs", ARRAY(BigInteger), nullable=False),
+    _now("created_at"),
+    PrimaryKeyConstraint("user", "key"),
+    Index("idempotency_keys_created_at", "created_at"),
+)
+nodes = Table(
+    "nodes",
+    metadata,
+    _text("name", None),
+    _number("cpus", None),
+    _number("cpus_used"),
+    _number("mem", None, BigInteger),
+    _number("mem_used", 0, BigInteger),
+    _flag("up", True),
+    _flag("offline", False),
+    _text("address"),
+    _number("peer_port"),
+    _text("boot_id"),
+    _text("version"),
+    _text("hostname"),
+    _text("os"),
+    _array("features", Text),
+    _flag("declared", False),
+    _text("note"),
+    _now("changed_at"),
+    Column("ends_at", _time),
+    PrimaryKeyConstraint("name"),
+    CheckConstraint("cpus_used BETWEEN 0 AND cpus", "cpus_used"),
+    CheckConstraint("mem_used BETWEEN 0 AND mem", "mem_used"),
+    postgresql_with={"fillfactor": 50},
+)
+gpus = Table(
+    "gpus",
+    metadata,
+    _text("uuid", None),
+    Column("node", Text, ForeignKey("nodes.name"), nullable=False, index=True),
+    _number("index", None),
+    _text("model"),
+    _number("memory", 0, BigInteger),
+    Column("numa", Integer),
+    _text("pci"),
+    _flag("simulated", False),
+    _text("state", GpuState.FREE.value),
+    _array("links", Integer),
+    _text("note"),
+    PrimaryKeyConstraint("uuid"),
+    CheckConstraint(_one_of("state", GpuState), "state"),
+    postgresql_with={"fillfactor": 50},
+)
+queues = Table(
+    "queues",
+    metadata,
+    _text("name", None),
+    _flag("enabled", True),
+    _flag("started", True),
+    _number("priority"),
+    _json("defaults"),
+    PrimaryKeyConstraint("name"),
+)
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("hash", LargeBinary, nullable=False),
+    _text("kind", None),
+    Column("user", Text),
+    Column("node", Text),
+    _text("created_by", None),
+    _now("created_at"),
+    Column("expires_at", _time, nullable=False),
+    Column("used_at", _time),
+    PrimaryKeyConstraint("hash"),
+    CheckConstraint(_one_of("kind", ("user", "join")), "kind"),
+)
+leadership = Table(
+    "leadership",
+    metadata,
+    Column("term", BigInteger, nullable=False, autoincrement=False),
+    _text("holder"),
+    _text("address"),
+    _number("timeline"),
+    Column("expires_at", _time, nullable=False),
+    PrimaryKeyConstraint("term"),
+)
+schedules = Table(
+    "schedules",
+    metadata,
+    _text("name", None),
+    _text("cron", None),
+    _text("timezone", "UTC"),
+    _now("since"),
+    PrimaryKeyConstraint("name"),
+)
+schedule_runs = Table(
+    "schedule_runs",
+    metadata,
+    Column("schedule", Text, ForeignKey("schedules.name"), nullable=False),
+    Column("due", _time, nullable=False),
+    _now("fired_at"),
+    PrimaryKeyConstraint("schedule", "due"),
+)
+settings = Table("settings", metadata, _text("name", None), _json("value"), PrimaryKeyConstraint("name"))
