@@ -1,0 +1,391 @@
+"""One attempt on this node, from PREPARE until it is forgotten; see docs/architecture.md."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from hpcmesos.gang import mpi
+from hpcmesos.launch import enclosure, files
+from hpcmesos.launch.journal import Entry, Journal
+from hpcmesos.launch.output import Output
+from hpcmesos.launch.owners import Owner
+from hpcmesos.launch.processes import Children, Launch, Outputs, read_report
+from hpcmesos.launch.settings import Config
+from hpcmesos.launch.steps import Steps
+
+NODE_LOST = "NODE_LOST"
+_HURRY = 5.0
+"""Seconds of grace, at most, when a member is lost: the whole gang has to be gone 30 s after the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Why and how an attempt is to end. ``kill_delay``: seconds from SIGTERM to SIGKILL; 0: SIGKILL at once."""
+
+    cause: str
+    kill_delay: float = 0.0
+    message: str = ""
+    culprit: str | None = None
+
+    @classmethod
+    def lost(cls, culprit: str, message: str, kill_delay: float) -> Order:
+        return cls(NODE_LOST, min(kill_delay, _HURRY), message, culprit)
+
+
+class Gang(Protocol):
+    """The other members, as this one sees them."""
+
+    def end(self, order: Order) -> None:
+        """This part ends: says so, and why."""
+        ...
+
+    def rank(self, message: dict[str, Any], node: str) -> None:
+        """Passes on what a rank reported, to where its step is kept."""
+        ...
+
+
+@dataclass(slots=True)
+class Services:
+    """What attempts share."""
+
+    config: Config
+    children: Children
+    journal: Journal
+    trees: enclosure.Trees
+    emit: Callable[[dict[str, Any]], None]
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)  # the loop itself keeps none alive
+
+
+class Attempt:
+    """Phases: preparing, ready, running, ending, ended. Only the head's part has a script."""
+
+    def __init__(self, services: Services, spec: dict[str, Any], owner: Owner) -> None:
+        self.services = services
+        self.spec = spec
+        self.owner = owner
+        self.id: str = spec["attempt"]
+        self.head: bool = spec["me"] == 0
+        self.phase = "preparing"
+        self.output = Output()
+        self.steps = Steps(spec["me"])
+        self.gang: Gang | None = None
+        self.paths = files.job_paths(services.config, files.attempt_directory(services.config, self.id))
+        self.enclosure: enclosure.Enclosure
+        self.ended: dict[str, Any] | None = None
+        self._started: dict[str, Any] | None = None
+        self._journal: Entry
+        self._order: Order | None = None
+        self._hurry = False
+        self._killed = False
+        self._forced = False
+        self._wake = asyncio.Event()
+        self._pid = 0
+        self._status: int | None = None
+        self._cpu = 0.0
+        self._peak = 0
+        self._since = 0.0
+        self._walltime: asyncio.TimerHandle | None = None
+
+    # --- PREPARE ----------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Journal, directory, cgroup. Raises OSError or Refusal; then nothing of it is left."""
+        config = self.services.config
+        self._journal = self.services.journal.create(
+            self.id, {"spec": self.spec, "boot_id": config.boot_id, "at": time.time()}
+        )
+        try:
+            files.write_attempt(self.spec, self.paths, self.owner)
+            if config.cgroup:
+                self.enclosure = enclosure.Cgroup(config.cgroup, self.id)
+            else:
+                self.enclosure = enclosure.Tree(self.services.trees, self.id, self.owner.uid)
+        except OSError:
+            self.discard()
+            raise
+
+    def ready(self) -> None:
+        if self.phase == "preparing":
+            self.phase = "ready"
+            self.services.emit({"event": "ready", "attempt": self.id})
+
+    def discard(self) -> None:
+        """Nothing was started: leaves no trace."""
+        if hasattr(self, "enclosure"):
+            self.enclosure.remove()
+        self._journal.close()
+        self.services.journal.remove(self.id)
+        files.remove_tree(self.services.children, self.paths.directory)
+
+    # --- the script -------------------------------------------------------------------------------------------------
+
+    def go(self) -> None:
+        """Starts the script on the head; anywhere else, or a second time, it only says what is."""
+        if self.phase == "ready" and self.head:
+            self._start()
+        elif self._started:
+            self.services.emit(self._started)
+
+    def _start(self) -> None:
+        self.phase = "running"
+        self._since = time.monotonic()
+        started_at = time.time()
+        self._journal.append({"phase": "running", "at": started_at})
+        self._pid, report = self.services.children.spawn(self._launch(), self._exited)
+        self.enclosure.adopt(self._pid)
+        if self.spec["walltime"] is not None:
+            loop = asyncio.get_running_loop()
+            self._walltime = loop.call_later(self.spec["walltime"], self._over_walltime)
+        self._report: socket.socket | None = report
+        self._started_at = started_at
+        asyncio.get_running_loop().add_reader(report, self._read_report)
+
+    def _launch(self) -> Launch:
+        spec = self.spec
+        program, argv = self._command()
+        spool = [os.path.join(self.paths.directory, name) for name in ("stdout", "stderr")]
+        workdir = (spec["workdir"],) if spec["workdir"] else ()
+        return Launch(
+            program=program,
+            argv=argv,
+            environ=self._script_environment(),
+            directories=(*workdir, self.owner.home),
+            owner=self.owner,
+            umask=spec["umask"],
+            cgroup=self.enclosure.procs,
+            outputs=Outputs(
+                stdout=[*filter(None, [spec["stdout"]]), spool[0]],
+                stderr=[*filter(None, [spec["stderr"]]), spool[1]],
+                join=spec["join"],
+                truncate=spec["number"] == 1,
+            ),
+        )
+
+    def _command(self) -> tuple[str, list[str]]:
+        if self.spec["argv"] is not None:
+            return self.spec["argv"][0], list(self.spec["argv"])
+        if shell := self.spec["shell"]:
+            return shell, [shell, os.path.join(self.paths.directory, "script"), *self.spec["script_args"]]
+        shell = self.owner.shell
+        return shell, [f"-{os.path.basename(shell)}", "-c", 'exec "$HPCMESOS_ENTER"']
+
+    def _script_environment(self) -> dict[str, str]:
+        base = self.owner.environment()
+        environ = mpi.job_environment(self.spec, self.paths)
+        if "PATH" not in self.spec["environment"]:
+            environ["PATH"] = f"{environ['PATH']}:{base['PATH']}"
+        identity = {key: value for key, value in base.items() if key != "PATH"}
+        enter = os.path.join(self.paths.directory, "enter")
+        return {**environ, **identity, **self._marks(), "HPCMESOS_ENTER": enter}
+
+    def shell_environment(self, environ: dict[str, str]) -> dict[str, str]:
+        """The caller's variables with what is this host's own laid over them."""
+        values = {
+            **self.owner.environment(),
+            **environ,
+            **mpi.host_overlay(self.spec, self.paths),
+            **self._marks(),
+        }
+        if self.paths.bin not in values["PATH"].split(":"):
+            values["PATH"] = f"{self.paths.bin}:{values['PATH']}"
+        return values
+
+    def _marks(self) -> dict[str, str]:
+        return {
+            "HPCMESOS_ATTEMPT": self.id,
+            "HPCMESOS_SOCKET": self.services.config.ranks_socket,
+            "HPCMESOS_SHEPHERD": str(os.getpid()),
+        }
+
+    def _read_report(self) -> None:
+        """What the child opened; its end is the start of the program."""
+        if self._report is None or not read_report(self._report, self.output.opened):
+            return
+        asyncio.get_running_loop().remove_reader(self._report)
+        self._report.close()
+        self._report = None
+        opened = self.output.opened
+        self._started = {
+            "event": "started",
+            "attempt": self.id,
+            "pid": self._pid,
+            "started_at": self._started_at,
+            "stdout_path": opened.stdout_path,
+            "stderr_path": opened.stderr_path,
+        }
+        if not opened.failure:
+            self.services.emit(self._started)
+
+    def _exited(self, status: int, usage: resource.struct_rusage) -> None:
+        self._read_report()
+        self._status = status
+        self.charge(usage)
+        self._wake.set()
+        self._close()
+
+    def charge(self, usage: resource.struct_rusage) -> None:
+        """Adds the usage of a process of this attempt that was reaped."""
+        self._cpu += usage.ru_utime + usage.ru_stime
+        self._peak = max(self._peak, usage.ru_maxrss * 1024)
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def end(self, order: Order) -> None:
+        """Ends this part; a second order changes nothing but the hurry."""
+        if self.phase == "ended":
+            return
+        if self.phase == "ending":
+            self._hurry = order.kill_delay == 0 and not self._killed
+            self._wake.set()
+            return
+        self._order = order
+        self._close()
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to every process of this part."""
+        if self.phase in ("ready", "running"):
+            self.enclosure.signal(number)
+
+    def _over_walltime(self) -> None:
+        limit = self.spec["walltime"]
+        elapsed = int(time.monotonic() - self._since)
+        line = f"job killed: walltime {elapsed} exceeded limit {limit}"
+        if self.phase == "running":
+            self.output.note(f"=>> hpcmesos: {line}")
+        self.end(Order("WALLTIME", self.spec["kill_delay"], line))
+
+    def _close(self) -> None:
+        if self.phase in ("ending", "ended"):
+            return
+        self.phase = "ending"
+        if self._walltime:
+            self._walltime.cancel()
+        if self._order:
+            self.steps.closing = True
+        if self.gang:
+            self.gang.end(self._order or Order(self._cause()))
+        task = asyncio.get_running_loop().create_task(self._finish())
+        self.services.tasks.add(task)
+        task.add_done_callback(self.services.tasks.discard)
+
+    async def _finish(self) -> None:
+        order = self._order
+        if order and not self._over():
+            if order.kill_delay > 0:
+                self.enclosure.signal(signal.SIGTERM)
+                await self._wait_over(order.kill_delay)
+            self._forced = not self._over()
+        self.steps.closing = True
+        left = await enclosure.clear(self.enclosure)
+        await self._wait_over(
+            enclosure.UNKILLABLE
+        )  # the kernel has ended it; SIGCHLD may still be on its way
+        message = f"processes that cannot be killed: {' '.join(map(str, left))}" if left else ""
+        self._finished(message)
+
+    def _over(self) -> bool:
+        """The head is over with its script, another member with its processes."""
+        if self.head:
+            return not self._pid or self._status is not None
+        return self.enclosure.empty()
+
+    async def _wait_over(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self._over() and not self._hurry and (left := deadline - time.monotonic()) > 0:
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(left if self.head else min(left, 0.05)):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def _cause(self) -> str:
+        if self._order:
+            return self._order.cause
+        if isinstance(self.enclosure, enclosure.Cgroup) and self.enclosure.out_of_memory():
+            return "OOM"
+        if self.output.opened.failure:
+            return "START_FAILED"
+        if self._status is None or self._status == 0:
+            return "OK"
+        return "SIGNAL" if os.WIFSIGNALED(self._status) else "APP"
+
+    def _finished(self, trouble: str) -> None:
+        order, status, opened = self._order, self._status, self.output.opened
+        cpu, peak = self.enclosure.usage()
+        ranks, steps = self.steps.tables()
+        messages = [order.message if order else "", opened.failure, trouble]
+        self.ended = {
+            "event": "ended",
+            "attempt": self.id,
+            "head": self.head,
+            "cause": self._cause(),
+            "code": os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None,
+            "signal": os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else None,
+            "forced": self._forced,
+            "culprit": order.culprit if order else None,
+            "message": "; ".join(filter(None, messages)),
+            "started_at": self._started["started_at"] if self._started else None,
+            "ended_at": time.time(),
+            "usage": {
+                "cput": max(cpu, self._cpu),
+                "mem": max(peak, self._peak),
+                "walltime": time.monotonic() - self._since if self._pid else 0.0,
+            },
+            "ranks": ranks,
+            "steps": steps,
+            "stdout_tail": base64.b64encode(self.output.tail("stdout")).decode(),
+            "stderr_tail": base64.b64encode(self.output.tail("stderr")).decode(),
+            "stdout_path": opened.stdout_path,
+            "stderr_path": opened.stderr_path,
+            "undelivered": opened.undelivered or self._spooled(),
+        }
+        self._journal.end(self.ended)
+        self._journal.close()
+        self.enclosure.remove()
+        self.phase = "ended"
+        self.services.emit(self.ended)
+
+    def _spooled(self) -> str:
+        """Why output lies in the spool though every place could be opened: nobody named another one."""
+        inside = self.paths.directory + "/"
+        spooled = [
+            p
+            for p in (self.output.opened.stdout_path, self.output.opened.stderr_path)
+            if p.startswith(inside)
+        ]
+        return f"kept on {self.services.config.node}: {' '.join(spooled)}" if spooled else ""
+
+    def forget(self) -> bool:
+        """Removes what is left of an attempt that has ended; False while it has not."""
+        if self.phase != "ended":
+            return False
+        self.output.close()
+        self.services.journal.remove(self.id)
+        files.remove_tree(self.services.children, self.paths.directory)
+        return True
+
+    # --- what the agent hears ---------------------------------------------------------------------------------------
+
+    def summary(self) -> dict[str, Any]:
+        """An AttemptReport."""
+        gpus = [gpu["uuid"] for gpu in self.spec["members"][self.spec["me"]]["gpus"]]
+        return {"attempt": self.id, "phase": self.phase, "head": self.head, "gpus": gpus}
+
+    def replay(self) -> list[dict[str, Any]]:
+        """The events by which a new control connection learns where this attempt stands."""
+        if self.ended:
+            return [self.ended]
+        if self.phase == "preparing":
+            return []
+        ready = {"event": "ready", "attempt": self.id}
+        return [ready, self._started] if self._started else [ready]

@@ -1,0 +1,65 @@
+"""Frames over asyncio streams: the shepherd's end of every connection."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Any
+
+from hpcmesos.launch import protocol
+
+Frame = tuple[bytes, bytes]
+_LOST = (OSError, EOFError, ssl.SSLError, asyncio.IncompleteReadError)
+
+
+class Channel:
+    """One connection. What is sent to a lost connection goes nowhere; `receive` says that it is lost."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def receive(self) -> Frame | None:
+        """The next frame; None at the end of the connection, however it came.
+
+        Raises:
+            protocol.FrameError: the other side does not speak frames.
+        """
+        try:
+            head = await self._reader.readexactly(5)
+            size = int.from_bytes(head[:4], "big")
+            protocol.check_size(size)
+            return head[4:], await self._reader.readexactly(size - 1)
+        except _LOST:
+            return None
+
+    async def hear(self) -> dict[str, Any] | None:
+        """The next message. Raises protocol.FrameError when something else comes."""
+        frame = await self.receive()
+        if frame is None:
+            return None
+        if frame[0] != protocol.MESSAGE:
+            raise protocol.FrameError(f"a {frame[0]!r} frame where a message belongs")
+        return protocol.decode(frame[1])
+
+    def say(self, value: dict[str, Any]) -> None:
+        self.send(protocol.message(value))
+
+    def send(self, data: bytes) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(data)
+
+    async def drain(self) -> bool:
+        """Waits until the other side takes more; False when it is gone."""
+        try:
+            await self._writer.drain()
+        except _LOST:
+            return False
+        return not self._writer.is_closing()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def peer(self, name: str) -> Any:
+        """``get_extra_info`` of the transport."""
+        return self._writer.get_extra_info(name)

@@ -1,0 +1,101 @@
+"""``control.sock``: the agent's door. Every operation may be repeated; see docs/architecture.md."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from hpcmesos.launch import protocol
+from hpcmesos.launch.attempt import Attempt, Order
+from hpcmesos.launch.channel import Channel
+
+
+class Holder(Protocol):
+    """What the agent commands: the shepherd."""
+
+    attempts: dict[str, Attempt]
+
+    def hello(self) -> dict[str, Any]: ...
+    def replay(self) -> list[dict[str, Any]]: ...
+    def prepare(self, spec: dict[str, Any]) -> None: ...
+    def forget(self, attempt: str) -> None: ...
+    def shutdown(self, force: bool) -> None: ...
+
+
+class Control:
+    """Serves any number of connections; what `emit` gets goes to all of them."""
+
+    def __init__(self, holder: Holder) -> None:
+        self._holder = holder
+        self._channels: set[Channel] = set()
+
+    def emit(self, event: dict[str, Any]) -> None:
+        frame = protocol.message(event)
+        for channel in self._channels:
+            channel.send(frame)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, until it ends."""
+        channel = Channel(reader, writer)
+        self._channels.add(channel)
+        try:
+            while request := await channel.hear():
+                self._obey(channel, request)
+        except (protocol.FrameError, KeyError, TypeError, ValueError) as error:
+            sys.stderr.write(f"shepherd: control.sock: bad request: {error!r}\n")
+        finally:
+            self._channels.discard(channel)
+            channel.close()
+
+    def _obey(self, channel: Channel, request: dict[str, Any]) -> None:
+        operations: dict[str, Callable[[Channel, dict[str, Any]], None]] = {
+            "hello": self._hello,
+            "prepare": lambda _, r: self._holder.prepare(r["spec"]),
+            "forget": lambda _, r: self._holder.forget(r["attempt"]),
+            "shutdown": lambda _, r: self._holder.shutdown(bool(r.get("force"))),
+        }
+        operation = operations.get(request["op"], self._to_attempt)
+        operation(channel, request)
+
+    def _hello(self, channel: Channel, _: dict[str, Any]) -> None:
+        channel.say(self._holder.hello())
+        for event in self._holder.replay():
+            channel.say(event)
+
+    def _to_attempt(self, channel: Channel, request: dict[str, Any]) -> None:
+        attempt = self._holder.attempts.get(request["attempt"])
+        if attempt is None:
+            channel.say({"event": "unknown", "attempt": request["attempt"]})
+        elif request["op"] == "go":
+            attempt.go()
+        elif request["op"] == "signal":
+            attempt.signal(int(request["signal"]))
+        elif request["op"] == "end":
+            if attempt.ended:
+                channel.say(attempt.ended)
+            else:
+                attempt.end(
+                    Order(
+                        request["cause"], float(request.get("kill_delay") or 0), request.get("message") or ""
+                    )
+                )
+        else:
+            raise ValueError(f"no operation {request['op']!r}")
+
+
+async def listen(
+    path: str,
+    mode: int,
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any],
+) -> asyncio.Server:
+    """A unix socket at ``path``, in place of one that a dead shepherd left; never open to more than ``mode`` allows."""
+    if os.path.exists(path):
+        os.unlink(path)
+    before = os.umask(0o777 & ~mode)
+    try:
+        return await asyncio.start_unix_server(serve, path, limit=2 * protocol.CHUNK)
+    finally:
+        os.umask(before)

@@ -1,0 +1,248 @@
+"""All processes of one attempt on this node, however they forked: signalled, killed, counted as one.
+
+Two ways to know them: a cgroup (v2), or the shepherd's own tree, for it is a subreaper and whatever an attempt leaves
+behind becomes its child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import suppress
+from typing import Protocol
+
+UNKILLABLE = 10.0
+"""Seconds of SIGKILL after which what remains (blocked in the kernel) is named and left."""
+
+
+class Enclosure(Protocol):
+    """The processes of an attempt. ``procs``: the file by which a child joins; None: none is needed."""
+
+    procs: str | None
+
+    def pids(self) -> list[int]: ...
+    def empty(self) -> bool: ...
+    def signal(self, number: int) -> None: ...
+    def kill(self) -> None: ...
+    def usage(self) -> tuple[float, int]:
+        """CPU seconds and peak bytes, 0 where not known."""
+        ...
+
+    def adopt(self, pid: int) -> None:
+        """``pid`` was started for this attempt."""
+        ...
+
+    def remove(self) -> None: ...
+
+
+async def clear(enclosure: Enclosure) -> list[int]:
+    """Kills until nothing is left; answers what could not be killed."""
+    deadline, pause = time.monotonic() + UNKILLABLE, 0.001
+    while True:
+        if enclosure.empty():
+            return []
+        enclosure.kill()
+        if time.monotonic() > deadline:
+            return enclosure.pids()
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 0.05)
+
+
+class Cgroup:
+    """A directory of the v2 hierarchy, made here."""
+
+    def __init__(self, parent: str, name: str) -> None:
+        self.directory = os.path.join(parent, name)
+        with suppress(FileExistsError):
+            os.mkdir(self.directory, 0o755)
+        self.procs: str | None = os.path.join(self.directory, "cgroup.procs")
+
+    def pids(self) -> list[int]:
+        found: list[int] = []
+        for directory, _, _ in os.walk(self.directory):
+            with suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
+                found += [int(line) for line in file]
+        return found
+
+    def empty(self) -> bool:
+        return "populated 0" in self._read("cgroup.events") or not os.path.isdir(self.directory)
+
+    def signal(self, number: int) -> None:
+        for pid in self.pids():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+
+    def kill(self) -> None:
+        try:
+            with open(os.path.join(self.directory, "cgroup.kill"), "w", encoding="ascii") as file:
+                file.write("1")
+        except OSError:  # Linux before 5.14
+            self.signal(signal.SIGKILL)
+
+    def usage(self) -> tuple[float, int]:
+        words = self._read("cpu.stat").split()
+        cpu = int(words[words.index("usage_usec") + 1]) / 1e6 if "usage_usec" in words else 0.0
+        peak = self._read("memory.peak").strip()
+        return cpu, int(peak) if peak.isdigit() else 0
+
+    def out_of_memory(self) -> bool:
+        """True when the kernel killed for memory here."""
+        words = self._read("memory.events").split()
+        return "oom_kill" in words and words[words.index("oom_kill") + 1] != "0"
+
+    def adopt(self, pid: int) -> None:
+        pass
+
+    def remove(self) -> None:
+        for directory, _, _ in os.walk(self.directory, topdown=False):
+            with suppress(OSError):
+                os.rmdir(directory)
+
+    def _read(self, name: str) -> str:
+        try:
+            with open(os.path.join(self.directory, name), encoding="ascii") as file:
+                return file.read()
+        except OSError:
+            return ""
+
+
+class Trees:
+    """The live attempts of a shepherd without cgroups, and who belongs to which."""
+
+    def __init__(self, marker: str) -> None:
+        self.marker = marker
+        """``NAME=VALUE`` that stands in the environment of this shepherd's processes and of no other's."""
+        self.live: dict[str, Tree] = {}
+
+    def owner_of(self, pid: int) -> str | None:
+        """The attempt that ``pid`` belongs to."""
+        table = process_table()
+        for attempt, tree in self.live.items():
+            if pid in tree.members(table):
+                return attempt
+        return None
+
+
+class Tree:
+    """The part of the shepherd's tree that belongs to one attempt.
+
+    Evidence, in this order: HPCMESOS_ATTEMPT in the environment, an ancestor or a session that is known. An orphan
+    without any is taken by the last attempt of its user.
+    """
+
+    def __init__(self, trees: Trees, attempt: str, uid: int) -> None:
+        self.procs: str | None = None
+        self._trees = trees
+        self._attempt = attempt
+        self._uid = uid
+        self._sessions: set[int] = set()
+        trees.live[attempt] = self
+
+    def adopt(self, pid: int) -> None:
+        for tree in self._trees.live.values():
+            tree._sessions.discard(pid)  # a number that came round again
+        self._sessions.add(pid)
+
+    def pids(self) -> list[int]:
+        return sorted(self.members(process_table()))
+
+    def members(self, table: dict[int, tuple[int, int]]) -> set[int]:
+        """Of the whole process table (pid: parent, session) those that are this attempt's."""
+        children: dict[int, list[int]] = {}
+        for pid, (parent, _) in table.items():
+            children.setdefault(parent, []).append(pid)
+        found: set[int] = set()
+        waiting = [(pid, False, True) for pid in children.get(os.getpid(), ())]
+        while waiting:
+            pid, inherited, orphan = waiting.pop()
+            ours = self._evidence(pid, table[pid][1], inherited, orphan)
+            if ours:
+                found.add(pid)
+            waiting += [(child, ours, False) for child in children.get(pid, ())]
+        self._sessions |= {table[pid][1] for pid in found} - {os.getsid(0)}
+        return found
+
+    def _evidence(self, pid: int, session: int, inherited: bool, orphan: bool) -> bool:
+        named = attempt_of_environment(pid, self._trees.marker)
+        if named in self._trees.live:
+            return named == self._attempt
+        if inherited or session in self._sessions or pid in self._sessions:
+            return True
+        return orphan and self._last_of_user(pid)
+
+    def _last_of_user(self, pid: int) -> bool:
+        try:
+            uid = os.stat(f"/proc/{pid}").st_uid
+        except OSError:
+            return False
+        others = [t for t in self._trees.live.values() if t is not self and t._uid == self._uid]
+        known = any(pid in t._sessions for t in others)
+        return uid == self._uid and not others and not known
+
+    def empty(self) -> bool:
+        return not self.pids()
+
+    def signal(self, number: int) -> None:
+        for pid in self.pids():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+
+    def usage(self) -> tuple[float, int]:
+        return 0.0, 0
+
+    def remove(self) -> None:
+        self._trees.live.pop(self._attempt, None)
+
+
+def process_table() -> dict[int, tuple[int, int]]:
+    """Every process that has not ended: pid -> (parent, session)."""
+    table = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        if fields[0] not in (b"Z", b"X"):
+            table[int(name)] = (int(fields[1]), int(fields[3]))
+    return table
+
+
+def environment_of(pid: int) -> list[bytes]:
+    """``NAME=VALUE`` of a process as it was at its exec; empty when it is gone or another user's."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []
+
+
+def attempt_of_environment(pid: int, marker: str) -> str | None:
+    """HPCMESOS_ATTEMPT of a process that carries this shepherd's marker."""
+    entries = environment_of(pid)
+    if os.fsencode(marker) not in entries:
+        return None
+    for entry in entries:
+        if entry.startswith(b"HPCMESOS_ATTEMPT="):
+            return os.fsdecode(entry.partition(b"=")[2])
+    return None
+
+
+async def clear_by_environment(attempt: str, marker: str) -> None:
+    """Kills what a dead shepherd left of an attempt: known by nothing but its environment."""
+    deadline = time.monotonic() + UNKILLABLE
+    while time.monotonic() < deadline:
+        left = [p for p in process_table() if attempt_of_environment(p, marker) == attempt]
+        if not left:
+            return
+        for pid in left:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(0.01)

@@ -1,0 +1,69 @@
+"""The shepherd's configuration file, and why it refuses an attempt."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+
+class Refusal(Exception):
+    """PREPARE cannot be done. ``culprit``: the node at fault; empty: this one."""
+
+    def __init__(self, reason: str, culprit: str = "") -> None:
+        super().__init__(reason)
+        self.culprit = culprit
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the agent wrote; see docs/architecture.md. Durations in seconds."""
+
+    node: str
+    address: str
+    peer_port: int  # 0: any free one
+    state: str
+    sockets: str
+    certificate: str  # PEM files
+    key: str
+    ca: str
+    cgroup: str | None  # v2 directory under which attempts' cgroups are made; None: no cgroups
+    gang_silence: float
+    gang_ping: float
+    boot_id: str
+    python: str  # interpreter of the programs inside jobs
+
+    @classmethod
+    def load(cls, path: str) -> Config:
+        """Reads CONFIG.json. Raises OSError, ValueError or KeyError."""
+        with open(path, encoding="utf-8") as file:
+            values: dict[str, Any] = json.load(file)
+        tls = values["tls"]
+        return cls(
+            node=values["node"],
+            address=values["address"],
+            peer_port=int(values.get("peer_port", 0)),
+            state=values["state"],
+            sockets=values["sockets"],
+            certificate=tls["certificate"],
+            key=tls["key"],
+            ca=tls["ca"],
+            cgroup=values.get("cgroup"),
+            gang_silence=float(values.get("gang_silence", 20.0)),
+            gang_ping=float(values.get("gang_ping", 2.0)),
+            boot_id=values.get("boot_id", ""),
+            python=values["python"],
+        )
+
+    @property
+    def ranks_socket(self) -> str:
+        return os.path.join(self.sockets, "ranks.sock")
+
+    @property
+    def control_socket(self) -> str:
+        return os.path.join(self.sockets, "control.sock")
+
+    @property
+    def bin(self) -> str:
+        return os.path.join(self.state, "bin")

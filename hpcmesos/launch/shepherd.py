@@ -1,0 +1,189 @@
+"""The shepherd: forks, feeds and reaps the jobs of one node, and outlives the agent; ``shepherd CONFIG.json``."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import fcntl
+import gc
+import json
+import os
+import signal
+import sys
+import time
+from collections import OrderedDict
+from typing import Any
+
+from hpcmesos.launch import control, enclosure, files
+from hpcmesos.launch.attempt import Attempt, Order, Services
+from hpcmesos.launch.journal import Journal
+from hpcmesos.launch.owners import Owners
+from hpcmesos.launch.processes import Children
+from hpcmesos.launch.recovery import Recovered, recover
+from hpcmesos.launch.settings import Config, Refusal
+
+_PR_SET_CHILD_SUBREAPER = 36
+_REMEMBERED_REFUSALS = 1000
+
+
+class Shepherd:
+    """The attempts of this node and the doors to them."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.attempts: dict[str, Attempt] = {}
+        self.recovered: dict[str, Recovered] = {}
+        self.children = Children()
+        self.control = control.Control(self)
+        marker = f"HPCMESOS_SOCKET={config.ranks_socket}"
+        self.services = Services(
+            config=config,
+            children=self.children,
+            journal=Journal(os.path.join(config.state, "journal")),
+            trees=enclosure.Trees(marker),
+            emit=self.control.emit,
+        )
+        self._owners = Owners()
+        self._refused: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._started_at = time.time()
+        self._stopping = asyncio.Event()
+
+    # --- what the agent asks ----------------------------------------------------------------------------------------
+
+    def hello(self) -> dict[str, Any]:
+        return {
+            "event": "hello",
+            "pid": os.getpid(),
+            "started_at": self._started_at,
+            "peer_port": self.config.peer_port,
+            "attempts": [attempt.summary() for attempt in self._held()],
+        }
+
+    def replay(self) -> list[dict[str, Any]]:
+        return [*self._refused.values(), *(event for attempt in self._held() for event in attempt.replay())]
+
+    def _held(self) -> list[Attempt | Recovered]:
+        return [*self.attempts.values(), *self.recovered.values()]
+
+    def prepare(self, spec: dict[str, Any]) -> None:
+        """Makes everything ready for an attempt; a repeated request repeats the answer."""
+        name = spec["attempt"]
+        known = self.attempts.get(name) or self.recovered.get(name)
+        if known or name in self._refused:
+            for event in known.replay() if known else [self._refused[name]]:
+                self.control.emit(event)
+            return
+        try:
+            attempt = Attempt(self.services, spec, self._owners.resolve(spec["owner"]))
+            attempt.prepare()
+        except (Refusal, OSError, ValueError, KeyError) as error:
+            self._refuse(
+                name, Refusal(f"{error}" if isinstance(error, Refusal) else f"cannot prepare: {error!r}")
+            )
+            return
+        self.attempts[name] = attempt
+        attempt.ready()
+
+    def _refuse(self, name: str, refusal: Refusal) -> None:
+        event = {
+            "event": "refused",
+            "attempt": name,
+            "culprit": refusal.culprit or self.config.node,
+            "reason": str(refusal),
+        }
+        self._refused[name] = event
+        while len(self._refused) > _REMEMBERED_REFUSALS:
+            self._refused.popitem(last=False)
+        self.control.emit(event)
+
+    def forget(self, attempt: str) -> None:
+        self._refused.pop(attempt, None)
+        if (known := self.attempts.get(attempt)) and known.forget():
+            del self.attempts[attempt]
+        if (recovered := self.recovered.get(attempt)) and recovered.forget(self.services):
+            del self.recovered[attempt]
+
+    def shutdown(self, force: bool) -> None:
+        """Stops when no attempt is held, or with ``force`` once all have ended."""
+        held = [a for a in self.attempts.values() if a.phase != "ended"]
+        if held and not force:
+            return
+        for attempt in held:
+            attempt.end(Order("NODE_LOST", 0.0, "the agent was stopped by force"))
+        task = asyncio.get_running_loop().create_task(self._stop())
+        self.services.tasks.add(task)
+
+    async def _stop(self) -> None:
+        while any(attempt.phase != "ended" for attempt in self.attempts.values()):
+            await asyncio.sleep(0.01)
+        self.control.emit({"event": "bye"})
+        await asyncio.sleep(0)
+        self._stopping.set()
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serves until it is told to stop."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGCHLD, self.children.reap)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.shutdown, False)
+        files.write_commands(self.config)
+        self.recovered = await recover(self.services)
+        doors = [await control.listen(self.config.control_socket, 0o600, self.control.serve)]
+        gc.freeze()  # fewer pages to copy at each fork
+        await self._stopping.wait()
+        for door in doors:
+            door.close()
+        for path in (self.config.control_socket, self.config.ranks_socket):
+            if os.path.exists(path):
+                os.unlink(path)
+
+
+def main(argv: list[str]) -> int:
+    """Runs one shepherd. Exit code 1: another one holds this state directory; 2: the configuration is no good."""
+    try:
+        config = Config.load(argv[0])
+    except (IndexError, OSError, ValueError, KeyError) as error:
+        sys.stderr.write(f"shepherd: cannot read the configuration: {error!r}\n")
+        return 2
+    if os.getsid(0) != os.getpid() and os.getpgrp() != os.getpid():
+        os.setsid()
+    _make_directories(config)
+    lock = _lock(config)
+    if lock is None:
+        sys.stderr.write(f"shepherd: {config.state} is held by another shepherd\n")
+        return 1
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    with open(lock, "w", encoding="ascii"):
+        asyncio.run(_serve(config))
+    return 0
+
+
+async def _serve(config: Config) -> None:
+    await Shepherd(config).run()
+
+
+def _make_directories(config: Config) -> None:
+    os.umask(0o022)
+    for directory in (config.state, os.path.join(config.state, "attempts"), config.sockets):
+        os.makedirs(directory, 0o711, exist_ok=True)
+        os.chmod(directory, os.stat(directory).st_mode & 0o777 | 0o011)  # noqa: S103  (owners have to pass)
+    if config.cgroup:
+        os.makedirs(config.cgroup, 0o755, exist_ok=True)
+
+
+def _lock(config: Config) -> int | None:
+    """The pid file, locked for as long as this process lives; None when another one has it."""
+    fd = os.open(os.path.join(config.state, "shepherd.pid"), os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    with open("/proc/self/stat", "rb") as file:
+        start_time = int(file.read().rpartition(b")")[2].split()[19])
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, json.dumps({"pid": os.getpid(), "start_time": start_time}).encode(), 0)
+    return fd

@@ -1,0 +1,79 @@
+"""The launches of an attempt and their ranks, as the wrappers and fronts reported them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+
+class Steps:
+    """The tables that the end report carries. ``origin``: index of this member, the first half of a step's id."""
+
+    def __init__(self, origin: int) -> None:
+        self._origin = origin
+        self._count = 0
+        self._steps: dict[str, dict[str, Any]] = {}
+        self._ranks: dict[tuple[str, int], dict[str, Any]] = {}
+        self._ended: list[dict[str, Any]] = []  # in the order in which their ends came
+        self._news = asyncio.Event()
+        self.closing = False
+        """True once we kill: what ends from now on did not fail by itself."""
+
+    def begin(self, command: list[str]) -> str:
+        """Registers a launch; answers its id."""
+        self._count += 1
+        step = f"{self._origin}.{self._count}"
+        self._steps[step] = {"step": step, "command": command, "code": None}
+        return step
+
+    def rank(self, message: dict[str, Any], node: str) -> None:
+        """A rank has started."""
+        step, rank = str(message.get("step", "")), int(message.get("rank", 0))
+        self._ranks[step, rank] = {
+            "step": step,
+            "rank": rank,
+            "node": node,
+            "code": None,
+            "signal": None,
+            "gpu": ",".join(message.get("gpus") or ()),
+            "at": time.time(),
+        }
+
+    def rank_end(self, message: dict[str, Any], node: str) -> None:
+        """A rank has ended, with ``code`` or by ``signal``."""
+        key = (str(message.get("step", "")), int(message.get("rank", 0)))
+        if key not in self._ranks:
+            self.rank(message, node)
+        row = self._ranks[key]
+        row |= {"code": message.get("code"), "signal": message.get("signal"), "at": time.time()}
+        if not self.closing:
+            self._ended.append(row)
+        self._news.set()
+
+    async def end(self, step: str, code: int, patience: float) -> dict[str, Any]:
+        """The launcher has returned ``code``; answers its ranks and the one that failed first, None if none did.
+
+        Reports of far ranks travel by another connection than the launcher's end: a launcher that failed waits for
+        them up to ``patience`` seconds.
+        """
+        if step in self._steps:
+            self._steps[step]["code"] = code
+        deadline = time.monotonic() + patience
+        while code and not self._first_failed(step) and (left := deadline - time.monotonic()) > 0:
+            self._news.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._news.wait()
+            except TimeoutError:
+                break
+        ranks = [row for row in self._ranks.values() if row["step"] == step]
+        return {"ranks": ranks, "first_failed": self._first_failed(step)}
+
+    def tables(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """All ranks, all steps."""
+        return list(self._ranks.values()), list(self._steps.values())
+
+    def _first_failed(self, step: str) -> dict[str, Any] | None:
+        failed = (r for r in self._ended if r["step"] == step and (r["code"] or r["signal"]))
+        return next(failed, None)
