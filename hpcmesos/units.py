@@ -12,6 +12,7 @@ from hpcmesos.errors import InvalidValue
 _SIZE = re.compile(r"(\d+)([kmgtp]?)([bw]?)", re.IGNORECASE)
 _SCALE = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _WORD_BYTES = 8
+_LONGEST = 100  # characters; Python refuses to read numbers of thousands of digits
 _DURATION_WEIGHTS = (1, 60, 3600, 86400)
 
 
@@ -22,8 +23,14 @@ def parse_duration(text: str) -> int:
         InvalidValue: when the text is none of these forms.
     """
     fields = text.strip().split(":")
-    if not 1 <= len(fields) <= len(_DURATION_WEIGHTS) or not all(f.isascii() and f.isdigit() for f in fields):
-        raise InvalidValue(f"'{text}' is no duration; write seconds or [[DD:]HH:]MM:SS, e.g. 01:30:00")
+    if (
+        len(text) > _LONGEST
+        or not 1 <= len(fields) <= len(_DURATION_WEIGHTS)
+        or not all(f.isascii() and f.isdigit() for f in fields)
+    ):
+        raise InvalidValue(
+            f"'{text[:_LONGEST]}' is no duration; write seconds or [[DD:]HH:]MM:SS, e.g. 01:30:00"
+        )
     return sum(
         int(field) * weight for field, weight in zip(reversed(fields), _DURATION_WEIGHTS, strict=False)
     )
@@ -41,9 +48,11 @@ def parse_size(text: str) -> int:
     Raises:
         InvalidValue: when the text is no size.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = _SIZE.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if match is None:
-        raise InvalidValue(f"'{text}' is no size; write an integer with kb, mb, gb or tb, e.g. 4gb")
+        raise InvalidValue(
+            f"'{text[:_LONGEST]}' is no size; write an integer with kb, mb, gb or tb, e.g. 4gb"
+        )
     number, scale, unit = match.groups()
     scaled: int = int(number) * 1024 ** _SCALE[scale.lower()]
     return scaled * (_WORD_BYTES if unit.lower() == "w" else 1)
