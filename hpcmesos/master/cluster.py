@@ -1,0 +1,266 @@
+"""The leader's picture of queue and cluster. PostgreSQL is the truth; this is what decisions are made from.
+
+Touched by the planner's thread only. Changes nothing in the database and decides nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from hpcmesos import wire
+from hpcmesos.gang.order import order_key
+from hpcmesos.gang.snapshot import JobView, NodeView
+from hpcmesos.master import cycle
+from hpcmesos.model import AttemptId, Cause, GpuState, JobId, JobState
+from hpcmesos.queue.records import (
+    AttemptKey,
+    GpuRecord,
+    JobKey,
+    JobRecord,
+    LeaderState,
+    NodeRecord,
+    QueueRecord,
+    ShareRecord,
+)
+
+WAITING_STATES = frozenset({JobState.QUEUED, JobState.HELD, JobState.WAITING})
+
+
+class Phase(StrEnum):
+    """Where an attempt stands, as far as this leader knows."""
+
+    UNSURE = "unsure"  # begun under an earlier leader; its head has not told yet
+    PREPARING = "preparing"
+    STARTING = "starting"  # GO was sent
+    RUNNING = "running"
+    OVER = "over"  # ended in the database; some nodes still hold their share
+
+
+@dataclass(slots=True)
+class Attempt:
+    """An attempt of which at least one share is not released. ``nodes``: all its members, head first."""
+
+    key: AttemptKey
+    name: str
+    nodes: tuple[str, ...]
+    shares: dict[str, ShareRecord]
+    phase: Phase
+    ready: set[str] = field(default_factory=set)
+    missing: set[str] = field(default_factory=set)  # members that denied it while it was UNSURE
+    end: wire.End | None = None  # what members were told, for those that were away
+    culprit: str | None = None
+    started_at: float | None = None
+    spec: dict[str, Any] | None = None  # until it runs, to send PREPARE again
+
+    @property
+    def head(self) -> str:
+        return self.nodes[0]
+
+    @property
+    def deleted(self) -> bool:
+        """Whether its members were told to end because a user wants it."""
+        return self.end is not None and self.end.cause == Cause.DELETED
+
+
+@dataclass(slots=True)
+class Node:
+    """A node; ``record`` without GPUs and used counters, which live here. ``link`` None: its agent is not linked."""
+
+    record: NodeRecord
+    gpus: dict[str, GpuRecord]
+    cpus_used: int
+    mem_used: int
+    link: int | None = None
+    words: dict[str, GpuState] = field(default_factory=dict)  # what the node itself said last of each GPU
+    view: NodeView | None = None  # cached; None: has changed
+
+    @property
+    def usable(self) -> bool:
+        return self.link is not None and not self.record.offline
+
+
+class Pending:
+    """Jobs in state Q in the scheduler's order."""
+
+    def __init__(self) -> None:
+        self._order: list[tuple[tuple[int, float, int, str, int], JobKey]] = []
+        self._views: dict[JobKey, JobView] = {}
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def put(self, key: JobKey, view: JobView) -> None:
+        self.remove(key)
+        self._views[key] = view
+        insort(self._order, (order_key(view), key))
+
+    def remove(self, key: JobKey) -> None:
+        if view := self._views.pop(key, None):
+            del self._order[bisect_left(self._order, order_key(view), key=lambda entry: entry[0])]
+
+    def keys(self) -> Iterator[JobKey]:
+        return (key for _, key in self._order)
+
+    def view(self, key: JobKey) -> JobView:
+        return self._views[key]
+
+
+class Cluster:
+    """Jobs that are not complete, attempts that hold something, nodes, queues."""
+
+    def __init__(self, state: LeaderState, server: str) -> None:
+        self.server = server
+        self.jobs: dict[JobKey, JobRecord] = {}
+        self.pending = Pending()
+        self.dependents: dict[int, set[JobKey]] = {}
+        self.attempts: dict[str, Attempt] = {}
+        self.nodes: dict[str, Node] = {}
+        self.queues: dict[str, QueueRecord] = {queue.name: queue for queue in state.queues}
+        self.blocked: set[JobKey] = set()  # an earlier attempt's parts may still run somewhere
+        self.changed = True  # something that scheduling looks at
+        for record in state.nodes:
+            gpus = {gpu.uuid: gpu for gpu in record.gpus}
+            self.nodes[record.name] = Node(replace(record, gpus=()), gpus, record.cpus_used, record.mem_used)
+        for job in state.jobs:
+            self.put(job)
+        self._load_attempts(state.shares)
+
+    def _load_attempts(self, shares: Iterable[ShareRecord]) -> None:
+        gangs: dict[AttemptKey, list[ShareRecord]] = {}
+        for share in shares:
+            gangs.setdefault(share.attempt, []).append(share)
+        for key, parts in gangs.items():
+            parts.sort(key=lambda share: share.position)
+            job = self.jobs.get(key.job)
+            live = job is not None and job.state in (JobState.RUNNING, JobState.EXITING)
+            live = live and job is not None and job.attempt == key.number
+            self.attempts[self.name(key)] = Attempt(
+                key,
+                self.name(key),
+                tuple(share.node for share in parts),
+                {share.node: share for share in parts},
+                Phase.UNSURE if live else Phase.OVER,
+            )
+            if not live:
+                self.blocked.add(key.job)
+
+    # --- names
+
+    def job_id(self, key: JobKey) -> JobId:
+        job = self.jobs.get(key)
+        return JobId(key.seq, job.server if job else self.server, key.index)
+
+    def name(self, key: AttemptKey) -> str:
+        """How the wire calls an attempt."""
+        return str(AttemptId(self.job_id(key.job), key.number))
+
+    # --- jobs
+
+    def put(self, job: JobRecord) -> None:
+        """Takes in a job as it is now; a complete one is forgotten."""
+        self._forget(job.key)
+        if job.state is JobState.COMPLETE:
+            self.blocked.discard(job.key)
+            return
+        self.jobs[job.key] = job
+        for dependency in job.dependencies:
+            self.dependents.setdefault(dependency.seq, set()).add(job.key)
+        if job.state is JobState.QUEUED and job.todo is None:
+            self.pending.put(job.key, cycle.job_view(job))
+            self.changed = True
+
+    def _forget(self, key: JobKey) -> None:
+        old = self.jobs.pop(key, None)
+        self.pending.remove(key)
+        for dependency in old.dependencies if old else ():
+            waiting = self.dependents.get(dependency.seq, set())
+            waiting.discard(key)
+            if not waiting:
+                self.dependents.pop(dependency.seq, None)
+
+    def current(self, key: JobKey) -> Attempt | None:
+        """The attempt that the job runs in now."""
+        job = self.jobs.get(key)
+        attempt = self.attempts.get(self.name(job.attempt_key)) if job else None
+        return attempt if attempt and attempt.phase is not Phase.OVER else None
+
+    # --- attempts
+
+    def begin(self, job: JobRecord, shares: tuple[ShareRecord, ...]) -> Attempt:
+        """An attempt whose start is committed. ``job``: with the attempt's number."""
+        self.put(job)
+        attempt = Attempt(
+            job.attempt_key,
+            self.name(job.attempt_key),
+            tuple(share.node for share in shares),
+            {share.node: share for share in shares},
+            Phase.PREPARING,
+        )
+        self.attempts[attempt.name] = attempt
+        for share in shares:
+            node = self.nodes[share.node]
+            node.cpus_used += share.cpus
+            node.mem_used += share.mem
+            for uuid in share.gpus:
+                self.set_gpu(node, uuid, GpuState.ALLOCATED)
+            node.view = None
+        return attempt
+
+    def release(self, attempt: Attempt, name: str) -> dict[str, GpuState]:
+        """A node's part is over; answers what its GPUs become."""
+        share = attempt.shares.pop(name)
+        node = self.nodes[name]
+        node.cpus_used -= share.cpus
+        node.mem_used -= share.mem
+        states = {uuid: _released(node.words.get(uuid)) for uuid in share.gpus}
+        for uuid, state in states.items():
+            self.set_gpu(node, uuid, state)
+        node.view = None
+        self.changed = True
+        if not attempt.shares and attempt.phase is Phase.OVER:
+            self.drop(attempt)
+        return states
+
+    def drop(self, attempt: Attempt) -> None:
+        """Forgets an attempt that is over and holds nothing."""
+        self.attempts.pop(attempt.name, None)
+        if attempt.key.job in self.blocked and not any(
+            other.key.job == attempt.key.job for other in self.attempts.values()
+        ):
+            self.unblock(attempt.key.job)
+
+    def unblock(self, key: JobKey) -> None:
+        self.blocked.discard(key)
+        self.changed = True
+
+    # --- nodes
+
+    def set_gpu(self, node: Node, uuid: str, state: GpuState, note: str | None = None) -> None:
+        gpu = node.gpus.get(uuid)
+        if gpu is not None:
+            node.gpus[uuid] = replace(gpu, state=state, note=gpu.note if note is None else note)
+            node.view = None
+            self.changed = True
+
+    def held(self, node: str) -> dict[str, Attempt]:
+        """The GPUs of a node that attempts hold, by UUID."""
+        return {
+            uuid: attempt
+            for attempt in self.attempts.values()
+            if node in attempt.shares
+            for uuid in attempt.shares[node].gpus
+        }
+
+    def stopped_queues(self) -> frozenset[str]:
+        return frozenset(name for name, queue in self.queues.items() if not queue.started)
+
+
+def _released(word: GpuState | None) -> GpuState:
+    """A GPU after its share's end: what its node last said, and not clean when it has said nothing about it."""
+    if word in (GpuState.FREE, GpuState.QUARANTINED, GpuState.LOST):
+        return word
+    return GpuState.CLEANING

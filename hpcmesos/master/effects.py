@@ -1,0 +1,147 @@
+"""What one event changes: rows to write in a transaction, and what follows its commit.
+
+Handlers change the picture at once and note here what the database and the agents have to learn. Nothing is sent
+before it is durable.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from hpcmesos import wire
+from hpcmesos.config import MasterSettings
+from hpcmesos.errors import DatabaseUnavailable, HpcmesosError, LostLeadership
+from hpcmesos.master.alarms import Alarms
+from hpcmesos.master.cluster import Attempt, Cluster, Node
+from hpcmesos.model import GpuState, JobState
+from hpcmesos.queue.leader_store import LeaderTransaction
+from hpcmesos.queue.records import AttemptRecord, JobKey, JobRecord, Move, NodeRecord, Release
+from hpcmesos.queue.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Effects:
+    """Of one handler, in the order in which the database wants them."""
+
+    nodes: list[NodeRecord] = field(default_factory=list)
+    up: dict[str, bool] = field(default_factory=dict)
+    offline: dict[str, tuple[bool, str | None]] = field(default_factory=dict)
+    finished: list[AttemptRecord] = field(default_factory=list)
+    releases: list[Release] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
+    gpus: dict[str, tuple[GpuState, str]] = field(default_factory=dict)
+    messages: list[tuple[str, wire.ToAgent]] = field(default_factory=list)
+    recheck: set[JobKey] = field(default_factory=set)  # dependents to judge when this is committed
+    accounting: list[tuple[str, JobRecord, Mapping[str, Any]]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to write."""
+        rows = (self.nodes, self.up, self.offline, self.finished, self.releases, self.moves, self.gpus)
+        return any(rows)
+
+    def add(self, other: Effects) -> None:
+        for name in ("nodes", "finished", "releases", "moves", "messages", "accounting"):
+            getattr(self, name).extend(getattr(other, name))
+        for name in ("up", "offline", "gpus", "recheck"):
+            getattr(self, name).update(getattr(other, name))
+
+    def write(self, transaction: LeaderTransaction) -> Outcome:
+        """Everything into the database."""
+        outcome = Outcome()
+        for node in self.nodes:
+            outcome.refused[node.name] = transaction.upsert_node(node)
+        for name, up in self.up.items():
+            transaction.set_node_up(name, up)
+        for name, (offline, note) in self.offline.items():
+            transaction.set_node_offline(name, offline, note)
+        if self.finished:
+            transaction.finish_attempts(self.finished)
+        if self.releases:
+            transaction.release_shares(self.releases)
+        if self.moves:
+            moved = transaction.move_jobs(self.moves)
+            outcome.outrun = {move.key for move in self.moves} - moved
+        if self.gpus:
+            states = {uuid: state for uuid, (state, _) in self.gpus.items()}
+            transaction.set_gpu_states(states, {uuid: note for uuid, (_, note) in self.gpus.items()})
+        return outcome
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Where the database did not follow the picture."""
+
+    refused: dict[str, tuple[str, ...]] = field(default_factory=dict)  # GPUs that another node has
+    outrun: set[JobKey] = field(default_factory=set)  # jobs that were not in the state that we thought
+
+
+class Desk:
+    """What handlers work on; ``effects`` are those of the handler that runs now."""
+
+    def __init__(self, cluster: Cluster, settings: MasterSettings, reader: Store, alarms: Alarms) -> None:
+        self.cluster = cluster
+        self.settings = settings
+        self.reader = reader
+        self.alarms = alarms
+        self.effects = Effects()
+        self.clock = 0.0  # epoch seconds of the database minus our monotonic clock
+
+    @property
+    def now(self) -> datetime:
+        """The database's clock."""
+        return self.alarms.wall(self.clock)
+
+    def move(
+        self,
+        job: JobRecord,
+        target: JobState,
+        event: str,
+        payload: Mapping[str, Any] | None = None,
+        /,
+        **changes: Any,
+    ) -> JobRecord:
+        """The job in its new state, here and by the commit of this handler."""
+        self.effects.moves.append(
+            Move(
+                seq=job.seq,
+                index=job.index,
+                source=job.state,
+                target=target,
+                event=event,
+                payload=payload or {},
+                changes=changes,
+            )
+        )
+        moved = replace(job, state=target, **changes)
+        self.cluster.put(moved)
+        if target in (JobState.RUNNING, JobState.COMPLETE):
+            self.effects.recheck |= self.cluster.dependents.get(job.seq, set())
+        return moved
+
+    def send(self, node: str, message: wire.ToAgent) -> None:
+        self.effects.messages.append((node, message))
+
+    def release(self, attempt: Attempt, node: str) -> None:
+        """A node's part of an attempt is over."""
+        states = self.cluster.release(attempt, node)
+        common = set(states.values())
+        state = common.pop() if len(common) == 1 else GpuState.CLEANING
+        self.effects.releases.append(Release(attempt=attempt.key, node=node, gpu_state=state))
+        self.effects.gpus.update({u: (s, "") for u, s in states.items() if s is not state})
+
+    def set_gpu(self, node: Node, uuid: str, state: GpuState, note: str) -> None:
+        self.cluster.set_gpu(node, uuid, state, note)
+        self.effects.gpus[uuid] = (state, note)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether this process must stop leading, rather than drop one event."""
+    return isinstance(error, DatabaseUnavailable | LostLeadership) or not isinstance(
+        error, Exception | HpcmesosError
+    )

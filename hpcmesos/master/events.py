@@ -1,0 +1,53 @@
+"""What the planner is told by the other threads of the leader; one queue, in order of arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from hpcmesos import wire
+from hpcmesos.master.links_client import Answer, Question
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """A node's agent said hello; ``link`` numbers the connections of this leader, the newest highest."""
+
+    node: str
+    link: int
+    hello: wire.Hello
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    node: str
+    link: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    node: str
+    message: wire.ToLeader
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An API process asks; ``reply`` may be called from any thread, once."""
+
+    question: Question
+    reply: Callable[[Answer], None]
+
+
+@dataclass(frozen=True, slots=True)
+class InboxHint:
+    """There may be rows in the inbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Finish what is begun and return."""
+
+
+Event: TypeAlias = LinkUp | LinkDown | Received | Asked | InboxHint | Stop

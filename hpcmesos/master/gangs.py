@@ -1,0 +1,292 @@
+"""The life of an attempt as the leader steers it: PREPARE, GO, END, its end, and what then becomes of the job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from hpcmesos import wire
+from hpcmesos.gang.feasible import can_ever_fit
+from hpcmesos.master import cycle
+from hpcmesos.master.cluster import Attempt, Phase
+from hpcmesos.master.effects import Desk
+from hpcmesos.master.spec import build_spec
+from hpcmesos.model import Cause, JobState
+from hpcmesos.queue.records import AttemptRecord, JobRecord
+from hpcmesos.queue.states import exit_status
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+GANG_LOSS = 30.0
+"""Seconds after which the other parts of a lost gang have ended by their own clocks (docs: gang clock, 20 s)."""
+
+MAX_FAILED_STARTS = 5
+_LOSSES = frozenset({Cause.NODE_LOST, Cause.GPU_LOST})
+_TROUBLE = _LOSSES | {Cause.START_FAILED, Cause.OOM}  # of a member: the whole attempt ends with it
+
+
+class Gangs:
+    """Steers every attempt; its methods are called within a handler and note effects on the desk."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    # --- start
+
+    def prepare(self, attempt: Attempt, nodes: Iterable[str], job: JobRecord | None = None) -> None:
+        """Sends PREPARE to these members. ``job``: with its submission, when it is at hand."""
+        if attempt.spec is None:
+            attempt.spec = self._spec(
+                attempt, job or self.desk.reader.job(attempt.key.seq, attempt.key.index)
+            )
+        for node in nodes:
+            spec = attempt.spec | {"me": attempt.nodes.index(node)}
+            self.desk.send(node, wire.Prepare(attempt=attempt.name, spec=spec))
+
+    def _spec(self, attempt: Attempt, job: JobRecord | None) -> dict[str, Any]:
+        assert job is not None, "a job that runs is in the database"
+        nodes = self.desk.cluster.nodes
+        script = None if job.submission.get("argv") else self.desk.reader.script(job.seq)
+        members = []
+        for name in attempt.nodes:
+            node = nodes[name]
+            members.append((attempt.shares[name], replace(node.record, gpus=tuple(node.gpus.values()))))
+        return build_spec(replace(job, attempt=attempt.key.number), members, script, self.desk.settings)
+
+    def watch(self, attempt: Attempt) -> None:
+        """Gives the members until now + prepare_timeout to get ready."""
+        self.desk.alarms.set(self.desk.settings.prepare_timeout, lambda: self._too_late(attempt.name))
+
+    def _too_late(self, name: str) -> None:
+        attempt = self.desk.cluster.attempts.get(name)
+        if attempt is None or attempt.phase is not Phase.PREPARING or attempt.end is not None:
+            return
+        late = [node for node in attempt.nodes if node not in attempt.ready]
+        linked = [node for node in late if self.desk.cluster.nodes[node].link is not None]
+        why = f"not ready within {self.desk.settings.prepare_timeout:g} s: {', '.join(late)}"
+        # A node that is away is the likelier culprit than one that may be waiting for it.
+        self.start_failed(attempt, next((n for n in late if n not in linked), late[0]), why)
+
+    def on_ready(self, attempt: Attempt, node: str) -> None:
+        attempt.ready.add(node)
+        if (
+            attempt.phase is Phase.PREPARING
+            and attempt.end is None
+            and attempt.ready.issuperset(attempt.nodes)
+        ):
+            attempt.phase = Phase.STARTING
+            self.desk.send(attempt.head, wire.Go(attempt=attempt.name))
+
+    def on_started(self, attempt: Attempt, started_at: float | None) -> None:
+        """The script runs on the head."""
+        if attempt.phase in (Phase.RUNNING, Phase.OVER):
+            return
+        attempt.phase, attempt.spec, attempt.started_at = Phase.RUNNING, None, started_at
+        job = self.desk.cluster.jobs[attempt.key.job]
+        self.desk.effects.accounting.append(("S", job, self._placed(attempt)))
+        for node in attempt.missing:
+            if node in attempt.shares:
+                self.part_lost(attempt, node, "it knows nothing of the attempt")
+
+    def _placed(self, attempt: Attempt) -> dict[str, Any]:
+        return {"nodes": attempt.nodes, "started_at": attempt.started_at}
+
+    def on_refused(self, attempt: Attempt, node: str, culprit: str, reason: str) -> None:
+        """A member cannot prepare; nothing of the attempt is there."""
+        if node in attempt.shares:
+            self.desk.release(attempt, node)
+        if attempt.phase is not Phase.OVER:
+            self.start_failed(attempt, culprit or node, reason)
+
+    def start_failed(self, attempt: Attempt, culprit: str, reason: str) -> None:
+        """The attempt is over before its script ran."""
+        record = self.verdict(attempt, Cause.START_FAILED, culprit, reason)
+        if attempt.end is None:
+            self.end(attempt, Cause.START_FAILED, culprit, reason)
+        self.finish(attempt, record)
+
+    # --- end
+
+    def end(
+        self, attempt: Attempt, cause: Cause, culprit: str | None, text: str, kill_delay: float | None = None
+    ) -> None:
+        """Tells all members that hold a share to end; those that are away are told at their hello."""
+        delay = self.desk.settings.kill_delay if kill_delay is None else kill_delay
+        attempt.end = wire.End(attempt=attempt.name, cause=cause, kill_delay=delay, message=text)
+        attempt.culprit = culprit
+        for node in attempt.shares:
+            self.desk.send(node, attempt.end)
+
+    def on_ended(self, attempt: Attempt, node: str, report: wire.Ended) -> None:
+        """A node's part is over. The head's report is the attempt's, unless there was a verdict before."""
+        self.desk.send(node, wire.Acknowledged(attempt=attempt.name))
+        if node in attempt.shares:
+            self.desk.release(attempt, node)
+        if attempt.phase is Phase.OVER:
+            return
+        if node == attempt.head:
+            self.finish(attempt, self._report(attempt, report))
+        elif attempt.end is None and Cause(report.cause) in _TROUBLE:
+            culprit = report.culprit or node
+            self._member_fell(attempt, Cause(report.cause), culprit, clean(report.message))
+
+    def part_lost(self, attempt: Attempt, node: str, why: str) -> None:
+        """A node denies a part that must have been there."""
+        text = f"node {node} lost its part: {why}"
+        cause = Cause.DELETED if attempt.deleted else Cause.NODE_LOST
+        self.desk.release(attempt, node)
+        if attempt.phase is Phase.OVER:
+            return
+        if node == attempt.head:
+            record = self.verdict(attempt, cause, node, text)
+            if attempt.end is None:
+                self.end(attempt, cause, node, text)
+            self.finish(attempt, record)
+        elif attempt.end is None:
+            self._member_fell(attempt, cause, node, text)
+
+    def _member_fell(self, attempt: Attempt, cause: Cause, culprit: str, text: str) -> None:
+        self.end(attempt, cause, culprit, text)
+        if cause in _LOSSES:
+            self.desk.alarms.set(GANG_LOSS, lambda: self._gang_lost(attempt.name, cause, culprit, text))
+
+    def _gang_lost(self, name: str, cause: Cause, culprit: str, text: str) -> None:
+        """The gang clock has ended every part by now; a head that still is silent gets no more time."""
+        attempt = self.desk.cluster.attempts.get(name)
+        if attempt is None or attempt.phase is Phase.OVER:
+            return
+        if self.desk.cluster.nodes[attempt.head].link is None:
+            self.finish(attempt, self.verdict(attempt, cause, culprit, text))
+        else:
+            self.desk.alarms.set(GANG_LOSS, lambda: self._gang_lost(name, cause, culprit, text))
+
+    def verdict(self, attempt: Attempt, cause: Cause, culprit: str | None, text: str) -> AttemptRecord:
+        """An end that no head reported."""
+        started = moment(attempt.started_at)
+        return AttemptRecord(
+            key=attempt.key,
+            started_at=started,
+            ended_at=self.desk.now,
+            cause=cause,
+            culprit=clean(culprit),
+            message=clean(text),
+        )
+
+    def _report(self, attempt: Attempt, report: wire.Ended) -> AttemptRecord:
+        return AttemptRecord(
+            key=attempt.key,
+            started_at=moment(report.started_at or attempt.started_at),
+            ended_at=moment(report.ended_at) or self.desk.now,
+            cause=Cause(report.cause),
+            code=report.code,
+            signal=report.signal,
+            forced=report.forced,
+            culprit=clean(report.culprit or attempt.culprit),
+            message=clean(report.message),
+            usage=report.usage,
+            ranks=tuple(clean(report.ranks)),
+            steps=tuple(clean(report.steps)),
+            stdout_tail=report.stdout_tail,
+            stderr_tail=report.stderr_tail,
+            stdout_path=clean(report.stdout_path),
+            stderr_path=clean(report.stderr_path),
+            undelivered=clean(report.undelivered),
+        )
+
+    def finish(self, attempt: Attempt, record: AttemptRecord) -> None:
+        """The attempt is over: its job is complete or waits again."""
+        desk = self.desk
+        attempt.phase, attempt.spec = Phase.OVER, None
+        desk.effects.finished.append(record)
+        job = desk.cluster.jobs[attempt.key.job]
+        if self._may_run_again(job, attempt, record):
+            self._requeue(job, attempt, record)
+        else:
+            self._complete(job, attempt, record)
+        if not attempt.shares:
+            desk.cluster.drop(attempt)
+
+    def _may_run_again(self, job: JobRecord, attempt: Attempt, record: AttemptRecord) -> bool:
+        if attempt.deleted or job.state is not JobState.RUNNING:
+            return False
+        if record.cause in _LOSSES:
+            return job.rerunable and job.charged_attempts + 1 < self.desk.settings.max_attempts
+        return record.cause in (Cause.START_FAILED, Cause.PREEMPTED)
+
+    def _requeue(self, job: JobRecord, attempt: Attempt, record: AttemptRecord) -> None:
+        """Back to its old place in the queue, away from the culprit; too many failed starts hold it."""
+        changes: dict[str, Any] = {
+            "comment": f"attempt {job.attempt}: {record.cause}: {record.message}"[:1000]
+        }
+        excluded = self._excluded(job, record.culprit)
+        if excluded != job.excluded:
+            changes["excluded"] = excluded
+        if record.cause in _LOSSES:
+            changes["charged_attempts"] = job.charged_attempts + 1
+        failed_starts = job.attempt - job.charged_attempts
+        if record.cause is Cause.START_FAILED and failed_starts >= MAX_FAILED_STARTS:
+            changes["holds"] = "".join(sorted({*job.holds, "s"}))
+            changes["comment"] = f"held after {failed_starts} failed starts; the last: {record.message}"[
+                :1000
+            ]
+        target = resting_state(changes.get("holds", job.holds), job.not_before, self.desk.now)
+        payload = {"attempt": job.attempt, "cause": record.cause, "culprit": record.culprit}
+        if attempt.shares:
+            # Set before the move: a job in Q is a candidate at once.
+            self.desk.cluster.blocked.add(job.key)
+            self.desk.alarms.set(GANG_LOSS, lambda: self.desk.cluster.unblock(job.key))
+        self.desk.move(job, target, "requeued", payload, **changes)
+
+    def _excluded(self, job: JobRecord, culprit: str | None) -> tuple[str, ...]:
+        """Nodes not to use again; none is added without which the job could never run."""
+        if not culprit or culprit in job.excluded or culprit not in self.desk.cluster.nodes:
+            return job.excluded
+        excluded = (*job.excluded, culprit)
+        left = [node for name, node in self.desk.cluster.nodes.items() if name not in excluded]
+        if not left or can_ever_fit(job.request, [cycle.node_view(node) for node in left]) is not None:
+            return job.excluded
+        return excluded
+
+    def _complete(self, job: JobRecord, attempt: Attempt, record: AttemptRecord) -> None:
+        assert record.cause is not None
+        cause = Cause.DELETED if attempt.deleted and record.cause in _TROUBLE else record.cause
+        status = exit_status(cause, record.code, record.signal, record.forced)
+        changes: dict[str, Any] = {"exit_status": status, "cause": cause}
+        if record.undelivered:
+            changes["comment"] = record.undelivered[:1000]
+        elif record.cause in _TROUBLE:
+            changes["comment"] = f"{record.cause}: {record.message}"[:1000]
+        payload = {"attempt": job.attempt, "exit_status": status, "cause": cause}
+        done = self.desk.move(job, JobState.COMPLETE, "ended", payload, **changes)
+        facts = self._placed(attempt) | {"usage": record.usage, "ended_at": record.ended_at}
+        self.desk.effects.accounting.append(("E", done, facts))
+
+
+def resting_state(holds: str, not_before: datetime | None, now: datetime) -> JobState:
+    """Where a job waits that does not run."""
+    if holds:
+        return JobState.HELD
+    return JobState.WAITING if not_before is not None and not_before > now else JobState.QUEUED
+
+
+def moment(seconds: float | None) -> datetime | None:
+    """An aware time of epoch seconds; None and 0: unknown."""
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
+
+
+def clean(value: T) -> T:
+    """Text from a node without the zero bytes that PostgreSQL cannot store, at any depth."""
+    convert: Callable[[Any], Any] = clean
+    result: Any = value
+    if isinstance(value, str):
+        result = value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    elif isinstance(value, dict):
+        result = {convert(key): convert(item) for key, item in value.items()}
+    elif isinstance(value, list):
+        result = [convert(item) for item in value]
+    return result  # type: ignore[no-any-return]

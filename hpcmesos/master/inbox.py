@@ -1,0 +1,174 @@
+"""The leader's side of the inbox: new jobs, users' wishes, and jobs that wait for a time or for other jobs.
+
+The rights of who wishes were checked when the row was written. A wish that its job has outrun is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from hpcmesos import wire
+from hpcmesos.errors import InvalidValue
+from hpcmesos.master.effects import Desk
+from hpcmesos.master.gangs import Gangs, resting_state
+from hpcmesos.master.reconcile import Nodes
+from hpcmesos.master.services import wishes
+from hpcmesos.model import Cause, JobState
+from hpcmesos.queue.dependencies import Verdict, judge_all
+from hpcmesos.queue.records import InboxRow, JobFilter, JobKey, JobRecord, Outcome
+from hpcmesos.queue.store import SUBMIT
+
+log = logging.getLogger(__name__)
+
+DEPENDENCY_HOLD = "d"
+_RUNNING = (JobState.RUNNING, JobState.EXITING)
+
+
+class Inbox:
+    """Handlers of inbox rows."""
+
+    def __init__(self, desk: Desk, gangs: Gangs, nodes: Nodes) -> None:
+        self.desk = desk
+        self.gangs = gangs
+        self.nodes = nodes
+
+    def load_submitted(self, rows: Sequence[InboxRow]) -> Mapping[JobKey, JobRecord]:
+        """The new jobs that these rows are about, in one read."""
+        seqs = tuple({row.seq for row in rows if row.kind == SUBMIT and row.seq is not None})
+        jobs = self.desk.reader.jobs(JobFilter(seqs=seqs, brief=True)) if seqs else ()
+        return {job.key: job for job in jobs}
+
+    def on_row(self, row: InboxRow, submitted: Mapping[JobKey, JobRecord]) -> None:
+        """One row. Raises InvalidValue for a payload that makes no sense."""
+        if row.kind == wishes.NODE:
+            self._on_node(str(row.payload["node"]), str(row.payload["action"]), row.payload.get("note"))
+            return
+        if row.seq is None:
+            raise InvalidValue(f"an inbox row of kind {row.kind} without a job")
+        key = JobKey(row.seq, row.payload.get("index"))
+        if row.kind == SUBMIT:
+            self._on_submit(submitted.get(key))
+            return
+        job = self.desk.cluster.jobs.get(key)
+        if job is None:
+            log.info("wish outrun kind=%s job=%d user=%s", row.kind, row.seq, row.user)
+            return
+        match row.kind:
+            case wishes.DELETE:
+                self._on_delete(job, row)
+            case wishes.HOLD:
+                self._set_holds(job, "held", row, {*job.holds, *row.payload["kinds"]})
+            case wishes.RELEASE:
+                self._set_holds(job, "released", row, set(job.holds) - set(row.payload["kinds"]))
+            case wishes.SIGNAL:
+                self._on_signal(job, row)
+            case _:
+                log.warning("unknown wish kind=%s job=%d user=%s", row.kind, row.seq, row.user)
+                self.desk.move(job, job.state, "ignored", {"wish": row.kind, "user": row.user})
+
+    # --- new jobs, times and dependencies
+
+    def _on_submit(self, job: JobRecord | None) -> None:
+        if job is None or job.key in self.desk.cluster.jobs or job.state is JobState.COMPLETE:
+            return
+        self.desk.cluster.put(job)
+        self.desk.effects.accounting.append(("Q", job, {}))
+        self.settle(job)
+
+    def settle(self, job: JobRecord) -> None:
+        """A job that waits is put where it belongs: by its dependencies, its holds and its time."""
+        if job.dependencies:
+            self.judge(job.key)
+        if (now := self.desk.cluster.jobs.get(job.key)) and now.state is JobState.WAITING:
+            self._watch_time(now)
+
+    def _watch_time(self, job: JobRecord) -> None:
+        if job.not_before is not None:
+            delay = (job.not_before - self.desk.now).total_seconds()
+            self.desk.alarms.set(max(0.0, delay), partial(self._on_time, job.key))
+
+    def _on_time(self, key: JobKey) -> None:
+        job = self.desk.cluster.jobs.get(key)
+        if job is None or job.state is not JobState.WAITING:
+            return
+        if job.not_before is not None and job.not_before > self.desk.now:
+            self._watch_time(job)
+        else:
+            self.desk.move(job, JobState.QUEUED, "due", queued_at=self.desk.now)
+
+    def judge(self, key: JobKey) -> None:
+        """Looks again whether a job's dependencies let it go."""
+        job = self.desk.cluster.jobs.get(key)
+        if job is None or job.state in _RUNNING or not job.dependencies:
+            return
+        verdict = judge_all(job.dependencies, self._outcomes(job))
+        held = DEPENDENCY_HOLD in job.holds
+        if verdict is Verdict.IMPOSSIBLE:
+            comment = "a job that it depends on did not end as it must, or is unknown"
+            self._complete_unrun(job, "dependency failed", comment)
+        elif verdict is Verdict.SATISFIED and held:
+            self._rest(job, "dependency satisfied", set(job.holds) - {DEPENDENCY_HOLD})
+        elif verdict is Verdict.WAITING and not held:
+            self._rest(job, "dependency waits", {*job.holds, DEPENDENCY_HOLD})
+
+    def _outcomes(self, job: JobRecord) -> Mapping[int, Outcome]:
+        return self.desk.reader.outcomes([dependency.seq for dependency in job.dependencies])
+
+    def _complete_unrun(self, job: JobRecord, event: str, comment: str, user: str = "") -> None:
+        changes = {"cause": Cause.DELETED, "comment": comment[:1000]}
+        done = self.desk.move(job, JobState.COMPLETE, event, {"user": user} if user else {}, **changes)
+        self.desk.effects.accounting.append(("D", done, {"user": user}))
+
+    # --- wishes
+
+    def _on_delete(self, job: JobRecord, row: InboxRow) -> None:
+        message = str(row.payload.get("message") or "")
+        if job.state not in _RUNNING:
+            self._complete_unrun(job, "deleted", message, row.user)
+            return
+        attempt = self.desk.cluster.current(job.key)
+        if row.payload.get("purge"):
+            if attempt is not None:
+                self.gangs.end(attempt, Cause.DELETED, None, message, 0.0)
+                self.gangs.finish(attempt, self.gangs.verdict(attempt, Cause.DELETED, None, message))
+            else:
+                self._complete_unrun(job, "purged", message, row.user)
+            return
+        if job.state is JobState.RUNNING:
+            # E without an end of the attempt is how the next leader knows that it has to go on ending it.
+            self.desk.move(job, JobState.EXITING, "deleted", {"user": row.user, "message": message})
+        if attempt is not None:
+            delay = row.payload.get("kill_delay")
+            self.gangs.end(attempt, Cause.DELETED, None, message, None if delay is None else float(delay))
+
+    def _set_holds(self, job: JobRecord, event: str, row: InboxRow, holds: set[str]) -> None:
+        self._rest(job, event, holds, user=row.user)
+
+    def _rest(self, job: JobRecord, event: str, holds: set[str], user: str = "") -> None:
+        """The job with these holds, in the state that follows from them."""
+        text = "".join(sorted(holds))
+        target = job.state if job.state in _RUNNING else resting_state(text, job.not_before, self.desk.now)
+        changes: dict[str, object] = {"holds": text}
+        if job.state is JobState.HELD and target is JobState.QUEUED:
+            changes["queued_at"] = self.desk.now
+        payload = {"holds": text} | ({"user": user} if user else {})
+        moved = self.desk.move(job, target, event, payload, **changes)
+        if target is JobState.WAITING:
+            self._watch_time(moved)
+
+    def _on_signal(self, job: JobRecord, row: InboxRow) -> None:
+        attempt = self.desk.cluster.current(job.key)
+        if attempt is not None:
+            signal = wire.Signal(attempt=attempt.name, signal=int(row.payload["signal"]))
+            self.desk.send(attempt.head, signal)
+        self.desk.move(job, job.state, "signalled", {"user": row.user, "signal": row.payload["signal"]})
+
+    def _on_node(self, name: str, action: str, note: str | None) -> None:
+        if name not in self.desk.cluster.nodes:
+            log.warning("wish about an unknown node node=%s action=%s", name, action)
+        elif action == "gone":
+            self.nodes.on_gone(name)
+        else:
+            self.nodes.on_offline(name, {"offline": True, "clear": False}.get(action), note)

@@ -1,0 +1,242 @@
+"""The leader's listener: one link per agent, and questions of API processes.
+
+Runs on the event loop of the leader's main thread. Decides nothing: every message becomes an event of the planner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from hpcmesos import wire
+from hpcmesos.master import links_client
+from hpcmesos.master.events import Asked, Event, LinkDown, LinkUp, Received
+
+log = logging.getLogger(__name__)
+
+_HELLO_TIMEOUT = 10.0
+_MAX_UNSENT = 64 * 1024 * 1024  # bytes waiting for an agent that does not read, until its link is given up
+
+Sink = Callable[[Event], None]
+
+
+def server_context(certificate: Path, key: Path, ca: Path) -> ssl.SSLContext:
+    """TLS of the listener: who dials shows a certificate of the cluster's CA."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificate, key)
+    context.load_verify_locations(ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def bind(listen: str) -> tuple[socket.socket, str]:
+    """Binds ``host:port`` without listening yet; returns the socket and the address where others reach it."""
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, int(port)))
+    except OSError:
+        bound.close()
+        raise
+    shown = socket.getfqdn() if host in ("", "0.0.0.0", "::") else host  # noqa: S104
+    return (
+        bound,
+        f"[{shown}]:{bound.getsockname()[1]}" if ":" in shown else f"{shown}:{bound.getsockname()[1]}",
+    )
+
+
+class Links:
+    """All links; made and closed on the event loop, ``send`` and ``drop`` from any thread."""
+
+    def __init__(self, welcome: wire.Welcome, silence: float, sink: Sink) -> None:
+        self.welcome = welcome
+        self.silence = silence
+        self.sink = sink
+        self.nodes: dict[str, Connection] = {}
+        self.numbers = itertools.count(1)
+        self._open: set[Connection] = set()
+        self._loop = asyncio.get_running_loop()
+        self._server: asyncio.Server | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self._nonce = 0
+
+    async def start(self, bound: socket.socket, tls: ssl.SSLContext) -> None:
+        """Listens on a bound socket."""
+        self._server = await self._loop.create_server(
+            lambda: Connection(self), sock=bound, ssl=tls, ssl_handshake_timeout=10.0, backlog=4096
+        )
+        self._tick()
+
+    def close(self) -> None:
+        """Stops listening and parts from everybody."""
+        if self._ticker:
+            self._ticker.cancel()
+        if self._server:
+            self._server.close()
+        for connection in list(self._open):
+            connection.abort("the leader stops")
+
+    def send(self, messages: Iterable[tuple[str, wire.ToAgent]]) -> None:
+        """Sends each message to its node, in order; those to nodes without a link are lost, as on a real wire."""
+        frames: dict[str, list[bytes]] = {}
+        for node, message in messages:
+            frames.setdefault(node, []).append(wire.encode(message))
+        if frames:
+            self._loop.call_soon_threadsafe(
+                self._deliver, {n: b"".join(parts) for n, parts in frames.items()}
+            )
+
+    def _deliver(self, frames: dict[str, bytes]) -> None:
+        for node, data in frames.items():
+            if connection := self.nodes.get(node):
+                connection.write(data)
+
+    def opened(self, connection: Connection) -> None:
+        self._open.add(connection)
+
+    def closed(self, connection: Connection, why: str) -> None:
+        self._open.discard(connection)
+        if connection.node and self.nodes.get(connection.node) is connection:
+            del self.nodes[connection.node]
+            self.sink(LinkDown(connection.node, connection.number, why))
+
+    def hello(self, connection: Connection, hello: wire.Hello) -> None:
+        """A link is up; an older one of the same node has to go."""
+        if older := self.nodes.get(hello.node):
+            older.reject(f"a newer agent of {hello.node} dialled in")
+        self.nodes[hello.node] = connection
+        connection.write(wire.encode(self.welcome))
+        self.sink(LinkUp(hello.node, connection.number, hello))
+
+    def ask(self, connection: Connection, question: links_client.Question) -> None:
+        def reply(answer: links_client.Answer) -> None:
+            self._loop.call_soon_threadsafe(connection.write, links_client.frame(answer))
+
+        self.sink(Asked(question, reply))
+
+    def _tick(self) -> None:
+        """Pings every link; parts from the silent ones."""
+        self._nonce += 1
+        ping = wire.encode(wire.Ping(nonce=self._nonce))
+        now = self._loop.time()
+        for connection in list(self._open):
+            limit = self.silence if connection.node else _HELLO_TIMEOUT
+            if connection.organisation == "agent" and now - connection.heard > limit:
+                connection.abort(f"silent for {now - connection.heard:.0f} s")
+            elif connection.node:
+                connection.write(ping)
+        self._ticker = self._loop.call_later(self.welcome.ping_interval, self._tick)
+
+
+class Connection(asyncio.Protocol):
+    """One connection: an agent's link once it said hello, or an API process that asks."""
+
+    def __init__(self, links: Links) -> None:
+        self.links = links
+        self.number = next(links.numbers)
+        self.node = ""  # empty: no hello yet
+        self.organisation = ""
+        self.name = ""
+        self.heard = 0.0
+        self._why = "closed by the agent"
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._handle: Callable[[bytes], None] = self._on_hello
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.heard = self.links._loop.time()
+        self.organisation, self.name = _identity(transport.get_extra_info("peercert"))
+        if self.organisation == "master":
+            self._handle = self._on_question
+        self.links.opened(self)
+        if self.organisation not in ("agent", "master"):
+            self.abort(f"a certificate of O={self.organisation!r} may not dial here")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self.links.closed(self, f"{self._why}: {exc}" if exc else self._why)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = self.links._loop.time()
+        self._buffer += data
+        try:
+            for body in _frames(self._buffer):
+                if self._transport is None or self._transport.is_closing():
+                    return
+                self._handle(body)
+        except (ValueError, msgspec.MsgspecError) as error:
+            log.warning("link broken node=%s error=%r", self.name, error)
+            self.abort(f"protocol error: {error}")
+
+    def write(self, data: bytes) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write(data)
+        if self._transport.get_write_buffer_size() > _MAX_UNSENT:
+            self.abort("the agent does not read")
+
+    def reject(self, reason: str) -> None:
+        log.warning("link rejected node=%s reason=%r", self.name, reason)
+        self._why = reason
+        self.write(wire.encode(wire.Rejected(reason=reason)))
+        if self._transport:
+            self._transport.close()
+
+    def abort(self, why: str) -> None:
+        self._why = why
+        if self._transport:
+            self._transport.abort()
+
+    def _on_hello(self, body: bytes) -> None:
+        message = wire.decode_to_leader(body)
+        if not isinstance(message, wire.Hello):
+            raise ValueError("the first message is no hello")
+        if message.protocol != wire.PROTOCOL:
+            self.reject(f"this leader speaks protocol {wire.PROTOCOL}, the agent {message.protocol}")
+        elif message.node != self.name:
+            self.reject(f"the certificate is of {self.name}, the agent says it is {message.node}")
+        else:
+            self.node = message.node
+            self._handle = self._on_message
+            self.links.hello(self, message)
+
+    def _on_message(self, body: bytes) -> None:
+        message = wire.decode_to_leader(body)
+        if not isinstance(message, wire.Pong):
+            self.links.sink(Received(self.node, message))
+
+    def _on_question(self, body: bytes) -> None:
+        self.links.ask(self, links_client.decode_question.decode(body))
+
+
+def _frames(buffer: bytearray) -> Iterable[bytes]:
+    """Takes the whole frames off the front of ``buffer``."""
+    while len(buffer) >= 4:
+        size = int.from_bytes(buffer[:4], "big")
+        if size > wire.MAX_FRAME:
+            raise ValueError(f"a frame of {size} bytes")
+        if len(buffer) < 4 + size:
+            return
+        body = bytes(buffer[4 : 4 + size])
+        del buffer[: 4 + size]
+        yield body
+
+
+def _identity(certificate: dict[str, object] | None) -> tuple[str, str]:
+    """Organisation and common name of the peer's certificate."""
+    subject = (certificate or {}).get("subject", ())
+    names = {key: value for part in subject for key, value in part}  # type: ignore[attr-defined]
+    return names.get("organizationName", ""), names.get("commonName", "")

@@ -1,0 +1,287 @@
+"""What nodes report of themselves: their hello, their GPUs, attempts that they hold and that they deny."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import partial
+
+from hpcmesos import wire
+from hpcmesos.master.cluster import Attempt, Node, Phase
+from hpcmesos.master.effects import Desk
+from hpcmesos.master.events import LinkDown, LinkUp
+from hpcmesos.master.gangs import Gangs, clean
+from hpcmesos.model import AttemptId, Cause, GpuState
+from hpcmesos.queue.records import GpuRecord, JobKey, NodeRecord
+
+log = logging.getLogger(__name__)
+
+
+class Nodes:
+    """Handlers of everything that comes from agents."""
+
+    def __init__(self, desk: Desk, gangs: Gangs) -> None:
+        self.desk = desk
+        self.gangs = gangs
+        self._finished: set[str] = set()  # strangers that the database knows as ended
+        self._unknown: set[str] = set()
+
+    # --- links
+
+    def on_up(self, event: LinkUp) -> None:
+        """Takes in the node as it is, then brings its attempts and ours together."""
+        hello = event.hello
+        before = self.desk.cluster.nodes.get(event.node)
+        rebooted = before is not None and before.record.boot_id != hello.boot_id
+        node = self._take_in(event.node, hello, hello.inventory)
+        node.link = event.link
+        log.info("node up node=%s address=%s attempts=%d", event.node, hello.address, len(hello.attempts))
+        reports = {report.attempt: report for report in hello.attempts}
+        for attempt in list(self.desk.cluster.attempts.values()):
+            if event.node in attempt.shares:
+                report = reports.get(attempt.name)
+                if report is None:
+                    self._denied(attempt, event.node, rebooted)
+                else:
+                    self._held(attempt, event.node, report.phase)
+        for name, report in reports.items():
+            attempt_here = self.desk.cluster.attempts.get(name)
+            if attempt_here is None or event.node not in attempt_here.shares:
+                self._stranger(event.node, name, report.phase, report.gpus)
+
+    def on_down(self, event: LinkDown) -> None:
+        node = self.desk.cluster.nodes.get(event.node)
+        if node is None or node.link != event.link:
+            return
+        node.link, node.view = None, None
+        self.desk.cluster.changed = True
+        log.warning("link down node=%s why=%r", event.node, event.why)
+        # An agent that restarts is back in a moment; only then the node counts as down for everybody.
+        self.desk.alarms.set(self.desk.settings.node_silence, partial(self._still_down, event.node))
+
+    def _still_down(self, name: str) -> None:
+        node = self.desk.cluster.nodes.get(name)
+        if node is not None and node.link is None and node.record.up:
+            node.record = replace(node.record, up=False)
+            self.desk.effects.up[name] = False
+            log.warning("node down node=%s", name)
+
+    def watch_absent(self) -> None:
+        """After a load: nodes that were up and do not call within ``node_silence`` are down."""
+        for name, node in self.desk.cluster.nodes.items():
+            if node.link is None and node.record.up:
+                self.desk.alarms.set(self.desk.settings.node_silence, partial(self._still_down, name))
+
+    # --- operators' wishes
+
+    def on_offline(self, name: str, offline: bool | None, note: str | None) -> None:
+        """``offline`` None: only the note changes."""
+        node = self.desk.cluster.nodes[name]
+        wanted = node.record.offline if offline is None else offline
+        node.record = replace(node.record, offline=wanted, note=node.record.note if note is None else note)
+        node.view = None
+        self.desk.cluster.changed = True
+        self.desk.effects.offline[name] = (wanted, note)
+
+    def on_gone(self, name: str) -> None:
+        """An operator vouches that the node is off: nothing of its attempts runs there."""
+        node = self.desk.cluster.nodes[name]
+        if node.link is not None:
+            log.warning("node gone by wish, but linked: left alone node=%s", name)
+            return
+        for attempt in list(self.desk.cluster.attempts.values()):
+            if name in attempt.shares:
+                self.gangs.part_lost(attempt, name, "an operator says that the node is gone")
+
+    # --- inventory
+
+    def on_inventory(self, name: str, inventory: wire.Inventory) -> None:
+        node = self.desk.cluster.nodes[name]
+        self._take_in(name, None, inventory)
+        node.view = None
+
+    def _take_in(self, name: str, hello: wire.Hello | None, inventory: wire.Inventory) -> Node:
+        cluster = self.desk.cluster
+        node = cluster.nodes.get(name)
+        record = NodeRecord(
+            name=name,
+            cpus=inventory.cpus,
+            mem=inventory.memory,
+            features=inventory.features,
+            declared=inventory.declared,
+            os=clean(inventory.os),
+            hostname=clean(inventory.hostname),
+        )
+        if hello is not None:
+            record = replace(
+                record,
+                address=hello.address,
+                peer_port=hello.peer_port,
+                boot_id=hello.boot_id,
+                version=hello.version,
+            )
+        elif node is not None:
+            old = node.record
+            record = replace(
+                record,
+                address=old.address,
+                peer_port=old.peer_port,
+                boot_id=old.boot_id,
+                version=old.version,
+            )
+        if node is None:
+            node = cluster.nodes[name] = Node(record, {}, 0, 0)
+        old = node.record
+        node.record = replace(record, offline=old.offline, note=old.note, ends_at=old.ends_at)
+        node.words = {gpu.uuid: GpuState(gpu.state) for gpu in inventory.gpus}
+        held = cluster.held(name)
+        node.gpus = {gpu.uuid: _gpu_record(name, gpu, gpu.uuid in held) for gpu in inventory.gpus}
+        node.view = None
+        cluster.changed = True
+        self.desk.effects.nodes.append(replace(node.record, up=True, gpus=tuple(node.gpus.values())))
+        return node
+
+    def on_gpus(self, name: str, gpus: tuple[wire.Gpu, ...]) -> None:
+        """A GPU in a share keeps its state until the share ends, but for one that is lost."""
+        node = self.desk.cluster.nodes[name]
+        held = self.desk.cluster.held(name)
+        for gpu in gpus:
+            if gpu.uuid not in node.gpus:
+                continue
+            state = node.words[gpu.uuid] = GpuState(gpu.state)
+            if (gpu.uuid not in held or state is GpuState.LOST) and state is not GpuState.ALLOCATED:
+                self.desk.set_gpu(node, gpu.uuid, state, clean(gpu.note))
+
+    # --- attempts
+
+    def _held(self, attempt: Attempt, node: str, phase: str) -> None:
+        """The node has its part."""
+        if phase == "ended":
+            return  # it tells the end by itself, until we have it
+        if attempt.end is not None:
+            self.desk.send(node, attempt.end)
+        elif attempt.phase is Phase.OVER:
+            self._end_leftover(node, attempt.name)
+        elif node == attempt.head and phase not in ("preparing", "ready"):
+            self.gangs.on_started(attempt, None)
+        elif node == attempt.head and attempt.phase is Phase.UNSURE:
+            self._resume_start(attempt)
+        if phase == "ready":
+            self.gangs.on_ready(attempt, node)
+            if attempt.phase is Phase.STARTING and node == attempt.head:
+                self.desk.send(node, wire.Go(attempt=attempt.name))  # idempotent; the first one may be lost
+
+    def _resume_start(self, attempt: Attempt) -> None:
+        """GO never worked on the head, so the start goes on under this leader."""
+        attempt.phase = Phase.PREPARING
+        self.gangs.watch(attempt)
+        self.gangs.prepare(attempt, attempt.missing)
+        attempt.missing.clear()
+
+    def _denied(self, attempt: Attempt, node: str, rebooted: bool) -> None:
+        """The node has no such part: never had, or lost it."""
+        if attempt.end is not None or attempt.phase is Phase.OVER:
+            self.gangs.part_lost(attempt, node, "it knows nothing of the attempt")
+        elif attempt.phase is Phase.PREPARING and not (rebooted and node in attempt.ready):
+            attempt.ready.discard(node)
+            self.gangs.prepare(attempt, [node])
+        elif attempt.phase is Phase.PREPARING:
+            self.desk.release(attempt, node)
+            self.gangs.start_failed(attempt, node, f"node {node} was rebooted while the attempt was prepared")
+        elif attempt.phase is Phase.UNSURE and not rebooted:
+            attempt.missing.add(node)
+            if node == attempt.head:
+                self._resume_start(attempt)
+        else:
+            self.gangs.part_lost(attempt, node, "it was rebooted" if rebooted else "it denies the attempt")
+
+    def _stranger(self, node: str, name: str, phase: str, gpus: tuple[str, ...]) -> None:
+        """An attempt that holds nothing here, by our books."""
+        if self.is_finished(name):
+            if phase != "ended":
+                self._end_leftover(node, name)
+            return
+        if name not in self._unknown:
+            self._unknown.add(name)
+            log.error("unknown attempt node=%s attempt=%s phase=%s: left alone", node, name, phase)
+        if phase == "ended":
+            return
+        here = self.desk.cluster.nodes[node]
+        for uuid in gpus:
+            if uuid in here.gpus and uuid not in self.desk.cluster.held(node):
+                note = f"held by {name}, which the database does not know"
+                self.desk.set_gpu(here, uuid, GpuState.UNKNOWN_ATTEMPT, note)
+
+    def _end_leftover(self, node: str, name: str) -> None:
+        """Part of an attempt that is over in the database still runs: the token is spent."""
+        delay = self.desk.settings.kill_delay
+        text = "the attempt is over"
+        self.desk.send(node, wire.End(attempt=name, cause=Cause.NODE_LOST, kill_delay=delay, message=text))
+
+    def is_finished(self, name: str) -> bool:
+        """Whether the database knows the attempt as one that has ended."""
+        if name in self._finished:
+            return True
+        identity = AttemptId.parse(name)
+        key = JobKey(identity.job.seq, identity.job.index)
+        for record in self.desk.reader.attempts([key.seq]):
+            if record.key.job == key and record.key.number == identity.number and record.ended_at:
+                self._finished.add(name)
+                return True
+        return False
+
+    def on_message(self, node: str, message: wire.ToLeader) -> None:
+        """Everything that an agent says after its hello."""
+        match message:
+            case wire.GpuReport(gpus=gpus):
+                self.on_gpus(node, gpus)
+            case wire.InventoryReport(inventory=inventory):
+                self.on_inventory(node, inventory)
+            case wire.Ended():
+                self._on_ended(node, message)
+            case wire.Ready() | wire.Refused() | wire.Started():
+                self._on_progress(node, message)
+            case _:
+                log.warning("unexpected message node=%s kind=%s", node, type(message).__name__)
+
+    def _on_progress(self, node: str, message: wire.Ready | wire.Refused | wire.Started) -> None:
+        attempt = self.desk.cluster.attempts.get(message.attempt)
+        if attempt is None or node not in attempt.shares:
+            return
+        match message:
+            case wire.Ready():
+                self.gangs.on_ready(attempt, node)
+            case wire.Refused():
+                self.gangs.on_refused(attempt, node, message.culprit, clean(message.reason))
+            case wire.Started():
+                self.gangs.on_started(attempt, message.started_at)
+
+    def _on_ended(self, node: str, message: wire.Ended) -> None:
+        attempt = self.desk.cluster.attempts.get(message.attempt)
+        if attempt is not None and node in attempt.nodes:
+            self.gangs.on_ended(attempt, node, message)
+        elif self.is_finished(message.attempt):
+            self.desk.send(node, wire.Acknowledged(attempt=message.attempt))
+        else:
+            self._stranger(node, message.attempt, "ended", ())
+
+
+def _gpu_record(node: str, gpu: wire.Gpu, held: bool) -> GpuRecord:
+    state = GpuState(gpu.state)
+    if held and state is not GpuState.LOST:
+        state = GpuState.ALLOCATED
+    elif not held and state is GpuState.ALLOCATED:
+        state = GpuState.CLEANING  # an attempt that is over for us holds it still
+    return GpuRecord(
+        uuid=gpu.uuid,
+        node=node,
+        index=gpu.index,
+        model=clean(gpu.model),
+        memory=gpu.memory,
+        numa=gpu.numa,
+        pci=gpu.pci,
+        simulated=gpu.simulated,
+        state=state,
+        links=gpu.links,
+        note=clean(gpu.note),
+    )

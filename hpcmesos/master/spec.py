@@ -1,0 +1,73 @@
+"""The spec of an attempt that every member gets with PREPARE (docs/architecture.md). Pure."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hpcmesos.config import MasterSettings
+from hpcmesos.master.services.output_paths import final_paths
+from hpcmesos.model import AttemptId, JobId
+from hpcmesos.queue.records import JobRecord, NodeRecord, ShareRecord
+
+_SUBMITTED: Mapping[str, Any] = {
+    "environment": {},
+    "gpubind": "rank",
+    "workdir": None,
+    "umask": 0o022,
+    "shell": None,
+    "argv": None,
+    "script_args": [],
+    "join": "n",
+}
+"""Keys that the submission has under the same name, and what holds when it lacks them."""
+
+
+def build_spec(
+    job: JobRecord,
+    members: Sequence[tuple[ShareRecord, NodeRecord]],
+    script: bytes | None,
+    settings: MasterSettings,
+) -> dict[str, Any]:
+    """The spec of the job's last attempt but for ``me``, in which members differ; ``members`` head first."""
+    job_id = JobId(job.seq, job.server, job.index)
+    stdout, stderr = final_paths(job.submission, job_id, job.name)
+    submitted = {key: job.submission.get(key, default) for key, default in _SUBMITTED.items()}
+    return submitted | {
+        "attempt": str(AttemptId(job_id, job.attempt)),
+        "job": str(job_id),
+        "number": job.attempt,
+        "index": job.index,
+        "name": job.name,
+        "queue": job.queue,
+        "server": job.server,
+        "owner": job.owner,
+        "submit_host": job.submit_host,
+        "walltime": job.request.walltime,
+        "kill_delay": settings.kill_delay,
+        "prepare_timeout": settings.prepare_timeout,
+        "members": [_member(share, node) for share, node in members],
+        "mpi_network": settings.mpi_network or None,
+        "job_path": list(settings.job_path),
+        "names_resolve": False,
+        "script": None if script is None else base64.b64encode(script).decode(),
+        "stdout": stdout,
+        "stderr": stderr,
+    }
+
+
+def _member(share: ShareRecord, node: NodeRecord) -> dict[str, Any]:
+    known = {gpu.uuid: gpu for gpu in node.gpus}
+    return {
+        "node": share.node,
+        "address": node.address,
+        "peer_port": node.peer_port,
+        "cpus": share.cpus,
+        "mem": share.mem,
+        "slots": share.slots,
+        "gpus": [
+            {"uuid": g.uuid, "index": g.index, "model": g.model, "simulated": g.simulated}
+            for g in (known[uuid] for uuid in share.gpus)
+        ],
+    }
