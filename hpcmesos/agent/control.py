@@ -112,14 +112,17 @@ class Control:
 
 
 def living(settings: AgentSettings) -> int | None:
-    """The pid of the shepherd of this state directory; None: none lives. The lock says so, never the number alone."""
-    path = settings.state / "shepherd.pid"
+    """The pid of the shepherd of this state directory; None: none lives."""
     try:
-        with path.open("rb") as file:
+        with (settings.state / "shepherd.pid").open("rb") as file:
+            holder = json.load(file)
+            if start_time(holder["pid"]) != holder["start_time"]:
+                return None
+            # Only now, for a shepherd that is just starting must not find the lock taken by us.
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return int(json.load(file)["pid"])
+                return int(holder["pid"])
     except (OSError, ValueError, KeyError):
         pass
     return None
@@ -133,11 +136,10 @@ def stop_shepherd(settings: AgentSettings, force: bool, timeout: float = 60.0) -
     """
     if living(settings) is None:
         return True
-    answered = _ask_to_end(settings, force, timeout)
-    if not answered and force:
+    if not _ask_to_end(settings, force, timeout):
+        if not force:
+            return living(settings) is None
         _kill(settings)
-    elif not answered:
-        return living(settings) is None
     deadline = time.monotonic() + _END_TIMEOUT
     while living(settings) is not None:
         if time.monotonic() > deadline:
@@ -150,27 +152,33 @@ def stop_shepherd(settings: AgentSettings, force: bool, timeout: float = 60.0) -
 
 
 def start_time(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat: with the pid it names one process. None: no such process."""
+    """Field 22 of /proc/PID/stat: with the pid it names one process. None: no such process, or a zombie."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19]) if fields[0] not in "ZX" else None
     except (OSError, IndexError, ValueError):
         return None
 
 
 def _ask_to_end(settings: AgentSettings, force: bool, timeout: float) -> bool:
-    """True when it said bye, or closed the connection."""
+    """True: it agreed. False: it holds attempts (and no ``force``), or does not answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout if force else 5.0)
+        connection.settimeout(timeout)
         try:
             connection.connect(str(settings.sockets / "control.sock"))
-            connection.sendall(protocol.message({"op": "shutdown", "force": force}))
+            connection.sendall(protocol.message({"op": "hello"}))
             parser, waiting = protocol.Parser(), list[tuple[bytes, bytes]]()
             while frame := protocol.receive(connection, parser, waiting):
-                if protocol.decode(frame[1]).get("event") == "bye":
+                event = protocol.decode(frame[1])
+                if event["event"] == "hello":
+                    if not force and any(a["phase"] != "ended" for a in event["attempts"]):
+                        return False
+                    connection.sendall(protocol.message({"op": "shutdown", "force": force}))
+                if event["event"] == "bye":
                     return True
-        except (OSError, protocol.FrameError):
+        except (OSError, KeyError, protocol.FrameError):
             return False
-    return True
+    return True  # it closed the connection: it is going
 
 
 def _kill(settings: AgentSettings) -> None:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import pytest
 
 from hpcmesos import wire
-from hpcmesos.agent.control import start_time, stop_shepherd
+from hpcmesos.agent.control import living, start_time, stop_shepherd
 from hpcmesos.config import AgentSettings
 from hpcmesos.launch import protocol
 from hpcmesos.master import pki
@@ -55,7 +55,7 @@ class Leader:
         self.socket = directory / "api.sock"
         self.secret = secrets.token_hex(8)
         self.welcome = wire.Welcome(
-            protocol=wire.PROTOCOL, cluster="c", timeline=1, term=5, ping_interval=1.0
+            protocol=wire.PROTOCOL, cluster="c", timeline=1, term=5, ping_interval=60.0
         )
         self.received: queue.Queue[wire.ToLeader | None] = queue.Queue()
         self.kept: list[wire.ToLeader] = []
@@ -431,3 +431,98 @@ def test_a_leader_without_a_masters_certificate_gets_no_hello(
     shepherd.accept()
     wait_until(lambda: "is no master" in node.output(), "the refusal in the log")
     assert not any(isinstance(m, wire.Hello) for m in list(leader.received.queue))
+
+
+# --- with the real shepherd --------------------------------------------------------------------------------------
+
+WAITS = "#!/bin/sh\nread line <{fifo}\nexit 3\n"
+
+
+@pytest.fixture
+def fifo(directory: Path) -> Path:
+    path = directory / "fifo"
+    os.mkfifo(path)
+    return path
+
+
+def release(fifo: Path) -> None:
+    with fifo.open("w") as file:
+        file.write("on\n")
+
+
+def running(node: Node, leader: Leader, script: str) -> tuple[str, ...]:
+    """Brings attempt 7.hpcm#1 on all GPUs of the node up to Started."""
+    node.start()
+    gpus = tuple(g.uuid for g in leader.expect(wire.Hello).inventory.gpus)
+    leader.say(wire.Prepare(attempt="7.hpcm#1", spec=spec("7.hpcm#1", gpus, script=script)))
+    leader.expect(wire.Ready)
+    leader.say(wire.Go(attempt="7.hpcm#1"))
+    leader.expect(wire.Started)
+    return gpus
+
+
+def test_true_exit_arrives_after_the_agent_was_killed(node: Node, leader: Leader, fifo: Path) -> None:
+    gpus = running(node, leader, WAITS.format(fifo=fifo))
+    assert node.stop(signal.SIGKILL) == -signal.SIGKILL
+    node.start()
+    hello = leader.expect(wire.Hello)
+    assert [(a.attempt, a.phase, a.head, a.gpus) for a in hello.attempts] == [
+        ("7.hpcm#1", "running", True, gpus)
+    ]
+    assert [g.state for g in hello.inventory.gpus] == ["allocated", "allocated"]
+    leader.say(wire.Prepare(attempt="8.hpcm#1", spec=spec("8.hpcm#1", gpus[:1])))
+    assert "is allocated by 7.hpcm#1" in leader.expect(wire.Refused).reason
+    release(fifo)
+    assert [g.state for g in leader.expect(wire.GpuReport).gpus] == ["free", "free"]
+    report = leader.expect(wire.Ended)
+    assert (report.attempt, report.head, report.cause, report.code) == ("7.hpcm#1", True, "APP", 3)
+    leader.say(wire.Acknowledged(attempt="7.hpcm#1"))
+    leader.say(wire.Prepare(attempt="8.hpcm#2", spec=spec("8.hpcm#2", gpus[:1])))
+    assert leader.expect(wire.Ready).attempt == "8.hpcm#2"
+
+
+def test_end_while_the_agent_was_away_is_reported(node: Node, leader: Leader, fifo: Path) -> None:
+    running(node, leader, WAITS.format(fifo=fifo))
+    assert node.stop() == 0
+    release(fifo)
+    node.start()
+    leader.expect(wire.Hello)
+    assert leader.expect(wire.Ended).code == 3
+
+
+def test_a_killed_shepherd_is_replaced_and_its_attempt_is_lost(
+    node: Node, leader: Leader, fifo: Path
+) -> None:
+    running(node, leader, WAITS.format(fifo=fifo))
+    before = living(node.settings)
+    assert before
+    os.kill(before, signal.SIGKILL)
+    hello = leader.expect(wire.Hello)
+    assert hello.shepherd_pid not in (0, before)
+    report = leader.expect(wire.Ended)
+    assert (report.attempt, report.cause, report.code) == ("7.hpcm#1", "NODE_LOST", None)
+
+
+def test_end_signal_and_delete(node: Node, leader: Leader, fifo: Path) -> None:
+    running(node, leader, WAITS.format(fifo=fifo))
+    leader.say(wire.End(attempt="7.hpcm#1", cause="DELETED", kill_delay=1.0))
+    report = leader.expect(wire.Ended)
+    assert (report.cause, report.signal) == ("DELETED", signal.SIGTERM)
+
+
+def test_stop_shepherd_waits_for_attempts_unless_forced(node: Node, leader: Leader, fifo: Path) -> None:
+    running(node, leader, WAITS.format(fifo=fifo))
+    assert stop_shepherd(node.settings, force=False) is False
+    assert node.stop() == 0
+    assert living(node.settings) is not None
+    assert stop_shepherd(node.settings, force=True) is True
+    assert living(node.settings) is None
+
+
+def test_end_for_an_attempt_that_is_not_here_is_answered(node: Node, leader: Leader) -> None:
+    node.start()
+    leader.expect(wire.Hello)
+    leader.say(wire.End(attempt="9.hpcm#1", cause="DELETED", kill_delay=1.0))
+    report = leader.expect(wire.Ended)
+    assert (report.attempt, report.cause) == ("9.hpcm#1", "DELETED")
+    assert report.message == "node node1 holds nothing of 9.hpcm#1"
