@@ -26,7 +26,7 @@ from hpcmesos.errors import StateError
 OWNER, API, LEADER = "hpcmesos_owner", "hpcmesos_api", "hpcmesos_leader"
 DATABASE = "hpcmesos"
 
-_UNPRIVILEGED = ("postgres", "nobody", "daemon")  # the first that exists
+_UNPRIVILEGED = ("postgres", "nobody")  # the first that exists
 _START_TIMEOUT = 30.0  # seconds; recovery after a crash included
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _SOCKET_LIMIT = 107  # bytes of a unix socket's path
@@ -56,10 +56,10 @@ log_truncate_on_rotation = on
 class EmbeddedPostgres:
     """A server that answers. ``url``: as the owner (migrations); one URL per role."""
 
+    pid: int
     url: str
     leader_url: str
     api_url: str
-    pid: int
 
 
 def start(data_dir: Path, socket_dir: Path) -> EmbeddedPostgres:
@@ -88,7 +88,7 @@ def start(data_dir: Path, socket_dir: Path) -> EmbeddedPostgres:
     pid = _running(data_dir)
     if pid is None:
         raise StateError(f"PostgreSQL in {data_dir} ended at once: see {data_dir}/log")
-    return EmbeddedPostgres(*(url_of(socket_dir, role) for role in (OWNER, LEADER, API)), pid)
+    return EmbeddedPostgres(pid, *(url_of(socket_dir, role) for role in (OWNER, LEADER, API)))
 
 
 def stop(data_dir: Path, mode: str = "fast", timeout: float = 30.0) -> bool:
@@ -150,11 +150,11 @@ def _server_user() -> pwd.struct_passwd | None:
 
 
 def _own(directory: Path, user: pwd.struct_passwd | None) -> None:
-    """Makes the directory if it is missing, and its missing parents passable."""
+    """Makes the directory the server's own if it is missing or empty; another's directory stays as it is."""
     if not directory.exists():
         directory.parent.mkdir(parents=True, exist_ok=True)
         directory.mkdir(mode=0o700)
-    if user is not None and directory.stat().st_uid != user.pw_uid:
+    if user is not None and not any(directory.iterdir()):
         os.chown(directory, user.pw_uid, user.pw_gid)
 
 
@@ -170,7 +170,6 @@ def _check_access(user: pwd.struct_passwd | None, binaries: Path, state: Path, s
 
 def _run(command: Sequence[str | Path], user: pwd.struct_passwd | None) -> subprocess.CompletedProcess[str]:
     """Runs a program as the server's user, without our environment."""
-    as_user = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     return subprocess.run(
         command,
         capture_output=True,
@@ -178,18 +177,28 @@ def _run(command: Sequence[str | Path], user: pwd.struct_passwd | None) -> subpr
         check=False,
         cwd="/",
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
-        **as_user,  # type: ignore[call-overload]
+        user=user.pw_uid if user else None,
+        group=user.pw_gid if user else None,
+        extra_groups=[] if user else None,
     )
 
 
 def _create(binaries: Path, data_dir: Path, user: pwd.struct_passwd | None) -> None:
-    command = [binaries / "initdb", "-D", data_dir, "-U", OWNER, "--auth-local=peer", "--auth-host=reject"]
+    command: list[str | Path] = [
+        binaries / "initdb",
+        "-D",
+        data_dir,
+        "-U",
+        OWNER,
+        "--auth-local=peer",
+        "--auth-host=reject",
+    ]
     command += ["--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions"]
     done = _run(command, user)
     if done.returncode != 0:
         raise StateError(f"initdb failed: {_last_line(done.stderr)}")
     present = pwd.getpwuid(os.geteuid()).pw_name
-    callers = {present, "root"} | ({user.pw_name} if user else set())
+    callers = {present, "root"}  # not the server's own user: others may run as nobody too
     mapping = "".join(
         f'hpcmesos "{caller}" {role}\n' for caller in sorted(callers) for role in (OWNER, API, LEADER)
     )
@@ -202,7 +211,7 @@ def _create(binaries: Path, data_dir: Path, user: pwd.struct_passwd | None) -> N
 def _launch(binaries: Path, data_dir: Path, socket_dir: Path, user: pwd.struct_passwd | None) -> None:
     options = f"-c unix_socket_directories='{socket_dir}'"
     log = data_dir / "startup.log"
-    command = [
+    command: list[str | Path] = [
         binaries / "pg_ctl",
         "start",
         "-D",
@@ -224,10 +233,10 @@ def _running(data_dir: Path) -> int | None:
     try:
         pid = int((data_dir / "postmaster.pid").read_text().split("\n", 1)[0])
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        there = os.readlink(f"/proc/{pid}/cwd")
+        there = Path(f"/proc/{pid}/cwd").readlink()
     except (OSError, ValueError):
         return None
-    ours = command[0].endswith(b"postgres") and there == str(data_dir.resolve())
+    ours = command[0].endswith(b"postgres") and there == data_dir.resolve()
     return pid if ours else None
 
 
@@ -257,9 +266,9 @@ def _wait_until(done: Callable[[], bool], timeout: float, what: str, why: Callab
 def _ensure_database(socket_dir: Path) -> None:
     with psycopg.connect(url_of(socket_dir, OWNER, "postgres"), autocommit=True) as connection:
         for role in (API, LEADER):
-            if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", (role,)).fetchone():
+            if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,)).fetchone():
                 connection.execute(f"CREATE ROLE {role} LOGIN")
-        if not connection.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone():
+        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone():
             connection.execute(f"CREATE DATABASE {DATABASE}")
 
 

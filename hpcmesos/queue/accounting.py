@@ -1,0 +1,120 @@
+"""PBS accounting lines: ``MM/DD/YYYY HH:MM:SS;TYPE;JOBID;key=value ...`` (Torque src/server/accounting.c), and their
+files, one a day, as accounting tools expect them under server_priv/accounting.
+
+Formatting is pure; times are written in the zone of the datetimes that come in.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+from pathlib import Path
+
+from hpcmesos.model import JobId
+from hpcmesos.queue.records import AttemptRecord, JobRecord, ShareRecord
+from hpcmesos.units import format_duration
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record. ``kind``: Q queued, S started, E ended, D deleted by a user, A aborted by the server, R requeued."""
+
+    at: datetime
+    kind: str
+    job: str
+    fields: Mapping[str, str]
+
+    def __str__(self) -> str:
+        text = " ".join(f"{key}={_one_word(value)}" for key, value in self.fields.items())
+        return f"{self.at:%m/%d/%Y %H:%M:%S};{self.kind};{self.job};{text}"
+
+
+def queued(job: JobRecord, at: datetime) -> Entry:
+    return Entry(at, "Q", job_name(job), {"queue": job.queue})
+
+
+def started(job: JobRecord, shares: Sequence[ShareRecord], at: datetime) -> Entry:
+    return Entry(at, "S", job_name(job), _start_fields(job, shares))
+
+
+def ended(job: JobRecord, attempt: AttemptRecord, shares: Sequence[ShareRecord], at: datetime) -> Entry:
+    """``job``: complete or exiting, with its exit status."""
+    fields = {
+        **_start_fields(job, shares),
+        "total_execution_slots": str(sum(share.slots for share in shares)),
+        "unique_node_count": str(len(shares)),
+        "end": _epoch(attempt.ended_at),
+        "Exit_status": str(job.exit_status),
+        "resources_used.cput": format_duration(attempt.usage.get("cput", 0)),
+        "resources_used.mem": f"{int(attempt.usage.get('mem', 0)) // 1024}kb",
+        "resources_used.walltime": format_duration(attempt.usage.get("walltime", 0)),
+    }
+    return Entry(at, "E", job_name(job), fields)
+
+
+def deleted(job: JobRecord, requestor: str, at: datetime) -> Entry:
+    """``requestor``: user@host."""
+    return Entry(at, "D", job_name(job), {"requestor": requestor})
+
+
+def aborted(job: JobRecord, at: datetime) -> Entry:
+    """The server gave the job up, e.g. because a dependency can never be met."""
+    return Entry(at, "A", job_name(job), {"queue": job.queue})
+
+
+def requeued(job: JobRecord, at: datetime) -> Entry:
+    return Entry(at, "R", job_name(job), {"queue": job.queue})
+
+
+def job_name(job: JobRecord) -> str:
+    return str(JobId(job.seq, job.server, job.index, array=job.todo is not None and job.index is None))
+
+
+class AccountingFiles:
+    """Appends entries to ``directory/YYYYMMDD``, by the day of each entry in ``zone`` (None: as the entry has it)."""
+
+    def __init__(self, directory: Path, zone: tzinfo | None = None) -> None:
+        self._directory = directory
+        self._zone = zone
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """One write a file; an entry is whole or absent for readers."""
+        days: defaultdict[str, list[str]] = defaultdict(list)
+        for entry in entries:
+            local = entry.at.astimezone(self._zone) if self._zone else entry.at
+            days[f"{local:%Y%m%d}"].append(f"{Entry(local, entry.kind, entry.job, entry.fields)}\n")
+        for day, lines in days.items():
+            with (self._directory / day).open("ab", buffering=0) as file:
+                file.write("".join(lines).encode())
+
+
+def _start_fields(job: JobRecord, shares: Sequence[ShareRecord]) -> dict[str, str]:
+    submission = job.submission
+    fields = {"user": job.owner, "group": str(submission.get("group") or job.owner)}
+    if account := submission.get("account"):
+        fields["account"] = str(account)
+    hosts = "+".join(f"{share.node}/{slot}" for share in shares for slot in range(share.slots))
+    fields |= {
+        "jobname": job.name,
+        "queue": job.queue,
+        "ctime": _epoch(job.created_at),
+        "qtime": _epoch(job.created_at),
+        "etime": _epoch(job.queued_at or job.created_at),
+        "start": _epoch(job.started_at),
+        "owner": f"{job.owner}@{job.submit_host}",
+        "exec_host": hosts,
+    }
+    resources = submission.get("resource_list", {})
+    return fields | {f"Resource_List.{name}": str(value) for name, value in sorted(resources.items())}
+
+
+def _epoch(at: datetime | None) -> str:
+    return "0" if at is None else str(int(at.timestamp()))
+
+
+def _one_word(value: str) -> str:
+    """Fields are separated by spaces and records by lines."""
+    return "".join("_" if char.isspace() or not char.isprintable() else char for char in value)

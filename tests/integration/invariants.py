@@ -1,0 +1,116 @@
+"""The promises about rows, as queries that must find nothing."""
+
+from __future__ import annotations
+
+import psycopg
+
+from hpcmesos.queue.states import INITIAL, TRANSITIONS
+
+CHECKS: dict[str, str] = {
+    "a GPU in two live allocations": """
+        SELECT gpu FROM allocations WHERE gpu IS NOT NULL GROUP BY gpu HAVING count(*) > 1""",
+    "a port in two live allocations": """
+        SELECT node, port FROM allocations WHERE port IS NOT NULL GROUP BY node, port HAVING count(*) > 1""",
+    "used counters differ from the live shares": """
+        SELECT name, cpus_used, mem_used, sum(cpus_live), sum(mem_live) FROM (
+            SELECT n.name, n.cpus_used, n.mem_used, coalesce(s.cpus, 0) AS cpus_live, coalesce(s.mem, 0) AS mem_live
+            FROM nodes n LEFT JOIN shares s ON s.node = n.name AND s.released_at IS NULL) AS live
+        GROUP BY name, cpus_used, mem_used
+        HAVING cpus_used <> sum(cpus_live) OR mem_used <> sum(mem_live)""",
+    "a node's used counters above what it has": """
+        SELECT name FROM nodes WHERE NOT (cpus_used BETWEEN 0 AND cpus AND mem_used BETWEEN 0 AND mem)""",
+    "a complete job without its end, or one that ran without an exit status": """
+        SELECT seq, element FROM (
+            SELECT seq, element, state, ended_at, exit_status, attempt FROM jobs
+            UNION ALL SELECT seq, element, state, ended_at, exit_status, attempt FROM jobs_history) AS every
+        WHERE (state = 'C') <> (ended_at IS NOT NULL)
+           OR (state = 'C' AND attempt > 0 AND exit_status IS NULL)""",
+    "a running job without a live attempt": """
+        SELECT j.seq, j.element FROM jobs j LEFT JOIN attempts a
+            ON (a.seq, a.element, a.number) = (j.seq, j.element, j.attempt) AND a.ended_at IS NULL
+        WHERE j.state = 'R' AND a.seq IS NULL""",
+    "a live attempt of a job that does not run": """
+        SELECT a.seq, a.element, a.number FROM attempts a JOIN jobs j USING (seq, element)
+        WHERE a.ended_at IS NULL AND (j.state <> 'R' OR j.attempt <> a.number)""",
+    "an attempt without a share": """
+        SELECT seq, element, number FROM attempts
+        EXCEPT SELECT seq, element, number FROM shares""",
+    "a gang whose positions have a hole": """
+        SELECT seq, element, number FROM shares GROUP BY seq, element, number
+        HAVING min(position) <> 0 OR max(position) <> count(*) - 1""",
+    "an allocation without a live share": """
+        SELECT a.* FROM allocations a LEFT JOIN shares s
+            ON (s.seq, s.element, s.number, s.node) = (a.seq, a.element, a.number, a.node) AND s.released_at IS NULL
+        WHERE s.seq IS NULL""",
+    "live allocations differ from what the live shares hold": """
+        SELECT unnest(gpus) FROM shares WHERE released_at IS NULL
+        EXCEPT SELECT gpu FROM allocations""",
+    "a GPU allocated on another node than its own": """
+        SELECT g.uuid FROM allocations a JOIN gpus g ON g.uuid = a.gpu WHERE g.node <> a.node""",
+    "a GPU that is allocated without an allocation": """
+        SELECT uuid FROM gpus
+        WHERE state = 'allocated' AND uuid NOT IN (SELECT gpu FROM allocations WHERE gpu IS NOT NULL)""",
+    "a GPU in an allocation that counts as free or cleaning": """
+        SELECT uuid FROM gpus JOIN allocations ON gpu = uuid WHERE state IN ('free', 'cleaning')""",
+    "GPUs' states do not sum up to the installed": """
+        SELECT node FROM gpus GROUP BY node HAVING count(*) <> count(*) FILTER (
+            WHERE state IN ('free', 'allocated', 'cleaning', 'quarantined', 'lost', 'unknown-attempt'))""",
+    "an event that does not follow from the one before": """
+        SELECT id, seq, before, source FROM (
+            SELECT id, seq, source, lag(target) OVER (PARTITION BY seq, element ORDER BY id) AS before
+            FROM events WHERE source IS NOT NULL) AS chain
+        WHERE before IS NOT NULL AND before <> source""",
+    "a job's last event that does not lead to its state": """
+        SELECT j.seq, j.element, j.state, e.target FROM (
+            SELECT seq, element, state FROM jobs UNION ALL SELECT seq, element, state FROM jobs_history) AS j
+        JOIN (SELECT DISTINCT ON (seq, element) seq, element, target FROM events
+              WHERE target IS NOT NULL ORDER BY seq, element, id DESC) AS e USING (seq, element)
+        WHERE j.state <> e.target""",
+    "a complete job in two places": "SELECT seq, element FROM jobs INTERSECT SELECT seq, element FROM jobs_history",
+}
+
+SETTLED: dict[str, str] = {
+    "an attempt is over, its node is up, and still holds its share": """
+        SELECT s.seq, s.element, s.number, s.node FROM shares s JOIN nodes n ON n.name = s.node
+        JOIN attempts a USING (seq, element, number)
+        WHERE s.released_at IS NULL AND a.ended_at IS NOT NULL AND n.up""",
+    "a GPU of a node that is up is still being cleaned": """
+        SELECT uuid FROM gpus JOIN nodes ON name = node WHERE state = 'cleaning' AND up""",
+}
+"""What holds once every node has reported."""
+
+DRAINED = {"an inbox row that no leader has taken": "SELECT id, kind, seq FROM inbox"}
+
+EDGES = """
+    SELECT id, seq, source, target FROM events
+    WHERE source IS NOT NULL AND source <> target AND NOT (source || target = ANY(%s))
+"""
+FIRST = """
+    SELECT id, seq, source FROM (
+        SELECT DISTINCT ON (seq, element) id, seq, source FROM events
+        WHERE source IS NOT NULL AND element = -1 ORDER BY seq, element, id) AS first
+    WHERE NOT (source = ANY(%s))
+"""
+
+
+def check_invariants(url: str, *, drained: bool = False, settled: bool = False) -> list[str]:
+    """Violations over the whole database, as lines for people; ``url``: of a role that reads everything.
+
+    ``drained``: the inbox must be empty, too. ``settled``: every node has reported, so nothing is being cleaned.
+    """
+    checks = CHECKS | (DRAINED if drained else {}) | (SETTLED if settled else {})
+    legal = [f"{source}{target}" for source, target in TRANSITIONS]
+    violations = []
+    with psycopg.connect(url) as connection:
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        found = {what: connection.execute(query).fetchall() for what, query in checks.items()}
+        found["an edge that the transition table does not have"] = connection.execute(
+            EDGES, [legal]
+        ).fetchall()
+        initial = [str(state) for state in INITIAL]
+        found["a job that began in another state than an initial one"] = connection.execute(
+            FIRST, [initial]
+        ).fetchall()
+    for what, rows in found.items():
+        violations += [f"{what}: {row}" for row in rows[:5]]
+    return violations
