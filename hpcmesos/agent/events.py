@@ -72,7 +72,7 @@ class ProbeReport:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSilent:
-    """NVML has not answered for ``seconds``."""
+    """NVML has not answered for ``seconds``; 0: the probe itself failed."""
 
     seconds: float
 

@@ -112,12 +112,13 @@ def _nvlinks(a: Any, b: Any) -> int:
         try:
             if not pynvml.nvmlDeviceGetNvLinkState(a, link):
                 continue
-            remote = _text(pynvml.nvmlDeviceGetNvLinkRemotePciInfo_v2(a, link).busId)
-            kind = pynvml.nvmlDeviceGetNvLinkRemoteDeviceType(a, link)
+            remote = _text(pynvml.nvmlDeviceGetNvLinkRemotePciInfo(a, link).busId)
+            if remote == other:
+                to_b += 1
+            elif pynvml.nvmlDeviceGetNvLinkRemoteDeviceType(a, link) == pynvml.NVML_NVLINK_DEVICE_TYPE_SWITCH:
+                to_switch += 1
         except pynvml.NVMLError:
             continue
-        to_b += remote == other
-        to_switch += kind == pynvml.NVML_NVLINK_DEVICE_TYPE_SWITCH
     return to_b or to_switch
 
 

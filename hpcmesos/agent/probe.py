@@ -36,7 +36,7 @@ class Probe:
         )  # set with the first answer or silence: GPUs are known as far as they can be
         self._accept = accept
         self._sink = sink
-        self._first_timeout = first_timeout
+        self._first_timeout = self._timeout = first_timeout
         self._wanted = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -47,49 +47,44 @@ class Probe:
     async def run(self) -> None:
         """Until cancelled, or until NVML says that there is none here."""
         pause = _PAUSE
-        self.ask()
         while True:
+            self.ask()
             child = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "hpcmesos.agent.gpus",
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=wire.MAX_FRAME,
             )  # fmt: skip
+            silent = 0.0
             try:
                 if not await self._serve(child):
                     return
+            except TimeoutError:
+                silent = self._timeout
             except (OSError, ValueError, EOFError, msgspec.MsgspecError) as error:
                 log.warning("the probe failed: %s", error or "it ended")
-                self._sink(ProbeSilent(0.0))
-            except TimeoutError:
-                pass
             finally:
-                with contextlib.suppress(ProcessLookupError):
-                    child.kill()
-            self.answered.set()
+                self.answered.set()
+                await _end(child)
+            self._sink(ProbeSilent(silent))
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-            self.ask()
 
     async def _serve(self, child: asyncio.subprocess.Process) -> bool:
         """Asks this child as often as wanted. False: there is no NVML. Raises TimeoutError when it is stuck."""
-        number, timeout = 0, self._first_timeout
+        number = 0
+        self._timeout = self._first_timeout
         while True:
             await self._wanted.wait()
             self._wanted.clear()
             number += 1
             asked = self._loop.time()
-            try:
-                answer = await asyncio.wait_for(self._question(child, number), timeout)
-            except TimeoutError:
-                self._sink(ProbeSilent(timeout))
-                raise
+            answer = await asyncio.wait_for(self._question(child, number), self._timeout)
             if answer["error"]:
                 log.info("no GPUs: %s", answer["error"])
-                self.answered.set()
                 return False
             readings = (reading(g) for g in answer["gpus"])
             self._sink(ProbeReport(asked, tuple(r for r in readings if self._accept(r.gpu.uuid))))
             self.answered.set()
-            timeout = TIMEOUT
+            self._timeout = TIMEOUT
 
     async def _question(self, child: asyncio.subprocess.Process, number: int) -> dict[str, Any]:
         assert child.stdin is not None and child.stdout is not None
@@ -99,6 +94,13 @@ class Probe:
             raise EOFError
         answer: dict[str, Any] = msgspec.json.decode(line)
         return answer
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        child.kill()
+    with contextlib.suppress(TimeoutError):  # blocked in the driver, it dies when the driver lets go of it
+        await asyncio.wait_for(child.wait(), 1.0)
 
 
 def reading(facts: dict[str, Any]) -> Reading:

@@ -439,7 +439,9 @@ class _Step(Draft):
         self._refuse(attempt.name, reason)
 
     def _on_probe_silent(self, seconds: float) -> None:
-        note = f"NVML has not answered for {seconds:.0f} s"
+        note = (
+            f"NVML has not answered for {seconds:.0f} s" if seconds else "the GPU probe of this node failed"
+        )
         self.effects.append(Note(note))
         for attempt in list(self.state.attempts.values()):
             if attempt.phase is Phase.CHECKING and attempt.gpus:

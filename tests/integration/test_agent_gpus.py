@@ -1,0 +1,119 @@
+"""The probe program over the fake libnvidia-ml.so.1, and the agent's side of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hpcmesos.agent.events import Event, ProbeReport, ProbeSilent, Process
+from hpcmesos.agent.probe import Probe
+
+LIMIT = 20.0
+
+
+def ask(
+    environ: dict[str, str], times: int = 1, between: Callable[[], Any] = lambda: None
+) -> list[dict[str, Any]]:
+    """Starts the program and asks it so often."""
+    answers = []
+    with subprocess.Popen(
+        [sys.executable, "-m", "hpcmesos.agent.gpus"],
+        env=os.environ | environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as program:  # fmt: skip
+        assert program.stdin and program.stdout
+        for number in range(times):
+            if number:
+                between()
+            program.stdin.write(json.dumps({"id": number}) + "\n")
+            program.stdin.flush()
+            answers.append(json.loads(program.stdout.readline()))
+        program.stdin.close()
+        assert program.wait(LIMIT) == 0
+    return answers
+
+
+def test_facts_processes_and_users(fake_nvml: Callable[..., dict[str, str]]) -> None:
+    uuids = ["GPU-a", "GPU-b", "GPU-c"]
+    cards: list[dict[str, Any]] = [
+        {"uuid": "GPU-a", "nvlinks": ["GPU-b", "GPU-b"], "processes": {os.getpid(): 1 << 20, 4194303: 5}},
+        {"uuid": "GPU-b", "nvlinks": ["GPU-a", "GPU-a"]},
+        {"uuid": "GPU-c", "switch": 1, "numa": 1, "name": "Other"},
+    ]
+    (answer,) = ask(fake_nvml(cards))
+    assert answer["error"] == ""
+    first, second, third = answer["gpus"]
+    assert [g["uuid"] for g in answer["gpus"]] == uuids
+    assert (first["index"], first["model"], first["memory"]) == (0, "Fake GPU 80GB", 80 << 30)
+    assert third["model"] == "Other"
+    assert first["processes"] == [
+        [os.getpid(), "root" if os.geteuid() == 0 else first["processes"][0][1]],
+        [4194303, ""],
+    ]
+    assert second["processes"] == []
+    assert first["links"][0] == 0
+    assert first["links"][1] > 10 > first["links"][2]
+    assert first["links"][1] == second["links"][0]
+
+
+def test_a_lost_card_costs_one_card(fake_nvml: Callable[..., dict[str, str]]) -> None:
+    environ = fake_nvml([{}, {}])
+
+    def lose() -> None:
+        fake_nvml([{}, {"lost": True}])
+
+    before, after = ask(environ, 2, lose)
+    assert [g["lost"] for g in before["gpus"]] == [False, False]
+    assert [g["lost"] for g in after["gpus"]] == [False, True]
+
+
+def test_no_nvml_is_said_and_is_no_failure() -> None:
+    (answer,) = ask({"LD_LIBRARY_PATH": "/nonexistent"})
+    assert answer["gpus"] == [] and answer["error"]
+
+
+def collect(
+    count: int, environ: dict[str, str], monkeypatch: Any, accept: Callable[[str], bool]
+) -> list[Event]:
+    """The first events of the agent's side."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+    async def work() -> list[Event]:
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        probe = Probe(accept, events.put_nowait, first_timeout=2.0)
+        task = asyncio.create_task(probe.run())
+        try:
+            async with asyncio.timeout(LIMIT):
+                found = [await events.get()]
+                for _ in range(count - 1):
+                    probe.ask()
+                    found.append(await events.get())
+            return found
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    return asyncio.run(work())
+
+
+def test_reports_become_events_of_our_cards_only(
+    fake_nvml: Callable[..., dict[str, str]], monkeypatch: Any
+) -> None:
+    environ = fake_nvml([{"uuid": "GPU-a", "processes": {1: 5}}, {"uuid": "GPU-b"}])
+    events = collect(2, environ, monkeypatch, lambda uuid: uuid == "GPU-a")
+    for event in events:
+        assert isinstance(event, ProbeReport)
+        assert [(r.gpu.uuid, r.processes) for r in event.readings] == [("GPU-a", (Process(1, "root"),))]
+
+
+def test_a_blocked_card_blocks_the_probe_only(
+    fake_nvml: Callable[..., dict[str, str]], monkeypatch: Any
+) -> None:
+    environ = fake_nvml([{}], hang=["nvmlDeviceGetComputeRunningProcesses_v3"])
+    (event,) = collect(1, environ, monkeypatch, lambda uuid: True)
+    assert event == ProbeSilent(2.0)
