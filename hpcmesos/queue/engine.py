@@ -97,9 +97,9 @@ def begin(engine: Engine) -> Iterator[Connection]:
         if isinstance(error.orig, psycopg.DataError):
             raise InvalidValue(f"the database cannot store this value: {_first_line(error.orig)}") from error
         raise
-    except StatementError as error:  # a value that cannot even be encoded, such as half a surrogate pair
-        if isinstance(error.orig, UnicodeError):
-            raise InvalidValue(f"text is not valid Unicode: {error.orig}") from error
+    except (UnicodeEncodeError, StatementError) as error:  # half a surrogate pair, as plain text or in JSON
+        if isinstance(error, UnicodeEncodeError) or isinstance(error.orig, UnicodeEncodeError):
+            raise InvalidValue(f"the database cannot store text that is not Unicode: {error}") from error
         raise
 
 

@@ -195,7 +195,7 @@ class LeaderTransaction:
     def fire_schedule(self, name: str, due: datetime) -> bool:
         """Marks one due time as fired; False: it fired before. Its action belongs into the same transaction."""
         new = insert(t.schedule_runs).values(schedule=name, due=due).on_conflict_do_nothing()
-        return self._connection.execute(new).rowcount == 1
+        return self._connection.execute(new.returning(t.schedule_runs.c.due)).first() is not None
 
 
 class LeaderStore(Reads):

@@ -32,7 +32,8 @@ class Fired:
 
 
 def due_times(cron: str, last: datetime, now: datetime, timezone: str = "UTC") -> list[datetime]:
-    """Due times after ``last`` up to ``now``, both aware; ``cron``: five fields, read in ``timezone``.
+    """Due times after ``last`` up to ``now``, both aware; ``cron``: five fields, read in ``timezone``. A local time
+    that the clock passes twice is due twice; housekeeping runs in UTC.
 
     Raises:
         InvalidValue: not a crontab line, or an unknown time zone.

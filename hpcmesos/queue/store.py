@@ -67,8 +67,9 @@ class Store(Reads):
             if key is not None:
                 row = {"user": news[0].owner, "key": key, "digest": digest, "seqs": seqs}
                 taken = insert(t.idempotency_keys).values(row).on_conflict_do_nothing()
+                taken = taken.returning(t.idempotency_keys.c.key)
                 # Waits for a twin that is being committed now; then the twin's answer is ours.
-                if connection.execute(taken).rowcount == 0:
+                if connection.execute(taken).first() is None:
                     return [Submitted(seq, True) for seq in _replay(connection, news[0].owner, key, digest)]
             _insert_jobs(connection, dict(zip(seqs, news, strict=True)))
         return [Submitted(seq, False) for seq in seqs]

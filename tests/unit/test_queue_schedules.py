@@ -27,13 +27,16 @@ def test_the_rule_is_read_in_its_zone() -> None:
     assert [at.astimezone(UTC) for at in found] == [datetime(2026, 3, 2, 8, tzinfo=UTC)]
 
 
-def test_a_clock_change_neither_doubles_nor_loses_the_day() -> None:
+def test_a_local_time_that_comes_twice_is_due_twice() -> None:
     start = datetime(2026, 10, 24, tzinfo=UTC)
     found = due_times("30 2 * * *", start, start + timedelta(days=3), "Europe/Berlin")
-    assert [at.date().day for at in found] == [24, 25, 26]
+    assert [at.day for at in found] == [24, 25, 25, 26]
+    assert len({at.astimezone(UTC) for at in found}) == 4
 
 
-@pytest.mark.parametrize(("cron", "zone"), [("every day", "UTC"), ("* * * *", "UTC"), ("* * * * *", "Nowhere/X")])
+@pytest.mark.parametrize(
+    ("cron", "zone"), [("every day", "UTC"), ("* * * *", "UTC"), ("* * * * *", "Nowhere/X")]
+)
 def test_no_time_rule(cron: str, zone: str) -> None:
     with pytest.raises(InvalidValue, match="is no time rule"):
         due_times(cron, NOON, NOON, zone)

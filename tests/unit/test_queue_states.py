@@ -62,9 +62,7 @@ def test_check_answers_exactly_the_table() -> None:
         (Cause.APP, None, None, False, -1),
     ],
 )
-def test_exit_status(
-    cause: Cause, code: int | None, signal: int | None, forced: bool, expected: int
-) -> None:
+def test_exit_status(cause: Cause, code: int | None, signal: int | None, forced: bool, expected: int) -> None:
     assert states.exit_status(cause, code, signal, forced) == expected
 
 
