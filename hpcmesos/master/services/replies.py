@@ -78,6 +78,8 @@ class Refusals:
         """Torque exits with the first error, OpenPBS with the last."""
         torque = self.personality is Personality.TORQUE
         form = (_TORQUE_TEXTS if torque else _PBSPRO_TEXTS).get(type(error), "{error}")
+        if self.command == "qstat" and isinstance(error, JobFinished):
+            form = "{id} Job has finished, use -x or -H to obtain historical job information"
         self.lines.append(f"{self.command}: {form.format(id=job_id, error=error)}")
         if not (torque and self.code):
             self.code = exit_code(error, self.personality)

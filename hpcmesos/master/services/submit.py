@@ -31,18 +31,16 @@ from hpcmesos.master.services.replies import information
 from hpcmesos.master.services.site import Site, client_zone
 from hpcmesos.model import JobId, JobState, Request
 from hpcmesos.pbs import submission as pbs
-from hpcmesos.pbs.arrays import ArraySpec
 from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
-from hpcmesos.queue.records import NewJob, QueueRecord, Ranges
+from hpcmesos.queue.records import NewJob, QueueRecord
 from hpcmesos.units import format_duration, parse_duration
 from hpcmesos.wire import CommandReply, CommandRequest, Need
 
 ALWAYS_SENT = frozenset({"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG", "PBS_DPREFIX"})
 """Variables that clients send unasked where they are set."""
 
-MAX_ELEMENTS = 1_000_000
 _ASKED_BEFORE = 4096
 
 
@@ -74,7 +72,7 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
     seq = site.store.submit(new, request.key, digest).seq
     site.notifier.poke()
-    job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
+    job_id = str(JobId(seq, site.settings.server))
     then = ["wait", "--exit-status", job_id] if built.block else None
     return CommandReply(stdout="" if built.silent else f"{job_id}\n", then=then)
 
@@ -151,7 +149,7 @@ def _new_job(
     waits = built.not_before is not None and built.not_before > datetime.now(UTC)
     state = JobState.HELD if holds else JobState.WAITING if waits else JobState.QUEUED
     stored = _stored(site, request, built, asked)
-    _check_storable([built.name, request.host, stored])
+    _check_storable([built.name, request.host, request.key or "", stored])
     return NewJob(
         name=built.name,
         owner=caller.user,
@@ -167,7 +165,6 @@ def _new_job(
         submit_host=request.host,
         submission=stored,
         script=script,
-        todo=None if built.array is None else _ranges(built.array),
     )
 
 
@@ -177,8 +174,10 @@ def _refuse_unserved(built: pbs.Submission) -> None:
         raise InvalidValue(f"-W image={built.image}: containers are not served by this version")
     if built.ring == "check":
         raise InvalidValue("-W ring=check is not served by this version")
-    if built.array is not None and built.array.size > MAX_ELEMENTS:
-        raise InvalidValue(f"an array has at most {MAX_ELEMENTS} elements, this one {built.array.size}")
+    if built.array is not None:
+        raise InvalidValue(
+            f"-t {built.array}: arrays are not served by this version; submit the jobs one by one"
+        )
 
 
 def _queue(site: Site, name: str) -> QueueRecord:
@@ -237,16 +236,6 @@ def _term(site: Site, term: pbs.Dependency) -> Iterator[Dependency]:
         yield Dependency(kind, job.seq)
 
 
-def _ranges(array: ArraySpec) -> Ranges:
-    return tuple(
-        piece
-        for first, last, step in array.ranges
-        for piece in (
-            [(first, last + 1)] if step == 1 else [(i, i + 1) for i in range(first, last + 1, step)]
-        )
-    )
-
-
 def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: Request) -> dict[str, Any]:
     """What the leader and the status commands need later, as JSON; nothing that is not set."""
     resources = dict(built.resource_list)
@@ -275,7 +264,6 @@ def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: R
         "project": built.project,
         "group_list": list(built.group_list),
         "checkpoint": built.checkpoint,
-        "array": None if built.array is None else str(built.array),
         "extra": dict(built.extra),
     }
     return {key: value for key, value in content.items() if value is not None}

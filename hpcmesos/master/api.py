@@ -1,0 +1,245 @@
+"""The HTTP API: who may do what is decided here, what is done lies in ``services/``.
+
+Handlers are plain functions in threads, for the store is synchronous; only what waits on sockets is asynchronous.
+Every :class:`HpcmesosError` is answered with its own status and an :class:`ErrorReply`; anything else is a bug of ours:
+one line with a number for the user, the details under that number in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Annotated, Any, cast
+
+from litestar import Litestar, MediaType, Request, Response, delete, get, post
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.params import Parameter
+from litestar.response import Stream
+
+from hpcmesos import wire
+from hpcmesos.client import NodeStatus
+from hpcmesos.errors import HpcmesosError, InvalidValue, UsageError
+from hpcmesos.master import auth
+from hpcmesos.master.metrics import CONTENT_TYPE, Metrics
+from hpcmesos.master.peercred import Peer
+from hpcmesos.master.services import control, logs, nodes, status, submit, tokens, wait
+from hpcmesos.master.services.lookup import find_own
+from hpcmesos.master.services.replies import exit_code
+from hpcmesos.master.services.site import Site
+from hpcmesos.pbs.personalities import Personality
+
+log = logging.getLogger(__name__)
+
+_LARGEST_BODY = 16 * 1024 * 1024
+_INTERNAL_EXIT = 255
+
+ApiRequest = Request[Any, Any, State]
+Service = Callable[[Site, auth.Caller, wire.CommandRequest], wire.CommandReply]
+
+COMMANDS: Mapping[str, Service] = {
+    "qsub": submit.qsub,
+    "qstat": status.qstat,
+    "qdel": control.qdel,
+    "qhold": control.qhold,
+    "qrls": control.qrls,
+    "pbsnodes": nodes.pbsnodes,
+}
+
+
+def build_app(site: Site, metrics: Metrics) -> Litestar:
+    """The application; whoever serves it puts a :class:`Peer` into each connection's state."""
+    return Litestar(
+        route_handlers=[
+            run_command,
+            list_jobs,
+            show_job,
+            delete_job,
+            wait_for_job,
+            read_log,
+            list_nodes,
+            show_leader,
+            show_health,
+            show_authority,
+            create_token,
+            join_node,
+            show_metrics,
+        ],
+        state=State({"site": site, "metrics": metrics}),
+        exception_handlers={
+            HpcmesosError: _on_refusal,
+            HTTPException: _on_http_error,
+            Exception: _on_bug,
+        },
+        openapi_config=OpenAPIConfig(
+            title="hpcmesos", version="1", path="/schema", render_plugins=[JsonRenderPlugin(path="/")]
+        ),
+        request_max_body_size=_LARGEST_BODY,
+        logging_config=None,
+        debug=False,
+    )
+
+
+@post("/v1/commands/{name:str}", sync_to_thread=True, status_code=200)
+def run_command(name: str, data: wire.CommandRequest, request: ApiRequest) -> Response[Any]:
+    """Runs a q-command as typed. A refusal of the whole command is an ErrorReply, of single ids text in the reply."""
+    service = COMMANDS.get(name)
+    if service is None:
+        raise UsageError(f"unknown command '{name[:40]}'; one of {', '.join(COMMANDS)}")
+    _check_text(data)
+    site = _site(request)
+    try:
+        return Response(service(site, _caller(request), data))
+    except HpcmesosError as error:
+        return _refusal(error, Personality(data.personality))
+
+
+@get("/v1/jobs", sync_to_thread=True)
+def list_jobs(request: ApiRequest, history: bool = False) -> list[wire.JobStatus]:
+    """All jobs that are not over; with ``history`` also those that are."""
+    _caller(request)
+    return status.list_jobs(_site(request), history=history)
+
+
+@get("/v1/jobs/{job_id:str}", sync_to_thread=True)
+def show_job(job_id: str, request: ApiRequest) -> wire.JobStatus:
+    """One job, with the reason when it waits."""
+    _caller(request)
+    return status.job_status(_site(request), job_id)
+
+
+@delete("/v1/jobs/{job_id:str}", sync_to_thread=True, status_code=200)
+def delete_job(job_id: str, request: ApiRequest) -> wire.JobStatus:
+    """Ends a job; the answer may still show it under way."""
+    control.delete(_site(request), _caller(request), job_id)
+    return status.job_status(_site(request), job_id)
+
+
+@get("/v1/jobs/{job_id:str}/wait")
+async def wait_for_job(
+    job_id: str, request: ApiRequest, timeout: Annotated[float, Parameter(ge=0)] = 30.0
+) -> wire.JobStatus:
+    """Answers when the job has ended, or after ``timeout`` seconds."""
+    await wait.in_thread(_caller, request)
+    return await wait.until_ended(_site(request), job_id, timeout)
+
+
+@get("/v1/jobs/{job_id:str}/logs/{stream:str}", media_type="application/octet-stream")
+async def read_log(
+    job_id: str, stream: str, request: ApiRequest, offset: int = 0, follow: bool = False
+) -> Stream:
+    """The bytes of ``stdout`` or ``stderr``, for the job's owner and operators."""
+    logs.check_stream(stream, offset)
+    site = _site(request)
+    caller = await wait.in_thread(_caller, request)
+    job = await wait.in_thread(find_own, site, caller, job_id)
+    chunks: AsyncIterator[bytes] = logs.Reader(site, job, stream, offset).read(follow=follow)
+    return Stream(chunks, media_type="application/octet-stream")
+
+
+@get("/v1/nodes", sync_to_thread=True)
+def list_nodes(request: ApiRequest) -> list[NodeStatus]:
+    """All nodes with their GPUs."""
+    _caller(request)
+    return nodes.list_nodes(_site(request))
+
+
+@get("/v1/leader", sync_to_thread=True)
+def show_leader(request: ApiRequest) -> wire.LeaderReply:
+    """Where agents dial; open to all, for agents ask before they have a certificate."""
+    leader = _site(request).store.leader()
+    address = leader.address if leader.live and leader.address else None
+    return wire.LeaderReply(address=address, term=leader.term, timeline=leader.timeline)
+
+
+@get("/v1/health", sync_to_thread=True)
+def show_health(request: ApiRequest) -> dict[str, bool]:
+    """Answers 200 when the database does; ``leader``: somebody leads."""
+    return {"database": True, "leader": _site(request).store.leader().live}
+
+
+@get("/v1/ca", sync_to_thread=True)
+def show_authority(request: ApiRequest) -> str:
+    """The cluster's CA certificate (PEM): a newcomer compares its fingerprint with that of the join token."""
+    return tokens.authority(_site(request)).pem
+
+
+@post("/v1/tokens", sync_to_thread=True, status_code=201)
+def create_token(data: wire.TokenRequest, request: ApiRequest) -> wire.TokenReply:
+    """A bearer token for a user, or a one-time token by which an agent joins."""
+    return tokens.create(_site(request), _caller(request), data)
+
+
+@post("/v1/nodes/join", sync_to_thread=True, status_code=201)
+def join_node(data: wire.JoinRequest, request: ApiRequest) -> wire.JoinReply:
+    """An agent's certificate for a one-time token; the token is the credential."""
+    return tokens.join(_site(request), data)
+
+
+@get("/metrics", sync_to_thread=True, media_type=MediaType.TEXT, include_in_schema=False)
+def show_metrics(request: ApiRequest) -> Response[bytes]:
+    """This process' and the cluster's figures for Prometheus."""
+    metrics = cast("Metrics", request.app.state.metrics)
+    return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _site(request: ApiRequest) -> Site:
+    return cast("Site", request.app.state.site)
+
+
+def _caller(request: ApiRequest) -> auth.Caller:
+    """Who is at the other end; Unauthenticated when nobody is known there."""
+    site = _site(request)
+    peer = request.scope.get("state", {}).get("peer", Peer())
+    return auth.identify(peer, request.headers.get("authorization"), site.settings, site.store)
+
+
+def _check_text(data: wire.CommandRequest) -> None:
+    """Neither a program's arguments nor PostgreSQL can hold NUL; an unknown personality is no one's."""
+    words = [*data.argv, data.cwd, data.host, data.key or "", data.script_path or ""]
+    if any("\0" in word for word in (*words, *data.environ, *data.environ.values())):
+        raise InvalidValue("an argument or a variable holds a NUL byte")
+    if data.personality not in tuple(Personality):
+        known = ", ".join(Personality)
+        raise InvalidValue(f"unknown personality '{data.personality[:40]}'; one of {known}")
+
+
+def _refusal(error: HpcmesosError, personality: Personality = Personality.TORQUE) -> Response[Any]:
+    reply = wire.ErrorReply(code=error.code, message=str(error), exit_code=exit_code(error, personality))
+    headers = {"WWW-Authenticate": "Bearer"} if error.http_status == 401 else None
+    return Response(reply, status_code=error.http_status, media_type=MediaType.JSON, headers=headers)
+
+
+def _on_refusal(request: ApiRequest, error: HpcmesosError) -> Response[Any]:
+    if error.http_status >= 500:
+        log.warning("%s %s: %s", request.method, request.url.path, error)
+    return _refusal(error)
+
+
+def _on_http_error(request: ApiRequest, error: HTTPException) -> Response[Any]:
+    """What the framework refuses: unknown routes, methods, bodies that are not of the schema."""
+    if error.status_code >= 500:
+        return _on_bug(request, error)
+    detail = " ".join(str(error.detail).split()) or "the request is refused"
+    if isinstance(error.extra, list) and error.extra:
+        detail = "; ".join(_extra(item) for item in error.extra[:3])
+    reply = wire.ErrorReply(code="usage", message=detail[:300], exit_code=UsageError.exit_code)
+    return Response(reply, status_code=error.status_code, media_type=MediaType.JSON)
+
+
+def _extra(item: Any) -> str:
+    """One of the framework's notes on a malformed body."""
+    if isinstance(item, Mapping):
+        return f"{item.get('key', 'request')}: {item.get('message', 'malformed')}"
+    return str(item)
+
+
+def _on_bug(request: ApiRequest, error: Exception) -> Response[Any]:
+    number = secrets.token_hex(4)
+    log.error("error %s: %s %s", number, request.method, request.url.path, exc_info=error)
+    message = f"internal error {number}; the server's log has the details under this number"
+    reply = wire.ErrorReply(code="internal", message=message, exit_code=_INTERNAL_EXIT)
+    return Response(reply, status_code=500, media_type=MediaType.JSON)

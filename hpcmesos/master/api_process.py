@@ -1,0 +1,143 @@
+"""One API process: the application over the unix socket and over TLS, on sockets that the supervisor bound.
+
+``HPCMESOS_API_CONFIG`` holds JSON: ``settings`` (the fields of MasterSettings), ``unix_fd``, ``tls_fd`` (either may be
+null), ``certificate``, ``key`` and ``ca`` (paths). The process ends on SIGTERM, letting requests finish, and with its
+parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import dataclasses
+import json
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from hpcmesos.config import MasterSettings, load
+from hpcmesos.master import pki
+from hpcmesos.master.api import build_app
+from hpcmesos.master.metrics import Metrics, counting
+from hpcmesos.master.peercred import PeerProtocol
+from hpcmesos.master.services.site import Site
+from hpcmesos.queue.store import Store
+
+VARIABLE = "HPCMESOS_API_CONFIG"
+
+_GRACE = 5  # seconds that requests may take to finish
+_SWITCH_INTERVAL = 0.0005  # seconds; a request hops between the loop and a thread
+_PR_SET_PDEATHSIG = 1
+
+
+def configuration(
+    settings: MasterSettings,
+    *,
+    unix_fd: int | None,
+    tls_fd: int | None,
+    certificate: Path,
+    key: Path,
+    ca: Path,
+) -> str:
+    """The value of ``HPCMESOS_API_CONFIG`` for a child that inherits the descriptors."""
+    fields = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(settings).items()
+    }
+    content = {
+        "settings": fields,
+        "unix_fd": unix_fd,
+        "tls_fd": tls_fd,
+        "certificate": str(certificate),
+        "key": str(key),
+        "ca": str(ca),
+    }
+    return json.dumps(content)
+
+
+def main() -> int:
+    """Serves until SIGTERM or the end of the parent."""
+    parent = os.getppid()
+    config = json.loads(os.environ.pop(VARIABLE))
+    settings = load(MasterSettings, config["settings"], {})
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s",
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    _die_with(parent)
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    uvloop.run(_serve(settings, config))
+    return 0
+
+
+async def _serve(settings: MasterSettings, config: Mapping[str, Any]) -> None:
+    certificate, key, ca = (Path(config[name]) for name in ("certificate", "key", "ca"))
+    store = Store(settings.api_database_url or settings.database_url)
+    site = Site.open(settings, store, pki.client_context(ca, certificate, key))
+    metrics = Metrics(site)
+    app = counting(build_app(site, metrics), metrics)
+    servers: list[tuple[_Server, socket.socket]] = []
+    if config["unix_fd"] is not None:
+        servers.append((_server(app, None), socket.socket(fileno=config["unix_fd"])))
+    if config["tls_fd"] is not None:
+        tls = pki.server_context(certificate, key, ca, require_client=False)
+        servers.append((_server(app, tls), socket.socket(fileno=config["tls_fd"])))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, [server for server, _ in servers])
+    try:
+        await asyncio.gather(*(server.serve([listener]) for server, listener in servers))
+    finally:
+        site.close()
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to us: two of them share the process."""
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._serve(sockets)
+
+
+def _server(app: Any, tls: ssl.SSLContext | None) -> _Server:
+    config = uvicorn.Config(
+        app,
+        http=PeerProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=_GRACE,
+        backlog=2048,
+    )
+    config.load()
+    config.ssl = tls
+    return _Server(config)
+
+
+def _stop(servers: list[_Server]) -> None:
+    for server in servers:
+        server.should_exit = True
+
+
+def _die_with(parent: int) -> None:
+    """SIGTERM when the parent ends, also if it has ended already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

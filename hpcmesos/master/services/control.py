@@ -1,0 +1,128 @@
+"""qdel, qhold, qrls: wishes for the leader, once it is clear that the caller may have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hpcmesos.errors import HpcmesosError, JobFinished, Unauthorized, WrongState
+from hpcmesos.master import auth
+from hpcmesos.master.auth import Caller
+from hpcmesos.master.services import wishes
+from hpcmesos.master.services.lookup import find_own, full_id, id_of
+from hpcmesos.master.services.replies import Refusals, information
+from hpcmesos.master.services.site import Site
+from hpcmesos.model import JobState
+from hpcmesos.pbs.personalities import Personality
+from hpcmesos.pbs.status import DeleteQuery, parse_hold, parse_qdel
+from hpcmesos.queue.records import JobFilter, JobRecord
+from hpcmesos.wire import CommandReply, CommandRequest
+
+_OPERATOR_HOLDS = frozenset("os")
+
+
+def qdel(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
+    """Deletes jobs; every id that cannot be deleted is named, the others go."""
+    personality = Personality(request.personality)
+    if told := information("qdel", request.argv, personality):
+        return told
+    query = parse_qdel(request.argv)
+    if query.purge or query.force:
+        auth.check_operator(caller, "purge jobs")
+    ids = _all_ids(site, caller) if query.all else query.ids
+    payload = _delete_payload(query)
+    return _each(site, caller, "qdel", ids, personality, lambda job: (wishes.DELETE, payload))
+
+
+def delete(site: Site, caller: Caller, text: str) -> None:
+    """Wishes the end of one job and waits a moment for the leader to take the wish.
+
+    Raises:
+        UnknownJob, Unauthorized, JobFinished: nothing was wished.
+    """
+    job = _unfinished(site, caller, text)
+    _send(
+        site, [site.store.wish(wishes.DELETE, job.seq, _name(caller), {"index": job.index, "purge": False})]
+    )
+
+
+def qhold(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
+    """Adds holds; a job that runs cannot be held."""
+    return _hold("qhold", wishes.HOLD, site, caller, request)
+
+
+def qrls(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
+    """Takes holds away."""
+    return _hold("qrls", wishes.RELEASE, site, caller, request)
+
+
+def _hold(command: str, kind: str, site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
+    personality = Personality(request.personality)
+    if told := information(command, request.argv, personality):
+        return told
+    query = parse_hold(command, request.argv)
+    kinds = "" if query.kinds == "n" else query.kinds
+    if _OPERATOR_HOLDS & set(kinds):
+        auth.check_operator(caller, "set or release operator and system holds")
+
+    def wanted(job: JobRecord) -> tuple[str, Mapping[str, Any]]:
+        if job.state in (JobState.RUNNING, JobState.EXITING):
+            raise WrongState("invalid state for job - RUNNING")
+        return kind, {"kinds": kinds}
+
+    return _each(site, caller, command, query.ids, personality, wanted)
+
+
+def _each(
+    site: Site,
+    caller: Caller,
+    command: str,
+    ids: Sequence[str],
+    personality: Personality,
+    wanted: Callable[[JobRecord], tuple[str, Mapping[str, Any]]],
+) -> CommandReply:
+    """Sends the wish for every id that passes; the refusals of the others are the reply."""
+    refusals = Refusals(command, personality)
+    sent: list[int] = []
+    for text in dict.fromkeys(ids):
+        try:
+            job = _unfinished(site, caller, text)
+            kind, payload = wanted(job)
+        except HpcmesosError as error:
+            refusals.add(full_id(site, text), error)
+            continue
+        sent.append(site.store.wish(kind, job.seq, _name(caller), {"index": job.index, **payload}))
+    _send(site, sent)
+    return refusals.reply()
+
+
+def _send(site: Site, sent: Sequence[int]) -> None:
+    if sent:
+        site.notifier.poke()
+        wishes.await_taken(site.store, sent)
+
+
+def _unfinished(site: Site, caller: Caller, text: str) -> JobRecord:
+    job = find_own(site, caller, text)
+    if job.state is JobState.COMPLETE:
+        raise JobFinished(f"job {id_of(job)} has finished")
+    return job
+
+
+def _all_ids(site: Site, caller: Caller) -> list[str]:
+    """``qdel all``: the caller's own jobs; an operator's: everybody's."""
+    if not caller.user and not caller.privileged:
+        raise Unauthorized("only users have jobs")
+    live = frozenset(JobState) - {JobState.COMPLETE}
+    owners = None if caller.privileged else (caller.user,)
+    found = site.store.jobs(JobFilter(owners=owners, states=live, brief=True))
+    return [str(id_of(job)) for job in found if job.index is None]
+
+
+def _delete_payload(query: DeleteQuery) -> Mapping[str, Any]:
+    given = {"kill_delay": query.delay, "message": query.message, "purge": query.purge or query.force}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _name(caller: Caller) -> str:
+    return caller.user or "master"

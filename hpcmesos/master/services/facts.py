@@ -1,0 +1,204 @@
+"""Rows of the queue as the facts that the renderers of ``pbs/`` show. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from hpcmesos.master.services.lookup import id_of
+from hpcmesos.master.services.output_paths import shown_paths
+from hpcmesos.model import GpuState, JobId, JobState
+from hpcmesos.pbs.facts import GpuFacts, JobFacts, NodeFacts
+from hpcmesos.queue.records import (
+    AttemptKey,
+    AttemptRecord,
+    GpuRecord,
+    JobKey,
+    JobRecord,
+    NodeRecord,
+    ShareRecord,
+)
+from hpcmesos.units import format_duration
+
+_DEPENDENCY = "d"
+_STARTED = frozenset({JobState.RUNNING, JobState.EXITING, JobState.COMPLETE})
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is known of jobs beside their own rows; each may be empty where a format does not show it."""
+
+    attempts: Mapping[AttemptKey, AttemptRecord] = field(default_factory=dict)
+    runs: Mapping[JobKey, int] = field(default_factory=dict)
+    shares: Mapping[AttemptKey, tuple[ShareRecord, ...]] = field(default_factory=dict)
+    gpus: Mapping[str, GpuRecord] = field(default_factory=dict)
+    reasons: Mapping[JobKey, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        attempts: Iterable[AttemptRecord],
+        shares: Iterable[ShareRecord],
+        nodes: Iterable[NodeRecord],
+        reasons: Mapping[JobKey, str],
+    ) -> Surroundings:
+        by_attempt: defaultdict[AttemptKey, list[ShareRecord]] = defaultdict(list)
+        for share in shares:
+            by_attempt[share.attempt].append(share)
+        known = {attempt.key: attempt for attempt in attempts}
+        runs: defaultdict[JobKey, int] = defaultdict(int)
+        for attempt in known.values():
+            runs[attempt.key.job] += attempt.started_at is not None
+        ordered = {
+            key: tuple(sorted(found, key=lambda share: share.position)) for key, found in by_attempt.items()
+        }
+        gpus = {gpu.uuid: gpu for node in nodes for gpu in node.gpus}
+        return cls(known, runs, ordered, gpus, reasons)
+
+
+def job_facts(job: JobRecord, around: Surroundings, now: datetime, *, private: bool) -> JobFacts:
+    """One job; ``private`` shows its variables and the words it was submitted with."""
+    attempt = around.attempts.get(job.attempt_key)
+    shares = around.shares.get(job.attempt_key, ()) if job.state in _STARTED else ()
+    submission = job.submission
+    started = job.started_at if job.state in _STARTED else None
+    used = _seconds_used(job, attempt, started, now)
+    limit = job.request.walltime
+    out, err = shown_paths(submission, id_of(job), job.name)
+    return JobFacts(
+        id=str(id_of(job)),
+        name=job.name,
+        owner=job.owner,
+        submit_host=job.submit_host,
+        state=job.state.value,
+        queue=job.queue,
+        server=job.server,
+        ctime=job.created_at,
+        qtime=job.created_at,
+        mtime=job.modified_at,
+        etime=job.queued_at,
+        start_time=started,
+        comp_time=job.ended_at,
+        execution_time=job.not_before,
+        exec_host=tuple((share.node, share.slots) for share in shares),
+        exec_gpus=_exec_gpus(shares, around.gpus),
+        resource_list=submission.get("resource_list", {}),
+        resources_used=_resources_used(attempt, used),
+        exit_status=job.exit_status,
+        cause=job.cause.value if job.cause else None,
+        comment=job.comment or None,
+        environment=submission.get("environment", {}) if private else {},
+        output_path=out,
+        error_path=err,
+        workdir=submission.get("submit_dir", ""),
+        join=submission.get("join", "n"),
+        keep=submission.get("keep", "n"),
+        checkpoint=submission.get("checkpoint", "u"),
+        mail_points=submission.get("mail_points", "a"),
+        mail_users=",".join(submission.get("mail_users", ())) or None,
+        priority=job.priority,
+        rerunable=job.rerunable,
+        submit_args=submission.get("submit_args", "") if private else "",
+        hold_types=hold_types(job.holds),
+        depend=",".join(f"{d.kind}:{JobId(d.seq, job.server)}" for d in job.dependencies) or None,
+        project=submission.get("project"),
+        account=submission.get("account"),
+        group=next(iter(submission.get("group_list", ())), None),
+        array_index=job.index,
+        run_count=around.runs.get(job.key, 0),
+        steps=tuple(_shown(step) for step in attempt.steps) if attempt else (),
+        ranks=tuple(_shown(rank) for rank in attempt.ranks) if attempt else (),
+        walltime_used=used,
+        walltime_remaining=_remaining(job, limit, used),
+        pending_reason=around.reasons.get(job.key),
+        extra=submission.get("extra", {}),
+    )
+
+
+def node_facts(node: NodeRecord, jobs: Iterable[tuple[int, str]], gpu_jobs: Mapping[str, str]) -> NodeFacts:
+    """One node; ``jobs``: (slots, id) of what runs on it, ``gpu_jobs``: the job that holds a GPU, by UUID."""
+    slots = tuple((position, job) for position, job in enumerate(job for n, job in jobs for _ in range(n)))
+    return NodeFacts(
+        name=node.name,
+        state=frozenset(node_states(node)),
+        np=node.cpus,
+        features=node.features,
+        jobs=slots,
+        gpus=tuple(_gpu_facts(gpu, gpu_jobs.get(gpu.uuid)) for gpu in node.gpus),
+        memory_total=node.mem,
+        memory_available=node.mem - node.mem_used,
+        physical_memory=node.mem,
+        os_name=node.os or "linux",
+        uname=f"{node.os} {node.hostname}".strip(),
+        rectime=node.changed_at,
+        note=node.note or None,
+        declared=node.declared,
+    )
+
+
+def node_states(node: NodeRecord) -> list[str]:
+    """``down`` and ``offline`` may come together; else ``job-exclusive`` (no CPU is left) or ``free``."""
+    bad = [word for word, holds in (("down", not node.up), ("offline", node.offline)) if holds]
+    return bad or ["job-exclusive" if node.cpus and node.cpus_used >= node.cpus else "free"]
+
+
+def hold_types(holds: str) -> str:
+    """The letters that users know: a dependency is the system's hold."""
+    shown = {"s" if letter == _DEPENDENCY else letter for letter in holds}
+    return "".join(letter for letter in "uos" if letter in shown) or "n"
+
+
+def _seconds_used(
+    job: JobRecord, attempt: AttemptRecord | None, started: datetime | None, now: datetime
+) -> int | None:
+    if attempt is not None and "walltime" in attempt.usage:
+        return int(attempt.usage["walltime"])
+    if started is None:
+        return None
+    return max(0, int(((job.ended_at or now) - started).total_seconds()))
+
+
+def _remaining(job: JobRecord, limit: int | None, used: int | None) -> int | None:
+    if job.state is not JobState.RUNNING or limit is None or used is None:
+        return None
+    return max(0, limit - used)
+
+
+def _resources_used(attempt: AttemptRecord | None, used: int | None) -> dict[str, str]:
+    usage = attempt.usage if attempt is not None else {}
+    shown: dict[str, str] = {}
+    if "cput" in usage:
+        shown["cput"] = format_duration(usage["cput"])
+    if "mem" in usage:
+        shown["mem"] = f"{int(usage['mem']) // 1024}kb"
+    if used is not None:
+        shown["walltime"] = format_duration(used)
+    return shown
+
+
+def _exec_gpus(
+    shares: tuple[ShareRecord, ...], gpus: Mapping[str, GpuRecord]
+) -> tuple[tuple[str, str, int], ...]:
+    return tuple(
+        (share.node, uuid, gpus[uuid].index if uuid in gpus else position)
+        for share in shares
+        for position, uuid in enumerate(share.gpus)
+    )
+
+
+def _shown(record: Mapping[str, Any]) -> dict[str, str]:
+    return {str(key): str(value) for key, value in record.items() if value is not None}
+
+
+def _gpu_facts(gpu: GpuRecord, job: str | None) -> GpuFacts:
+    return GpuFacts(
+        index=gpu.index,
+        uuid=gpu.uuid,
+        model=gpu.model,
+        state=gpu.state.value,
+        simulated=gpu.simulated,
+        job_id=job if gpu.state is GpuState.ALLOCATED else None,
+    )

@@ -1,0 +1,198 @@
+"""What a job has written: live from the head node's shepherd, after its end from the file or the stored tail.
+
+A follower gets the bytes of every attempt in order, each once. Where the file cannot be seen from here and a node was
+lost while its output was being read, what lies before the stored tail (the last 64 KiB) is passed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pwd
+import stat
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+from hpcmesos.errors import InvalidValue
+from hpcmesos.master import pki
+from hpcmesos.master.services.lookup import id_of
+from hpcmesos.master.services.site import Site
+from hpcmesos.master.services.wait import Pace, in_thread
+from hpcmesos.model import AttemptId, JobState
+from hpcmesos.queue.records import AttemptRecord, JobRecord, NodeRecord
+
+STREAMS = ("stdout", "stderr")
+
+_CHUNK = 65536
+_TAIL = 65536  # a stored tail that is shorter is the whole stream
+_LARGEST_FRAME = 16 * 1024 * 1024
+_CONNECT = 5.0  # seconds to reach a shepherd
+_SETTLE = 5.0  # seconds in which the leader learns of an end that the shepherd told us
+_STARTED = frozenset({JobState.RUNNING, JobState.EXITING})
+_JOINED = {"stdout": "eo", "stderr": "oe"}
+
+
+def check_stream(stream: str, offset: int) -> None:
+    """Raises InvalidValue for a stream that jobs do not have, and for an offset below 0."""
+    if stream not in STREAMS:
+        raise InvalidValue(f"unknown stream '{stream}'; one of {', '.join(STREAMS)}")
+    if offset < 0:
+        raise InvalidValue("an offset is 0 or more")
+
+
+class Reader:
+    """One reader of one stream of one job."""
+
+    def __init__(self, site: Site, job: JobRecord, stream: str, offset: int) -> None:
+        self._site = site
+        self._job = job
+        self._stream = stream
+        self._offset = offset
+        self._number = job.attempt  # the attempt that is read
+        self._whole = False  # True: it is over, and everything of it was sent
+
+    async def read(self, *, follow: bool) -> AsyncIterator[bytes]:
+        """The bytes from the offset on; with ``follow`` from the start of the job to its end."""
+        if self._job.submission.get("join") == _JOINED[self._stream]:
+            return
+        pace, whole_since = Pace(), None
+        while True:
+            async for chunk in self._available():
+                self._offset += len(chunk)
+                yield chunk
+            whole_since = (whole_since or time.monotonic()) if self._whole else None
+            settled = whole_since is not None and time.monotonic() - whole_since > _SETTLE
+            if not follow or settled or self._is_over():
+                return
+            await pace.pause()
+            await in_thread(self._refresh)
+
+    async def _available(self) -> AsyncIterator[bytes]:
+        """What the attempt has written since the last look."""
+        if not self._number or self._whole:
+            return
+        attempt = await in_thread(self._attempt)
+        if attempt is None:
+            return
+        if attempt.ended_at is not None:
+            async for chunk in self._stored(attempt):
+                yield chunk
+            self._whole = True
+        elif self._job.state in _STARTED:
+            with suppress(OSError, EOFError, TimeoutError, ValueError):
+                async for chunk in self._live():
+                    yield chunk
+
+    def _is_over(self) -> bool:
+        """Whether no further byte can come; a job in E may have been deleted and write on until it is killed."""
+        ended = self._job.state is JobState.COMPLETE or (self._job.state is JobState.EXITING and self._whole)
+        return ended and self._is_current()
+
+    def _is_current(self) -> bool:
+        return self._number == self._job.attempt
+
+    def _refresh(self) -> None:
+        """Looks at the job again. The next attempt comes once this one was read; its stream begins anew."""
+        self._job = self._site.store.job(self._job.seq, self._job.index) or self._job
+        if not self._is_current() and (self._whole or not self._number):
+            self._offset = 0 if self._number else self._offset
+            self._number, self._whole = self._job.attempt, False
+
+    def _attempt(self) -> AttemptRecord | None:
+        found = self._site.store.attempts([self._job.seq])
+        keys = (self._job.index, self._number)
+        return next((row for row in found if (row.key.index, row.key.number) == keys), None)
+
+    def _head(self) -> NodeRecord | None:
+        """The node that runs the script."""
+        shares = self._site.store.shares([self._job.seq], live_only=True)
+        keys = (self._job.index, self._number, 0)
+        heads = [s.node for s in shares if (s.attempt.index, s.attempt.number, s.position) == keys]
+        return next((node for node in self._site.store.nodes() if node.name in heads), None)
+
+    async def _live(self) -> AsyncIterator[bytes]:
+        """The stream from the shepherd, to the end of the attempt or for as long as the connection holds."""
+        head = await in_thread(self._head)
+        if head is None or self._site.tls is None:
+            return
+        async with asyncio.timeout(_CONNECT):
+            reader, writer = await asyncio.open_connection(
+                head.address, head.peer_port, ssl=self._site.tls, server_hostname=head.address
+            )
+        try:
+            if pki.peer_name(writer.get_extra_info("peercert")) != ("agent", head.name):
+                return
+            writer.write(_frame(self._request()))
+            while True:
+                kind, body = await _read_frame(reader)
+                if kind == b"O":
+                    yield body
+                elif kind == b"J":
+                    self._whole = bool(json.loads(body).get("end"))
+                    return
+        finally:
+            writer.close()
+
+    def _request(self) -> dict[str, Any]:
+        attempt = AttemptId(id_of(self._job), self._number)
+        return {
+            "op": "log",
+            "attempt": str(attempt),
+            "stream": self._stream,
+            "offset": self._offset,
+            "follow": True,
+        }
+
+    async def _stored(self, attempt: AttemptRecord) -> AsyncIterator[bytes]:
+        """The rest of an attempt that is over: from its file if that is in sight, else from the stored tail."""
+        path = attempt.stdout_path if self._stream == "stdout" else attempt.stderr_path
+        fd = None if attempt.undelivered else await in_thread(_open_owned, path, self._job.owner)
+        if fd is None:
+            tail = attempt.stdout_tail if self._stream == "stdout" else attempt.stderr_tail
+            rest = tail[self._offset :] if len(tail) < _TAIL or not self._offset else b""
+            if rest:
+                yield rest
+            return
+        try:
+            position = self._offset
+            while chunk := await in_thread(os.pread, fd, _CHUNK, position):
+                position += len(chunk)
+                yield chunk
+        finally:
+            os.close(fd)
+
+
+def _open_owned(path: str, owner: str) -> int | None:
+    """The file, if it is a regular one of ``owner``; None: not in sight, or something else by now.
+
+    The reader may be root and the path is the user's to change: the owner of what was opened decides.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return None
+    found = os.fstat(fd)
+    try:
+        if stat.S_ISREG(found.st_mode) and found.st_uid == pwd.getpwnam(owner).pw_uid:
+            return fd
+    except KeyError:
+        pass
+    os.close(fd)
+    return None
+
+
+def _frame(message: dict[str, Any]) -> bytes:
+    body = b"J" + json.dumps(message).encode()
+    return len(body).to_bytes(4, "big") + body
+
+
+async def _read_frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Kind and body of the next frame."""
+    size = int.from_bytes(await reader.readexactly(4), "big")
+    if not 1 <= size <= _LARGEST_FRAME:
+        raise ValueError(f"a frame of {size} bytes")
+    body = await reader.readexactly(size)
+    return body[:1], body[1:]

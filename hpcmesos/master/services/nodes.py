@@ -1,0 +1,134 @@
+"""pbsnodes, and the nodes as values for programs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from hpcmesos.client import GpuStatus, NodeStatus
+from hpcmesos.errors import UnknownNode
+from hpcmesos.master import auth
+from hpcmesos.master.auth import Caller
+from hpcmesos.master.services import wishes
+from hpcmesos.master.services.facts import node_facts
+from hpcmesos.master.services.replies import Refusals, information
+from hpcmesos.master.services.site import Site
+from hpcmesos.model import JobId, JobState
+from hpcmesos.pbs import nodes as render
+from hpcmesos.pbs.facts import NodeFacts
+from hpcmesos.pbs.personalities import Personality
+from hpcmesos.pbs.status import NodesAction, NodesFormat, NodesQuery, parse_pbsnodes
+from hpcmesos.queue.records import JobFilter, NodeRecord, ShareRecord
+from hpcmesos.wire import CommandReply, CommandRequest
+
+_HELD = frozenset({JobState.RUNNING, JobState.EXITING})
+_ACTIONS = {
+    NodesAction.OFFLINE: "offline",
+    NodesAction.CLEAR: "clear",
+    NodesAction.RESET: "clear",
+    NodesAction.NOTE: "note",
+    NodesAction.GONE: "gone",
+}
+
+
+def pbsnodes(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
+    """Shows nodes, or puts an operator's wish about them to the leader."""
+    personality = Personality(request.personality)
+    if told := information("pbsnodes", request.argv, personality):
+        return told
+    query = parse_pbsnodes(request.argv, personality)
+    refusals = Refusals("pbsnodes", personality)
+    known = {node.name: node for node in site.store.nodes()}
+    chosen = _chosen(query, known, refusals)
+    if query.action is not NodesAction.SHOW:
+        auth.check_operator(caller, "change nodes")
+        _wish(site, caller, query, chosen)
+        return refusals.reply()
+    return refusals.reply(_rendered(site, query, personality, _facts(site, chosen)))
+
+
+def list_nodes(site: Site) -> list[NodeStatus]:
+    """All nodes as values for programs; ``state`` is down, offline or free."""
+    records = site.store.nodes()
+    return [_status(node, facts) for node, facts in zip(records, _facts(site, records), strict=True)]
+
+
+def _chosen(query: NodesQuery, known: dict[str, NodeRecord], refusals: Refusals) -> list[NodeRecord]:
+    if not query.nodes:
+        return list(known.values())
+    for name in query.nodes:
+        if name not in known:
+            refusals.add(name, UnknownNode(f"Unknown node {name}"))
+    return [known[name] for name in query.nodes if name in known]
+
+
+def _wish(site: Site, caller: Caller, query: NodesQuery, chosen: list[NodeRecord]) -> None:
+    action = _ACTIONS[query.action]
+    sent = [
+        site.store.wish(
+            wishes.NODE,
+            None,
+            caller.user or "master",
+            {"node": node.name, "action": action, "note": query.note},
+        )
+        for node in chosen
+    ]
+    if sent:
+        site.notifier.poke()
+        wishes.await_taken(site.store, sent)
+
+
+def _facts(site: Site, nodes: list[NodeRecord]) -> list[NodeFacts]:
+    by_node: defaultdict[str, list[tuple[ShareRecord, str]]] = defaultdict(list)
+    running = site.store.jobs(JobFilter(states=_HELD, brief=True))
+    seqs = sorted({job.seq for job in running})
+    for share in site.store.shares(seqs, live_only=True) if seqs else []:
+        job = JobId(share.attempt.seq, site.settings.server, share.attempt.index)
+        by_node[share.node].append((share, str(job)))
+    return [
+        node_facts(
+            node,
+            [(share.slots, job) for share, job in by_node[node.name]],
+            {uuid: job for share, job in by_node[node.name] for uuid in share.gpus},
+        )
+        for node in nodes
+    ]
+
+
+def _rendered(site: Site, query: NodesQuery, personality: Personality, facts: list[NodeFacts]) -> str:
+    match query.format:
+        case NodesFormat.LIST:
+            return render.nodes_list(facts, query.states, with_notes=query.with_notes)
+        case NodesFormat.XML:
+            return render.nodes_xml(facts)
+        case NodesFormat.JSON:
+            now, number = datetime.now(UTC), version("hpcmesos")
+            return render.nodes_json(facts, now=now, version=number, server=site.settings.server)
+        case _:
+            return render.nodes_text(facts, personality)
+
+
+def _status(node: NodeRecord, facts: NodeFacts) -> NodeStatus:
+    return NodeStatus(
+        name=node.name,
+        state="down" if not node.up else "offline" if node.offline else "free",
+        cpus=node.cpus,
+        memory=node.mem,
+        declared=node.declared,
+        address=node.address,
+        features=list(node.features),
+        gpus=[
+            GpuStatus(
+                index=gpu.index,
+                uuid=gpu.uuid,
+                model=gpu.model,
+                state=gpu.state,
+                simulated=gpu.simulated,
+                job=gpu.job_id,
+            )
+            for gpu in facts.gpus
+        ],
+        jobs=list(dict.fromkeys(job for _, job in facts.jobs)),
+        note=node.note,
+    )

@@ -1,0 +1,54 @@
+"""Why jobs wait: what their own rows say, and for queued jobs the leader's word, computed when it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import tzinfo
+
+from hpcmesos.errors import HpcmesosError
+from hpcmesos.master import links_client
+from hpcmesos.master.services.site import Site
+from hpcmesos.model import JobId, JobState
+from hpcmesos.pbs.attributes import time_text
+from hpcmesos.queue.records import JobKey, JobRecord
+
+UNREACHABLE = (
+    "the leader cannot be reached now; the job keeps its place and is looked at as soon as there is one"
+)
+
+_HOLDERS = {"u": "its user", "o": "an operator", "s": "the system"}
+
+
+def pending_reasons(site: Site, jobs: Iterable[JobRecord], zone: tzinfo) -> dict[JobKey, str]:
+    """A sentence for each job that waits."""
+    waiting = [job for job in jobs if job.state in (JobState.QUEUED, JobState.HELD, JobState.WAITING)]
+    queued = [job for job in waiting if job.state is JobState.QUEUED]
+    found = {job.key: _own_reason(job, zone) for job in waiting if job.state is not JobState.QUEUED}
+    if queued:
+        try:
+            told = _ask_leader(site, sorted({job.seq for job in queued}))
+        except HpcmesosError:
+            return found | {job.key: UNREACHABLE for job in queued}
+        found |= {job.key: told.get(job.seq, "was not looked at yet") for job in queued}
+    return found
+
+
+def _ask_leader(site: Site, seqs: list[int]) -> dict[int, str]:
+    leader = site.store.leader()
+    if not leader.live or site.tls is None:
+        return dict.fromkeys(seqs, UNREACHABLE)
+    answers = asyncio.run(links_client.ask_why(leader.address, site.tls, seqs))
+    return {seq: text for seq, (_, text) in answers.items()}
+
+
+def _own_reason(job: JobRecord, zone: tzinfo) -> str:
+    if "d" in job.holds:
+        parents = ", ".join(f"{d.kind}:{JobId(d.seq, job.server)}" for d in job.dependencies)
+        return f"waits for its dependencies: {parents}"
+    if job.holds:
+        holders = " and ".join(_HOLDERS[letter] for letter in job.holds if letter in _HOLDERS)
+        return f"held by {holders}; released by: qrls -h {job.holds} {JobId(job.seq, job.server, job.index)}"
+    if job.not_before is not None:
+        return f"waits until {time_text(job.not_before, zone)}"
+    return job.comment or "held"

@@ -1,0 +1,245 @@
+"""qstat in all its views, and the typed status of jobs."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta, tzinfo
+from importlib.metadata import version
+
+from hpcmesos.errors import HpcmesosError, JobFinished, UnknownJob, UnknownQueue
+from hpcmesos.master.auth import Caller
+from hpcmesos.master.services.facts import Surroundings, job_facts
+from hpcmesos.master.services.lookup import find, full_id, id_of, parse_id
+from hpcmesos.master.services.reasons import pending_reasons
+from hpcmesos.master.services.replies import Refusals, information
+from hpcmesos.master.services.site import Site, client_zone
+from hpcmesos.model import JobState
+from hpcmesos.pbs import render_full, render_text
+from hpcmesos.pbs.facts import JobFacts, QueueFacts, ServerFacts
+from hpcmesos.pbs.personalities import Personality
+from hpcmesos.pbs.render_json import jobs_json
+from hpcmesos.pbs.render_xml import jobs_xml
+from hpcmesos.pbs.status import QstatFormat, QstatQuery, parse_qstat
+from hpcmesos.queue.records import JobFilter, JobKey, JobRecord
+from hpcmesos.wire import CommandReply, CommandRequest, JobStatus
+
+_SHORT = frozenset({QstatFormat.PLAIN, QstatFormat.WHY})
+_ABOUT_QUEUES = frozenset({QstatFormat.QUEUES, QstatFormat.LIMITS, QstatFormat.SERVER})
+_ASKED_AT_MOST = 100  # jobs whose reason is asked for where it is not the point of the view
+
+
+def qstat(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
+    """Shows jobs, queues or the server; ids and queues that are unknown are named on stderr."""
+    personality = Personality(request.personality)
+    if told := information("qstat", request.argv, personality):
+        return told
+    query = parse_qstat(request.argv, personality)
+    refusals = Refusals("qstat", personality)
+    if query.format in _ABOUT_QUEUES:
+        return refusals.reply(_queues_or_server(site, query, personality, refusals))
+    zone = client_zone(request.environ.get("TZ"))
+    now = datetime.now(UTC)
+    jobs = _selected(site, query, personality, now, refusals)
+    facts = _facts(site, caller, query, jobs, zone, now)
+    return refusals.reply(_rendered(site, query, personality, facts, zone, now))
+
+
+def job_status(site: Site, text: str) -> JobStatus:
+    """The typed status of one job, with the reason when it waits.
+
+    Raises:
+        UnknownJob: there is none.
+    """
+    return statuses(site, [find(site, text)], with_reasons=True)[0]
+
+
+def list_jobs(site: Site, *, history: bool) -> list[JobStatus]:
+    """All jobs that are not over; with ``history`` also those that are."""
+    live = None if history else frozenset(JobState) - {JobState.COMPLETE}
+    return statuses(site, site.store.jobs(JobFilter(states=live, history=history, brief=True)))
+
+
+def statuses(site: Site, jobs: Sequence[JobRecord], *, with_reasons: bool = False) -> list[JobStatus]:
+    """Jobs as values for programs."""
+    started = sorted({job.seq for job in jobs if job.attempt})
+    nodes: defaultdict[tuple[JobKey, int], list[str]] = defaultdict(list)
+    for share in site.store.shares(started) if started else []:
+        nodes[share.attempt.job, share.attempt.number].append(share.node)
+    reasons = pending_reasons(site, jobs, UTC) if with_reasons else {}
+    return [
+        JobStatus(
+            id=str(id_of(job)),
+            name=job.name,
+            owner=job.owner,
+            state=job.state.value,
+            queue=job.queue,
+            exit_status=job.exit_status,
+            cause=job.cause.value if job.cause else None,
+            attempt=job.attempt,
+            nodes=nodes[job.key, job.attempt],
+            reason=reasons.get(job.key),
+            comment=job.comment,
+        )
+        for job in jobs
+    ]
+
+
+def _selected(
+    site: Site, query: QstatQuery, personality: Personality, now: datetime, refusals: Refusals
+) -> list[JobRecord]:
+    """The jobs that the words name, in the order of the operands, else of the ids."""
+    if query.ids:
+        found = _by_ids(site, query, personality, refusals)
+    else:
+        found = _by_filter(site, query, personality, now, refusals)
+    chosen = [job for job in found if _wanted(job, query)]
+    return list({job.key: job for job in chosen}.values())
+
+
+def _by_ids(site: Site, query: QstatQuery, personality: Personality, refusals: Refusals) -> list[JobRecord]:
+    wanted = []
+    for text in query.ids:
+        try:
+            wanted.append((text, parse_id(site, text)))
+        except HpcmesosError as error:
+            refusals.add(full_id(site, text), error)
+    seqs = tuple({job.seq for _, job in wanted})
+    rows = site.store.jobs(JobFilter(seqs=seqs, history=True)) if seqs else []
+    known = {row.key: row for row in rows}
+    found: list[JobRecord] = []
+    for text, job in wanted:
+        row = known.get(JobKey(job.seq, job.index))
+        if row is None:
+            full = full_id(site, text)
+            refusals.add(full, UnknownJob(full))
+        elif _is_hidden(row, query, personality):
+            refusals.add(str(id_of(row)), JobFinished("Job has finished"))
+        else:
+            found.append(row)
+    return found
+
+
+def _is_hidden(job: JobRecord, query: QstatQuery, personality: Personality) -> bool:
+    """OpenPBS tells about finished jobs only when -x or -H asks."""
+    return personality is Personality.PBSPRO and job.state is JobState.COMPLETE and not query.include_history
+
+
+def _by_filter(
+    site: Site, query: QstatQuery, personality: Personality, now: datetime, refusals: Refusals
+) -> list[JobRecord]:
+    for name in query.queues:
+        if name not in site.queues.recent() and name not in site.queues.fresh():
+            refusals.add(name, UnknownQueue(f"Unknown queue {name}"))
+    history = query.include_history and personality is Personality.PBSPRO
+    live = frozenset(JobState) - ({JobState.COMPLETE} if _hides_complete(query, personality) else frozenset())
+    wanted = JobFilter(
+        owners=query.users or None,
+        states=None if history else live,
+        queues=query.queues or None,
+        history=history,
+        brief=query.format in _SHORT,
+    )
+    oldest = now - timedelta(seconds=site.settings.keep_completed)
+    return [
+        job for job in site.store.jobs(wanted) if history or job.ended_at is None or job.ended_at >= oldest
+    ]
+
+
+def _hides_complete(query: QstatQuery, personality: Personality) -> bool:
+    return personality is Personality.PBSPRO and not query.include_history
+
+
+def _wanted(job: JobRecord, query: QstatQuery) -> bool:
+    """Filters that the database does not do; elements of arrays show with -t or by their own id."""
+    if query.states and job.state.value not in query.states:
+        return False
+    if query.arrays_only and job.todo is None:
+        return False
+    return job.index is None or query.expand_arrays or bool(query.ids)
+
+
+def _facts(
+    site: Site,
+    caller: Caller,
+    query: QstatQuery,
+    jobs: Sequence[JobRecord],
+    zone: tzinfo,
+    now: datetime,
+) -> list[JobFacts]:
+    """The facts that the view shows, and no more reads than it needs."""
+    asks_why = query.format is QstatFormat.WHY or (
+        query.format not in _SHORT and len(jobs) <= _ASKED_AT_MOST and bool(query.ids)
+    )
+    reasons = pending_reasons(site, jobs, zone) if asks_why else {}
+    started = sorted({job.seq for job in jobs if job.attempt})
+    attempts = site.store.attempts(started) if started and query.format is not QstatFormat.WHY else []
+    full = query.format not in _SHORT and bool(started)
+    shares = site.store.shares(started) if full else []
+    nodes = site.store.nodes() if any(share.gpus for share in shares) else []
+    around = Surroundings.of(attempts, shares, nodes, reasons)
+    return [job_facts(job, around, now, private=caller.may_touch(job.owner)) for job in jobs]
+
+
+def _rendered(
+    site: Site,
+    query: QstatQuery,
+    personality: Personality,
+    facts: list[JobFacts],
+    zone: tzinfo,
+    now: datetime,
+) -> str:
+    match query.format:
+        case QstatFormat.FULL:
+            return render_full.full(facts, personality, zone, show_variables=True, one_line=query.one_line)
+        case QstatFormat.DSV:
+            return render_full.dsv(facts, personality, zone, show_variables=True, delimiter=query.delimiter)
+        case QstatFormat.JSON:
+            server = site.settings.server
+            number = version("hpcmesos")
+            return jobs_json(facts, zone, now=now, version=number, server=server, show_variables=True)
+        case QstatFormat.XML:
+            return jobs_xml(facts, show_variables=True)
+        case QstatFormat.WHY:
+            return render_text.why(facts)
+        case QstatFormat.ALT:
+            return render_text.alternate(
+                facts,
+                site.settings.server,
+                personality,
+                with_nodes=query.with_nodes,
+                with_comment=query.with_comment,
+                one_line=query.one_line,
+            )
+        case _:
+            return render_text.plain(facts, personality)
+
+
+def _queues_or_server(site: Site, query: QstatQuery, personality: Personality, refusals: Refusals) -> str:
+    jobs = site.store.jobs(JobFilter(brief=True))
+    if query.format is QstatFormat.SERVER:
+        server = ServerFacts(name=site.settings.server, counts=_counts(jobs))
+        return (
+            render_full.full_server(server) if query.full else render_text.server_table(server, personality)
+        )
+    known = site.queues.fresh()
+    for name in query.queues:
+        if name not in known:
+            refusals.add(name, UnknownQueue(f"Unknown queue {name}"))
+    shown = [
+        QueueFacts(
+            name=queue.name,
+            enabled=queue.enabled,
+            started=queue.started,
+            counts=_counts(job for job in jobs if job.queue == queue.name),
+        )
+        for queue in known.values()
+        if not query.queues or queue.name in query.queues
+    ]
+    if query.format is QstatFormat.LIMITS:
+        return render_text.queue_limits(shown, site.settings.server)
+    return render_full.full_queues(shown) if query.full else render_text.queues(shown, personality)
+
+
+def _counts(jobs: Iterable[JobRecord]) -> dict[str, int]:
+    return dict(Counter(job.state.value for job in jobs))

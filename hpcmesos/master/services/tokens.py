@@ -1,0 +1,95 @@
+"""Credentials: bearer tokens of users, one-time tokens by which agents join, and the agents' certificates."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import timedelta
+
+from hpcmesos.errors import InvalidValue, StateError
+from hpcmesos.master import auth, pki
+from hpcmesos.master.auth import Caller
+from hpcmesos.master.services.site import Site
+from hpcmesos.wire import JoinReply, JoinRequest, TokenReply, TokenRequest
+
+_LONGEST = 10 * 365 * 86400.0  # seconds
+_NODE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})(?:\.[A-Za-z0-9-]{1,63}){0,8}", re.ASCII)
+_USER_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.$-]{0,63}", re.ASCII)
+
+
+def create(site: Site, caller: Caller, request: TokenRequest) -> TokenReply:
+    """A new token, shown this once. Users make bearer tokens for themselves; all others are the managers' to make.
+
+    Raises:
+        Unauthorized: the caller may not make this one.
+        InvalidValue: an unknown kind, a malformed name or lifetime.
+    """
+    if not 0 < request.lifetime <= _LONGEST:
+        raise InvalidValue(f"a token's lifetime is more than 0 and at most {_LONGEST:.0f} seconds")
+    match request.kind:
+        case "user":
+            user = check_user(request.user or caller.user)
+            if user != caller.user:
+                auth.check_manager(caller, "make tokens for other users")
+            token = _store(site, caller, "user", user, None, request.lifetime)
+        case "join":
+            auth.check_manager(caller, "make join tokens")
+            node = check_node(request.node) if request.node is not None else None
+            secret = _store(site, caller, "join", None, node, request.lifetime)
+            token = f"{pki.fingerprint(authority(site))}.{secret}"
+        case other:
+            raise InvalidValue(f"unknown kind of token '{other}'; one of user, join")
+    return TokenReply(token=token, kind=request.kind, expires_at=time.time() + request.lifetime)
+
+
+def join(site: Site, request: JoinRequest) -> JoinReply:
+    """Gives an agent its certificate for a one-time token.
+
+    The certificate is made first and handed out only once the token is used up, so that no token is lost to a
+    malformed request and none gives two certificates.
+
+    Raises:
+        Unauthenticated: the token is unknown, used, expired, or another node's.
+        InvalidValue: a malformed node name or certificate request.
+    """
+    node = check_node(request.node)
+    ca = authority(site)
+    certificate = pki.sign_csr(ca, request.csr, "agent", node)
+    site.store.consume_join_token(request.token.rpartition(".")[2], node)
+    return JoinReply(certificate=certificate, ca=ca.pem, cluster=site.settings.cluster)
+
+
+def authority(site: Site) -> pki.Ca:
+    """This master's certificate authority.
+
+    Raises:
+        StateError: this API process has none.
+    """
+    if site.ca_state is None:
+        raise StateError("this master has no certificate authority")
+    return pki.ensure_ca(site.ca_state)
+
+
+def check_node(name: str) -> str:
+    """A name that can stand in host files and certificates.
+
+    Raises:
+        InvalidValue: letters, digits, hyphens and dots only, as host names.
+    """
+    if not _NODE_NAME.fullmatch(name):
+        raise InvalidValue(
+            f"'{ascii(name)[1:41]}' is no node name; letters, digits, hyphens and dots, as host names"
+        )
+    return name
+
+
+def check_user(name: str) -> str:
+    """Raises InvalidValue unless ``name`` could be a user's."""
+    if not _USER_NAME.fullmatch(name):
+        raise InvalidValue(f"'{ascii(name)[1:41]}' is no user name")
+    return name
+
+
+def _store(site: Site, caller: Caller, kind: str, user: str | None, node: str | None, lifetime: float) -> str:
+    made_by = caller.user or "master"
+    return site.store.create_token(kind, user, node, timedelta(seconds=lifetime), made_by)
