@@ -6,7 +6,7 @@ Touched by the planner's thread only. Changes nothing in the database and decide
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -49,12 +49,14 @@ class Attempt:
     nodes: tuple[str, ...]
     shares: dict[str, ShareRecord]
     phase: Phase
+    placed: tuple[ShareRecord, ...] = ()  # as it began
     ready: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)  # members that denied it while it was UNSURE
     end: wire.End | None = None  # what members were told, for those that were away
     culprit: str | None = None
     started_at: float | None = None
     spec: dict[str, Any] | None = None  # until it runs, to send PREPARE again
+    billing: Mapping[str, Any] = field(default_factory=dict)  # what accounting wants of the submission
 
     @property
     def head(self) -> str:
@@ -144,6 +146,7 @@ class Cluster:
                 tuple(share.node for share in parts),
                 {share.node: share for share in parts},
                 Phase.UNSURE if live else Phase.OVER,
+                tuple(parts),
             )
             if not live:
                 self.blocked.add(key.job)
@@ -199,6 +202,7 @@ class Cluster:
             tuple(share.node for share in shares),
             {share.node: share for share in shares},
             Phase.PREPARING,
+            shares,
         )
         self.attempts[attempt.name] = attempt
         for share in shares:

@@ -6,7 +6,6 @@ before it is durable.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,15 +13,13 @@ from typing import Any
 
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
-from hpcmesos.errors import DatabaseUnavailable, HpcmesosError, LostLeadership
 from hpcmesos.master.alarms import Alarms
 from hpcmesos.master.cluster import Attempt, Cluster, Node
 from hpcmesos.model import GpuState, JobState
+from hpcmesos.queue.accounting import Entry
 from hpcmesos.queue.leader_store import LeaderTransaction
+from hpcmesos.queue.reads import Reads
 from hpcmesos.queue.records import AttemptRecord, JobKey, JobRecord, Move, NodeRecord, Release
-from hpcmesos.queue.store import Store
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -38,7 +35,7 @@ class Effects:
     gpus: dict[str, tuple[GpuState, str]] = field(default_factory=dict)
     messages: list[tuple[str, wire.ToAgent]] = field(default_factory=list)
     recheck: set[JobKey] = field(default_factory=set)  # dependents to judge when this is committed
-    accounting: list[tuple[str, JobRecord, Mapping[str, Any]]] = field(default_factory=list)
+    accounting: list[Entry] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         """Whether there is anything to write."""
@@ -84,7 +81,7 @@ class Outcome:
 class Desk:
     """What handlers work on; ``effects`` are those of the handler that runs now."""
 
-    def __init__(self, cluster: Cluster, settings: MasterSettings, reader: Store, alarms: Alarms) -> None:
+    def __init__(self, cluster: Cluster, settings: MasterSettings, reader: Reads, alarms: Alarms) -> None:
         self.cluster = cluster
         self.settings = settings
         self.reader = reader
@@ -138,10 +135,3 @@ class Desk:
     def set_gpu(self, node: Node, uuid: str, state: GpuState, note: str) -> None:
         self.cluster.set_gpu(node, uuid, state, note)
         self.effects.gpus[uuid] = (state, note)
-
-
-def is_fatal(error: BaseException) -> bool:
-    """Whether this process must stop leading, rather than drop one event."""
-    return isinstance(error, DatabaseUnavailable | LostLeadership) or not isinstance(
-        error, Exception | HpcmesosError
-    )

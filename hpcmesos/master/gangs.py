@@ -15,6 +15,7 @@ from hpcmesos.master.cluster import Attempt, Phase
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.spec import build_spec
 from hpcmesos.model import Cause, JobState
+from hpcmesos.queue import accounting
 from hpcmesos.queue.records import AttemptRecord, JobRecord
 from hpcmesos.queue.states import exit_status
 
@@ -26,6 +27,7 @@ GANG_LOSS = 30.0
 """Seconds after which the other parts of a lost gang have ended by their own clocks (docs: gang clock, 20 s)."""
 
 MAX_FAILED_STARTS = 5
+_BILLED = ("group", "account", "resource_list")
 _LOSSES = frozenset({Cause.NODE_LOST, Cause.GPU_LOST})
 _TROUBLE = _LOSSES | {Cause.START_FAILED, Cause.OOM}  # of a member: the whole attempt ends with it
 
@@ -50,6 +52,7 @@ class Gangs:
 
     def _spec(self, attempt: Attempt, job: JobRecord | None) -> dict[str, Any]:
         assert job is not None, "a job that runs is in the database"
+        attempt.billing = {key: job.submission.get(key) or {} for key in _BILLED}
         nodes = self.desk.cluster.nodes
         script = None if job.submission.get("argv") else self.desk.reader.script(job.seq)
         members = []
@@ -88,13 +91,17 @@ class Gangs:
             return
         attempt.phase, attempt.spec, attempt.started_at = Phase.RUNNING, None, started_at
         job = self.desk.cluster.jobs[attempt.key.job]
-        self.desk.effects.accounting.append(("S", job, self._placed(attempt)))
+        entry = accounting.started(self._billed(job, attempt), attempt.placed, self.desk.now)
+        self.desk.effects.accounting.append(entry)
         for node in attempt.missing:
             if node in attempt.shares:
                 self.part_lost(attempt, node, "it knows nothing of the attempt")
 
-    def _placed(self, attempt: Attempt) -> dict[str, Any]:
-        return {"nodes": attempt.nodes, "started_at": attempt.started_at}
+    def _billed(self, job: JobRecord, attempt: Attempt) -> JobRecord:
+        """The job with what accounting wants to know; the picture's jobs have no submission."""
+        if not attempt.billing and (full := self.desk.reader.job(job.seq, job.index)):
+            attempt.billing = {key: full.submission.get(key) or {} for key in _BILLED}
+        return replace(job, submission=attempt.billing)
 
     def on_refused(self, attempt: Attempt, node: str, culprit: str, reason: str) -> None:
         """A member cannot prepare; nothing of the attempt is there."""
@@ -121,6 +128,11 @@ class Gangs:
         attempt.culprit = culprit
         for node in attempt.shares:
             self.desk.send(node, attempt.end)
+
+    def mark_deleted(self, attempt: Attempt) -> None:
+        """An earlier leader had begun to end it for a user; members hear of it at their hello."""
+        delay = self.desk.settings.kill_delay
+        attempt.end = wire.End(attempt=attempt.name, cause=Cause.DELETED, kill_delay=delay)
 
     def on_ended(self, attempt: Attempt, node: str, report: wire.Ended) -> None:
         """A node's part is over. The head's report is the attempt's, unless there was a verdict before."""
@@ -240,7 +252,8 @@ class Gangs:
             # Set before the move: a job in Q is a candidate at once.
             self.desk.cluster.blocked.add(job.key)
             self.desk.alarms.set(GANG_LOSS, lambda: self.desk.cluster.unblock(job.key))
-        self.desk.move(job, target, "requeued", payload, **changes)
+        waiting = self.desk.move(job, target, "requeued", payload, **changes)
+        self.desk.effects.accounting.append(accounting.requeued(waiting, self.desk.now))
 
     def _excluded(self, job: JobRecord, culprit: str | None) -> tuple[str, ...]:
         """Nodes not to use again; none is added without which the job could never run."""
@@ -263,8 +276,8 @@ class Gangs:
             changes["comment"] = f"{record.cause}: {record.message}"[:1000]
         payload = {"attempt": job.attempt, "exit_status": status, "cause": cause}
         done = self.desk.move(job, JobState.COMPLETE, "ended", payload, **changes)
-        facts = self._placed(attempt) | {"usage": record.usage, "ended_at": record.ended_at}
-        self.desk.effects.accounting.append(("E", done, facts))
+        entry = accounting.ended(self._billed(done, attempt), record, attempt.placed, self.desk.now)
+        self.desk.effects.accounting.append(entry)
 
 
 def resting_state(holds: str, not_before: datetime | None, now: datetime) -> JobState:

@@ -16,8 +16,10 @@ from hpcmesos.master.gangs import Gangs, resting_state
 from hpcmesos.master.reconcile import Nodes
 from hpcmesos.master.services import wishes
 from hpcmesos.model import Cause, JobState
+from hpcmesos.queue import accounting
 from hpcmesos.queue.dependencies import Verdict, judge_all
 from hpcmesos.queue.records import InboxRow, JobFilter, JobKey, JobRecord, Outcome
+from hpcmesos.queue.states import exit_status
 from hpcmesos.queue.store import SUBMIT
 
 log = logging.getLogger(__name__)
@@ -71,11 +73,12 @@ class Inbox:
     # --- new jobs, times and dependencies
 
     def _on_submit(self, job: JobRecord | None) -> None:
-        if job is None or job.key in self.desk.cluster.jobs or job.state is JobState.COMPLETE:
+        if job is None:
             return
-        self.desk.cluster.put(job)
-        self.desk.effects.accounting.append(("Q", job, {}))
-        self.settle(job)
+        self.desk.effects.accounting.append(accounting.queued(job, self.desk.now))
+        if job.key not in self.desk.cluster.jobs:  # else this leader loaded it with all the others
+            self.desk.cluster.put(job)
+            self.settle(job)
 
     def settle(self, job: JobRecord) -> None:
         """A job that waits is put where it belongs: by its dependencies, its holds and its time."""
@@ -117,9 +120,13 @@ class Inbox:
         return self.desk.reader.outcomes([dependency.seq for dependency in job.dependencies])
 
     def _complete_unrun(self, job: JobRecord, event: str, comment: str, user: str = "") -> None:
-        changes = {"cause": Cause.DELETED, "comment": comment[:1000]}
+        changes: dict[str, object] = {"cause": Cause.DELETED, "comment": comment[:1000]}
+        if job.attempt:  # it ran once, and waited to run again
+            changes["exit_status"] = exit_status(Cause.DELETED, None, None, False)
         done = self.desk.move(job, JobState.COMPLETE, event, {"user": user} if user else {}, **changes)
-        self.desk.effects.accounting.append(("D", done, {"user": user}))
+        now = self.desk.now
+        entry = accounting.deleted(done, user, now) if user else accounting.aborted(done, now)
+        self.desk.effects.accounting.append(entry)
 
     # --- wishes
 
@@ -139,6 +146,7 @@ class Inbox:
         if job.state is JobState.RUNNING:
             # E without an end of the attempt is how the next leader knows that it has to go on ending it.
             self.desk.move(job, JobState.EXITING, "deleted", {"user": row.user, "message": message})
+            self.desk.effects.accounting.append(accounting.deleted(job, row.user, self.desk.now))
         if attempt is not None:
             delay = row.payload.get("kill_delay")
             self.gangs.end(attempt, Cause.DELETED, None, message, None if delay is None else float(delay))

@@ -11,13 +11,13 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import msgspec
 
 from hpcmesos import wire
 from hpcmesos.master import links_client
 from hpcmesos.master.events import Asked, Event, LinkDown, LinkUp, Received
+from hpcmesos.master.pki import peer_name
 
 log = logging.getLogger(__name__)
 
@@ -25,16 +25,6 @@ _HELLO_TIMEOUT = 10.0
 _MAX_UNSENT = 64 * 1024 * 1024  # bytes waiting for an agent that does not read, until its link is given up
 
 Sink = Callable[[Event], None]
-
-
-def server_context(certificate: Path, key: Path, ca: Path) -> ssl.SSLContext:
-    """TLS of the listener: who dials shows a certificate of the cluster's CA."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificate, key)
-    context.load_verify_locations(ca)
-    context.verify_mode = ssl.CERT_REQUIRED
-    return context
 
 
 def bind(listen: str) -> tuple[socket.socket, str]:
@@ -102,6 +92,14 @@ class Links:
             if connection := self.nodes.get(node):
                 connection.write(data)
 
+    def drop_all(self, why: str) -> None:
+        """Parts from every agent; they dial again and say hello."""
+        self._loop.call_soon_threadsafe(self._drop_all, why)
+
+    def _drop_all(self, why: str) -> None:
+        for connection in list(self.nodes.values()):
+            connection.abort(why)
+
     def opened(self, connection: Connection) -> None:
         self._open.add(connection)
 
@@ -158,7 +156,7 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self.heard = self.links._loop.time()
-        self.organisation, self.name = _identity(transport.get_extra_info("peercert"))
+        self.organisation, self.name = peer_name(transport.get_extra_info("peercert")) or ("", "")
         if self.organisation == "master":
             self._handle = self._on_question
         self.links.opened(self)
@@ -233,10 +231,3 @@ def _frames(buffer: bytearray) -> Iterable[bytes]:
         body = bytes(buffer[4 : 4 + size])
         del buffer[: 4 + size]
         yield body
-
-
-def _identity(certificate: dict[str, object] | None) -> tuple[str, str]:
-    """Organisation and common name of the peer's certificate."""
-    subject = (certificate or {}).get("subject", ())
-    names = {key: value for part in subject for key, value in part}  # type: ignore[attr-defined]
-    return names.get("organizationName", ""), names.get("commonName", "")

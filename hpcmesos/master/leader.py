@@ -1,0 +1,201 @@
+"""The leader candidate: waits until it may lead, then leads until any doubt arises, and ends.
+
+Threads: the event loop with the links (main), the planner, the lease, the listener, the timers. Whichever of them can
+not go on ends the process at once; the supervisor starts a new candidate. Jobs and agents do not mind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NoReturn
+
+from hpcmesos import wire
+from hpcmesos.config import MasterSettings
+from hpcmesos.errors import DatabaseUnavailable
+from hpcmesos.master import child, pki
+from hpcmesos.master.events import Event, Stop
+from hpcmesos.master.links import Links, bind
+from hpcmesos.master.listener import listen
+from hpcmesos.master.planner import Planner
+from hpcmesos.master.timers import Timers
+from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.leadership import Leadership
+
+log = logging.getLogger(__name__)
+
+_ASK = 0.2  # seconds between two tries to get the lock
+_LONGEST_PAUSE = 1.0  # the same, while PostgreSQL does not answer
+_SWITCH_INTERVAL = 0.0005  # the planner computes; links and the lease must not wait for it
+_STOP_TIMEOUT = 5.0
+
+
+def die(why: str) -> NoReturn:
+    """Ends this process at once: what is not committed never happened."""
+    log.critical("ending: %s", why)
+    logging.shutdown()
+    os._exit(1)
+
+
+class Lease:
+    """Renews the leadership in its own thread; ``check()`` from another one sees that it does."""
+
+    def __init__(self, leadership: Leadership, seconds: float) -> None:
+        self._leadership = leadership
+        self._seconds = seconds
+        self._good_until = time.monotonic() + seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=guarded(self._run), name="lease")
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._seconds / 3):
+            began = time.monotonic()
+            self._leadership.renew(self._seconds)
+            self._good_until = (
+                began + self._seconds
+            )  # counted from its start: the database's clock began later
+
+    def check(self) -> None:
+        """Ends the process when the lease has run out, e.g. because renewing hangs."""
+        if time.monotonic() > self._good_until:
+            die("the lease ran out")
+
+    def give_up(self) -> None:
+        """Steps down."""
+        self._stop.set()
+        self._thread.join(_STOP_TIMEOUT)
+        self._leadership.release()
+
+
+def guarded(run: Callable[[], None]) -> Callable[[], None]:
+    """``run`` as the body of a thread without which this process cannot lead."""
+
+    def body() -> None:
+        try:
+            run()
+        except BaseException as error:
+            log.exception("thread %s failed", threading.current_thread().name)
+            die(f"{type(error).__name__}: {error}")
+
+    return body
+
+
+def acquire(leadership: Leadership, settings: MasterSettings) -> tuple[int, socket.socket]:
+    """Waits until this process leads; answers the term and the socket whose address is published."""
+    holder = f"{socket.gethostname()}:{os.getpid()}"
+    said, pause = "", _ASK
+    while True:
+        bound: socket.socket | None = None
+        try:
+            bound, address = bind(settings.link)
+            if (term := leadership.try_acquire(holder, address, settings.lease)) is not None:
+                log.info("leading term=%d address=%s", term, address)
+                return term, bound
+            text, pause = "another candidate leads", _ASK
+        except (DatabaseUnavailable, OSError) as error:
+            text, pause = str(error), min(_LONGEST_PAUSE, 2 * pause)
+        if bound is not None:
+            bound.close()
+        if text != said:
+            log.info("waiting: %s", text)
+            said = text
+        time.sleep(pause)
+
+
+class Leader:
+    """One term of leadership."""
+
+    def __init__(self, config: child.Child, store: LeaderStore, lease: Lease) -> None:
+        self._config = config
+        self._settings = config.settings
+        self._store = store
+        self._lease = lease
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._stopped = threading.Event()
+
+    async def run(self, bound: socket.socket) -> None:
+        """Until SIGTERM or SIGINT."""
+        settings, store = self._settings, self._store
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        watch = asyncio.create_task(self._watch_lease())
+        welcome = wire.Welcome(
+            protocol=wire.PROTOCOL,
+            cluster=settings.cluster,
+            timeline=(await asyncio.to_thread(store.leader)).timeline,
+            term=store.term,
+        )
+        links = Links(welcome, settings.node_silence, self._events.put)
+        planner = await asyncio.to_thread(Planner, settings, store, links, self._events)
+        # What was loaded stays: the collector need not walk through it.
+        gc.collect()
+        gc.freeze()
+        tls = pki.server_context(
+            self._config.certificate, self._config.key, self._config.ca, require_client=True
+        )
+        thread = self._thread("planner", planner.run)
+        self._thread("listener", self._listen)
+        self._thread("timers", lambda: Timers(store, settings).run(self._stopped))
+        await links.start(bound, tls)
+        log.info("serving term=%d", store.term)
+        await stop.wait()
+        self._stopped.set()
+        self._events.put(Stop())
+        await asyncio.to_thread(thread.join, _STOP_TIMEOUT)
+        links.close()
+        watch.cancel()
+
+    def _thread(self, name: str, run: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=guarded(run), name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _listen(self) -> None:
+        listen(leader_url(self._settings), self._events.put, self._stopped)
+
+    async def _watch_lease(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.lease / 6)
+            self._lease.check()
+
+
+def leader_url(settings: MasterSettings) -> str:
+    return settings.leader_database_url or settings.database_url
+
+
+def main() -> int:
+    """``python -m hpcmesos.master.leader``, started by the supervisor."""
+    config = child.Child.read(Path(os.environ[child.LEADER_CONFIG]))
+    child.die_with_parent(int(os.environ["HPCMESOS_SUPERVISOR"]))
+    child.log_to_stderr(config.settings.log_level)
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    leadership = Leadership(leader_url(config.settings))
+    term, bound = acquire(leadership, config.settings)
+    lease = Lease(leadership, config.settings.lease)
+    try:
+        store = LeaderStore(leader_url(config.settings), term)
+        asyncio.run(Leader(config, store, lease).run(bound))
+    except BaseException as error:
+        log.exception("the leader failed")
+        die(f"{type(error).__name__}: {error}")
+    lease.give_up()
+    log.info("stepped down term=%d", term)
+    logging.shutdown()
+    os._exit(0)  # threads that wait for the database must not hold us up
+
+
+if __name__ == "__main__":
+    sys.exit(main())

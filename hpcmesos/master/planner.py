@@ -1,0 +1,339 @@
+"""The one thread that decides. Events in; leader transactions and messages to agents out.
+
+A turn takes what has come, writes all that follows from it in one transaction, and then, when something changed that
+scheduling looks at, runs one pass and writes its starts in a second one. One bad row costs one row: what fails is
+logged and left out, and the picture is loaded anew. Trouble with the database itself ends the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from hpcmesos import wire
+from hpcmesos.config import MasterSettings
+from hpcmesos.errors import DatabaseUnavailable, LostLeadership
+from hpcmesos.gang.schedule import schedule
+from hpcmesos.gang.snapshot import Plan, Policy
+from hpcmesos.master import cycle
+from hpcmesos.master.alarms import Alarms
+from hpcmesos.master.cluster import Cluster, Phase
+from hpcmesos.master.effects import Desk, Effects, Outcome
+from hpcmesos.master.events import Asked, Event, InboxHint, LinkDown, LinkUp, Received, Stop
+from hpcmesos.master.gangs import GANG_LOSS, Gangs
+from hpcmesos.master.inbox import Inbox
+from hpcmesos.master.reasons import Reasons
+from hpcmesos.master.reconcile import Nodes
+from hpcmesos.model import JobState
+from hpcmesos.queue.accounting import AccountingFiles
+from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.records import InboxRow, JobFilter, JobKey, StartRecord
+
+log = logging.getLogger(__name__)
+
+POLL = 0.5  # seconds after which the inbox is looked at without a hint
+FULL_PASS = 5.0  # seconds between passes over the whole queue
+_BATCH = 1000
+_ROWS = 1000
+_RELOAD_PAUSE = 1.0
+_FATAL = (DatabaseUnavailable, LostLeadership)
+
+
+class Wire(Protocol):
+    """The links, as the planner uses them."""
+
+    def send(self, messages: Iterable[tuple[str, wire.ToAgent]]) -> None: ...
+
+    def drop_all(self, why: str) -> None: ...
+
+
+class Planner:
+    """``run()`` in its own thread; everything else talks to it through ``events``."""
+
+    def __init__(
+        self,
+        settings: MasterSettings,
+        store: LeaderStore,
+        links: Wire,
+        events: SimpleQueue[Event],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.events = events
+        self._settings = settings
+        self._store = store
+        self._links = links
+        self._policy = Policy()
+        self._alarms = Alarms(clock)
+        self._desk = Desk(Cluster(store.load(), settings.server), settings, store, self._alarms)
+        self._gangs = Gangs(self._desk)
+        self._nodes = Nodes(self._desk, self._gangs)
+        self._inbox = Inbox(self._desk, self._gangs, self._nodes)
+        zone = datetime.now(UTC).astimezone().tzinfo
+        self._accounting = AccountingFiles(settings.state / "accounting", zone)
+        self._reasons = Reasons(self._desk)
+        self._polled = self._passed = self._loaded = float("-inf")
+        self._reload_wanted = False
+        self._stale = True  # since the last pass over the whole queue, something has changed
+        self._again = False  # the last pass left jobs at the front that it did not look at
+        self._recheck: set[JobKey] = set()
+        self._begin()
+
+    def run(self) -> None:
+        """Until told to stop. Raises DatabaseUnavailable or LostLeadership when this process can no longer lead."""
+        while True:
+            batch = self._wait()
+            if any(isinstance(event, Stop) for event in batch):
+                return
+            self.turn(batch)
+
+    def turn(self, batch: Sequence[Event]) -> None:
+        """Everything that follows from these events and from what is due."""
+        began = self._alarms.clock()
+        work: list[tuple[str, Effects]] = []
+        for event in batch:
+            self._attempt(work, _label(event), partial(self._on_event, event))
+        for key in self._take_recheck():
+            self._attempt(work, f"dependencies of {key}", partial(self._inbox.judge, key))
+        for call in self._alarms.due():
+            self._attempt(work, "an alarm", call)
+        hinted = any(isinstance(event, InboxHint) for event in batch)
+        self._commit(work, look=hinted or began - self._polled >= POLL)
+        if self._reload_wanted and began - self._loaded >= _RELOAD_PAUSE:
+            self._reload()
+        self._pass()
+        self._reasons.turn(self._alarms.clock() - began, len(batch))
+
+    # --- events
+
+    def _wait(self) -> list[Event]:
+        longest = max(0.0, self._polled + POLL - self._alarms.clock())
+        if self._recheck or self._again:
+            longest = 0.0
+        batch: list[Event] = []
+        try:
+            timeout = self._alarms.next_delay(longest)
+            batch.append(self.events.get(timeout=timeout) if timeout > 0 else self.events.get_nowait())
+            while len(batch) < _BATCH:
+                batch.append(self.events.get_nowait())
+        except Empty:
+            pass
+        return batch
+
+    def _attempt(self, work: list[tuple[str, Effects]], label: str, handler: Callable[[], None]) -> None:
+        """Runs one handler; if it fails, nothing of it is written."""
+        self._desk.effects = Effects()
+        try:
+            handler()
+            work.append((label, self._desk.effects))
+        except _FATAL:
+            raise
+        except Exception:
+            log.exception("dropped: %s", label)
+            self._reload_wanted = True
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case LinkUp():
+                self._nodes.on_up(event)
+            case LinkDown():
+                self._nodes.on_down(event)
+            case Received(node, message):
+                self._nodes.on_message(node, message)
+            case Asked(question, reply):
+                reply(self._reasons.answer(question))
+            case InboxHint() | Stop():
+                pass
+
+    def _take_recheck(self) -> set[JobKey]:
+        keys, self._recheck = self._recheck, set()
+        return keys
+
+    # --- the first transaction
+
+    def _commit(self, work: list[tuple[str, Effects]], look: bool) -> None:
+        """Writes everything and takes rows from the inbox; one by one when it cannot be written together."""
+        if not look and not any(effects for _, effects in work):
+            self._after(work, Outcome())
+            return
+        rows: list[InboxRow] = []
+        done = list(work)
+        try:
+            with self._store.transaction() as transaction:
+                self._desk.clock = transaction.now.timestamp() - self._alarms.clock()
+                if look:
+                    rows = transaction.drain_inbox(_ROWS)
+                    self._take_rows(rows, done)
+                outcome = _together(done).write(transaction)
+        except _FATAL:
+            raise
+        except Exception:
+            log.exception("%d changes could not be written together", len(done))
+            self._one_by_one(work, look)
+            return
+        if look and len(rows) < _ROWS:
+            self._polled = self._alarms.clock()
+        self._after(done, outcome)
+
+    def _take_rows(self, rows: Sequence[InboxRow], work: list[tuple[str, Effects]]) -> None:
+        submitted = self._inbox.load_submitted(rows)
+        for row in rows:
+            label = f"inbox {row.id} {row.kind} {row.seq}"
+            self._attempt(work, label, partial(self._inbox.on_row, row, submitted))
+
+    def _one_by_one(self, work: list[tuple[str, Effects]], look: bool) -> None:
+        """Each change, and each row of the inbox, in its own transaction; what cannot be written is dropped."""
+        self._reload_wanted = True
+        for label, effects in work:
+            try:
+                with self._store.transaction() as transaction:
+                    outcome = effects.write(transaction)
+            except _FATAL:
+                raise
+            except Exception:
+                log.exception("dropped: %s", label)
+            else:
+                self._after([(label, effects)], outcome)
+        if look:
+            self._reload()  # the picture shows what those rows would have done
+            while self._one_row():
+                pass
+
+    def _one_row(self) -> bool:
+        """The first row of the inbox; one that cannot be written is taken out all the same. False: there was none."""
+        done: list[tuple[str, Effects]] = []
+        rows: list[InboxRow] = []
+        try:
+            with self._store.transaction() as transaction:
+                rows = transaction.drain_inbox(1)
+                self._take_rows(rows, done)
+                outcome = _together(done).write(transaction)
+        except _FATAL:
+            raise
+        except Exception:
+            log.exception("dropped: inbox %s", rows)
+            self._reload_wanted = True
+            with self._store.transaction() as transaction:
+                transaction.drain_inbox(1)
+        else:
+            self._after(done, outcome)
+        return bool(rows)
+
+    def _after(self, done: Sequence[tuple[str, Effects]], outcome: Outcome) -> None:
+        """What may follow now that it is durable."""
+        effects = _together(done)
+        if outcome.outrun:
+            log.error("the database had other states for jobs %s", sorted(map(str, outcome.outrun)))
+            self._reload_wanted = True
+        for name, uuids in outcome.refused.items():
+            for uuid in uuids:
+                log.error("GPU refused, another node has it node=%s gpu=%s", name, uuid)
+                self._desk.cluster.nodes[name].gpus.pop(uuid, None)
+        self._recheck |= effects.recheck
+        self._links.send(effects.messages)
+        try:
+            self._accounting.append(effects.accounting)
+        except OSError:
+            log.exception("accounting lines lost: %s", [str(entry) for entry in effects.accounting])
+
+    # --- scheduling
+
+    def _pass(self) -> None:
+        """One pass when something changed; over the whole queue every few seconds."""
+        cluster = self._desk.cluster
+        now = self._alarms.clock()
+        self._stale = self._stale or cluster.changed
+        full = self._stale and now - self._passed >= FULL_PASS
+        if not (cluster.changed or self._again or full) or self._reload_wanted:
+            return
+        if full:
+            self._passed, self._stale = now, False
+        cluster.changed = self._again = False
+        if not cluster.pending:
+            return
+        limit = None if full else cycle.QUICK
+        snapshot = cycle.snapshot(cluster, limit)
+        plan = schedule(snapshot, self._policy, self._desk.now.timestamp())
+        self._reasons.take(plan, full or len(cluster.pending) <= cycle.QUICK)
+        self._again = bool(plan.starts) and len(snapshot.pending) == limit
+        if plan.starts:
+            self._start(plan)
+
+    def _start(self, plan: Plan) -> None:
+        cluster = self._desk.cluster
+        records: dict[JobKey, StartRecord] = {}
+        for start in plan.starts:
+            key = cycle.job_key(start.job)
+            records[key] = cycle.start_record(start, cluster.jobs[key])
+        with self._store.transaction() as transaction:
+            started = transaction.apply_starts(list(records.values()))
+            at = transaction.now
+        if len(started) < len(records):
+            log.warning("gangs that no longer fit: %s", sorted(map(str, set(records) - started)))
+            self._reload_wanted = True
+        seqs = tuple({key.seq for key in started})
+        full = {job.key: job for job in self._store.jobs(JobFilter(seqs=seqs))} if seqs else {}
+        work: list[tuple[str, Effects]] = []
+        for key, record in records.items():
+            if key in started:
+                job = replace(
+                    cluster.jobs[key], state=JobState.RUNNING, attempt=record.attempt.number, started_at=at
+                )
+                attempt = cluster.begin(job, record.shares)
+                self._gangs.watch(attempt)
+                prepare = partial(self._gangs.prepare, attempt, attempt.nodes, full.get(key))
+                self._attempt(work, f"PREPARE of {attempt.name}", prepare)
+                self._recheck |= cluster.dependents.get(key.seq, set())
+        self._after(work, Outcome())
+
+    # --- the picture
+
+    def _begin(self) -> None:
+        """What has to be looked at after a load."""
+        cluster = self._desk.cluster
+        with self._store.transaction() as transaction:
+            self._desk.clock = transaction.now.timestamp() - self._alarms.clock()
+        self._loaded = self._alarms.clock()
+        for attempt in cluster.attempts.values():
+            job = cluster.jobs.get(attempt.key.job)
+            if attempt.phase is Phase.UNSURE and job is not None and job.state is JobState.EXITING:
+                self._gangs.mark_deleted(attempt)
+        for key in list(cluster.blocked):
+            self._alarms.set(GANG_LOSS, partial(cluster.unblock, key))
+        self._nodes.watch_absent()
+        work: list[tuple[str, Effects]] = []
+        for job in list(cluster.jobs.values()):
+            if job.state in (JobState.WAITING, JobState.HELD, JobState.QUEUED):
+                self._attempt(work, f"job {job.key}", partial(self._inbox.settle, job))
+        self._commit(work, look=False)
+
+    def _reload(self) -> None:
+        """The picture anew from the database; agents dial again and tell what they hold."""
+        log.warning("loading the picture anew")
+        self._reload_wanted = False
+        self._alarms.clear()
+        self._desk.cluster = Cluster(self._store.load(), self._settings.server)
+        self._links.drop_all("the leader loads its picture anew")
+        self._begin()
+
+
+def _together(work: Iterable[tuple[str, Effects]]) -> Effects:
+    total = Effects()
+    for _, effects in work:
+        total.add(effects)
+    return total
+
+
+def _label(event: Event) -> str:
+    match event:
+        case Received(node, message):
+            return f"{type(message).__name__} of {getattr(message, 'attempt', '')} from {node}"
+        case LinkUp(node) | LinkDown(node):
+            return f"{type(event).__name__} of {node}"
+        case _:
+            return type(event).__name__

@@ -1,0 +1,83 @@
+"""Why jobs wait, kept from the last passes and told on demand; and the leader's figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from hpcmesos.gang.snapshot import Plan
+from hpcmesos.master.effects import Desk
+from hpcmesos.master.links_client import Answer, Question
+from hpcmesos.model import JobId, JobState, PendingReason, ReasonCode
+from hpcmesos.queue.records import JobKey, JobRecord
+
+_HOLDS = {"u": "a user hold", "o": "an operator hold", "s": "a system hold"}
+_UNSEEN = PendingReason(
+    ReasonCode.BEHIND, "not looked at yet: the whole queue is gone through every few seconds"
+)
+
+
+class Reasons:
+    """Answers questions; belongs to the planner's thread."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._known: dict[JobId, PendingReason] = {}
+        self._figures: Counter[str] = Counter()
+
+    def take(self, plan: Plan, complete: bool) -> None:
+        """The reasons of a pass; ``complete``: it looked at the whole queue."""
+        self._known = dict(plan.reasons) if complete else self._known | dict(plan.reasons)
+        self._figures["passes_total"] += 1
+        self._figures["starts_total"] += len(plan.starts)
+
+    def turn(self, seconds: float, events: int) -> None:
+        """One turn of the planner is over."""
+        self._figures["turns_total"] += 1
+        self._figures["turn_seconds_total"] += seconds  # type: ignore[assignment]
+        self._figures["events_total"] += events
+
+    def answer(self, question: Question) -> Answer:
+        return Answer(why=dict(self._why(question.why)), metrics=self._metrics() if question.metrics else {})
+
+    def _why(self, seqs: Iterable[int]) -> Iterable[tuple[int, tuple[str, str]]]:
+        for seq in seqs:
+            job = self._desk.cluster.jobs.get(JobKey(seq))
+            if job is not None and (reason := self.why(job)) is not None:
+                yield seq, (reason.code.value, reason.text)
+
+    def why(self, job: JobRecord) -> PendingReason | None:
+        """Why a job waits; None: it does not."""
+        match job.state:
+            case JobState.HELD:
+                return _held(job)
+            case JobState.WAITING:
+                return PendingReason(ReasonCode.WAITING, f"not before {job.not_before:%Y-%m-%d %H:%M:%S} UTC")
+            case JobState.QUEUED if job.key in self._desk.cluster.blocked:
+                text = "parts of its last attempt may still run; it starts again when they are gone, at most 30 s later"
+                return PendingReason(ReasonCode.EXCLUDED, text)
+            case JobState.QUEUED:
+                return self._known.get(JobId(job.seq, job.server, job.index), _UNSEEN)
+        return None
+
+    def _metrics(self) -> dict[str, float]:
+        cluster = self._desk.cluster
+        figures: dict[str, float] = dict(self._figures)
+        for state, number in Counter(job.state for job in cluster.jobs.values()).items():
+            figures[f"jobs_{state.name.lower()}"] = number
+        for state_of_gpu, number in Counter(
+            gpu.state for node in cluster.nodes.values() for gpu in node.gpus.values()
+        ).items():
+            figures[f"gpus_{state_of_gpu.value.replace('-', '_')}"] = number
+        figures["nodes"] = len(cluster.nodes)
+        figures["links"] = sum(node.link is not None for node in cluster.nodes.values())
+        figures["attempts"] = len(cluster.attempts)
+        return figures
+
+
+def _held(job: JobRecord) -> PendingReason:
+    if "d" in job.holds:
+        listed = ", ".join(f"{dependency.kind}:{dependency.seq}" for dependency in job.dependencies)
+        return PendingReason(ReasonCode.DEPENDENCY, f"waits for {listed}")
+    holds = " and ".join(_HOLDS[letter] for letter in job.holds if letter in _HOLDS) or "a hold"
+    return PendingReason(ReasonCode.HELD, f"{holds}: qrls takes it away")
