@@ -237,6 +237,14 @@ class Attempt:
         self._cpu += usage.ru_utime + usage.ru_stime
         self._peak = max(self._peak, usage.ru_maxrss * 1024)
 
+    def hear_rank(self, message: dict[str, Any], node: str) -> None:
+        """A rank on ``node`` has started or ended: kept here, and passed on to whoever else keeps its step."""
+        record = self.steps.rank if message["op"] == "rank" else self.steps.rank_end
+        record(message, node)
+        here = node == self.services.config.node
+        if self.gang and (self.head or here):
+            self.gang.rank(message, node)
+
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def end(self, order: Order) -> None:
@@ -284,11 +292,11 @@ class Attempt:
                 self.enclosure.signal(signal.SIGTERM)
                 await self._wait_over(order.kill_delay)
             self._forced = not self._over()
-        self.steps.closing = True
+        self.steps.closing = self._killed = True
+        self._hurry = False
         left = await enclosure.clear(self.enclosure)
-        await self._wait_over(
-            enclosure.UNKILLABLE
-        )  # the kernel has ended it; SIGCHLD may still be on its way
+        if self.head:
+            await self._wait_over(enclosure.UNKILLABLE)  # it has ended; SIGCHLD may still be on its way
         message = f"processes that cannot be killed: {' '.join(map(str, left))}" if left else ""
         self._finished(message)
 

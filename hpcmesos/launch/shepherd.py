@@ -14,11 +14,14 @@ import time
 from collections import OrderedDict
 from typing import Any
 
-from hpcmesos.launch import control, enclosure, files
+from hpcmesos.launch import control, enclosure, files, gangs, logs, shells
 from hpcmesos.launch.attempt import Attempt, Order, Services
+from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.journal import Journal
 from hpcmesos.launch.owners import Owners
+from hpcmesos.launch.peers import Identity, Peers
 from hpcmesos.launch.processes import Children
+from hpcmesos.launch.ranks import Ranks
 from hpcmesos.launch.recovery import Recovered, recover
 from hpcmesos.launch.settings import Config, Refusal
 
@@ -43,7 +46,10 @@ class Shepherd:
             trees=enclosure.Trees(marker),
             emit=self.control.emit,
         )
+        self.peers = Peers(config)
+        self._ranks = Ranks(self.attempts, self.services.trees, self.peers, config.node)
         self._owners = Owners()
+        self._arrivals: dict[str, asyncio.Event] = {}
         self._refused: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._started_at = time.time()
         self._stopping = asyncio.Event()
@@ -55,7 +61,7 @@ class Shepherd:
             "event": "hello",
             "pid": os.getpid(),
             "started_at": self._started_at,
-            "peer_port": self.config.peer_port,
+            "peer_port": self.peers.port,
             "attempts": [attempt.summary() for attempt in self._held()],
         }
 
@@ -82,7 +88,23 @@ class Shepherd:
             )
             return
         self.attempts[name] = attempt
+        self._arrived(name)
+        if not attempt.head:
+            attempt.gang = gangs.MemberGang(attempt, self.peers, self._withdraw)
+            return
+        if len(spec["members"]) > 1:
+            attempt.gang = gangs.HeadGang(attempt)
         attempt.ready()
+
+    def _arrived(self, name: str) -> None:
+        if event := self._arrivals.pop(name, None):
+            event.set()
+
+    def _withdraw(self, attempt: Attempt, refusal: Refusal) -> None:
+        """The head cannot be reached: as if the attempt had been refused at once."""
+        del self.attempts[attempt.id]
+        attempt.discard()
+        self._refuse(attempt.id, refusal)
 
     def _refuse(self, name: str, refusal: Refusal) -> None:
         event = {
@@ -92,6 +114,7 @@ class Shepherd:
             "reason": str(refusal),
         }
         self._refused[name] = event
+        self._arrived(name)
         while len(self._refused) > _REMEMBERED_REFUSALS:
             self._refused.popitem(last=False)
         self.control.emit(event)
@@ -120,6 +143,37 @@ class Shepherd:
         await asyncio.sleep(0)
         self._stopping.set()
 
+    # --- what other nodes and masters ask ---------------------------------------------------------------------------
+
+    async def _answer_peer(self, channel: Channel, identity: Identity, request: dict[str, Any]) -> None:
+        organization, name = identity
+        operation, attempt = request["op"], self.attempts.get(request["attempt"])
+        if operation == "log" and organization == "master":
+            await logs.serve_log(attempt, request, channel)
+        elif operation == "join" and organization == "agent" and request["node"] == name:
+            if attempt is None and not request.get("again"):
+                attempt = await self._expect(request["attempt"])
+            if attempt and not _is_member(attempt, name):
+                attempt = None
+            await gangs.serve_join(attempt, channel, name)
+        elif operation == "shell" and organization == "agent" and attempt and _is_member(attempt, name):
+            await shells.Command(attempt, request, channel).run()
+        else:
+            channel.say(
+                {**shells.answer(error=f"{operation} is refused for {name}"), "refused": "not allowed"}
+            )
+            await channel.drain()
+
+    async def _expect(self, name: str) -> Attempt | None:
+        """An attempt whose PREPARE may come any moment: members can be faster than the head."""
+        event = self._arrivals.setdefault(name, asyncio.Event())
+        try:
+            async with asyncio.timeout(gangs.JOIN_PATIENCE):
+                await event.wait()
+        except TimeoutError:
+            self._arrivals.pop(name, None)
+        return self.attempts.get(name)
+
     # --- life -------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -131,7 +185,11 @@ class Shepherd:
             loop.add_signal_handler(number, self.shutdown, False)
         files.write_commands(self.config)
         self.recovered = await recover(self.services)
-        doors = [await control.listen(self.config.control_socket, 0o600, self.control.serve)]
+        doors = [
+            await self.peers.listen(self._answer_peer),
+            await control.listen(self.config.ranks_socket, 0o666, self._ranks.serve),
+            await control.listen(self.config.control_socket, 0o600, self.control.serve),
+        ]
         gc.freeze()  # fewer pages to copy at each fork
         await self._stopping.wait()
         for door in doors:
@@ -159,6 +217,10 @@ def main(argv: list[str]) -> int:
     with open(lock, "w", encoding="ascii"):
         asyncio.run(_serve(config))
     return 0
+
+
+def _is_member(attempt: Attempt, node: str) -> bool:
+    return any(member["node"] == node for member in attempt.spec["members"])
 
 
 async def _serve(config: Config) -> None:

@@ -139,6 +139,7 @@ class Node:
     ) -> None:
         self.name = name
         self.address = address
+        self.authority = authority
         self.state = root / name
         self.state.mkdir(exist_ok=True)
         self.state.chmod(0o711)

@@ -1,0 +1,210 @@
+"""The gang clock: the members of an attempt and its head hear each other, or each side ends its part by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hpcmesos.launch import protocol
+from hpcmesos.launch.attempt import Attempt, Order
+from hpcmesos.launch.channel import Channel
+from hpcmesos.launch.peers import FIRST_WORD, PeerError, Peers
+from hpcmesos.launch.settings import Refusal
+
+_RETRY = 0.2
+"""Seconds between two tries to reach the head."""
+
+
+def _order_message(order: Order) -> dict[str, Any]:
+    return {
+        "end": order.cause,
+        "kill_delay": order.kill_delay,
+        "message": order.message,
+        "culprit": order.culprit,
+    }
+
+
+def _order(message: dict[str, Any]) -> Order:
+    return Order(
+        message["end"],
+        float(message.get("kill_delay") or 0),
+        message.get("message") or "",
+        message.get("culprit"),
+    )
+
+
+class HeadGang:
+    """The members as the head sees them."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._config = attempt.services.config
+        self._links: dict[str, Channel] = {}
+        self._heard: dict[str, float] = {}
+        self._order: Order | None = None
+        self._clock = asyncio.get_running_loop().create_task(self._watch())
+
+    def end(self, order: Order) -> None:
+        self._order = order
+        self._clock.cancel()
+        for channel in self._links.values():
+            channel.say(_order_message(order))
+
+    def rank(self, message: dict[str, Any], node: str) -> None:
+        """A step that was started on a member is kept there."""
+        origin = str(message.get("step", "")).partition(".")[0]
+        members = self._attempt.spec["members"]
+        if origin.isdigit() and 0 < int(origin) < len(members):
+            home = members[int(origin)]["node"]
+            if home != node and home in self._links:
+                self._links[home].say({message["op"]: message, "node": node})
+
+    async def serve(self, node: str, channel: Channel) -> None:
+        """Holds the connection of a member that joins, or joins again."""
+        if self._order:
+            channel.say(_order_message(self._order))
+            await channel.drain()
+            return
+        channel.say({"joined": True})
+        self._heard[node] = time.monotonic()
+        if before := self._links.pop(node, None):
+            before.close()
+        self._links[node] = channel
+        while message := await channel.hear():
+            self._heard[node] = time.monotonic()
+            self._hear(node, message)
+        if self._links.get(node) is channel:
+            del self._links[node]
+
+    def _hear(self, node: str, message: dict[str, Any]) -> None:
+        for kind in ("rank", "rank_end"):
+            if kind in message:
+                self._attempt.hear_rank(message[kind], node)
+        if "ended" in message and not self._order:
+            ended = message["ended"]
+            text = ended.get("message") or f"the part of {node} has ended"
+            kill_delay = self._attempt.spec["kill_delay"]
+            order = Order.lost(ended.get("culprit") or node, text, kill_delay)
+            self._attempt.end(Order(ended["end"], order.kill_delay, text, order.culprit))
+
+    async def _watch(self) -> None:
+        count = 0
+        while True:
+            await asyncio.sleep(self._config.gang_ping)
+            count += 1
+            now = time.monotonic()
+            for node, heard in self._heard.items():
+                if now - heard > self._config.gang_silence:
+                    text = f"{node} has been silent for {self._config.gang_silence:g} s"
+                    self._attempt.end(Order.lost(node, text, self._attempt.spec["kill_delay"]))
+                    return
+            for channel in self._links.values():
+                channel.say({"ping": count})
+
+
+class MemberGang:
+    """The head as another member sees it."""
+
+    def __init__(self, attempt: Attempt, peers: Peers, refuse: Callable[[Attempt, Refusal], None]) -> None:
+        self._attempt = attempt
+        self._peers = peers
+        self._refuse = refuse
+        self._config = attempt.services.config
+        self._head: dict[str, Any] = attempt.spec["members"][0]
+        self._channel: Channel | None = None
+        self._heard: float | None = None  # None: not joined yet
+        self._trouble = ""
+        task = asyncio.get_running_loop().create_task(self._run())
+        attempt.services.tasks.add(task)
+        task.add_done_callback(attempt.services.tasks.discard)
+        self._clock = asyncio.get_running_loop().create_task(self._watch())
+
+    def end(self, order: Order) -> None:
+        self._clock.cancel()
+        if self._channel:
+            self._channel.say({"ended": _order_message(order)})
+            self._channel.close()
+
+    def rank(self, message: dict[str, Any], node: str) -> None:
+        if self._channel:
+            self._channel.say({message["op"]: message, "node": node})
+
+    async def _run(self) -> None:
+        """Joins, and joins again after a loss, until this part ends. The clock says when it has been too long."""
+        while self._attempt.phase in ("preparing", "ready"):
+            try:
+                await self._hold()
+            except (PeerError, protocol.FrameError, TimeoutError) as error:
+                self._trouble = str(error) or f"{self._head['node']} does not answer"
+            await asyncio.sleep(_RETRY)
+
+    async def _hold(self) -> None:
+        channel = await self._peers.dial(self._head)
+        try:
+            channel.say(
+                {
+                    "op": "join",
+                    "attempt": self._attempt.id,
+                    "node": self._config.node,
+                    "again": self._heard is not None,
+                }
+            )
+            async with asyncio.timeout(self._attempt.spec["prepare_timeout"]):
+                answer = await channel.hear()
+            if answer is None or self._attempt.phase not in ("preparing", "ready"):
+                return
+            if "refused" in answer:
+                self._give_up(answer["refused"])
+                return
+            self._channel = channel
+            self._hear(answer)
+            while message := await channel.hear():
+                self._hear(message)
+        finally:
+            self._channel = None
+            channel.close()
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        self._heard = time.monotonic()
+        if "joined" in message:
+            self._attempt.ready()
+        if "end" in message:
+            self._attempt.end(_order(message))
+        for kind in ("rank", "rank_end"):
+            if kind in message:
+                self._attempt.hear_rank(message[kind], message["node"])
+
+    def _give_up(self, reason: str) -> None:
+        if self._attempt.phase == "preparing":
+            self._clock.cancel()
+            self._refuse(self._attempt, Refusal(reason, self._head["node"]))
+        else:
+            self._attempt.end(Order.lost(self._head["node"], reason, self._attempt.spec["kill_delay"]))
+
+    async def _watch(self) -> None:
+        begun, patience, count = time.monotonic(), self._attempt.spec["prepare_timeout"], 0
+        while True:
+            silence = time.monotonic() - (self._heard or begun)
+            limit = self._config.gang_silence if self._heard else patience
+            if silence > limit:
+                reason = self._trouble or f"{self._head['node']} has been silent for {limit:g} s"
+                return self._give_up(reason)
+            await asyncio.sleep(min(self._config.gang_ping, max(0.01, limit - silence)))
+            count += 1
+            if self._channel:
+                self._channel.say({"ping": count})
+
+
+async def serve_join(attempt: Attempt | None, channel: Channel, node: str) -> None:
+    """The head's side of ``join``. ``attempt`` None: not known here."""
+    if attempt is None or not isinstance(attempt.gang, HeadGang):
+        channel.say({"refused": "the head does not hold this attempt"})
+        await channel.drain()
+        return
+    await attempt.gang.serve(node, channel)
+
+
+JOIN_PATIENCE = FIRST_WORD
+"""Seconds that a join is kept waiting for the head's own PREPARE."""

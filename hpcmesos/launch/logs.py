@@ -1,0 +1,45 @@
+"""Reading a job's output from afar, while it grows."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from hpcmesos.launch import protocol
+from hpcmesos.launch.attempt import Attempt
+from hpcmesos.launch.channel import Channel
+
+_LOOK = 0.15
+"""Seconds between two looks at a file that somebody follows."""
+
+
+async def serve_log(attempt: Attempt | None, request: dict[str, Any], channel: Channel) -> None:
+    """Sends a stream from ``offset`` (bytes) on; with ``follow`` until the attempt is over or the reader has gone."""
+    if attempt is None:
+        channel.say({"end": True, "error": "this node does not hold that attempt"})
+        await channel.drain()
+        return
+    stream, offset, follow = request["stream"], int(request.get("offset") or 0), bool(request.get("follow"))
+    while True:
+        over = attempt.phase == "ended"
+        data = attempt.output.read(stream, offset, protocol.CHUNK)
+        if data:
+            channel.send(protocol.frame(protocol.STDOUT, data))
+            offset += len(data)
+            if not await channel.drain():
+                return
+        elif over or not follow:
+            channel.say({"end": over})
+            await channel.drain()
+            return
+        elif await _gone(channel):
+            return
+
+
+async def _gone(channel: Channel) -> bool:
+    """Waits for the next look; True when the reader hung up meanwhile."""
+    try:
+        async with asyncio.timeout(_LOOK):
+            return await channel.receive() is None
+    except TimeoutError:
+        return False

@@ -1,0 +1,110 @@
+"""The doors between nodes: mutually authenticated TLS, one connection for one thing."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from hpcmesos.launch import protocol
+from hpcmesos.launch.channel import Channel
+from hpcmesos.launch.settings import Config
+
+FIRST_WORD = 10.0
+"""Seconds within which a connection has to be made, and to say what it is for."""
+_RELOAD = 3600.0
+"""Seconds after which renewed certificates are read."""
+
+
+class PeerError(Exception):
+    """A peer cannot be reached, or is not who it should be."""
+
+
+class Identity(tuple[str, str]):
+    """(organization, common name) of a certificate."""
+
+    @classmethod
+    def of(cls, channel: Channel) -> Identity:
+        certificate: dict[str, Any] = channel.peer("peercert") or {}
+        names = dict(pair for part in certificate.get("subject", ()) for pair in part)
+        return cls((names.get("organizationName", ""), names.get("commonName", "")))
+
+
+class Peers:
+    """Listens for the other nodes and the masters, and dials other nodes."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._client_side.check_hostname = False  # certificates name nodes, not addresses; `dial` looks
+        for context in (self._server_side, self._client_side):
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(config.ca)
+            context.load_cert_chain(config.certificate, config.key)
+        self.port = 0
+
+    async def listen(
+        self, answer: Callable[[Channel, Identity, dict[str, Any]], Awaitable[None]]
+    ) -> asyncio.Server:
+        """Serves ``answer`` with each connection's identity and first message. Raises OSError."""
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            channel = Channel(reader, writer)
+            try:
+                async with asyncio.timeout(FIRST_WORD):
+                    request = await channel.hear()
+                if request:
+                    await answer(channel, Identity.of(channel), request)
+            except TimeoutError:
+                pass
+            except (protocol.FrameError, KeyError, TypeError, ValueError) as error:
+                sys.stderr.write(f"shepherd: peer {Identity.of(channel)}: bad request: {error!r}\n")
+            finally:
+                channel.close()
+
+        server = await asyncio.start_server(
+            serve,
+            self._config.address,
+            self._config.peer_port,
+            ssl=self._server_side,
+            limit=2 * protocol.CHUNK,
+            ssl_handshake_timeout=FIRST_WORD,
+        )
+        self.port = server.sockets[0].getsockname()[1]
+        asyncio.get_running_loop().call_later(_RELOAD, self._reload)
+        return server
+
+    def _reload(self) -> None:
+        for context in (self._server_side, self._client_side):
+            try:
+                context.load_cert_chain(self._config.certificate, self._config.key)
+            except OSError as error:
+                sys.stderr.write(f"shepherd: cannot read renewed certificates: {error}\n")
+        asyncio.get_running_loop().call_later(_RELOAD, self._reload)
+
+    async def dial(self, member: dict[str, Any]) -> Channel:
+        """A connection to that member of a gang.
+
+        Raises:
+            PeerError: it does not answer within `FIRST_WORD` seconds, or with another node's certificate.
+        """
+        node, address, port = member["node"], member["address"], member["peer_port"]
+        try:
+            async with asyncio.timeout(FIRST_WORD):
+                reader, writer = await asyncio.open_connection(
+                    address, port, ssl=self._client_side, limit=2 * protocol.CHUNK
+                )
+        except (OSError, TimeoutError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or "no answer"
+            raise PeerError(f"cannot reach {node} at {address}:{port}: {reason}") from error
+        channel = Channel(reader, writer)
+        if (identity := Identity.of(channel)) != ("agent", node):
+            channel.close()
+            raise PeerError(
+                f"{address}:{port} should be {node} and shows a certificate of {'/'.join(identity)}"
+            )
+        return channel

@@ -1,0 +1,120 @@
+"""``ranks.sock``: what processes of attempts ask. The kernel says who they are; nothing that they say does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import sys
+from typing import Any
+
+from hpcmesos.launch import enclosure, protocol, shells
+from hpcmesos.launch.attempt import Attempt
+from hpcmesos.launch.channel import Channel
+from hpcmesos.launch.peers import PeerError, Peers
+
+_PATIENCE = 1.0
+"""Seconds that the end of a failed launch waits for the report of the rank that failed."""
+
+
+class Ranks:
+    """Serves the processes of this node's attempts."""
+
+    def __init__(self, attempts: dict[str, Attempt], trees: enclosure.Trees, peers: Peers, node: str) -> None:
+        self._attempts = attempts
+        self._trees = trees
+        self._peers = peers
+        self._node = node
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        channel = Channel(reader, writer)
+        running: dict[tuple[str, int], dict[str, Any]] = {}
+        attempt = self._caller(channel.peer("socket"))
+        try:
+            if attempt is None:
+                channel.say(shells.answer(error="this process belongs to no job on this node"))
+                await channel.drain()
+                return
+            while request := await channel.hear():
+                if request["op"] == "shell":
+                    return await self._shell(attempt, request, channel)
+                await self._answer(attempt, request, channel, running)
+        except (protocol.FrameError, KeyError, TypeError, ValueError) as error:
+            sys.stderr.write(f"shepherd: ranks.sock: bad request: {error!r}\n")
+        finally:
+            for message in running.values():  # its wrapper was killed before it could say how it ended
+                if attempt:
+                    attempt.hear_rank({**message, "op": "rank_end", "code": None, "signal": 9}, self._node)
+            channel.close()
+
+    def _caller(self, connection: socket.socket) -> Attempt | None:
+        data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _ = struct.unpack("3i", data)
+        attempt = self._by_cgroup(pid) or self._attempts.get(self._trees.owner_of(pid) or "")
+        if attempt is None:
+            name = enclosure.attempt_of_environment(pid, self._trees.marker)
+            attempt = self._attempts.get(name or "")
+        return attempt if attempt and uid in (0, attempt.owner.uid) else None
+
+    def _by_cgroup(self, pid: int) -> Attempt | None:
+        try:
+            with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+                path = next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), "")
+        except OSError:
+            return None
+        while path not in ("", "/"):
+            attempt = self._attempts.get(os.path.basename(path))
+            if attempt and isinstance(attempt.enclosure, enclosure.Cgroup):
+                # A user may have made a group of that name somewhere else.
+                return attempt if attempt.enclosure.directory.endswith(path) else None
+            path = os.path.dirname(path)
+        return None
+
+    async def _shell(self, attempt: Attempt, request: dict[str, Any], channel: Channel) -> None:
+        host = str(request["host"])
+        member = self._find(attempt, host)
+        if member is None:
+            channel.say(shells.answer(error=f"{host} is no host of this job"))
+        elif member["node"] == self._node:
+            await shells.Command(attempt, request, channel).run()
+        else:
+            try:
+                target = await self._peers.dial(member)
+            except PeerError as error:
+                channel.say(shells.answer(error=str(error)))
+            else:
+                target.say({**request, "attempt": attempt.id})
+                await shells.relay(channel, target, member["node"])
+        await channel.drain()
+
+    def _find(self, attempt: Attempt, host: str) -> dict[str, Any] | None:
+        members: list[dict[str, Any]] = attempt.spec["members"]
+        if host in ("localhost", "127.0.0.1"):
+            host = self._node
+        return next(
+            (m for m in members if host in (m["node"], m["address"], m["node"].partition(".")[0])), None
+        )
+
+    async def _answer(
+        self,
+        attempt: Attempt,
+        request: dict[str, Any],
+        channel: Channel,
+        running: dict[tuple[str, int], dict[str, Any]],
+    ) -> None:
+        match request["op"]:
+            case "step":
+                channel.say({"step": attempt.steps.begin([str(word) for word in request["command"]])})
+            case "step_end":
+                channel.say(await attempt.steps.end(request["step"], int(request["code"]), _PATIENCE))
+            case "rank":
+                running[request["step"], int(request["rank"])] = request
+                attempt.hear_rank(request, self._node)
+            case "rank_end":
+                running.pop((request["step"], int(request["rank"])), None)
+                attempt.hear_rank(request, self._node)
+                channel.say({"noted": True})
+            case other:
+                raise ValueError(f"no operation {other!r}")

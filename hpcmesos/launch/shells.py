@@ -1,0 +1,162 @@
+"""Commands of the remote shell: run here, or passed on to the member that they are for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+from contextlib import suppress
+from typing import Any
+
+from hpcmesos.launch import protocol
+from hpcmesos.launch.attempt import Attempt
+from hpcmesos.launch.channel import Channel
+from hpcmesos.launch.processes import Launch, Report, read_report
+
+_GRACE = 2.0
+"""Seconds from SIGTERM to SIGKILL for a command whose caller has gone."""
+_LAST_WORDS = 0.2
+"""Seconds that the output of a command killed by a signal is waited for: others may hold its pipes for ever."""
+
+
+def answer(code: int | None = None, number: int | None = None, error: str | None = None) -> dict[str, Any]:
+    """The last message of a shell channel."""
+    return {"exit": code, "signal": number, "error": error}
+
+
+class Command:
+    """``sh -c COMMAND`` in an attempt on this node, its stdio in frames of ``channel``."""
+
+    def __init__(self, attempt: Attempt, request: dict[str, Any], channel: Channel) -> None:
+        self._attempt = attempt
+        self._request = request
+        self._channel = channel
+        self._loop = asyncio.get_running_loop()
+        self._exit: asyncio.Future[int] = self._loop.create_future()
+        self._report = Report()
+        self._pid = 0
+
+    async def run(self) -> None:
+        """Starts it, feeds it, and says how it ended."""
+        if self._attempt.phase not in ("ready", "running"):
+            self._channel.say(answer(error=f"the job on this node is {self._attempt.phase}"))
+            return
+        stdin, stdout, stderr = self._start()
+        # Frames of input come from the caller until it goes; then the command has to go too.
+        feeding = self._loop.create_task(self._feed(stdin))
+        pumping = asyncio.gather(
+            self._pump(stdout, protocol.STDOUT), self._pump(stderr, protocol.STDERR), return_exceptions=True
+        )
+        try:
+            status = await self._exit
+            patience = _LAST_WORDS if os.WIFSIGNALED(status) else None
+            either: set[asyncio.Future[Any]] = {feeding, pumping}
+            await asyncio.wait(either, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+            code = os.WEXITSTATUS(status) if number is None else None
+            self._channel.say(answer(code, number, self._report.failure or None))
+            await self._channel.drain()
+        finally:
+            feeding.cancel()
+            pumping.cancel()
+
+    def _start(self) -> tuple[int | None, int, int]:
+        """Forks; answers our ends of the pipes."""
+        request, attempt = self._request, self._attempt
+        stdin = os.pipe() if request.get("stdin") else None
+        stdout, stderr = os.pipe(), os.pipe()
+        launch = Launch(
+            program="/bin/sh",
+            argv=["sh", "-c", str(request["command"])],
+            environ=attempt.shell_environment(dict(request.get("environ") or {})),
+            directories=(request.get("cwd") or attempt.owner.home, attempt.owner.home),
+            owner=attempt.owner,
+            umask=attempt.spec["umask"],
+            cgroup=attempt.enclosure.procs,
+            stdio=(stdin[0] if stdin else None, stdout[1], stderr[1]),
+        )
+        self._pid, self._connection = attempt.services.children.spawn(launch, self._exited)
+        attempt.enclosure.adopt(self._pid)
+        for fd in (stdin[0] if stdin else None, stdout[1], stderr[1]):
+            if fd is not None:
+                os.close(fd)
+        return stdin[1] if stdin else None, stdout[0], stderr[0]
+
+    def _exited(self, status: int, usage: resource.struct_rusage) -> None:
+        read_report(self._connection, self._report)
+        self._connection.close()
+        self._attempt.charge(usage)
+        if not self._exit.done():
+            self._exit.set_result(status)
+
+    async def _pump(self, fd: int, kind: bytes) -> None:
+        reader = asyncio.StreamReader(limit=protocol.CHUNK)
+        transport, _ = await self._loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
+        )
+        try:
+            while data := await reader.read(protocol.CHUNK):
+                self._channel.send(protocol.frame(kind, data))
+                await self._channel.drain()
+        finally:
+            transport.close()
+
+    async def _feed(self, fd: int | None) -> None:
+        writer = await _pipe_writer(fd) if fd is not None else None
+        try:
+            while frame := await self._channel.receive():
+                kind, body = frame
+                if kind == protocol.MESSAGE:
+                    self._signal(int(protocol.decode(body).get("signal", 0)))
+                elif writer and kind == protocol.STDIN:
+                    writer.write(body)
+                    with suppress(OSError):
+                        await writer.drain()
+                elif writer and kind == protocol.STDIN_END:
+                    writer.close()
+                    writer = None
+        finally:
+            if writer:
+                writer.close()
+        await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        self._signal(signal.SIGTERM)
+        await asyncio.wait({self._exit}, timeout=_GRACE)
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        if number and not self._exit.done():
+            with suppress(ProcessLookupError):
+                os.killpg(self._pid, number)
+
+
+async def _pipe_writer(fd: int) -> asyncio.StreamWriter:
+    loop = asyncio.get_running_loop()
+    transport, protocol_ = await loop.connect_write_pipe(
+        lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), os.fdopen(fd, "wb", 0)
+    )
+    return asyncio.StreamWriter(transport, protocol_, None, loop)
+
+
+async def relay(caller: Channel, target: Channel, node: str) -> None:
+    """Passes frames both ways until the command has ended or one side is gone."""
+
+    async def forward() -> None:
+        while frame := await caller.receive():
+            target.send(protocol.frame(*frame))
+            await target.drain()
+        target.close()
+
+    forwarding = asyncio.get_running_loop().create_task(forward())
+    try:
+        while frame := await target.receive():
+            caller.send(protocol.frame(*frame))
+            if not await caller.drain() or frame[0] == protocol.MESSAGE:
+                return
+        caller.say({**answer(error=f"the connection to {node} was lost"), "lost": True})
+        await caller.drain()
+    finally:
+        forwarding.cancel()
+        target.close()
