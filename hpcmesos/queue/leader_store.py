@@ -203,6 +203,7 @@ class LeaderStore(Reads):
 
     def __init__(self, url: str, term: int) -> None:
         super().__init__(make_engine(url, APPLICATION, pool=3, pre_ping=False, limits=_LIMITS))
+        self._url = url
         self.term = term
 
     @contextmanager
@@ -220,23 +221,13 @@ class LeaderStore(Reads):
 
     def load(self) -> LeaderState:
         """Everything from one snapshot; read-only, and not limited to 2 s."""
-        with begin(self._engine) as connection:
-            for limit in _LIMITS:
-                connection.execute(text("SELECT set_config(:name, '120s', true)"), {"name": limit})
-            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
-            jobs = read_jobs(connection, JobFilter(states=LIVE, brief=True))
-            running = [job for job in jobs if job.state in (JobState.RUNNING, JobState.EXITING)]
-            last = {job.attempt_key for job in running}
-            attempts = read_attempts(connection, [job.seq for job in running])
-            live = select(t.shares).where(t.shares.c.released_at.is_(None))
-            live = live.order_by(t.shares.c.seq, t.shares.c.element, t.shares.c.number, t.shares.c.position)
-            return LeaderState(
-                jobs=tuple(jobs),
-                attempts=tuple(attempt for attempt in attempts if attempt.key in last),
-                shares=tuple(share_record(row) for row in connection.execute(live)),
-                nodes=tuple(read_nodes(connection)),
-                queues=tuple(read_queues(connection)),
-            )
+        engine = make_engine(self._url, APPLICATION, pool=1)
+        snapshot = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        try:
+            with begin(snapshot) as connection:
+                return _load(connection)
+        finally:
+            engine.dispose()
 
     def sweep(self, now: datetime, keep_completed: timedelta, limit: int = 2000) -> int:
         """Moves at most ``limit`` jobs that ended before ``now - keep_completed`` into history, with all that belongs
@@ -254,3 +245,19 @@ class LeaderStore(Reads):
         """Drops the partitions of days that were over ``before``; answers how many."""
         with self.transaction() as transaction:
             return history.drop_partitions(transaction._connection, before)
+
+
+def _load(connection: Connection) -> LeaderState:
+    jobs = read_jobs(connection, JobFilter(states=LIVE, brief=True))
+    running = [job for job in jobs if job.state in (JobState.RUNNING, JobState.EXITING)]
+    last = {job.attempt_key for job in running}
+    attempts = read_attempts(connection, [job.seq for job in running])
+    live = select(t.shares).where(t.shares.c.released_at.is_(None))
+    live = live.order_by(t.shares.c.seq, t.shares.c.element, t.shares.c.number, t.shares.c.position)
+    return LeaderState(
+        jobs=tuple(jobs),
+        attempts=tuple(attempt for attempt in attempts if attempt.key in last),
+        shares=tuple(share_record(row) for row in connection.execute(live)),
+        nodes=tuple(read_nodes(connection)),
+        queues=tuple(read_queues(connection)),
+    )

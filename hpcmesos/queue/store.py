@@ -66,8 +66,8 @@ class Store(Reads):
             seqs = list(connection.scalars(ids))
             if key is not None:
                 row = {"user": news[0].owner, "key": key, "digest": digest, "seqs": seqs}
-                taken = insert(t.idempotency_keys).values(row).on_conflict_do_nothing()
-                taken = taken.returning(t.idempotency_keys.c.key)
+                mine = insert(t.idempotency_keys).values(row).on_conflict_do_nothing()
+                taken = mine.returning(t.idempotency_keys.c.key)
                 # Waits for a twin that is being committed now; then the twin's answer is ours.
                 if connection.execute(taken).first() is None:
                     return [Submitted(seq, True) for seq in _replay(connection, news[0].owner, key, digest)]

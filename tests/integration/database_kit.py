@@ -55,7 +55,12 @@ def postgres_sockets() -> Iterator[Path]:
     place.chmod(0o711)
     try:
         postgres.start(place / "data", place / "s")
-        on_server(place / "s", f"CREATE DATABASE {TEMPLATE}")
+        for statement in (
+            "ALTER SYSTEM SET fsync = off",  # a crash of this machine is no concern of the tests
+            "SELECT pg_reload_conf()",
+            f"CREATE DATABASE {TEMPLATE}",
+        ):
+            on_server(place / "s", statement)
         schema.migrate(urls(place / "s", TEMPLATE).owner)
         yield place / "s"
     finally:

@@ -27,7 +27,12 @@ def test_the_scripts_own_code_comes_through(cause: Cause, code: int, forced: boo
 
 
 @given(
-    st.sampled_from([cause for cause in Cause if cause not in OWN]), codes, signals, st.booleans(), codes, signals
+    st.sampled_from([cause for cause in Cause if cause not in OWN]),
+    codes,
+    signals,
+    st.booleans(),
+    codes,
+    signals,
 )
 def test_infrastructure_overrides_whatever_the_script_returned(
     cause: Cause, code: int | None, signal: int | None, forced: bool, other: int | None, another: int | None

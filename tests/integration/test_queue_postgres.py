@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from hpcmesos.errors import ConfigError, StateError
+from hpcmesos.queue import postgres, schema
+from hpcmesos.queue.engine import parse_url
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory with a short path that everybody may pass."""
+    found = Path(tempfile.mkdtemp(prefix="hpcm-", dir="/tmp"))
+    found.chmod(0o711)
+    yield found
+    postgres.stop(found / "data", "immediate")
+    shutil.rmtree(found)
+
+
+def ask(url: str, query: str) -> object:
+    with psycopg.connect(url) as connection:
+        row = connection.execute(query.encode()).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def test_a_server_from_nothing_to_stop(place: Path) -> None:
+    server = postgres.start(place / "data", place / "s")
+    schema.migrate(server.url)
+    for role, url in (("owner", server.url), ("leader", server.leader_url), ("api", server.api_url)):
+        assert ask(url, "SELECT current_user::text") == f"hpcmesos_{role}"
+        schema.check_schema(url)
+    for setting, value in (
+        ("listen_addresses", ""),
+        ("fsync", "on"),
+        ("synchronous_commit", "on"),
+        ("jit", "off"),
+        ("max_connections", "100"),
+        ("shared_buffers", "64MB"),
+    ):
+        assert ask(server.url, f"SHOW {setting}") == value
+    assert postgres.start(place / "data", place / "s") == server
+    assert postgres.stop(place / "data")
+    assert not postgres.stop(place / "data")
+
+
+def test_rows_outlive_a_crash_and_a_stale_pid_file(place: Path) -> None:
+    server = postgres.start(place / "data", place / "s")
+    schema.migrate(server.url)
+    ask(server.leader_url, "INSERT INTO queues (name) VALUES ('kept') RETURNING name")
+    stale = (place / "data" / "postmaster.pid").read_text()
+    postgres.stop(place / "data", "immediate")
+    (place / "data" / "postmaster.pid").write_text(stale.replace(str(server.pid), str(os.getpid()), 1))
+    assert not postgres.stop(place / "data"), "the pid is another program's"
+    again = postgres.start(place / "data", place / "s")
+    assert ask(again.api_url, "SELECT count(*) FROM queues") == 2
+
+
+def test_only_the_caller_gets_in(place: Path) -> None:
+    server = postgres.start(place / "data", place / "s")
+    assert (place / "data").stat().st_mode & 0o777 == 0o700
+    rules = [line.split() for line in (place / "data" / "pg_hba.conf").read_text().splitlines()]
+    assert rules == [["local", "all", "all", "peer", "map=hpcmesos"]]
+    callers = {
+        line.split()[1].strip('"') for line in (place / "data" / "pg_ident.conf").read_text().splitlines()
+    }
+    assert callers == {"root", pwd.getpwuid(os.geteuid()).pw_name}
+    with pytest.raises(psycopg.OperationalError, match=r"does not exist|authentication failed"):
+        psycopg.connect(server.url.replace("hpcmesos_owner@", "somebody@"))
+
+
+def test_a_socket_directory_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="too long"):
+        postgres.start(tmp_path / "data", tmp_path / ("x" * 100))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_place_that_the_servers_user_cannot_reach(place: Path) -> None:
+    closed = place / "closed"
+    closed.mkdir(mode=0o700)
+    with pytest.raises(StateError, match=f"may not use {closed}"):
+        postgres.start(closed / "data", place / "s")
+
+
+def test_the_wheel_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StateError, match="--database-url"):
+        postgres.find_binaries()
+
+
+@pytest.mark.parametrize("url", ["", "sqlite://", "mysql://h/d", "no url"])
+def test_other_databases_are_refused(url: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_url(url)
