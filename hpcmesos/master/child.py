@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcmesos.config import MasterSettings
+from hpcmesos.config import MasterSettings, load
 
 API_CONFIG = "HPCMESOS_API_CONFIG"
 LEADER_CONFIG = "HPCMESOS_LEADER_CONFIG"
@@ -23,7 +23,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
-    """A child's configuration. In the file the settings lie flat beside the other fields."""
+    """A child's configuration."""
 
     settings: MasterSettings
     certificate: Path
@@ -32,32 +32,25 @@ class Child:
     unix_fd: int | None = None
     tls_fd: int | None = None
 
+    def text(self) -> str:
+        return json.dumps(dataclasses.asdict(self), default=str)
+
     def write(self, path: Path) -> None:
-        values = dataclasses.asdict(self)
-        flat = values.pop("settings") | values
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            json.dump(flat, file, default=str)
+            file.write(self.text())
 
     @classmethod
     def read(cls, path: Path) -> Child:
         values: dict[str, Any] = json.loads(path.read_text())
-        names = {field.name for field in dataclasses.fields(MasterSettings)}
-        settings = {name: _typed(name, values[name]) for name in names}
         return cls(
-            settings=MasterSettings(**settings),
+            settings=load(MasterSettings, values["settings"], {}),
             certificate=Path(values["certificate"]),
             key=Path(values["key"]),
             ca=Path(values["ca"]),
             unix_fd=values["unix_fd"],
             tls_fd=values["tls_fd"],
         )
-
-
-def _typed(name: str, value: Any) -> Any:
-    if name in ("state", "socket"):
-        return Path(value)
-    return tuple(value) if isinstance(value, list) else value
 
 
 def die_with_parent(parent: int) -> None:
@@ -70,7 +63,7 @@ def die_with_parent(parent: int) -> None:
 class LineFormatter(logging.Formatter):
     """One line a record, also with a traceback; times in UTC."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
 

@@ -121,12 +121,9 @@ def _children(settings: MasterSettings, unix: socket.socket, tls: socket.socket)
         unix_fd=unix.fileno(),
         tls_fd=tls.fileno(),
     )
-    api.write(run / "api.json")
     leader = Process("leader", "hpcmesos.master.leader", {child.LEADER_CONFIG: str(run / "leader.json")})
     apis = [
-        Process(
-            f"api{n}", "hpcmesos.master.api_process", {child.API_CONFIG: str(run / "api.json")}, descriptors
-        )
+        Process(f"api{n}", "hpcmesos.master.api_process", {child.API_CONFIG: api.text()}, descriptors)
         for n in range(settings.api_processes)
     ]
     return [leader, *apis]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from hpcmesos import wire
 from hpcmesos.errors import InvalidValue
@@ -45,7 +46,7 @@ class Inbox:
     def on_row(self, row: InboxRow, submitted: Mapping[JobKey, JobRecord]) -> None:
         """One row. Raises InvalidValue for a payload that makes no sense."""
         if row.kind == wishes.NODE:
-            self._on_node(str(row.payload["node"]), str(row.payload["action"]), row.payload.get("note"))
+            self._on_node(row.payload)
             return
         if row.seq is None:
             raise InvalidValue(f"an inbox row of kind {row.kind} without a job")
@@ -61,9 +62,9 @@ class Inbox:
             case wishes.DELETE:
                 self._on_delete(job, row)
             case wishes.HOLD:
-                self._set_holds(job, "held", row, {*job.holds, *row.payload["kinds"]})
+                self._set_holds(job, "held", row, set(job.holds) | _kinds(row))
             case wishes.RELEASE:
-                self._set_holds(job, "released", row, set(job.holds) - set(row.payload["kinds"]))
+                self._set_holds(job, "released", row, set(job.holds) - _kinds(row))
             case wishes.SIGNAL:
                 self._on_signal(job, row)
             case _:
@@ -167,16 +168,33 @@ class Inbox:
             self._watch_time(moved)
 
     def _on_signal(self, job: JobRecord, row: InboxRow) -> None:
+        number = row.payload.get("signal")
+        if not isinstance(number, int):
+            raise InvalidValue(f"a signal wish with the signal {number!r}")
         attempt = self.desk.cluster.current(job.key)
         if attempt is not None:
-            signal = wire.Signal(attempt=attempt.name, signal=int(row.payload["signal"]))
+            signal = wire.Signal(attempt=attempt.name, signal=number)
             self.desk.send(attempt.head, signal)
-        self.desk.move(job, job.state, "signalled", {"user": row.user, "signal": row.payload["signal"]})
+        self.desk.move(job, job.state, "signalled", {"user": row.user, "signal": number})
 
-    def _on_node(self, name: str, action: str, note: str | None) -> None:
+    def _on_node(self, payload: Mapping[str, Any]) -> None:
+        name, action, note = str(payload.get("node")), payload.get("action"), payload.get("note")
         if name not in self.desk.cluster.nodes:
-            log.warning("wish about an unknown node node=%s action=%s", name, action)
-        elif action == "gone":
-            self.nodes.on_gone(name)
-        else:
-            self.nodes.on_offline(name, {"offline": True, "clear": False}.get(action), note)
+            raise InvalidValue(f"a wish about an unknown node: {name}")
+        match action:
+            case "gone":
+                self.nodes.on_gone(name)
+            case "offline" | "clear":
+                self.nodes.on_offline(name, action == "offline", note)
+            case "note":
+                self.nodes.on_offline(name, None, note)
+            case _:
+                raise InvalidValue(f"an unknown wish about a node: {action}")
+
+
+def _kinds(row: InboxRow) -> set[str]:
+    """The letters of a hold or release wish."""
+    kinds = row.payload.get("kinds")
+    if not isinstance(kinds, str) or not set(kinds) <= set("uos"):
+        raise InvalidValue(f"a {row.kind} wish with the kinds {kinds!r}")
+    return set(kinds)

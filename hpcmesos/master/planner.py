@@ -18,7 +18,7 @@ from typing import Protocol
 
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
-from hpcmesos.errors import DatabaseUnavailable, LostLeadership
+from hpcmesos.errors import DatabaseUnavailable, InvalidValue, LostLeadership
 from hpcmesos.gang.schedule import schedule
 from hpcmesos.gang.snapshot import Plan, Policy
 from hpcmesos.master import cycle
@@ -133,6 +133,8 @@ class Planner:
             work.append((label, self._desk.effects))
         except _FATAL:
             raise
+        except InvalidValue as error:  # refused before anything was changed
+            log.warning("dropped: %s: %s", label, error)
         except Exception:
             log.exception("dropped: %s", label)
             self._reload_wanted = True

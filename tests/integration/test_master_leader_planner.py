@@ -1,0 +1,433 @@
+"""What the planner decides, over a real database; the agents are played by hand and the clock stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hpcmesos import wire
+from hpcmesos.master.events import Asked
+from hpcmesos.master.links_client import Answer, Question
+from hpcmesos.model import Cause, GpuState, JobState
+from hpcmesos.queue.dependencies import Dependency, DependencyKind
+from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.store import Store
+from tests.integration.invariants import check_invariants
+from tests.integration.leader_kit import Bench, ended, hello, kinds, report, request, settings
+
+if TYPE_CHECKING:
+    from tests.integration.database_kit import Database
+
+pytest_plugins = ["tests.integration.database_kit"]
+
+
+@pytest.fixture
+def bench(store: Store, leader: LeaderStore, database: Database, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(store, leader, settings(tmp_path, database.leader))
+    yield bench
+    assert check_invariants(database.owner, drained=True) == []
+
+
+def why(bench: Bench, seq: int) -> tuple[str, str] | None:
+    answers: list[Answer] = []
+    bench.turn(Asked(Question(why=[seq]), answers.append))
+    return answers[0].why.get(seq)
+
+
+def test_a_gang_from_submission_to_its_end(bench: Bench) -> None:
+    bench.up("node1", "node2")
+    seq = bench.submit(request(2, 2))
+    sent = bench.turn()
+    assert kinds(sent) == [("node1", "Prepare"), ("node2", "Prepare")]
+    spec = sent[1][1].spec  # type: ignore[union-attr]
+    assert spec["me"] == 1
+    assert [member["node"] for member in spec["members"]] == ["node1", "node2"]
+    assert [len(member["gpus"]) for member in spec["members"]] == [2, 2]
+    assert spec["environment"] == {"A": "1"}
+
+    attempt = bench.attempt(seq)
+    assert bench.say(("node1", wire.Ready(attempt=attempt))) == []
+    assert bench.say(("node2", wire.Ready(attempt=attempt))) == [("node1", wire.Go(attempt=attempt))]
+    bench.say(("node1", wire.Started(attempt=attempt, pid=1, started_at=1.0)))
+    assert {gpu.state for gpu in bench.node("node1").gpus} == {GpuState.ALLOCATED}
+
+    sent = bench.say(("node1", ended(attempt, "APP", code=3)))
+    assert sent == [("node1", wire.Acknowledged(attempt=attempt))]
+    job = bench.job(seq)
+    assert (job.state, job.exit_status, job.cause) == (JobState.COMPLETE, 3, Cause.APP)
+    assert {gpu.state for gpu in bench.node("node1").gpus} == {GpuState.FREE}
+    assert {gpu.state for gpu in bench.node("node2").gpus} == {GpuState.ALLOCATED}
+    assert bench.say(("node2", ended(attempt, "APP", head=False))) == [
+        ("node2", wire.Acknowledged(attempt=attempt))
+    ]
+    assert {gpu.state for gpu in bench.node("node2").gpus} == {GpuState.FREE}
+    lines = next((bench.settings.state / "accounting").iterdir()).read_text().splitlines()
+    assert [line.split(";")[1] for line in lines] == ["Q", "S", "E"]
+
+
+def test_a_repeated_end_is_acknowledged_and_changes_nothing(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit()
+    bench.turn()
+    bench.run(seq)
+    end = ended(bench.attempt(seq), "OK")
+    acknowledged = [("node1", wire.Acknowledged(attempt=end.attempt))]
+    assert bench.say(("node1", end)) == acknowledged
+    before = bench.job(seq)
+    assert bench.say(("node1", end), ("node1", end)) == acknowledged * 2
+    bench.take_over()
+    bench.up("node1")
+    assert bench.say(("node1", end)) == acknowledged
+    assert bench.job(seq) == before
+
+
+def test_dirty_gpus_are_free_when_their_node_says_so(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit(request(1, 2))
+    bench.turn()
+    bench.run(seq)
+    gpus = hello("node1").inventory.gpus
+    dirty = tuple(wire.Gpu(**{**_fields(gpu), "state": "cleaning"}) for gpu in gpus)
+    bench.say(("node1", wire.GpuReport(gpus=dirty)), ("node1", ended(bench.attempt(seq))))
+    assert {gpu.state for gpu in bench.node("node1").gpus} == {GpuState.CLEANING}
+    other = bench.submit(request(1, 1))
+    assert bench.turn() == []
+    sent = bench.say(("node1", wire.GpuReport(gpus=gpus[:1])))
+    assert kinds(sent) == [("node1", "Prepare")]
+    assert bench.state(other) is JobState.RUNNING
+    assert sorted(gpu.state for gpu in bench.node("node1").gpus) == [GpuState.ALLOCATED, GpuState.CLEANING]
+
+
+def _fields(gpu: wire.Gpu) -> dict[str, object]:
+    return {name: getattr(gpu, name) for name in gpu.__struct_fields__}
+
+
+def test_a_refusal_requeues_uncharged_and_elsewhere(bench: Bench) -> None:
+    bench.up("node1", "node2")
+    seq = bench.submit()
+    bench.turn()
+    first = bench.attempt(seq)
+    refused = wire.Refused(attempt=first, culprit="node1", reason="node1: no /scratch")
+    sent = bench.say(("node1", refused))
+    assert kinds(sent) == [("node2", "Prepare")]
+    job = bench.job(seq)
+    assert (job.state, job.attempt, job.charged_attempts, job.excluded) == (
+        JobState.RUNNING,
+        2,
+        0,
+        ("node1",),
+    )
+    ends = [(a.cause, a.culprit, a.message) for a in bench.store.attempts([seq])]
+    assert ends[0] == (Cause.START_FAILED, "node1", "node1: no /scratch")
+
+
+def test_members_of_a_failed_start_are_ended_before_the_next_one(bench: Bench) -> None:
+    bench.up("node1", "node2", "node3")
+    seq = bench.submit(request(2))
+    bench.turn()
+    first = bench.attempt(seq)
+    bench.say(("node2", wire.Ready(attempt=first)))
+    sent = bench.say(("node1", wire.Refused(attempt=first, culprit="node1", reason="x")))
+    assert [(node, message.cause) for node, message in sent] == [("node2", "START_FAILED")]  # type: ignore[union-attr]
+    assert bench.state(seq) is JobState.QUEUED
+    assert "last attempt" in (why(bench, seq) or ("", ""))[1]
+    sent = bench.say(("node2", ended(first, "START_FAILED", head=False)))
+    assert kinds(sent) == [("node2", "Acknowledged"), ("node2", "Prepare"), ("node3", "Prepare")]
+
+
+def test_five_failed_starts_hold_the_job(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit()
+    bench.turn()
+    for _ in range(5):
+        assert bench.state(seq) is JobState.RUNNING
+        bench.say(("node1", wire.Refused(attempt=bench.attempt(seq), culprit="node1", reason="no")))
+    job = bench.job(seq)
+    assert (job.state, job.holds, job.attempt, job.charged_attempts) == (JobState.HELD, "s", 5, 0)
+    assert "5 failed starts" in job.comment
+
+
+def test_nobody_ready_in_time(bench: Bench) -> None:
+    bench.up("node1", "node2")
+    seq = bench.submit(request(2))
+    bench.turn()
+    bench.say(("node2", wire.Ready(attempt=bench.attempt(seq))))
+    sent = bench.pass_time(31)
+    assert sorted(kinds(sent)) == [("node1", "End"), ("node2", "End")]
+    assert bench.store.attempts([seq])[0].culprit == "node1"
+
+
+def test_delete(bench: Bench) -> None:
+    bench.up("node1")
+    running, waiting = bench.submit(request(1, 2)), bench.submit(request(1, 2))
+    bench.turn()
+    bench.run(running)
+    bench.wish("delete", waiting)
+    job = bench.job(waiting)
+    assert (job.state, job.cause, job.exit_status) == (JobState.COMPLETE, Cause.DELETED, None)
+    attempt = bench.attempt(running)
+    sent = bench.wish("delete", running, kill_delay=2, message="enough")
+    assert sent == [("node1", wire.End(attempt=attempt, cause="DELETED", kill_delay=2.0, message="enough"))]
+    assert bench.state(running) is JobState.EXITING
+    bench.take_over()
+    sent = bench.turn(bench.link_up(hello("node1", attempts=[report(attempt, "running")])))
+    assert kinds(sent) == [("node1", "End")]
+    bench.say(("node1", ended(attempt, "DELETED", signal=15)))
+    job = bench.job(running)
+    assert (job.state, job.cause, job.exit_status) == (JobState.COMPLETE, Cause.DELETED, 271)
+
+
+def test_purge_completes_at_once_and_the_share_follows(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit()
+    bench.turn()
+    bench.run(seq)
+    attempt = bench.attempt(seq)
+    bench.down("node1")
+    bench.wish("delete", seq, purge=True)
+    assert bench.state(seq) is JobState.COMPLETE
+    sent = bench.turn(bench.link_up(hello("node1", attempts=[report(attempt, "running")])))
+    assert kinds(sent) == [("node1", "End")]
+    bench.say(("node1", ended(attempt, "DELETED", signal=9)))
+    assert bench.node("node1").cpus_used == 0
+
+
+def test_holds(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit(state=JobState.HELD, holds="u")
+    assert bench.turn() == []
+    bench.wish("hold", seq, kinds="so")
+    bench.wish("release", seq, kinds="us")
+    assert (bench.job(seq).state, bench.job(seq).holds) == (JobState.HELD, "o")
+    assert why(bench, seq) == ("held", "an operator hold: qrls takes it away")
+    assert kinds(bench.wish("release", seq, kinds="o")) == [("node1", "Prepare")]
+
+
+def test_a_wish_of_an_unknown_kind_or_without_sense_is_dropped(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit(state=JobState.HELD, holds="u")
+    bench.turn()
+    bench.wish("levitate", seq)
+    bench.wish("hold", seq)
+    bench.wish("node", None, node="nowhere", action="offline")
+    bench.wish("delete", 999)
+    other = bench.submit()
+    bench.turn()
+    assert bench.state(other) is JobState.RUNNING
+    assert bench.links.dropped == []
+    assert [event.kind for event in bench.store.events(seq=seq)] == ["ignored"]
+
+
+def test_signal_and_offline(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit()
+    bench.turn()
+    bench.run(seq)
+    sent = bench.wish("signal", seq, signal=10)
+    assert sent == [("node1", wire.Signal(attempt=bench.attempt(seq), signal=10))]
+    bench.wish("node", None, node="node1", action="offline", note="fan")
+    assert (bench.node("node1").offline, bench.node("node1").note) == (True, "fan")
+    assert (bench.submit(), bench.turn())[1] == []
+    assert kinds(bench.wish("node", None, node="node1", action="clear")) == [("node1", "Prepare")]
+
+
+def test_dependencies(bench: Bench) -> None:
+    bench.up("node1")
+    first = bench.submit()
+    ok, bad = (
+        bench.submit(state=JobState.HELD, holds="d", dependencies=(Dependency(kind, first),))
+        for kind in (DependencyKind.AFTER_OK, DependencyKind.AFTER_NOT_OK)
+    )
+    last = bench.submit(
+        state=JobState.HELD, holds="d", dependencies=(Dependency(DependencyKind.AFTER_ANY, ok),)
+    )
+    bench.turn()
+    bench.run(first)
+    assert why(bench, ok) == ("dependency", f"waits for afterok:{first}")
+    sent = bench.say(("node1", ended(bench.attempt(first))))
+    assert kinds(sent) == [("node1", "Acknowledged"), ("node1", "Prepare")]
+    assert bench.state(ok) is JobState.RUNNING
+    job = bench.job(bad)
+    assert (job.state, job.cause, job.exit_status) == (JobState.COMPLETE, Cause.DELETED, None)
+    assert bench.state(last) is JobState.HELD
+    bench.wish("delete", ok)
+    bench.say(("node1", ended(bench.attempt(ok), "DELETED", signal=15)))
+    bench.turn()
+    assert bench.state(last) is JobState.RUNNING
+
+
+def test_execution_time(bench: Bench) -> None:
+    bench.up("node1")
+    at = datetime.now(UTC) + timedelta(seconds=100)
+    seq = bench.submit(state=JobState.WAITING, not_before=at)
+    assert bench.turn() == []
+    assert (why(bench, seq) or ("", ""))[0] == "waiting"
+    bench.now += 99
+    bench.planner.turn([])
+    assert bench.links.take() == []
+    # No transaction in this turn before the alarm, so the database's clock is still read off ours.
+    bench.now += 2
+    bench.planner.turn([])
+    assert kinds(bench.links.take()) == [("node1", "Prepare")]
+
+
+def test_a_lost_node_requeues_a_gang_away_from_it(bench: Bench) -> None:
+    bench.up("node1", "node2", "node3")
+    seq = bench.submit(request(2))
+    bench.turn()
+    bench.run(seq)
+    first = bench.attempt(seq)
+    bench.down("node2")
+    bench.pass_time(16)
+    assert not bench.node("node2").up
+    sent = bench.say(("node1", ended(first, "NODE_LOST", culprit="node2", message="silent for 20 s")))
+    assert kinds(sent) == [("node1", "Acknowledged")]
+    job = bench.job(seq)
+    assert (job.state, job.charged_attempts, job.excluded) == (JobState.QUEUED, 1, ("node2",))
+    assert bench.pass_time(20) == []
+    assert kinds(bench.pass_time(11)) == [("node1", "Prepare"), ("node3", "Prepare")]
+    sent = bench.turn(bench.link_up(hello("node2", attempts=[report(first, "running", head=False)])))
+    assert [(node, message.cause) for node, message in sent] == [("node2", "NODE_LOST")]  # type: ignore[union-attr]
+    bench.say(("node2", ended(first, "NODE_LOST", head=False)))
+    assert bench.node("node2").cpus_used == 0
+
+
+def test_a_silent_head_is_given_up_when_its_members_are(bench: Bench) -> None:
+    bench.up("node1", "node2")
+    seq = bench.submit(request(2), rerunable=False)
+    bench.turn()
+    bench.run(seq)
+    first = bench.attempt(seq)
+    bench.down("node1")
+    bench.say(("node2", ended(first, "NODE_LOST", head=False, culprit="node1", message="silent")))
+    assert bench.state(seq) is JobState.RUNNING
+    bench.pass_time(31)
+    job = bench.job(seq)
+    assert (job.state, job.exit_status, job.cause) == (JobState.COMPLETE, -3, Cause.NODE_LOST)
+
+
+def test_attempts_are_charged_up_to_the_limit(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit()
+    bench.turn()
+    for _ in range(3):
+        bench.run(seq)
+        bench.say(("node1", ended(bench.attempt(seq), "GPU_LOST", culprit="node1")))
+    job = bench.job(seq)
+    assert (job.state, job.attempt, job.exit_status) == (JobState.COMPLETE, 3, -3)
+
+
+def test_a_single_node_job_on_a_silent_node_is_kept(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit()
+    bench.turn()
+    bench.run(seq)
+    bench.down("node1")
+    bench.pass_time(3600)
+    assert bench.state(seq) is JobState.RUNNING
+    bench.turn(bench.link_up(hello("node1", attempts=[report(bench.attempt(seq), "running")])))
+    assert bench.state(seq) is JobState.RUNNING
+    bench.down("node1")
+    sent = bench.turn(bench.link_up(hello("node1", boot="boot2")))
+    assert kinds(sent) == [("node1", "Prepare")]
+    assert (bench.job(seq).attempt, bench.job(seq).charged_attempts) == (2, 1)
+
+
+def test_an_operator_says_that_a_node_is_gone(bench: Bench) -> None:
+    bench.up("node1", "node2")
+    seq = bench.submit()
+    bench.turn()
+    bench.run(seq)
+    bench.down("node1")
+    sent = bench.wish("node", None, node="node1", action="gone")
+    assert ("node2", "Prepare") in kinds(sent)
+    assert bench.job(seq).excluded == ("node1",)
+
+
+def test_take_over_while_members_prepare(bench: Bench) -> None:
+    bench.up("node1", "node2")
+    seq = bench.submit(request(2))
+    bench.turn()
+    attempt = bench.attempt(seq)
+    bench.take_over()
+    assert bench.turn() == []
+    assert kinds(bench.up("node2")) == []
+    sent = bench.turn(bench.link_up(hello("node1", attempts=[report(attempt, "ready")])))
+    assert kinds(sent) == [("node2", "Prepare")]
+    assert bench.say(("node2", wire.Ready(attempt=attempt))) == [("node1", wire.Go(attempt=attempt))]
+
+
+def test_take_over_of_running_and_of_lost_gangs(bench: Bench) -> None:
+    bench.up("node1", "node2", "node3", gpus=1)
+    gang, single = bench.submit(request(2)), bench.submit()
+    bench.turn()
+    bench.run(gang)
+    bench.run(single)
+    bench.take_over()
+    first = bench.attempt(gang)
+    assert kinds(bench.turn(bench.link_up(hello("node2", 1)))) == []
+    sent = bench.turn(bench.link_up(hello("node1", 1, attempts=[report(first, "running")])))
+    assert kinds(sent) == [("node1", "End")]
+    bench.turn(bench.link_up(hello("node3", 1, attempts=[report(bench.attempt(single), "running")])))
+    bench.say(("node3", ended(bench.attempt(single))))
+    assert bench.job(single).exit_status == 0
+
+
+def test_a_lost_go_and_a_lost_prepare_are_sent_again(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit()
+    bench.turn()
+    attempt = bench.attempt(seq)
+    bench.down("node1")
+    sent = bench.up("node1")
+    assert kinds(sent) == [("node1", "Prepare")]
+    bench.say(("node1", wire.Ready(attempt=attempt)))
+    bench.down("node1")
+    sent = bench.turn(bench.link_up(hello("node1", attempts=[report(attempt, "ready")])))
+    assert sent == [("node1", wire.Go(attempt=attempt))]
+    bench.down("node1")
+    bench.up("node1")
+    assert bench.store.attempts([seq])[0].cause is Cause.NODE_LOST
+
+
+def test_an_unknown_attempt_is_left_alone(bench: Bench) -> None:
+    held = wire.AttemptReport(attempt="77.hpcm#1", phase="running", head=True, gpus=("SIM-node1-0",))
+    sent = bench.turn(bench.link_up(hello("node1", attempts=[held])))
+    assert sent == []
+    assert bench.node("node1").gpus[0].state is GpuState.UNKNOWN_ATTEMPT
+    assert bench.say(("node1", ended("77.hpcm#1"))) == []
+    seq = bench.submit(request(1, 2))
+    assert bench.turn() == []
+    assert (why(bench, seq) or ("", ""))[0] == "insufficient"
+
+
+def test_zero_bytes_in_an_end_do_not_lose_it(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit()
+    bench.turn()
+    bench.run(seq)
+    bench.say(
+        ("node1", ended(bench.attempt(seq), message="a\0b", ranks=[{"step": 0, "rank": 0, "node": "n\0"}]))
+    )
+    assert bench.state(seq) is JobState.COMPLETE
+
+
+def test_an_outrun_picture_is_loaded_anew(bench: Bench, leader: LeaderStore) -> None:
+    bench.up("node1")
+    seq = bench.submit(state=JobState.HELD, holds="u")
+    bench.turn()
+    bench.planner._desk.cluster.put(bench.job(seq))
+    with leader.transaction() as transaction:
+        transaction.set_gpu_states({"SIM-node1-0": GpuState.QUARANTINED, "SIM-node1-1": GpuState.QUARANTINED})
+    other = bench.submit()
+    assert bench.turn() == []
+    bench.now += 2
+    bench.turn()
+    assert bench.links.dropped
+    assert bench.state(other) is JobState.QUEUED
+    bench.up("node1")
+    assert bench.state(other) is JobState.RUNNING
