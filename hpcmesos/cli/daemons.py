@@ -55,9 +55,9 @@ def agent(config: Path | None, **flags: Any) -> None:
 @click.option("--database-url", envvar="HPCMESOS_DATABASE_URL", required=True, help="postgresql://...")
 def migrate(database_url: str) -> None:
     """Bring a database to this version's schema."""
-    from hpcmesos.queue import migrate as migration
+    from hpcmesos.queue import schema
 
-    migration.migrate(database_url)
+    schema.migrate(database_url)
     click.echo("hpcmesos: the database has this version's schema")
 
 

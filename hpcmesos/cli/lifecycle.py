@@ -124,7 +124,7 @@ def _start_agent(cluster: Cluster, name: str, client: Client, real: list[str], s
     if daemon := pidfile.living(str(settings.state / "agent.pid")):
         say(f"up: {name} runs (pid {daemon.pid})")
         return
-    if not (settings.state / "tls" / "certificate.pem").exists():
+    if not (settings.state / "agent.pem").exists():
         assert settings.join_token_file is not None
         token = client.create_token("join", node=name).token
         settings.join_token_file.touch(mode=0o600)

@@ -76,7 +76,7 @@ def test_wrong_token(cluster: LiveCluster) -> None:
     token = cluster.root / "wrong-token"
     token.write_text("not-a-token\n")
     ca = cluster.state / "master" / "ca" / "ca.pem"
-    url = (cluster.state / "master" / "api.url").read_text().strip()
+    url = "https://" + (cluster.state / "master" / "listen").read_text().strip()
     environ = {"HPCMESOS_URL": url, "HPCMESOS_TOKEN_FILE": str(token), "HPCMESOS_CA_FILE": str(ca)}
     plain = {key: value for key, value in cluster.environ.items() if key != "HPCMESOS_STATE"}
     done = cluster.run("env", "-u", "HPCMESOS_STATE", *_client(), "qstat", environ={**plain, **environ})
