@@ -161,7 +161,7 @@ def show_health(request: ApiRequest) -> dict[str, bool]:
     return {"database": True, "leader": _site(request).store.leader().live}
 
 
-@get("/v1/ca", sync_to_thread=True)
+@get("/v1/ca", sync_to_thread=True, media_type=MediaType.JSON)
 def show_authority(request: ApiRequest) -> str:
     """The cluster's CA certificate (PEM): a newcomer compares its fingerprint with that of the join token."""
     return tokens.authority(_site(request)).pem

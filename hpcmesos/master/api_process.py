@@ -1,15 +1,13 @@
 """One API process: the application over the unix socket and over TLS, on sockets that the supervisor bound.
 
-``HPCMESOS_API_CONFIG`` holds JSON: ``settings`` (the fields of MasterSettings), ``unix_fd``, ``tls_fd`` (either may be
-null), ``certificate``, ``key`` and ``ca`` (paths). The process ends on SIGTERM, letting requests finish, and with its
-parent.
+``HPCMESOS_API_CONFIG`` holds the JSON of :class:`hpcmesos.master.child.Child`; either descriptor may be null. The
+process ends on SIGTERM, letting requests finish, and with its parent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
-import dataclasses
 import json
 import logging
 import os
@@ -27,55 +25,24 @@ import uvloop
 from hpcmesos.config import MasterSettings, load
 from hpcmesos.master import pki
 from hpcmesos.master.api import build_app
+from hpcmesos.master.child import API_CONFIG, log_to_stderr
 from hpcmesos.master.metrics import Metrics, counting
 from hpcmesos.master.peercred import PeerProtocol
 from hpcmesos.master.services.site import Site
 from hpcmesos.queue.store import Store
-
-VARIABLE = "HPCMESOS_API_CONFIG"
 
 _GRACE = 5  # seconds that requests may take to finish
 _SWITCH_INTERVAL = 0.0005  # seconds; a request hops between the loop and a thread
 _PR_SET_PDEATHSIG = 1
 
 
-def configuration(
-    settings: MasterSettings,
-    *,
-    unix_fd: int | None,
-    tls_fd: int | None,
-    certificate: Path,
-    key: Path,
-    ca: Path,
-) -> str:
-    """The value of ``HPCMESOS_API_CONFIG`` for a child that inherits the descriptors."""
-    fields = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(settings).items()
-    }
-    content = {
-        "settings": fields,
-        "unix_fd": unix_fd,
-        "tls_fd": tls_fd,
-        "certificate": str(certificate),
-        "key": str(key),
-        "ca": str(ca),
-    }
-    return json.dumps(content)
-
-
 def main() -> int:
     """Serves until SIGTERM or the end of the parent."""
-    parent = os.getppid()
-    config = json.loads(os.environ.pop(VARIABLE))
+    config = json.loads(os.environ.pop(API_CONFIG))
     settings = load(MasterSettings, config["settings"], {})
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s",
-    )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    _die_with(parent)
+    log_to_stderr(settings.log_level)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it tells of every client that leaves early
+    _die_with_supervisor()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     uvloop.run(_serve(settings, config))
     return 0
@@ -132,11 +99,12 @@ def _stop(servers: list[_Server]) -> None:
         server.should_exit = True
 
 
-def _die_with(parent: int) -> None:
-    """SIGTERM when the parent ends, also if it has ended already."""
+def _die_with_supervisor() -> None:
+    """SIGTERM when the supervisor ends, also if it has ended already: requests in progress may finish."""
+    parent = int(os.environ.pop("HPCMESOS_SUPERVISOR", os.getppid()))
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
-        sys.exit(0)
+        sys.exit("the supervisor is gone already")
 
 
 if __name__ == "__main__":

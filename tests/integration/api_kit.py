@@ -21,7 +21,8 @@ import pytest
 from hpcmesos.client import Client
 from hpcmesos.config import MasterSettings
 from hpcmesos.launch import __file__ as launch_file
-from hpcmesos.master import api_process, pki
+from hpcmesos.master import pki
+from hpcmesos.master.child import API_CONFIG, Child
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue.leader_store import LeaderStore, LeaderTransaction
 from hpcmesos.queue.leadership import Leadership
@@ -204,18 +205,18 @@ def _spawn(settings: MasterSettings, place: Path) -> tuple[subprocess.Popen[byte
     certificate, key = pki.ensure_certificate(ca, place / "tls", "master1", "master", ["127.0.0.1"])
     unix, tcp = _listeners(place / "api.sock")
     with unix, tcp:
-        config = api_process.configuration(
-            settings,
-            unix_fd=unix.fileno(),
-            tls_fd=tcp.fileno(),
+        config = Child(
+            settings=settings,
             certificate=certificate,
             key=key,
             ca=ca.path,
+            unix_fd=unix.fileno(),
+            tls_fd=tcp.fileno(),
         )
         with (place / "api.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "hpcmesos.master.api_process"],
-                env={**os.environ, api_process.VARIABLE: config},
+                env={**os.environ, API_CONFIG: config.text()},
                 pass_fds=(unix.fileno(), tcp.fileno()),
                 stderr=log,
             )
