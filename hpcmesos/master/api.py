@@ -161,10 +161,10 @@ def show_health(request: ApiRequest) -> dict[str, bool]:
     return {"database": True, "leader": _site(request).store.leader().live}
 
 
-@get("/v1/ca", sync_to_thread=True, media_type=MediaType.JSON)
-def show_authority(request: ApiRequest) -> str:
+@get("/v1/ca", sync_to_thread=True)
+def show_authority(request: ApiRequest) -> dict[str, str]:
     """The cluster's CA certificate (PEM): a newcomer compares its fingerprint with that of the join token."""
-    return tokens.authority(_site(request)).pem
+    return {"ca": tokens.authority(_site(request)).pem}
 
 
 @post("/v1/tokens", sync_to_thread=True, status_code=201)

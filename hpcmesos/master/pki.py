@@ -64,7 +64,10 @@ def ensure_ca(state: Path) -> Ca:
 def ensure_certificate(
     ca: Ca, directory: Path, common_name: str, organization: str, sans: Sequence[str]
 ) -> tuple[Path, Path]:
-    """Paths of certificate and key in ``directory``; made anew when they run out or do not fit what is asked."""
+    """Paths of certificate and key in ``directory``; made anew when they run out or do not fit what is asked.
+
+    The authority's certificate follows in the file, so that servers show it to newcomers, who know its fingerprint.
+    """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     certificate_path, key_path = directory / "certificate.pem", directory / "key.pem"
     if certificate_path.exists() and key_path.exists():
@@ -75,7 +78,8 @@ def ensure_certificate(
     names = x509.SubjectAlternativeName([_general_name(san) for san in sans])
     certificate = _issue(ca, common_name, organization, key.public_key(), names if sans else None)
     _write(key_path, _key_pem(key), 0o600)
-    _write(certificate_path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    chain = certificate.public_bytes(serialization.Encoding.PEM) + ca.pem.encode()
+    _write(certificate_path, chain, 0o644)
     return certificate_path, key_path
 
 
