@@ -15,10 +15,10 @@ from hpcmesos.launch.processes import Children, Launch
 from hpcmesos.launch.settings import Config, Refusal
 
 _COMMANDS = {
-    "mpiexec": "mpiexec",
-    "mpirun": "mpiexec",
-    "pbs_tmrsh": "remote_shell",
-    "pbsdsh": "pbsdsh",
+    "mpiexec": ["mpiexec", "mpiexec"],  # the front, and the name that it looks for
+    "mpirun": ["mpiexec", "mpirun"],
+    "pbs_tmrsh": ["remote_shell"],
+    "pbsdsh": ["pbsdsh"],
 }
 
 
@@ -46,9 +46,9 @@ def write_commands(config: Config) -> None:
     """``STATE/bin``: written anew at each start, for the interpreter or the package may have moved."""
     os.makedirs(config.bin, 0o755, exist_ok=True)
     start = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
-    for name, program in _COMMANDS.items():
+    for name, words in _COMMANDS.items():
         path = os.path.join(config.bin, name)
-        command = shlex.join([config.python, "-IS", start, program])
+        command = shlex.join([config.python, "-IS", start, *words])
         with open(path + ".new", "w", encoding="utf-8") as file:
             file.write(f'#!/bin/sh\nexec {command} "$@"\n')
         os.chmod(file.name, 0o755)  # noqa: S103  (jobs of every user run it)

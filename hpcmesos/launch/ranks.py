@@ -46,7 +46,9 @@ class Ranks:
         finally:
             for message in running.values():  # its wrapper was killed before it could say how it ended
                 if attempt:
-                    attempt.hear_rank({**message, "op": "rank_end", "code": None, "signal": 9}, self._node)
+                    attempt.hear_rank(
+                        {**message, "op": "rank_end", "code": None, "signal": 9, "vanished": True}, self._node
+                    )
             channel.close()
 
     def _caller(self, connection: socket.socket) -> Attempt | None:

@@ -171,14 +171,14 @@ class Session:
             self._code = int(end["exit"])
         elif number is not None:
             self._code = 128 + int(number)
-            if _parent_is_launcher():
-                _complain(self._host, f"the command was killed by signal {number}")
-                _end_parent()
         elif end.get("lost"):
             self._code = lost(self._host, str(end["error"]))
         else:
             _complain(self._host, str(end.get("error")))
             self._code = LOST
+        if self._code > 128 and self._code != LOST and _parent_is_launcher():
+            _complain(self._host, f"the proxy was killed by signal {self._code - 128}")
+            _end_parent()
 
     def _say(self, value: dict[str, Any]) -> None:
         self._send(protocol.message(value))

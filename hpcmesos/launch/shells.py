@@ -50,7 +50,9 @@ class Command:
         )
         try:
             status = await self._exit
-            patience = _LAST_WORDS if os.WIFSIGNALED(status) else None
+            # sh reports the death of its last command by signal N as code 128 + N.
+            killed = os.WIFSIGNALED(status) or os.WEXITSTATUS(status) > 128
+            patience = _LAST_WORDS if killed else None
             either: set[asyncio.Future[Any]] = {feeding, pumping}
             await asyncio.wait(either, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
             number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None

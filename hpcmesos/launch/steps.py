@@ -41,13 +41,13 @@ class Steps:
         }
 
     def rank_end(self, message: dict[str, Any], node: str) -> None:
-        """A rank has ended, with ``code`` or by ``signal``."""
+        """A rank has ended, with ``code`` or by ``signal``; ``vanished``: its launcher killed it, wrapper and all."""
         key = (str(message.get("step", "")), int(message.get("rank", 0)))
         if key not in self._ranks:
             self.rank(message, node)
         row = self._ranks[key]
         row |= {"code": message.get("code"), "signal": message.get("signal"), "at": time.time()}
-        if not self.closing:
+        if not self.closing and not message.get("vanished"):
             self._ended.append(row)
         self._news.set()
 

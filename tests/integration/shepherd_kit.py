@@ -122,10 +122,14 @@ class Agent:
                 data = self._socket.recv(1 << 20)
             except TimeoutError:
                 raise AssertionError(
-                    f"no '{event}' of {attempt} within {timeout} s; heard {self.events}"
+                    f"no '{event}' of {attempt} within {timeout} s; heard {self.heard()}"
                 ) from None
-            assert data, f"the shepherd hung up; heard {self.events}"
+            assert data, f"the shepherd hung up; heard {self.heard()}"
             self.events += [protocol.decode(body) for _, body in self._parser.feed(data)]
+
+    def heard(self) -> list[tuple[Any, ...]]:
+        """The events in short."""
+        return [(e["event"], e.get("attempt"), e.get("cause"), e.get("reason")) for e in self.events]
 
     def close(self) -> None:
         self._socket.close()

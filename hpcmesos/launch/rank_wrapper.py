@@ -1,0 +1,138 @@
+"""``rank_wrapper STEP -- PROGRAM ARGS...``: stands between an MPI launcher and one rank.
+
+Gives the rank its GPUs, tells the shepherd of its start and of its true end, and turns a bad exit into a death by
+signal, which is all that launchers react to on every host.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import sys
+
+from hpcmesos.launch import protocol, quick
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_PATIENCE = 2.0
+"""Seconds that the shepherd may take to note an end."""
+_PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
+_RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
+_SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
+_LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+_LOCAL_SIZE = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
+
+
+def main(argv: list[str]) -> int:
+    step, command = argv[0], argv[argv.index("--") + 1 :]
+    rank, size = _number(_RANK, 0), _number(_SIZE, 1)
+    local_rank, local_size = _number(_LOCAL_RANK, 0), _number(_LOCAL_SIZE, 1)
+    gpus = choose_gpus(local_rank, local_size)
+    os.environ |= {
+        "HPCMESOS_RANK": str(rank),
+        "HPCMESOS_STEP": step,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(local_size),
+    }
+    about = {
+        "step": step,
+        "rank": rank,
+        "size": size,
+        "local_rank": local_rank,
+        "pid": os.getpid(),
+        "gpus": gpus,
+    }
+    shepherd = _tell_start(about)
+    status = _run(command)
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+    number = os.WTERMSIG(status) if code is None else None
+    if shepherd:
+        _tell_end(shepherd, {"op": "rank_end", "step": step, "rank": rank, "code": code, "signal": number})
+    if code != 0:
+        os.kill(os.getpid(), quick.signal.SIGKILL)
+    return 0
+
+
+def choose_gpus(local_rank: int, local_size: int) -> list[str]:
+    """The UUIDs for this rank, put into CUDA_VISIBLE_DEVICES too; with HPCMESOS_GPUBIND=none all of the node's."""
+    share = [uuid for uuid in os.environ.get("HPCMESOS_GPUS", "").split(",") if uuid]
+    if os.environ.get("HPCMESOS_GPUBIND") == "none" or not share or not 0 <= local_rank < local_size:
+        return share
+    from hpcmesos.gang import mpi  # not needed where there are no GPUs
+
+    gpus, shared = mpi.rank_gpus(share, local_rank, local_size)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    if shared and local_rank == 0:
+        node = os.environ.get("HPCMESOS_NODE", "this node")
+        sys.stderr.write(f"hpcmesos: {local_size} ranks share {len(share)} GPUs on {node}\n")
+        sys.stderr.flush()
+    return gpus
+
+
+def _number(names: tuple[str, ...], default: int) -> int:
+    for name in names:
+        if (value := os.environ.get(name, "")).isdigit():
+            return int(value)
+    return default
+
+
+def _run(command: list[str]) -> int:
+    """Runs the program as a child that inherits every descriptor (PMI speaks over one); answers its wait status."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(_execute(command))
+
+    def pass_on(number: int, _: object) -> None:
+        try:  # noqa: SIM105  (contextlib costs 3 ms to import)
+            os.kill(pid, number)
+        except OSError:
+            pass
+
+    for name in _PASSED_ON:
+        quick.signal.signal(getattr(quick.signal, name), pass_on)
+    return os.waitpid(pid, 0)[1]
+
+
+def _execute(command: list[str]) -> int:
+    program = command[0] if command else ""
+    try:
+        # The interpreter ignores it; programs expect to die of it.
+        quick.signal.signal(quick.signal.SIGPIPE, quick.signal.SIG_DFL)
+        try:
+            os.execvp(program, command)  # noqa: S606  (an argument list is the point)
+        except FileNotFoundError:
+            if "/" in program:
+                raise
+            os.execv(os.path.join(".", program), command)  # noqa: S606  launchers look here too
+    except OSError as error:
+        sys.stderr.write(f"hpcmesos: cannot run '{program}': {error.strerror}\n")
+        sys.stderr.flush()
+        return 127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126
+
+
+def _tell_start(about: dict[str, Any]) -> Any:
+    """The connection that stays open for as long as the rank lives; None without a shepherd."""
+    path = os.environ.get("HPCMESOS_SOCKET")
+    if not path:
+        return None
+    try:
+        connection = protocol.connect(path)
+        connection.sendall(protocol.message({"op": "rank", **about}))
+        return connection
+    except OSError as error:
+        sys.stderr.write(f"hpcmesos: the shepherd cannot be told of a rank: {error.strerror}\n")
+        return None
+
+
+def _tell_end(shepherd: Any, message: dict[str, Any]) -> None:
+    """Waits until it is noted: who has ended cannot be asked who it was."""
+    try:
+        shepherd.sendall(protocol.message(message))
+        select.select([shepherd], [], [], _PATIENCE)
+    except OSError as error:
+        sys.stderr.write(f"hpcmesos: the shepherd cannot be told of an end: {error.strerror}\n")

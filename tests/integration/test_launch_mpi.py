@@ -1,0 +1,128 @@
+"""Real MPICH over two shepherds: placement, a GPU for each rank, true exit codes."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from . import shepherd_kit as kit
+
+REAL = Path(sys.executable).parent / "mpiexec"
+pytestmark = pytest.mark.skipif(
+    not REAL.exists() or importlib.util.find_spec("mpi4py") is None,
+    reason="needs the mpich and mpi4py wheels",
+)
+
+
+@pytest.fixture(scope="module", params=["cgroups", "tree"])
+def nodes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[kit.Node]]:
+    if request.param == "cgroups" and not kit.UNIFIED:
+        pytest.skip("needs a writable cgroup v2 hierarchy")
+    root = tmp_path_factory.mktemp("state")
+    with kit.cluster(root, ["node1", "node2"], cgroups=request.param == "cgroups") as nodes:
+        for node in nodes:
+            node.slots = 4
+            node.gpus = [
+                {"uuid": f"SIM-{node.name}-{i}", "index": i, "model": "Simulated", "simulated": True}
+                for i in range(4)
+            ]
+        yield nodes
+
+
+@pytest.fixture
+def gang(nodes: list[kit.Node], tmp_path: Path) -> Iterator[object]:
+    count = len(nodes[0].agent.events)
+    runs: list[kit.Run] = []
+
+    def start(script: str, **changes: object) -> kit.Run:
+        attempt = f"{count + len(runs) + 1}.hpcm#1"
+        runs.append(kit.Run(nodes, kit.spec(nodes, tmp_path, script, **{"attempt": attempt, **changes})))
+        return runs[-1]
+
+    yield start
+    for one in runs:
+        for index, node in enumerate(nodes):
+            one.ended(index)
+            node.agent.send(op="forget", attempt=one.attempt)
+
+
+def test_every_rank_has_a_gpu_of_its_own(gang, tmp_path: Path) -> None:
+    program = tmp_path / "ring.py"
+    program.write_text(
+        "import os\nfrom mpi4py import MPI\nw = MPI.COMM_WORLD\n"
+        "token = w.allreduce(w.rank)\n"
+        "names = 'HPCMESOS_NODE CUDA_VISIBLE_DEVICES RANK WORLD_SIZE LOCAL_RANK FOO'.split()\n"
+        "lines = w.gather((w.rank, *(os.environ[name] for name in names), token))\n"
+        "for line in lines or (): print(*line)\n"
+    )
+    attempt = gang(f"export FOO=bar\nmpiexec -n 8 {sys.executable} {program}\n")
+    ended = attempt.ended()
+    assert ended["code"] == 0, attempt.tail("stderr")
+    expected = [
+        f"{rank} node{1 + rank // 4} SIM-node{1 + rank // 4}-{rank % 4} {rank} 8 {rank % 4} bar 28"
+        for rank in range(8)
+    ]
+    assert attempt.tail("stdout").splitlines() == expected
+    table = sorted((r["rank"], r["node"], r["gpu"], r["code"], r["step"]) for r in ended["ranks"])
+    assert table == [
+        (rank, f"node{1 + rank // 4}", f"SIM-node{1 + rank // 4}-{rank % 4}", 0, "0.1") for rank in range(8)
+    ]
+    assert [(s["step"], s["command"][:3], s["code"]) for s in ended["steps"]] == [
+        ("0.1", ["mpiexec", "-n", "8"], 0)
+    ]
+
+
+def test_the_code_of_the_rank_that_failed_first(gang, tmp_path: Path) -> None:
+    """Rank 6, on the other node, leaves without a word while all others wait for it: Hydra alone would hang."""
+    program = tmp_path / "fails.py"
+    program.write_text(
+        "import os, sys\nfrom mpi4py import MPI\nw = MPI.COMM_WORLD\n"
+        "if w.rank == 6:\n    exec(sys.argv[1])\nw.barrier()\n"
+    )
+    python = f"{sys.executable} {program}"
+    script = f"""
+mpiexec {python} 'os._exit(3)'; echo code $?
+mpirun -genv X y -n 4 {python} 'pass' : -n 4 {python} 'os._exit(5)'; echo code $?
+mpiexec {python} 'os.kill(os.getpid(), 11)'; echo code $?
+mpiexec {python} 'w.Abort(7)'; echo code $?
+mpiexec -n 2 nosuch; echo code $?
+"""
+    attempt = gang(script)
+    ended = attempt.ended(timeout=30)
+    codes = [line.split()[1] for line in attempt.tail("stdout").splitlines() if line.startswith("code ")]
+    assert codes == ["3", "5", "139", "7", "127"], attempt.tail("stderr")
+    assert "rank 6 (node2, SIM-node2-2) exited with code 3" in attempt.tail("stderr")
+    assert "cannot run 'nosuch': No such file or directory" in attempt.tail("stderr")
+    assert [s["code"] is not None for s in ended["steps"]] == [True] * 5
+
+
+def test_gpubind_none_and_programs_without_mpi(gang) -> None:
+    attempt = gang(
+        "mpiexec -n 2 sh -c 'echo $CUDA_VISIBLE_DEVICES'\npbsdsh -u sh -c 'echo $HPCMESOS_NODE'",
+        gpubind="none",
+    )
+    assert attempt.ended()["code"] == 0, attempt.tail("stderr")
+    lines = attempt.tail("stdout").splitlines()
+    assert lines[:2] == ["SIM-node1-0,SIM-node1-1,SIM-node1-2,SIM-node1-3"] * 2
+    assert sorted(lines[2:]) == ["node1", "node2"]
+
+
+def test_a_killed_proxy_ends_the_launch(gang, tmp_path: Path) -> None:
+    """Hydra itself would wait for ever."""
+    script = """
+mpiexec sh -c 'echo $PPID > new.$RANK; mv new.$RANK wrapper.$RANK; sleep 600' & launcher=$!
+until test -e wrapper.7; do sleep 0.01; done
+read -r _ _ _ proxy _ < /proc/$(cat wrapper.7)/stat
+kill -9 $proxy
+wait $launcher
+test $? -ne 0 && exit 44
+"""
+    attempt = gang(script)
+    assert attempt.ended(timeout=10)["code"] == 44, attempt.tail("stderr")
+    assert "killed by signal 9" in attempt.tail("stderr")
