@@ -1,0 +1,102 @@
+"""Jobs of another user than the shepherd's: identity, files, and what he cannot reach."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from . import shepherd_kit as kit
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+]
+USER = pwd.getpwnam("nobody")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory of the user's that he can reach, unlike pytest's own."""
+    directory = Path(tempfile.mkdtemp(prefix="hpcm-", dir="/tmp"))
+    directory.chmod(0o711)
+    home = directory / "home"
+    home.mkdir()
+    os.chown(home, USER.pw_uid, USER.pw_gid)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize("cgroups", [True, False])
+def test_everything_is_the_owners(place: Path, cgroups: bool) -> None:
+    if cgroups and not kit.UNIFIED:
+        pytest.skip("needs a writable cgroup v2 hierarchy")
+    script = "id -un; id -G; umask; echo $HOME $USER; cat $PBS_NODEFILE; touch $TMPDIR/x; ls -ld $PBS_JOBDIR; exit 3\n"
+    with kit.cluster(place, ["node1", "node2"], cgroups) as nodes:
+        node = nodes[0]
+        home = place / "home"
+        run = kit.Run(nodes, kit.spec(nodes, home, script, owner="nobody", umask=0o077, shell="/bin/sh"))
+        assert run.ended()["code"] == 3, run.tail("stderr")
+        lines = run.tail("stdout").splitlines()
+        assert lines[0] == "nobody"
+        assert set(lines[1].split()) == {str(g) for g in os.getgrouplist("nobody", USER.pw_gid)}
+        assert lines[2:4] == ["0077", f"{USER.pw_dir} nobody"]
+        assert lines[6].startswith("drwx------") and " nobody " in lines[6]
+        for name in ("out", "err"):
+            status = (home / name).stat()
+            assert (status.st_uid, status.st_mode & 0o777) == (USER.pw_uid, 0o600)
+        assert (node.state / "journal").stat().st_mode & 0o777 == 0o700
+        far = '"$(dirname $(command -v mpiexec))/pbs_tmrsh" -n node2 "id -un; id -G"\n'
+        run = kit.Run(nodes, kit.spec(nodes, home, far, owner="nobody", attempt="13.hpcm#1"))
+        assert run.ended()["code"] == 0, run.tail("stderr")
+        assert run.tail("stdout").splitlines()[0] == "nobody"
+        for one in ("12.hpcm#1", "13.hpcm#1"):
+            node.agent.send(op="forget", attempt=one)
+        kit.wait_until(lambda: not list((node.state / "attempts").iterdir()), "the directories are removed")
+
+
+def test_output_is_opened_with_the_owners_rights(place: Path) -> None:
+    with kit.cluster(place, ["node1"], False) as [node]:
+        value = kit.spec(
+            [node], place / "home", "echo text\n", owner="nobody", stdout=str(place / "forbidden")
+        )
+        run = kit.Run([node], value)
+        ended = run.ended()
+        assert f"{place}/forbidden: Permission denied" in ended["undelivered"]
+        assert run.tail("stdout") == "text\n"
+        assert not (place / "forbidden").exists()
+
+
+def test_strangers_cannot_enter_a_job(place: Path) -> None:
+    """Another user who copies a job's environment is nobody to the shepherd."""
+    with kit.cluster(place, ["node1"], False) as [node]:
+        value = kit.spec([node], place / "home", "until test -e stop; do sleep 0.01; done\n", owner="nobody")
+        run = kit.Run([node], value)
+        pid = run.started()["pid"]
+        stolen = dict(
+            e.split("=", 1) for e in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in e
+        )
+        shell = str(node.state / "bin" / "pbs_tmrsh")
+        user = pwd.getpwnam("daemon")
+        import subprocess
+
+        result = subprocess.run(
+            [shell, "-n", "node1", "id"],
+            env=stolen,
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+        )
+        assert (result.returncode, result.stdout) == (255, "")
+        assert "belongs to no job" in result.stderr
+        (place / "home" / "stop").touch()
+        run.ended()

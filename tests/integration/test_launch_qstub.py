@@ -1,0 +1,175 @@
+"""The command stub against a server that answers as the API does, and as a broken one does."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import shepherd_kit as kit
+
+Answer = Callable[[dict[str, Any]], bytes]
+
+
+def http(value: object, status: str = "200 OK") -> bytes:
+    body = json.dumps(value).encode()
+    return f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+class Server:
+    """Takes one connection for each answer; an empty answer hangs up."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.requests: list[dict[str, Any]] = []
+        self.answers: list[Answer] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.bind(str(path))
+        self._socket.listen()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            with connection:
+                data = connection.recv(65536)
+                if not data:
+                    return
+                head, _, body = data.partition(b"\r\n\r\n")
+                length = next(
+                    int(h.split(b":")[1]) for h in head.split(b"\r\n") if h.startswith(b"Content-Length")
+                )
+                while len(body) < length:
+                    body += connection.recv(65536)
+                self.requests.append(json.loads(body) | {"target": head.split()[1].decode()})
+                if answer := self.answers.pop(0)(self.requests[-1]):
+                    connection.sendall(answer)
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as last:
+            last.connect(str(self.path))
+        self._thread.join()
+        self._socket.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path / "api.sock")
+    yield server
+    server.close()
+
+
+def stub(
+    server: Server, *words: str, client: str = "/bin/echo", **options: Any
+) -> subprocess.CompletedProcess[str]:
+    command, *arguments = words
+    return subprocess.run(
+        [
+            sys.executable,
+            "-IS",
+            str(kit.LAUNCH),
+            "qstub",
+            command,
+            str(server.path),
+            "pbspro",
+            client,
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+        **options,
+    )
+
+
+def test_a_command_and_its_answer(server: Server, tmp_path: Path) -> None:
+    server.answers = [lambda _: http({"stdout": "Größe\n", "stderr": "warning\n", "code": 35})]
+    result = stub(
+        server, "qstat", "-f", "12", cwd=tmp_path, umask=0o027, env={"HOME": "/h", "SECRET": "x", "TZ": "UTC"}
+    )
+    assert (result.stdout, result.stderr, result.returncode) == ("Größe\n", "warning\n", 35)
+    request = server.requests[0]
+    assert len(request.pop("key")) == 32
+    assert request == {
+        "target": "/v1/commands/qstat",
+        "argv": ["-f", "12"],
+        "cwd": str(tmp_path),
+        "umask": 0o027,
+        "host": os.uname().nodename,
+        "environ": {"HOME": "/h", "TZ": "UTC"},
+        "personality": "pbspro",
+    }
+
+
+def test_script_is_sent_unasked_and_more_when_asked(server: Server, tmp_path: Path) -> None:
+    script = tmp_path / "job.sh"
+    script.write_bytes(b"#!/bin/sh\n\xff\n")
+    server.answers = [
+        lambda _: http({"need": {"environ": ["FOO", "MISSING"]}}),
+        lambda _: http({"stdout": "12.hpcm\n"}),
+    ]
+    result = stub(server, "qsub", "-v", "FOO", str(script), env={"FOO": "bar", "OTHER": "x"})
+    assert (result.stdout, result.returncode) == ("12.hpcm\n", 0)
+    first, second = server.requests
+    assert base64.b64decode(first["script"]) == script.read_bytes()
+    assert first["script_path"] == str(script)
+    assert (first["environ"], second["environ"]) == ({}, {"FOO": "bar"})
+    assert first["key"] == second["key"]
+
+
+def test_script_from_standard_input(server: Server) -> None:
+    server.answers = [
+        lambda _: http({"need": {"script": "-", "environ": ["*"]}}),
+        lambda _: http({"stdout": "1\n"}),
+    ]
+    stub(server, "qsub", input="echo hi\n", env={"A": "1"})
+    assert "script" not in server.requests[0]
+    assert base64.b64decode(server.requests[1]["script"]) == b"echo hi\n"
+    assert server.requests[1]["environ"]["A"] == "1"
+
+
+def test_full_client_follows(server: Server) -> None:
+    server.answers = [lambda _: http({"stdout": "12.hpcm\n", "then": ["wait", "12.hpcm"]})]
+    assert stub(server, "qsub", "-W", "block=true").stdout == "12.hpcm\nwait 12.hpcm\n"
+
+
+def test_errors_of_the_server(server: Server) -> None:
+    server.answers = [
+        lambda _: http({"code": "x", "message": "no such thing", "exit_code": 159}, "403 Forbidden")
+    ]
+    result = stub(server, "qdel", "12")
+    assert (result.stderr, result.returncode) == ("qdel: no such thing\n", 159)
+
+
+def test_a_broken_connection_is_tried_again_with_the_same_key(server: Server) -> None:
+    server.answers = [
+        lambda _: b"",
+        lambda _: b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{",
+        lambda _: (
+            b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"std\r\na\r\nout":"ok"}\r\n0\r\n\r\n'
+        ),
+    ]
+    assert stub(server, "qsub", "-").stdout == "ok"
+    assert len({request["key"] for request in server.requests}) == 1
+
+
+def test_nobody_there(server: Server, tmp_path: Path) -> None:
+    server.path.rename(tmp_path / "elsewhere")
+    result = stub(server, "qsub", "-N", "x")
+    server.path = tmp_path / "elsewhere"
+    assert result.returncode == 255
+    path = tmp_path / "api.sock"
+    assert result.stderr == (
+        f"qsub: cannot connect to server ({path}: No such file or directory); is the master running?\n"
+    )
