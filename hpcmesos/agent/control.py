@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 import hpcmesos
+from hpcmesos.agent import isolation
 from hpcmesos.agent.events import Event, FromShepherd, ShepherdDown
 from hpcmesos.config import AgentSettings
 from hpcmesos.errors import StateError
@@ -148,6 +149,7 @@ def stop_shepherd(settings: AgentSettings, force: bool, timeout: float = 60.0) -
             _kill(settings)
             deadline += _END_TIMEOUT
         time.sleep(_POLL)
+    _remove_cgroups(settings)
     return True
 
 
@@ -188,6 +190,15 @@ def _kill(settings: AgentSettings) -> None:
             os.kill(holder["pid"], signal.SIGKILL)
     except (OSError, ValueError, KeyError):
         return
+
+
+def _remove_cgroups(settings: AgentSettings) -> None:
+    try:
+        directory = json.loads((settings.state / "shepherd.json").read_text())["cgroup"]
+    except (OSError, ValueError, KeyError):
+        return
+    if directory and settings.cgroups == "auto":
+        isolation.remove(Path(directory))
 
 
 def _log_path(settings: AgentSettings) -> Path:

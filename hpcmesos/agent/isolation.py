@@ -36,6 +36,15 @@ def choose(
     return directory if _usable(directory) else None
 
 
+def remove(directory: Path) -> None:
+    """Takes away what ``choose`` made for "auto", as far as it is empty."""
+    for level in (directory, directory.parent, directory.parent.parent):
+        try:
+            level.rmdir()
+        except OSError:
+            return
+
+
 def find_v2(mountinfo: Path = Path("/proc/self/mountinfo")) -> Path | None:
     """Where cgroup v2 is mounted writable; None: nowhere."""
     for line in mountinfo.read_text().splitlines():
@@ -54,7 +63,8 @@ def _usable(directory: Path) -> bool:
         _delegate(directory)
         trial.mkdir(exist_ok=True)
         try:
-            (trial / "cgroup.kill").write_text("1")
+            with (trial / "cgroup.kill").open("r+") as file:  # never made where it is not
+                file.write("1")
         finally:
             trial.rmdir()
     except OSError as error:

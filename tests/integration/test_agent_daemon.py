@@ -649,3 +649,19 @@ def test_a_blocked_card_does_not_block_the_agent(with_cards: Node, leader: Leade
     assert refused.attempt == "7.hpcm#1" and "NVML has not answered" in refused.reason
     fake_nvml([a])
     assert leader.expect(wire.GpuReport).gpus[0].state == "free"
+
+
+def test_cgroups_are_used_where_they_can_be_and_go_with_the_shepherd(
+    directory: Path, leader: Leader, fifo: Path
+) -> None:
+    node = Node(directory, leader, cgroups="auto")
+    try:
+        running(node, leader, WAITS.format(fifo=fifo))
+        cgroup = json.loads((node.settings.state / "shepherd.json").read_text())["cgroup"]
+        assert cgroup is None or list(Path(cgroup).glob("*/cgroup.procs"))
+        leader.say(wire.End(attempt="7.hpcm#1", cause="DELETED", kill_delay=1.0))
+        assert leader.expect(wire.Ended).cause == "DELETED"
+    finally:
+        node.stop()
+        assert stop_shepherd(node.settings, force=True, timeout=LIMIT)
+    assert cgroup is None or not Path(cgroup).exists()

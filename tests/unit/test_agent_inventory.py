@@ -1,0 +1,65 @@
+"""What a node says that it has, and where it puts cgroups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpcmesos.agent import inventory, isolation
+from hpcmesos.errors import ConfigError
+
+
+def test_simulated_gpus_are_stable_and_differ_by_cluster_node_and_index() -> None:
+    gpus = inventory.simulated("simulated:2", "c", "n")
+    assert gpus == inventory.simulated("simulated:2", "c", "n")
+    others = inventory.simulated("simulated:1", "c", "m") + inventory.simulated("simulated:1", "d", "n")
+    assert len({g.uuid for g in gpus + others}) == 4
+    assert all(g.simulated and g.uuid.startswith("SIM-") for g in gpus)
+
+
+@pytest.mark.parametrize("setting", ["", "simulated", "simulated:x", "4"])
+def test_a_setting_that_is_none_is_named(setting: str) -> None:
+    with pytest.raises(ConfigError, match="gpus"):
+        inventory.simulated(setting, "c", "n")
+
+
+def test_chosen() -> None:
+    assert inventory.chosen("auto", "GPU-a")
+    assert inventory.chosen("uuid:GPU-a,GPU-b", "GPU-b")
+    assert not inventory.chosen("uuid:GPU-a", "GPU-b")
+
+
+def test_the_machine_has_something() -> None:
+    assert inventory.cpus() >= 1 and inventory.memory() > 1 << 20
+    assert inventory.load()[1] > 0 and len(inventory.boot_id()) == 36
+
+
+def test_a_claim_is_one_holders(tmp_path: Path) -> None:
+    first, second = inventory.Claims(tmp_path), inventory.Claims(tmp_path)
+    assert first.claim("GPU-a") and first.claim("GPU-a")
+    assert not second.claim("GPU-a") and second.claim("GPU-b")
+    first.close()
+    assert second.claim("GPU-a")
+    second.close()
+
+
+HYBRID = """31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+41 31 0:38 / /sys/fs/cgroup/uni\\040fied rw,relatime shared:9 - cgroup2 cgroup2 rw
+"""
+
+
+def test_finds_v2_beside_v1(tmp_path: Path) -> None:
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text(HYBRID)
+    assert isolation.find_v2(mountinfo) == Path("/sys/fs/cgroup/uni fied")
+    mountinfo.write_text(HYBRID.replace("fied rw", "fied ro"))
+    assert isolation.find_v2(mountinfo) is None
+    assert isolation.choose("auto", "c", "n", mountinfo) is None
+
+
+def test_cgroups_as_set(tmp_path: Path) -> None:
+    assert isolation.choose("none", "c", "n") is None
+    with pytest.raises(ConfigError, match=r"no writable directory of cgroup v2 with cgroup\.kill"):
+        isolation.choose("/proc/nowhere", "c", "n")

@@ -1,0 +1,198 @@
+"""Single rules of the agent's machine that the property test cannot see from outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hpcmesos import wire
+from hpcmesos.agent.events import (
+    CloseLink,
+    Effect,
+    Event,
+    FromLeader,
+    FromShepherd,
+    LinkDown,
+    LinkUp,
+    ProbeReport,
+    ProbeSilent,
+    Process,
+    Reading,
+    Remember,
+    ShepherdDown,
+    Tick,
+    ToLeader,
+    ToShepherd,
+)
+from hpcmesos.agent.state_machine import REPEAT_ENDED, deadline, first_state, step
+from hpcmesos.model import GpuState
+
+CARD = wire.Gpu(uuid="GPU-0", index=0, model="g")
+SHEPHERD = {"event": "hello", "pid": 1, "started_at": 0.0, "peer_port": 7, "attempts": []}
+ENDED = {"event": "ended", "attempt": "1.h#1", "head": True, "cause": "OK", "code": 0}
+
+
+class Bench:
+    """A machine with what it said since one last looked."""
+
+    def __init__(self, obeyed: tuple[int, int] = (0, 0)) -> None:
+        hello = wire.Hello(
+            protocol=1, node="n", boot_id="b", address="a", peer_port=0, version="v",
+            inventory=wire.Inventory(cpus=1, memory=1),
+        )  # fmt: skip
+        self.now = 100.0
+        self.state = first_state(hello, 60.0, obeyed, self.now)
+        self.effects: list[Effect] = []
+
+    def feed(self, *events: Event) -> Bench:
+        for event in events:
+            self.state, effects = step(self.state, event, self.now)
+            self.effects += effects
+        return self
+
+    def told(self) -> list[wire.ToLeader]:
+        messages = [e.message for e in self.effects if isinstance(e, ToLeader)]
+        self.effects = [e for e in self.effects if not isinstance(e, ToLeader)]
+        return messages
+
+    def ops(self) -> list[str]:
+        messages = [e.message["op"] for e in self.effects if isinstance(e, ToShepherd)]
+        self.effects = [e for e in self.effects if not isinstance(e, ToShepherd)]
+        return messages
+
+    def look(self, *processes: Process, **changes: Any) -> Bench:
+        return self.feed(ProbeReport(changes.pop("asked", self.now), (Reading(CARD, processes, **changes),)))
+
+    def linked(self, link: int = 1, term: int = 5) -> Bench:
+        welcome = wire.Welcome(protocol=1, cluster="c", timeline=1, term=term)
+        return self.feed(LinkUp(link), FromLeader(link, welcome))
+
+    def prepare(self, attempt: str = "1.h#1", *gpus: str, link: int = 1) -> Bench:
+        members = [{"node": "n", "gpus": [{"uuid": u} for u in gpus]}]
+        spec = {"attempt": attempt, "me": 0, "members": members}
+        return self.feed(FromLeader(link, wire.Prepare(attempt=attempt, spec=spec)))
+
+
+def ready(*gpus: str) -> Bench:
+    """Shepherd, a clean card, a leader, and attempt 1.h#1 prepared."""
+    bench = Bench().feed(FromShepherd(SHEPHERD)).look().linked().prepare("1.h#1", *gpus).look()
+    bench.feed(FromShepherd({"event": "ready", "attempt": "1.h#1"}))
+    bench.effects.clear()
+    return bench
+
+
+def test_messages_of_another_link_are_not_heard() -> None:
+    bench = ready().feed(LinkDown(1)).linked(2)
+    bench.effects.clear()
+    bench.feed(FromLeader(1, wire.Go(attempt="1.h#1")))
+    assert bench.effects == []
+
+
+def test_nothing_is_obeyed_before_the_welcome() -> None:
+    bench = Bench().feed(FromShepherd(SHEPHERD), LinkUp(1))
+    bench.effects.clear()
+    bench.prepare()
+    assert bench.effects == [] and not bench.state.attempts
+
+
+def test_the_pair_is_remembered_before_anything_is_done() -> None:
+    bench = Bench((1, 4)).feed(FromShepherd(SHEPHERD)).linked(term=5)
+    assert Remember(1, 5) in bench.effects
+    bench.effects.clear()
+    bench.linked(2, term=4)
+    assert [type(e) for e in bench.effects if not isinstance(e, ToLeader)] == [CloseLink]
+
+
+def test_a_higher_timeline_beats_a_higher_term() -> None:
+    bench = Bench((2, 1)).feed(FromShepherd(SHEPHERD)).linked(term=9)
+    assert not bench.state.welcomed and bench.state.obeyed == (2, 1)
+
+
+def test_go_after_end_does_not_start() -> None:
+    bench = ready()
+    bench.feed(FromLeader(1, wire.End(attempt="1.h#1", cause="DELETED", kill_delay=1.0)))
+    bench.feed(FromLeader(1, wire.Go(attempt="1.h#1")))
+    assert bench.ops() == ["end"]
+
+
+def test_how_far_an_attempt_is_is_told_again_on_a_new_link() -> None:
+    bench = ready().feed(LinkDown(1)).linked(2)
+    hello, again = bench.told()
+    assert isinstance(hello, wire.Hello) and hello.attempts[0].phase == "ready"
+    assert again == wire.Ready(attempt="1.h#1")
+
+
+def test_an_end_is_told_again_in_time() -> None:
+    bench = ready().feed(FromShepherd(ENDED))
+    bench.told()
+    assert deadline(bench.state) is not None
+    bench.now += REPEAT_ENDED
+    assert [type(m) for m in bench.feed(Tick()).told()] == [wire.Ended]
+
+
+def test_what_was_asked_of_a_shepherd_is_asked_of_the_next_connection() -> None:
+    bench = ready().feed(ShepherdDown())
+    bench.feed(FromLeader(1, wire.Go(attempt="1.h#1")))
+    assert bench.ops() == []
+    held = {"attempt": "1.h#1", "phase": "ready", "head": True, "gpus": []}
+    bench.feed(FromShepherd(SHEPHERD | {"attempts": [held]}))
+    assert bench.ops() == ["go"]
+
+
+def test_a_report_asked_for_before_the_end_does_not_clean() -> None:
+    bench = ready("GPU-0")
+    asked = bench.now
+    bench.now += 1.0
+    bench.feed(FromShepherd(ENDED)).look(asked=asked)
+    assert bench.state.gpus["GPU-0"].state is GpuState.CLEANING
+    assert bench.look().state.gpus["GPU-0"].state is GpuState.FREE
+
+
+def test_the_leader_hears_of_the_dirt_before_the_end() -> None:
+    kinds = [type(m) for m in ready("GPU-0").feed(FromShepherd(ENDED)).told()]
+    assert kinds == [wire.GpuReport, wire.Ended]
+
+
+def test_quarantine_names_the_process_and_ends_by_itself() -> None:
+    bench = ready("GPU-0").feed(FromShepherd(ENDED)).look(Process(9, "eve"))
+    bench.now += 60.0
+    bench.feed(Tick())
+    slot = bench.state.gpus["GPU-0"]
+    assert (slot.state, slot.note) == (
+        GpuState.QUARANTINED,
+        "not clean after 60 s: process 9 of eve on it",
+    )
+    assert bench.look().state.gpus["GPU-0"].state is GpuState.FREE
+
+
+def test_a_stranger_on_a_free_card_is_seen() -> None:
+    bench = Bench().feed(FromShepherd(SHEPHERD)).look().linked().look(Process(9, "eve"))
+    (report,) = [m for m in bench.told() if isinstance(m, wire.GpuReport)]
+    assert (report.gpus[0].state, report.gpus[0].note) == ("cleaning", "process 9 of eve on it")
+
+
+def test_a_lost_card_comes_back_through_cleaning() -> None:
+    bench = Bench().feed(FromShepherd(SHEPHERD)).look().look(lost=True, error="gone")
+    assert bench.state.gpus["GPU-0"].state is GpuState.LOST
+    assert bench.look().state.gpus["GPU-0"].state is GpuState.CLEANING
+    assert bench.look().state.gpus["GPU-0"].state is GpuState.FREE
+
+
+def test_silent_nvml_is_quarantine_with_a_note_and_jobs_go_on() -> None:
+    bench = ready("GPU-0").feed(ProbeSilent(8.0))
+    slot = bench.state.gpus["GPU-0"]
+    assert (slot.state, slot.note) == (GpuState.ALLOCATED, "NVML has not answered for 8 s")
+    assert bench.ops() == []
+
+
+def test_a_card_that_appears_late_is_told_with_the_inventory() -> None:
+    bench = Bench().feed(FromShepherd(SHEPHERD)).linked()
+    bench.told()
+    (report,) = bench.look().told()
+    assert isinstance(report, wire.InventoryReport)
+    assert [g.state for g in report.inventory.gpus] == ["free"]
+
+
+def test_a_second_attempt_of_a_job_waits_for_the_first_to_end() -> None:
+    (refused,) = ready().prepare("1.h#2").told()
+    assert isinstance(refused, wire.Refused)
+    assert refused.reason == "node n: attempt 1.h#1 of the same job is still here"
