@@ -111,8 +111,10 @@ class LeaderTransaction:
     # cluster
 
     def set_gpu_states(self, states: Mapping[str, GpuState], notes: Mapping[str, str] | None = None) -> None:
-        """GPU states by UUID as nodes report them. One in a live allocation cannot become free or cleaning: it stays
-        or becomes allocated again. ``notes``: None for a UUID leaves its note.
+        """GPU states by UUID as nodes report them; ``notes``: a UUID that is not there keeps its note.
+
+        The database knows better who holds what: one in a live allocation cannot become free or cleaning (it stays or
+        becomes allocated again), and one without that is reported as allocated becomes unknown-attempt.
         """
         starts.set_gpu_states(self._connection, states, notes or {})
 
@@ -220,7 +222,10 @@ class LeaderStore(Reads):
             yield LeaderTransaction(connection, now)
 
     def load(self) -> LeaderState:
-        """Everything from one snapshot; read-only, and not limited to 2 s."""
+        """Everything from one snapshot; read-only, and not limited to 2 s.
+
+        A caller that stops the garbage collector meanwhile halves the time: 100,000 jobs are millions of objects.
+        """
         engine = make_engine(self._url, APPLICATION, pool=1)
         snapshot = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         try:

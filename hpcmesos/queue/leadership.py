@@ -12,6 +12,7 @@ import logging
 from datetime import timedelta
 
 from sqlalchemy import Connection, func, literal, select, text, update
+from sqlalchemy.exc import DBAPIError
 
 from hpcmesos.errors import DatabaseUnavailable, LostLeadership
 from hpcmesos.queue import tables as t
@@ -25,6 +26,14 @@ _LOCK = 0x6870636D  # of pg_try_advisory_lock; locks are per database
 _TERMINATE_WAIT = 1000  # ms for an old leader's backend to go
 _JUMP = 10_000  # ids are skipped after a failover, which may have lost the last ones given out
 
+_LIMITS = {  # ms; the last three: the server notices in 3 s that a leader's host is gone, and frees the lock
+    "statement_timeout": 2000,
+    "idle_in_transaction_session_timeout": 1000,
+    "tcp_keepalives_idle": 1000,
+    "tcp_keepalives_interval": 1000,
+    "tcp_user_timeout": 3000,
+}
+
 log = logging.getLogger(__name__)
 
 
@@ -36,8 +45,7 @@ class Leadership:
 
     def __init__(self, url: str) -> None:
         # Two connections at most: one holds the lock, one does the rest.
-        limits = {"statement_timeout": 2000, "idle_in_transaction_session_timeout": 1000}
-        self._engine = make_engine(url, "hpcmesos-leadership", pool=2, limits=limits)
+        self._engine = make_engine(url, "hpcmesos-leadership", pool=2, limits=_LIMITS)
         self._session: Connection | None = None
         self.term: int | None = None
 
@@ -90,17 +98,16 @@ class Leadership:
 
     def _lock(self) -> bool:
         self._unlock()
-        with begin(self._engine):  # says DatabaseUnavailable when there is no connection to be had
-            pass
         try:
             session = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        except Exception as error:
-            raise DatabaseUnavailable("the database does not answer") from error
-        if session.scalar(select(func.pg_try_advisory_lock(_LOCK))):
+            locked = session.scalar(select(func.pg_try_advisory_lock(_LOCK)))
+        except DBAPIError as error:
+            raise DatabaseUnavailable(f"the database does not answer: {error.orig}") from error
+        if locked:
             self._session = session
-            return True
-        session.close()
-        return False
+        else:
+            session.close()
+        return bool(locked)
 
     def _unlock(self) -> None:
         if self._session is not None:

@@ -30,7 +30,7 @@ from hpcmesos.queue.rows import attempt_values, recordset, share_values, step_va
 
 _FINISH_BATCH = 100  # attempts a statement: each may carry 2 x 64 KiB of output
 _ATTEMPT = {"seq": BigInteger(), "element": Integer(), "number": Integer()}
-_FREEABLE = [GpuState.FREE.value, GpuState.CLEANING.value]
+_NOT_WHILE_HELD = [GpuState.FREE.value, GpuState.CLEANING.value, GpuState.UNKNOWN_ATTEMPT.value]
 
 
 class _DoesNotFit(Exception):
@@ -156,7 +156,11 @@ def set_gpu_states(connection: Connection, states: Mapping[str, GpuState], notes
     rows = [{"uuid": uuid, "state": state, "note": notes.get(uuid)} for uuid, state in states.items()]
     wanted = recordset(rows, {"uuid": Text(), "state": Text(), "note": Text()})
     held = exists().where(t.allocations.c.gpu == t.gpus.c.uuid)
-    state = case((wanted.c.state.in_(_FREEABLE) & held, GpuState.ALLOCATED.value), else_=wanted.c.state)
+    state = case(
+        (wanted.c.state.in_(_NOT_WHILE_HELD) & held, GpuState.ALLOCATED.value),
+        ((wanted.c.state == GpuState.ALLOCATED.value) & ~held, GpuState.UNKNOWN_ATTEMPT.value),
+        else_=wanted.c.state,
+    )
     changed = update(t.gpus).where(t.gpus.c.uuid == wanted.c.uuid)
     connection.execute(changed.values(state=state, note=func.coalesce(wanted.c.note, t.gpus.c.note)))
 

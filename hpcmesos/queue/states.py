@@ -129,6 +129,6 @@ reports by itself. Its CPUs and memory count as used until it is released.
 
 `free` -> `allocated` (START) -> `cleaning` (share released) -> `free` (the node found it clean), or `quarantined`
 after 60 s. `lost`: the node no longer shows it, or it failed; it comes back as what the node reports.
-`unknown-attempt`: held by an attempt that the database does not know; an operator decides. A GPU with a live
-allocation never becomes free or cleaning by a report; it does by the release of its share.
+`unknown-attempt`: its node says that it is allocated, and the database knows no allocation; an operator decides. A GPU
+with a live allocation never becomes free or cleaning by a report; it does by the release of its share.
 """

@@ -267,6 +267,14 @@ def test_a_release_gives_everything_back_once(store: Store, leader: LeaderStore,
     assert check_invariants(database.owner, settled=True) == []
 
 
+def test_a_gpu_that_the_database_did_not_give_out(store: Store, leader: LeaderStore) -> None:
+    register(leader, node("n1", gpus=1, state=GpuState.ALLOCATED))
+    assert gpu_states(store) == {"n1-g0": "unknown-attempt"}
+    with leader.transaction() as transaction:
+        transaction.set_gpu_states({"n1-g0": GpuState.FREE})
+    assert gpu_states(store) == {"n1-g0": "free"}
+
+
 def test_ports_are_given_to_one_attempt_at_a_time(store: Store, leader: LeaderStore) -> None:
     one, two = submit(store), submit(store)
     register(leader, node("n1"))

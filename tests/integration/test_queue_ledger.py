@@ -109,9 +109,7 @@ class Books:
             transaction.release_shares([Release(attempt=AttemptKey(record.seq, None, number), node=what[1])])
 
     def report(self, transaction: LeaderTransaction, what: tuple[str, GpuState]) -> None:
-        # Nobody reports a GPU as allocated that the leader did not give out.
-        if what[1] is not GpuState.ALLOCATED:
-            transaction.set_gpu_states(dict([what]))
+        transaction.set_gpu_states(dict([what]))
 
     def register(self, transaction: LeaderTransaction, what: tuple[str, int]) -> None:
         transaction.upsert_node(node_record(*what))
