@@ -28,7 +28,7 @@ from hpcmesos.master.metrics import CONTENT_TYPE, Metrics
 from hpcmesos.master.peercred import Peer
 from hpcmesos.master.services import control, logs, nodes, status, submit, tokens, wait
 from hpcmesos.master.services.lookup import find_own
-from hpcmesos.master.services.replies import exit_code
+from hpcmesos.master.services.replies import exit_code, one_line
 from hpcmesos.master.services.site import Site
 from hpcmesos.pbs.personalities import Personality
 
@@ -208,7 +208,8 @@ def _check_text(data: wire.CommandRequest) -> None:
 
 
 def _refusal(error: HpcmesosError, personality: Personality = Personality.TORQUE) -> Response[Any]:
-    reply = wire.ErrorReply(code=error.code, message=str(error), exit_code=exit_code(error, personality))
+    message, code = one_line(str(error)), exit_code(error, personality)
+    reply = wire.ErrorReply(code=error.code, message=message, exit_code=code)
     headers = {"WWW-Authenticate": "Bearer"} if error.http_status == 401 else None
     return Response(reply, status_code=error.http_status, media_type=MediaType.JSON, headers=headers)
 
@@ -226,7 +227,7 @@ def _on_http_error(request: ApiRequest, error: HTTPException) -> Response[Any]:
     detail = " ".join(str(error.detail).split()) or "the request is refused"
     if isinstance(error.extra, list) and error.extra:
         detail = "; ".join(_extra(item) for item in error.extra[:3])
-    reply = wire.ErrorReply(code="usage", message=detail[:300], exit_code=UsageError.exit_code)
+    reply = wire.ErrorReply(code="usage", message=one_line(detail)[:300], exit_code=UsageError.exit_code)
     return Response(reply, status_code=error.status_code, media_type=MediaType.JSON)
 
 

@@ -117,6 +117,31 @@ def test_following_begins_before_the_start_and_ends_with_the_job(api: Api, sheph
     follower.join(timeout=10)
 
 
+def test_without_follow_what_is_there_is_all(api: Api, shepherd: FakeShepherd) -> None:
+    job = api.qsub()
+    api.start(job, "node1")
+    shepherd.say(b"so far")
+    shepherd.frames.put((b"J", b'{"end": false}'))
+    with api.client() as client:
+        assert b"".join(client.logs(str(job.seq))) == b"so far"
+    assert shepherd.requests.get(timeout=10)["follow"] is False
+
+
+def test_an_attempt_that_the_shepherd_does_not_know_yet_is_asked_for_again(
+    api: Api, shepherd: FakeShepherd
+) -> None:
+    job = api.qsub()
+    key = api.start(job, "node1")
+    shepherd.frames.put((b"J", b'{"end": true, "error": "this node does not hold that attempt"}'))
+    shepherd.say(b"late")
+    shepherd.end()
+    with api.client() as client:
+        chunks = client.logs(str(job.seq), follow=True)
+        assert next(chunks) == b"late"
+        api.end(ended(key, stdout_tail=b"late"), exit_status=0)
+        assert list(chunks) == []
+
+
 def test_the_file_at_its_final_place_is_read_whole(api: Api) -> None:
     path = api.work / "train.o1"
     path.write_bytes(b"x" * 200_000)

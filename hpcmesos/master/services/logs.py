@@ -60,7 +60,7 @@ class Reader:
             return
         pace, whole_since = Pace(), None
         while True:
-            async for chunk in self._available():
+            async for chunk in self._available(follow):
                 self._offset += len(chunk)
                 yield chunk
             whole_since = (whole_since or time.monotonic()) if self._whole else None
@@ -70,7 +70,7 @@ class Reader:
             await pace.pause()
             await in_thread(self._refresh)
 
-    async def _available(self) -> AsyncIterator[bytes]:
+    async def _available(self, follow: bool) -> AsyncIterator[bytes]:
         """What the attempt has written since the last look."""
         if not self._number or self._whole:
             return
@@ -83,7 +83,7 @@ class Reader:
             self._whole = True
         elif self._job.state in _STARTED:
             with suppress(OSError, EOFError, TimeoutError, ValueError):
-                async for chunk in self._live():
+                async for chunk in self._live(follow):
                     yield chunk
 
     def _is_over(self) -> bool:
@@ -113,7 +113,7 @@ class Reader:
         heads = [s.node for s in shares if (s.attempt.index, s.attempt.number, s.position) == keys]
         return next((node for node in self._site.store.nodes() if node.name in heads), None)
 
-    async def _live(self) -> AsyncIterator[bytes]:
+    async def _live(self, follow: bool) -> AsyncIterator[bytes]:
         """The stream from the shepherd, to the end of the attempt or for as long as the connection holds."""
         head = await in_thread(self._head)
         if head is None or self._site.tls is None:
@@ -125,25 +125,26 @@ class Reader:
         try:
             if pki.peer_name(writer.get_extra_info("peercert")) != ("agent", head.name):
                 return
-            writer.write(_frame(self._request()))
+            writer.write(_frame(self._request(follow)))
             while True:
                 kind, body = await _read_frame(reader)
                 if kind == b"O":
                     yield body
                 elif kind == b"J":
-                    self._whole = bool(json.loads(body).get("end"))
+                    told = json.loads(body)
+                    self._whole = bool(told.get("end")) and not told.get("error")
                     return
         finally:
             writer.close()
 
-    def _request(self) -> dict[str, Any]:
+    def _request(self, follow: bool) -> dict[str, Any]:
         attempt = AttemptId(id_of(self._job), self._number)
         return {
             "op": "log",
             "attempt": str(attempt),
             "stream": self._stream,
             "offset": self._offset,
-            "follow": True,
+            "follow": follow,
         }
 
     async def _stored(self, attempt: AttemptRecord) -> AsyncIterator[bytes]:

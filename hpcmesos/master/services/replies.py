@@ -45,6 +45,11 @@ _PBSPRO_TEXTS: Mapping[type[HpcmesosError], str] = {
 }
 
 
+def one_line(text: str) -> str:
+    """``text`` with everything that a terminal would not print as a character spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def exit_code(error: HpcmesosError, personality: Personality) -> int:
     """What the command exits with."""
     if personality is Personality.PBSPRO:
@@ -80,7 +85,7 @@ class Refusals:
         form = (_TORQUE_TEXTS if torque else _PBSPRO_TEXTS).get(type(error), "{error}")
         if self.command == "qstat" and isinstance(error, JobFinished):
             form = "{id} Job has finished, use -x or -H to obtain historical job information"
-        self.lines.append(f"{self.command}: {form.format(id=job_id, error=error)}")
+        self.lines.append(one_line(f"{self.command}: {form.format(id=job_id, error=error)}"))
         if not (torque and self.code):
             self.code = exit_code(error, self.personality)
 
