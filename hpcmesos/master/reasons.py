@@ -65,12 +65,8 @@ class Reasons:
         figures: dict[str, float] = dict(self._figures)
         for state, number in Counter(job.state for job in cluster.jobs.values()).items():
             figures[f"jobs_{state.name.lower()}"] = number
-        for state_of_gpu, number in Counter(
-            gpu.state for node in cluster.nodes.values() for gpu in node.gpus.values()
-        ).items():
-            figures[f"gpus_{state_of_gpu.value.replace('-', '_')}"] = number
-        figures["nodes"] = len(cluster.nodes)
         figures["links"] = sum(node.link is not None for node in cluster.nodes.values())
+        figures["pending"] = len(cluster.pending)
         figures["attempts"] = len(cluster.attempts)
         return figures
 
