@@ -31,7 +31,7 @@ from hpcmesos.master.peercred import PeerProtocol
 from hpcmesos.master.services.site import Site
 from hpcmesos.queue.store import Store
 
-_GRACE = 5  # seconds that requests may take to finish
+_GRACE = 2  # seconds that requests may take to finish
 _SWITCH_INTERVAL = 0.0005  # seconds; a request hops between the loop and a thread
 _PR_SET_PDEATHSIG = 1
 

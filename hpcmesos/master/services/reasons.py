@@ -30,7 +30,7 @@ def pending_reasons(site: Site, jobs: Iterable[JobRecord], zone: tzinfo) -> dict
             told = _ask_leader(site, sorted({job.seq for job in queued}))
         except HpcmesosError:
             return found | {job.key: UNREACHABLE for job in queued}
-        found |= {job.key: told.get(job.seq, "was not looked at yet") for job in queued}
+        found |= {job.key: told.get(job.seq, "is being looked at now") for job in queued}
     return found
 
 
