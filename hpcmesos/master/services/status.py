@@ -14,7 +14,7 @@ from hpcmesos.master.services.lookup import find, full_id, id_of, parse_id
 from hpcmesos.master.services.reasons import pending_reasons
 from hpcmesos.master.services.replies import Refusals, information
 from hpcmesos.master.services.site import Site, client_zone
-from hpcmesos.model import JobState
+from hpcmesos.model import JobId, JobState
 from hpcmesos.pbs import render_full, render_text
 from hpcmesos.pbs.facts import JobFacts, QueueFacts, ServerFacts
 from hpcmesos.pbs.personalities import Personality
@@ -26,6 +26,7 @@ from hpcmesos.wire import CommandReply, CommandRequest, JobStatus
 
 _SHORT = frozenset({QstatFormat.PLAIN, QstatFormat.WHY})
 _ABOUT_QUEUES = frozenset({QstatFormat.QUEUES, QstatFormat.LIMITS, QstatFormat.SERVER})
+_FEW = 4  # ids
 _ASKED_AT_MOST = 100  # jobs whose reason is asked for where it is not the point of the view
 
 
@@ -104,9 +105,7 @@ def _by_ids(site: Site, query: QstatQuery, personality: Personality, refusals: R
             wanted.append((text, parse_id(site, text)))
         except HpcmesosError as error:
             refusals.add(full_id(site, text), error)
-    seqs = tuple({job.seq for _, job in wanted})
-    rows = site.store.jobs(JobFilter(seqs=seqs, history=True)) if seqs else []
-    known = {row.key: row for row in rows}
+    known = _known(site, [job for _, job in wanted], elements=query.expand_arrays)
     found: list[JobRecord] = []
     for text, job in wanted:
         row = known.get(JobKey(job.seq, job.index))
@@ -118,6 +117,15 @@ def _by_ids(site: Site, query: QstatQuery, personality: Personality, refusals: R
         else:
             found.append(row)
     return found
+
+
+def _known(site: Site, wanted: Sequence[JobId], *, elements: bool) -> dict[JobKey, JobRecord]:
+    """The rows of these jobs. A few are read one by one: only what has left the hot table costs a look at history."""
+    if len(wanted) <= _FEW and not elements:
+        found = [site.store.job(job.seq, job.index) for job in wanted]
+        return {row.key: row for row in found if row is not None}
+    rows = site.store.jobs(JobFilter(seqs=tuple({job.seq for job in wanted}), history=True))
+    return {row.key: row for row in rows}
 
 
 def _is_hidden(job: JobRecord, query: QstatQuery, personality: Personality) -> bool:
