@@ -147,7 +147,7 @@ class Attempt:
             self._walltime = loop.call_later(self.spec["walltime"], self._over_walltime)
         self._report: socket.socket | None = report
         self._started_at = started_at
-        asyncio.get_running_loop().add_reader(report, self._read_report)
+        asyncio.get_running_loop().add_reader(report.fileno(), self._read_report)
 
     def _launch(self) -> Launch:
         spec = self.spec
@@ -210,7 +210,7 @@ class Attempt:
         """What the child opened; its end is the start of the program."""
         if self._report is None or not read_report(self._report, self.output.opened):
             return
-        asyncio.get_running_loop().remove_reader(self._report)
+        asyncio.get_running_loop().remove_reader(self._report.fileno())
         self._report.close()
         self._report = None
         opened = self.output.opened

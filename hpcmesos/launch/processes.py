@@ -24,6 +24,10 @@ _RESET = (
     signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
 )  # fmt: skip
 
+_EVERY_SIGNAL = tuple(
+    map(int, signal.valid_signals())
+)  # the enums of signal.pthread_sigmask cost more than a fork
+
 OnExit = Callable[[int, resource.struct_rusage], None]
 
 
@@ -65,9 +69,8 @@ class Children:
             OSError: when the fork fails.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        everything = signal.valid_signals()
         # A signal that hits the child before exec would be written into our own wake-up descriptor.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, everything)
+        before = quick.signal.pthread_sigmask(signal.SIG_BLOCK, _EVERY_SIGNAL)
         try:
             pid = os.fork()
             if pid == 0:
@@ -76,7 +79,7 @@ class Children:
             ours.close()
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            quick.signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
         ours.setblocking(False)
         self._watched[pid] = on_exit
@@ -134,8 +137,8 @@ def _child(launch: Launch, report: socket.socket) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         for number in _RESET:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            quick.signal.signal(number, quick.signal.SIG_DFL)
+        quick.signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.setsid()
         _become(launch)
         _connect(launch, report)
