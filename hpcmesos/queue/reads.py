@@ -166,7 +166,7 @@ def read_attempts(connection: Connection, seqs: Sequence[int]) -> list[AttemptRe
     found = _both(t.steps, t.steps_history).subquery()
     of_attempt: defaultdict[AttemptKey, list[Any]] = defaultdict(list)
     for row in connection.execute(
-        select(found).where(found.c.seq == func.any(wanted)).order_by(found.c.step)
+        select(found).where(found.c.seq == func.any(wanted)).order_by(func.length(found.c.step), found.c.step)
     ):
         of_attempt[attempt_key(row)].append(row)
     rows = _both(t.attempts, t.attempts_history).subquery()

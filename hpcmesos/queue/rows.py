@@ -133,14 +133,13 @@ def attempt_record(row: Any, steps: Sequence[Any]) -> AttemptRecord:
 
 def step_values(record: AttemptRecord) -> list[dict[str, Any]]:
     """Rows of steps, each with its ranks; ranks of a step that was not reported get a step of their own."""
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for step in record.steps:
-        number = int(step["step"])
-        rows[number] = {"command": step.get("command", []), "code": step.get("code"), "ranks": []}
+        rows[str(step["step"])] = {"command": step.get("command", []), "code": step.get("code"), "ranks": []}
     for rank in record.ranks:
-        number = int(rank.get("step", 0))
-        rows.setdefault(number, {"command": [], "code": None, "ranks": []})["ranks"].append(dict(rank))
-    return [{**attempt_values(record.key), "step": number, **row} for number, row in rows.items()]
+        name = str(rank.get("step") or "")
+        rows.setdefault(name, {"command": [], "code": None, "ranks": []})["ranks"].append(dict(rank))
+    return [{**attempt_values(record.key), "step": name, **row} for name, row in rows.items()]
 
 
 def share_record(row: Any) -> ShareRecord:

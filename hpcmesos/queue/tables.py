@@ -161,7 +161,7 @@ def _share_columns() -> list[Column[Any]]:
 def _step_columns() -> list[Column[Any]]:
     return [
         *_attempt_key(),
-        _number("step", None),
+        _text("step", None),  # as its shepherd names it: MEMBER.NUMBER
         _json("command", "[]"),
         Column("code", Integer),
         _json("ranks", "[]"),

@@ -50,7 +50,7 @@ def run_to_its_end(store: Store, leader: LeaderStore, *, ended: timedelta, relea
     with leader.transaction() as transaction:
         transaction.upsert_node(NodeRecord(name="n1", cpus=64, mem=0))
         assert transaction.apply_starts([StartRecord(attempt=key, shares=(share,))])
-        steps = ({"step": 0, "command": ["a"], "code": 0},)
+        steps = ({"step": "0.1", "command": ["a"], "code": 0},)
         transaction.finish_attempts([AttemptRecord(key=key, cause=Cause.OK, code=0, steps=steps)])
         at = transaction.now - ended
         changes = {"exit_status": 0, "ended_at": at, "cause": Cause.OK}

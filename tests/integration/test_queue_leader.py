@@ -296,7 +296,7 @@ def test_the_end_of_an_attempt_is_kept_whole_and_the_first_one_stays(
     register(leader, node("n1"))
     start(leader, gang(seq, ("n1", 1, ())))
     key = AttemptKey(seq, None, 1)
-    rank = {"step": 1, "rank": 0, "node": "n1", "code": 3, "signal": None}
+    rank = {"step": "0.1", "rank": 0, "node": "n1", "code": 3, "signal": None}
     record = AttemptRecord(
         key=key,
         started_at=datetime(2026, 1, 1, tzinfo=UTC),
@@ -308,8 +308,8 @@ def test_the_end_of_an_attempt_is_kept_whole_and_the_first_one_stays(
         culprit="n1",
         message="m",
         usage={"cput": 1.5},
-        ranks=(rank, {"step": 5, "rank": 1}),
-        steps=({"step": 1, "command": ["mpiexec", "a"], "code": 3},),
+        ranks=(rank, {"step": "0.5", "rank": 1}),
+        steps=({"step": "0.1", "command": ["mpiexec", "a"], "code": 3},),
         stdout_tail=b"\x00\xffout" * 1000,
         stderr_tail=b"",
         stdout_path="/o",
@@ -325,7 +325,7 @@ def test_the_end_of_an_attempt_is_kept_whole_and_the_first_one_stays(
     for name in AttemptRecord.__slots__:
         if name not in ("created_at", "steps"):
             assert getattr(stored, name) == getattr(record, name), name
-    assert [(step["step"], step["code"]) for step in stored.steps] == [(1, 3), (5, None)]
+    assert [(step["step"], step["code"]) for step in stored.steps] == [("0.1", 3), ("0.5", None)]
     job = store.job(seq)
     assert job is not None
     assert job.cause is Cause.SIGNAL
