@@ -121,7 +121,7 @@ class Client:
             host=sockets.gethostname(),
             environ=dict(os.environ if environ is None else environ),
             script=None if script is None else base64.b64encode(script).decode(),
-            script_path=script_path or (None if script is None else "-"),
+            script_path=script_path,
             key=key or secrets.token_hex(16),
             personality=personality,
         )

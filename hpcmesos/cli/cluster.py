@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from hpcmesos.cli import commands_dir, lifecycle
 from hpcmesos.cli.embedded import Cluster
@@ -50,7 +49,6 @@ def up(
     detach: bool,
 ) -> None:
     """Start what is missing of a cluster on this machine; leave what runs."""
-    console = Console(stderr=True, highlight=False)
     state = state.absolute()
     state.mkdir(parents=True, exist_ok=True)
     state.chmod(0o711)  # owners of jobs pass through to their own directories
@@ -59,19 +57,17 @@ def up(
         with lifecycle.locked(state):
             cluster = _described(state, agents, gpus, cpus, memory, server)
             try:
-                lifecycle.bring_up(cluster, console.print, interrupted)
+                lifecycle.bring_up(cluster, _say, interrupted)
             except (HpcmesosError, KeyboardInterrupt):
                 if not detach:
-                    lifecycle.take_down(cluster, console.print)
+                    lifecycle.take_down(cluster, _say)
                 raise
             commands_dir.write(cluster.state / "bin", cluster.api_socket)
-        console.print(
-            f"up: {cluster.agents} agents, {cluster.gpus} GPUs; use it: [bold]{_env_hint(state)}[/bold]"
-        )
+        _say(f"up: {cluster.agents} agents, {cluster.gpus} GPUs; use it: {_env_hint(state)}")
         if detach:
             return
         interrupted.wait()
-        lifecycle.take_down(cluster, console.print)
+        lifecycle.take_down(cluster, _say)
 
 
 def _described(
@@ -111,7 +107,7 @@ def down(state: Path) -> None:
     """Stop a cluster: running jobs end, nothing is left behind but STATE itself."""
     state = state.absolute()
     cluster = Cluster.load(state)
-    lifecycle.take_down(cluster, Console(stderr=True, highlight=False).print)
+    lifecycle.take_down(cluster, _say)
 
 
 @click.command()
@@ -127,5 +123,11 @@ def env(state: Path, personality: str) -> None:
 
 
 def _env_hint(state: Path) -> str:
-    shown = os.path.relpath(state) if len(os.path.relpath(state)) < len(str(state)) else str(state)
+    relative = os.path.relpath(state)
+    shown = str(state) if relative.startswith("..") else relative
     return f'eval "$(hpcmesos env --state {shlex.quote(shown)})"'
+
+
+def _say(line: str) -> None:
+    """Progress goes to stderr, unwrapped, as soon as it is known."""
+    click.echo(line, err=True)

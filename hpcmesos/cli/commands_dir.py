@@ -18,7 +18,7 @@ STUB = """#!{python} -IS
 import sys
 sys.path.append({packages!r})
 from hpcmesos.launch.qstub import main
-main([{command!r}, {socket!r}, {personality!r}, {client!r}, *sys.argv[1:]])
+sys.exit(main([{command!r}, {socket!r}, {personality!r}, {client!r}, *sys.argv[1:]]))
 """
 
 CLIENT = """#!/bin/sh

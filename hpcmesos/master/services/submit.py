@@ -60,9 +60,9 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         raise UsageError(
             "interactive jobs (-I) are not served; submit a script and follow it: hpcmesos logs -f ID"
         )
-    if asked.script is not None and request.script is None:
+    if asked.script is not None and not _holds(request, asked.script):
         return CommandReply(need=Need(script=asked.script))
-    script = _script(request.script)
+    script = _script(request.script) if asked.script is not None else None
     text = None if script is None else pbs.check_script(script)
     wanted = pbs.environment_names(request.argv, text)
     if need := _missing(wanted, caller.user, request):
@@ -75,6 +75,11 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     job_id = str(JobId(seq, site.settings.server))
     then = ["wait", "--exit-status", job_id] if built.block else None
     return CommandReply(stdout="" if built.silent else f"{job_id}\n", then=then)
+
+
+def _holds(request: CommandRequest, operand: str) -> bool:
+    """Clients send a file unasked that only looks like the script (``-S /bin/bash`` at the end of the words)."""
+    return request.script is not None and request.script_path in (None, operand)
 
 
 def _script(encoded: str | None) -> bytes | None:
