@@ -45,9 +45,7 @@ class Command:
         stdin, stdout, stderr = self._start()
         # Frames of input come from the caller until it goes; then the command has to go too.
         feeding = self._loop.create_task(self._feed(stdin))
-        pumping = asyncio.gather(
-            self._pump(stdout, protocol.STDOUT), self._pump(stderr, protocol.STDERR), return_exceptions=True
-        )
+        pumping = self._loop.create_task(self._pump_both(stdout, stderr))
         try:
             status = await self._exit
             # sh reports the death of its last command by signal N as code 128 + N.
@@ -91,6 +89,9 @@ class Command:
         self._attempt.charge(usage)
         if not self._exit.done():
             self._exit.set_result(status)
+
+    async def _pump_both(self, stdout: int, stderr: int) -> None:
+        await asyncio.gather(self._pump(stdout, protocol.STDOUT), self._pump(stderr, protocol.STDERR))
 
     async def _pump(self, fd: int, kind: bytes) -> None:
         reader = asyncio.StreamReader(limit=protocol.CHUNK)

@@ -1,0 +1,91 @@
+"""The journal and the tables of ranks."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcmesos.launch.journal import Journal
+from hpcmesos.launch.steps import Steps
+
+
+def record(name: str, **more: Any) -> dict[str, Any]:
+    return {"spec": {"attempt": name}, **more}
+
+
+def test_journal_is_read_back_and_continued(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path))
+    entry = journal.create("1.h#1", record("1.h#1"))
+    entry.append({"phase": "running"})
+    entry.close()
+    (tmp_path / "2.h#1.jsonl").write_bytes(b'{"spec"')
+    again = Journal(str(tmp_path))
+    assert again.load() == {"1.h#1": [record("1.h#1"), {"phase": "running"}]}
+    entry = again.reopen("1.h#1", again.load()["1.h#1"])
+    entry.end({"event": "ended"})
+    entry.close()
+    assert again.load()["1.h#1"][-1] == {"event": "ended"}
+    assert not (tmp_path / "2.h#1.jsonl").exists()
+
+
+def test_a_file_used_again_shows_nothing_of_its_past(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path))
+    entry = journal.create("1.h#1", record("1.h#1", text="x" * 5000))
+    entry.end({"event": "ended"})
+    entry.close()
+    journal.remove("1.h#1")
+    assert journal.load() == {}
+    entry = journal.create("2.h#1", record("2.h#1"))
+    entry.close()
+    assert Journal(str(tmp_path)).load() == {"2.h#1": [record("2.h#1")]}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_cannot_lose_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(str(tmp_path))
+    entry = journal.create("1.h#1", record("1.h#1"))
+    size, write = (tmp_path / "1.h#1.jsonl").stat().st_size, os.pwrite
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        room = data[: max(0, size - offset)]
+        if not room:
+            raise OSError(errno.ENOSPC, "full")
+        return write(fd, room, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    entry.end({"event": "ended", "code": 3, "stdout_tail": "x" * 100_000})
+    entry.close()
+    assert journal.load()["1.h#1"][-1] == {"event": "ended", "code": 3}
+
+
+def test_first_failed_is_the_earliest_that_we_did_not_kill() -> None:
+    steps = Steps(0)
+    step = steps.begin(["mpiexec", "a"])
+    for rank in range(4):
+        steps.rank({"step": step, "rank": rank, "gpus": [f"g{rank}"]}, "n1")
+    steps.rank_end({"step": step, "rank": 0, "code": 0, "signal": None}, "n1")
+    steps.rank_end({"step": step, "rank": 1, "code": None, "signal": 9, "vanished": True}, "n1")
+    steps.rank_end({"step": step, "rank": 2, "code": 3, "signal": None}, "n1")
+    steps.closing = True
+    steps.rank_end({"step": step, "rank": 3, "code": None, "signal": 15}, "n1")
+    answer = asyncio.run(steps.end(step, 255, 0.0))
+    assert (answer["first_failed"]["rank"], answer["first_failed"]["gpu"]) == (2, "g2")
+    ranks, launches = steps.tables()
+    assert [(r["code"], r["signal"]) for r in ranks] == [(0, None), (None, 9), (3, None), (None, 15)]
+    assert launches == [{"step": "0.1", "command": ["mpiexec", "a"], "code": 255}]
+
+
+def test_a_failed_launch_waits_for_the_report_of_the_rank() -> None:
+    async def late() -> dict[str, Any]:
+        steps = Steps(0)
+        step = steps.begin(["a"])
+        message = {"step": step, "rank": 0, "code": 4, "signal": None}
+        asyncio.get_running_loop().call_soon(steps.rank_end, message, "n2")
+        return await steps.end(step, 255, 5.0)
+
+    assert asyncio.run(late())["first_failed"]["code"] == 4
