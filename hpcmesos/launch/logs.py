@@ -16,8 +16,7 @@ _LOOK = 0.15
 async def serve_log(attempt: Attempt | None, request: dict[str, Any], channel: Channel) -> None:
     """Sends a stream from ``offset`` (bytes) on; with ``follow`` until the attempt is over or the reader has gone."""
     if attempt is None:
-        channel.say({"end": True, "error": "this node does not hold that attempt"})
-        await channel.drain()
+        await _refuse(channel)
         return
     stream, offset, follow = request["stream"], int(request.get("offset") or 0), bool(request.get("follow"))
     while True:
@@ -28,12 +27,20 @@ async def serve_log(attempt: Attempt | None, request: dict[str, Any], channel: C
             offset += len(data)
             if not await channel.drain():
                 return
+        elif attempt.output.closed:
+            await _refuse(channel)  # forgotten while it was read: the rest is elsewhere
+            return
         elif over or not follow:
             channel.say({"end": over})
             await channel.drain()
             return
         elif await _gone(channel):
             return
+
+
+async def _refuse(channel: Channel) -> None:
+    channel.say({"end": True, "error": "this node does not hold that attempt"})
+    await channel.drain()
 
 
 async def _gone(channel: Channel) -> bool:

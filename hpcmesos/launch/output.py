@@ -17,6 +17,7 @@ class Output:
 
     def __init__(self) -> None:
         self.opened = Report()
+        self.closed = False
 
     def size(self, stream: str) -> int:
         """Bytes written so far; 0 for what is no regular file, is joined to the other stream, or is not open."""
@@ -45,6 +46,7 @@ class Output:
                 os.write(fd, f"{line}\n".encode())
 
     def close(self) -> None:
+        self.closed = True
         for fd in (self.opened.stdout, self.opened.stderr):
             if fd is not None:
                 os.close(fd)

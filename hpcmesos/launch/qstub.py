@@ -117,7 +117,7 @@ def _complete(request: dict[str, Any], need: dict[str, Any]) -> None:
                 with open(path, "rb", buffering=0) as file:
                     content = _read(file)
         except OSError as error:
-            raise _Refused(f"script file:: {error.strerror}", 1) from error
+            raise _Refused(f"script file {path}: {error.strerror}", 1) from error
         _attach(request, path, content)
     if names := need.get("environ"):
         chosen = os.environ if "*" in names else [name for name in names if name in os.environ]

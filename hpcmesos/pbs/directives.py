@@ -29,7 +29,8 @@ def check_script(data: bytes) -> str:
     """
     if len(data) > MAX_SCRIPT_BYTES:
         raise InvalidScript(
-            f"script is too large: {len(data)} bytes, at most {MAX_SCRIPT_BYTES} are accepted"
+            f"the script is larger than {MAX_SCRIPT_BYTES // 1024**2} MiB, the most that is accepted;"
+            " put data into files of its own"
         )
     nul = data.find(b"\0")
     if nul >= 0:

@@ -218,7 +218,10 @@ def _walltime(text: str) -> int | None:
         return None
     if len(text) > _MAX_VALUE_LENGTH:
         raise InvalidValue(f"walltime={text[:20]}... is no duration; write seconds or [[DD:]HH:]MM:SS")
-    seconds = max(parse_duration(part) for part in text.split("-", 1))
+    try:
+        seconds = max(parse_duration(part) for part in text.split("-", 1))
+    except InvalidValue as error:
+        raise InvalidValue(f"walltime: {error}") from None
     if seconds > _MAX_SECONDS:
         raise InvalidValue(f"walltime={text} is too long; at most {_MAX_SECONDS} seconds")
     return seconds
@@ -227,7 +230,10 @@ def _walltime(text: str) -> int | None:
 def _size(name: str, text: str) -> int:
     if len(text) > _MAX_VALUE_LENGTH or not text.isascii():
         raise InvalidValue(f"{name}={text[:20]} is no size; write an integer with kb, mb, gb or tb, e.g. 4gb")
-    size = parse_size(text)
+    try:
+        size = parse_size(text)
+    except InvalidValue as error:
+        raise InvalidValue(f"{name}: {error}") from None
     if size > _MAX_BYTES:
         raise InvalidValue(f"{name}={text} is more than any machine has")
     return size
