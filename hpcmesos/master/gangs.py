@@ -215,6 +215,15 @@ class Gangs:
         desk = self.desk
         attempt.phase, attempt.spec = Phase.OVER, None
         desk.effects.finished.append(record)
+        level = logging.WARNING if record.cause in _TROUBLE else logging.DEBUG
+        log.log(
+            level,
+            "attempt over attempt=%s cause=%s culprit=%s message=%r",
+            attempt.name,
+            record.cause,
+            record.culprit,
+            record.message,
+        )
         job = desk.cluster.jobs[attempt.key.job]
         if self._may_run_again(job, attempt, record):
             self._requeue(job, attempt, record)

@@ -6,7 +6,8 @@ The rights of who wishes were checked when the row was written. A wish that its 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,14 +37,19 @@ class Inbox:
         self.desk = desk
         self.gangs = gangs
         self.nodes = nodes
+        self.fresh: dict[JobKey, JobRecord] = {}  # with their submissions, which the picture is too small for
 
-    def load_submitted(self, rows: Sequence[InboxRow]) -> Mapping[JobKey, JobRecord]:
+    def load_submitted(self, rows: Sequence[InboxRow]) -> None:
         """The new jobs that these rows are about, in one read."""
-        seqs = tuple({row.seq for row in rows if row.kind == SUBMIT and row.seq is not None})
-        jobs = self.desk.reader.jobs(JobFilter(seqs=seqs, brief=True)) if seqs else ()
-        return {job.key: job for job in jobs}
+        self.load_fresh(JobKey(row.seq) for row in rows if row.kind == SUBMIT and row.seq is not None)
 
-    def on_row(self, row: InboxRow, submitted: Mapping[JobKey, JobRecord]) -> None:
+    def load_fresh(self, keys: Iterable[JobKey]) -> None:
+        """Reads those of these jobs that are not in ``fresh``."""
+        seqs = tuple({key.seq for key in keys if key not in self.fresh})
+        jobs = self.desk.reader.jobs(JobFilter(seqs=seqs)) if seqs else ()
+        self.fresh |= {job.key: job for job in jobs}
+
+    def on_row(self, row: InboxRow) -> None:
         """One row. Raises InvalidValue for a payload that makes no sense."""
         if row.kind == wishes.NODE:
             self._on_node(row.payload)
@@ -52,7 +58,7 @@ class Inbox:
             raise InvalidValue(f"an inbox row of kind {row.kind} without a job")
         key = JobKey(row.seq, row.payload.get("index"))
         if row.kind == SUBMIT:
-            self._on_submit(submitted.get(key))
+            self._on_submit(self.fresh.get(key))
             return
         job = self.desk.cluster.jobs.get(key)
         if job is None:
@@ -78,7 +84,7 @@ class Inbox:
             return
         self.desk.effects.accounting.append(accounting.queued(job, self.desk.now))
         if job.key not in self.desk.cluster.jobs:  # else this leader loaded it with all the others
-            self.desk.cluster.put(job)
+            self.desk.cluster.put(replace(job, submission={}))
             self.settle(job)
 
     def settle(self, job: JobRecord) -> None:

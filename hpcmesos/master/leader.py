@@ -139,10 +139,11 @@ class Leader:
             term=store.term,
         )
         links = Links(welcome, settings.node_silence, self._events.put)
+        # What is loaded stays: the collector need not walk through it, now or later.
+        gc.disable()
         planner = await asyncio.to_thread(Planner, settings, store, links, self._events)
-        # What was loaded stays: the collector need not walk through it.
-        gc.collect()
         gc.freeze()
+        gc.enable()
         tls = pki.server_context(
             self._config.certificate, self._config.key, self._config.ca, require_client=True
         )

@@ -6,6 +6,7 @@ One TLS connection with a certificate of O="master"; frames as on the link (4-by
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Iterable
 
@@ -74,3 +75,5 @@ async def _ask(address: str, tls: ssl.SSLContext, question: Question) -> Answer:
         return _decode_answer.decode(await reader.readexactly(size))
     finally:
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()

@@ -1,7 +1,7 @@
 """The one thread that decides. Events in; leader transactions and messages to agents out.
 
-A turn takes what has come, writes all that follows from it in one transaction, and then, when something changed that
-scheduling looks at, runs one pass and writes its starts in a second one. One bad row costs one row: what fails is
+A turn takes what has come and writes all that follows from it in one transaction, together with the starts of a pass
+over the front of the queue when something changed that scheduling looks at. One bad row costs one row: what fails is
 logged and left out, and the picture is loaded anew. Trouble with the database itself ends the process.
 """
 
@@ -19,8 +19,6 @@ from typing import Protocol
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable, InvalidValue, LostLeadership
-from hpcmesos.gang.schedule import schedule
-from hpcmesos.gang.snapshot import Plan, Policy
 from hpcmesos.master import cycle
 from hpcmesos.master.alarms import Alarms
 from hpcmesos.master.cluster import Cluster, Phase
@@ -28,17 +26,17 @@ from hpcmesos.master.effects import Desk, Effects, Outcome
 from hpcmesos.master.events import Asked, Event, InboxHint, LinkDown, LinkUp, Received, Stop
 from hpcmesos.master.gangs import GANG_LOSS, Gangs
 from hpcmesos.master.inbox import Inbox
+from hpcmesos.master.passes import Passes
 from hpcmesos.master.reasons import Reasons
 from hpcmesos.master.reconcile import Nodes
 from hpcmesos.model import JobState
 from hpcmesos.queue.accounting import AccountingFiles
 from hpcmesos.queue.leader_store import LeaderStore
-from hpcmesos.queue.records import InboxRow, JobFilter, JobKey, StartRecord
+from hpcmesos.queue.records import InboxRow, JobKey, StartRecord
 
 log = logging.getLogger(__name__)
 
 POLL = 0.5  # seconds after which the inbox is looked at without a hint
-FULL_PASS = 5.0  # seconds between passes over the whole queue
 _BATCH = 1000
 _ROWS = 1000
 _RELOAD_PAUSE = 1.0
@@ -68,7 +66,6 @@ class Planner:
         self._settings = settings
         self._store = store
         self._links = links
-        self._policy = Policy()
         self._alarms = Alarms(clock)
         self._desk = Desk(Cluster(store.load(), settings.server), settings, store, self._alarms)
         self._gangs = Gangs(self._desk)
@@ -77,10 +74,9 @@ class Planner:
         zone = datetime.now(UTC).astimezone().tzinfo
         self._accounting = AccountingFiles(settings.state / "accounting", zone)
         self._reasons = Reasons(self._desk)
-        self._polled = self._passed = self._loaded = float("-inf")
+        self._passes = Passes(self._desk, self._reasons)
+        self._polled = self._loaded = float("-inf")
         self._reload_wanted = False
-        self._stale = True  # since the last pass over the whole queue, something has changed
-        self._again = False  # the last pass left jobs at the front that it did not look at
         self._recheck: set[JobKey] = set()
         self._begin()
 
@@ -103,17 +99,19 @@ class Planner:
         for call in self._alarms.due():
             self._attempt(work, "an alarm", call)
         hinted = any(isinstance(event, InboxHint) for event in batch)
-        self._commit(work, look=hinted or began - self._polled >= POLL)
+        self._write(work, look=hinted or began - self._polled >= POLL)
         if self._reload_wanted and began - self._loaded >= _RELOAD_PAUSE:
             self._reload()
-        self._pass()
+        if self._passes.full_due() and not self._reload_wanted:
+            self._full_pass()
+        self._inbox.fresh.clear()
         self._reasons.turn(self._alarms.clock() - began, len(batch))
 
     # --- events
 
     def _wait(self) -> list[Event]:
         longest = max(0.0, self._polled + POLL - self._alarms.clock())
-        if self._recheck or self._again:
+        if self._recheck or self._passes.again:
             longest = 0.0
         batch: list[Event] = []
         try:
@@ -156,11 +154,14 @@ class Planner:
         keys, self._recheck = self._recheck, set()
         return keys
 
-    # --- the first transaction
+    # --- transactions
 
-    def _commit(self, work: list[tuple[str, Effects]], look: bool) -> None:
-        """Writes everything and takes rows from the inbox; one by one when it cannot be written together."""
-        if not look and not any(effects for _, effects in work):
+    def _write(self, work: list[tuple[str, Effects]], look: bool) -> None:
+        """One transaction: all effects, rows of the inbox, and what can start then.
+
+        What cannot be written together is written one by one.
+        """
+        if not look and not self._passes.wanted() and not any(effects for _, effects in work):
             self._after(work, Outcome())
             return
         rows: list[InboxRow] = []
@@ -172,6 +173,8 @@ class Planner:
                     rows = transaction.drain_inbox(_ROWS)
                     self._take_rows(rows, done)
                 outcome = _together(done).write(transaction)
+                decided = [] if outcome.outrun or self._reload_wanted else self._passes.decide(cycle.QUICK)
+                started = transaction.apply_starts(decided)
         except _FATAL:
             raise
         except Exception:
@@ -181,12 +184,40 @@ class Planner:
         if look and len(rows) < _ROWS:
             self._polled = self._alarms.clock()
         self._after(done, outcome)
+        self._begin_starts(decided, started)
+
+    def _full_pass(self) -> None:
+        """Over the whole queue, which may take too long for a transaction to be open meanwhile."""
+        decided = self._passes.decide(None)
+        if decided:
+            with self._store.transaction() as transaction:
+                started = transaction.apply_starts(decided)
+            self._begin_starts(decided, started)
+
+    def _begin_starts(self, decided: Sequence[StartRecord], started: set[JobKey]) -> None:
+        """Sends PREPARE for the gangs whose start is committed."""
+        if len(started) < len(decided):
+            lost = [str(record.attempt.job) for record in decided if record.attempt.job not in started]
+            log.warning("gangs that no longer fit: %s", lost)
+            self._reload_wanted = True
+        begun = [record for record in decided if record.attempt.job in started]
+        self._inbox.load_fresh(record.attempt.job for record in begun)
+        work: list[tuple[str, Effects]] = []
+        for record in begun:
+            key = record.attempt.job
+            job = replace(self._desk.cluster.jobs[key], state=JobState.RUNNING, attempt=record.attempt.number)
+            attempt = self._desk.cluster.begin(replace(job, started_at=self._desk.now), record.shares)
+            self._gangs.watch(attempt)
+            prepare = partial(self._gangs.prepare, attempt, attempt.nodes, self._inbox.fresh.get(key))
+            self._attempt(work, f"PREPARE of {attempt.name}", prepare)
+            self._recheck |= self._desk.cluster.dependents.get(key.seq, set())
+        self._after(work, Outcome())
 
     def _take_rows(self, rows: Sequence[InboxRow], work: list[tuple[str, Effects]]) -> None:
-        submitted = self._inbox.load_submitted(rows)
+        self._inbox.load_submitted(rows)
         for row in rows:
             label = f"inbox {row.id} {row.kind} {row.seq}"
-            self._attempt(work, label, partial(self._inbox.on_row, row, submitted))
+            self._attempt(work, label, partial(self._inbox.on_row, row))
 
     def _one_by_one(self, work: list[tuple[str, Effects]], look: bool) -> None:
         """Each change, and each row of the inbox, in its own transaction; what cannot be written is dropped."""
@@ -243,56 +274,6 @@ class Planner:
         except OSError:
             log.exception("accounting lines lost: %s", [str(entry) for entry in effects.accounting])
 
-    # --- scheduling
-
-    def _pass(self) -> None:
-        """One pass when something changed; over the whole queue every few seconds."""
-        cluster = self._desk.cluster
-        now = self._alarms.clock()
-        self._stale = self._stale or cluster.changed
-        full = self._stale and now - self._passed >= FULL_PASS
-        if not (cluster.changed or self._again or full) or self._reload_wanted:
-            return
-        if full:
-            self._passed, self._stale = now, False
-        cluster.changed = self._again = False
-        if not cluster.pending:
-            return
-        limit = None if full else cycle.QUICK
-        snapshot = cycle.snapshot(cluster, limit)
-        plan = schedule(snapshot, self._policy, self._desk.now.timestamp())
-        self._reasons.take(plan, full or len(cluster.pending) <= cycle.QUICK)
-        self._again = bool(plan.starts) and len(snapshot.pending) == limit
-        if plan.starts:
-            self._start(plan)
-
-    def _start(self, plan: Plan) -> None:
-        cluster = self._desk.cluster
-        records: dict[JobKey, StartRecord] = {}
-        for start in plan.starts:
-            key = cycle.job_key(start.job)
-            records[key] = cycle.start_record(start, cluster.jobs[key])
-        with self._store.transaction() as transaction:
-            started = transaction.apply_starts(list(records.values()))
-            at = transaction.now
-        if len(started) < len(records):
-            log.warning("gangs that no longer fit: %s", sorted(map(str, set(records) - started)))
-            self._reload_wanted = True
-        seqs = tuple({key.seq for key in started})
-        full = {job.key: job for job in self._store.jobs(JobFilter(seqs=seqs))} if seqs else {}
-        work: list[tuple[str, Effects]] = []
-        for key, record in records.items():
-            if key in started:
-                job = replace(
-                    cluster.jobs[key], state=JobState.RUNNING, attempt=record.attempt.number, started_at=at
-                )
-                attempt = cluster.begin(job, record.shares)
-                self._gangs.watch(attempt)
-                prepare = partial(self._gangs.prepare, attempt, attempt.nodes, full.get(key))
-                self._attempt(work, f"PREPARE of {attempt.name}", prepare)
-                self._recheck |= cluster.dependents.get(key.seq, set())
-        self._after(work, Outcome())
-
     # --- the picture
 
     def _begin(self) -> None:
@@ -312,7 +293,7 @@ class Planner:
         for job in list(cluster.jobs.values()):
             if job.state in (JobState.WAITING, JobState.HELD, JobState.QUEUED):
                 self._attempt(work, f"job {job.key}", partial(self._inbox.settle, job))
-        self._commit(work, look=False)
+        self._write(work, look=False)
 
     def _reload(self) -> None:
         """The picture anew from the database; agents dial again and tell what they hold."""
