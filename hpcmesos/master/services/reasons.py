@@ -48,7 +48,9 @@ def _own_reason(job: JobRecord, zone: tzinfo) -> str:
         return f"waits for its dependencies: {parents}"
     if job.holds:
         holders = " and ".join(_HOLDERS[letter] for letter in job.holds if letter in _HOLDERS)
-        return f"held by {holders}; released by: qrls -h {job.holds} {JobId(job.seq, job.server, job.index)}"
+        why = f" ({job.comment})" if job.comment else ""
+        release = f"qrls -h {job.holds} {JobId(job.seq, job.server, job.index)}"
+        return f"held by {holders}{why}; released by: {release}"
     if job.not_before is not None:
         return f"waits until {time_text(job.not_before, zone)}"
     return job.comment or "held"
