@@ -111,8 +111,10 @@ class Leadership:
 
     def _unlock(self) -> None:
         if self._session is not None:
+            with contextlib.suppress(Exception):  # closing frees the lock too, but some time later
+                self._session.execute(select(func.pg_advisory_unlock_all()))
             with contextlib.suppress(Exception):
-                self._session.invalidate()  # closes the session, and with it the lock goes
+                self._session.invalidate()
                 self._session.close()
         self._session, self.term = None, None
 
