@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,7 +44,7 @@ def make_engine(
     *,
     pool: int = 8,
     pre_ping: bool = True,
-    limits: dict[str, int] | None = None,
+    limits: Mapping[str, int] | None = None,
 ) -> Engine:
     """An engine whose sessions are in UTC. ``limits``: timeouts by setting in ms; those that the server does not know
     (``transaction_timeout`` before PostgreSQL 17) are left out.
@@ -67,7 +67,7 @@ def make_engine(
     return engine
 
 
-def _set_limits(connection: Any, limits: dict[str, int]) -> None:
+def _set_limits(connection: Any, limits: Mapping[str, int]) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT set_config(name, setting || 'ms', false)"

@@ -38,7 +38,7 @@ from hpcmesos.queue.states import LIVE
 
 __all__ = ["CHANGEABLE", "LeaderStore", "LeaderTransaction"]
 
-_LIMITS = {  # ms; a frozen leader blocks nobody for longer
+LIMITS: Mapping[str, int] = {  # ms; a frozen leader blocks nobody for longer
     "statement_timeout": 2000,
     "idle_in_transaction_session_timeout": 1000,
     "transaction_timeout": 2000,
@@ -201,10 +201,13 @@ class LeaderTransaction:
 
 
 class LeaderStore(Reads):
-    """``url``: of the leader's role; ``term``: from Leadership.try_acquire(). Used by one or two threads."""
+    """``url``: of the leader's role; ``term``: from Leadership.try_acquire(). Used by one or two threads.
 
-    def __init__(self, url: str, term: int) -> None:
-        super().__init__(make_engine(url, APPLICATION, pool=3, pre_ping=False, limits=_LIMITS))
+    ``limits``: PostgreSQL's timeouts by name, in ms.
+    """
+
+    def __init__(self, url: str, term: int, *, limits: Mapping[str, int] = LIMITS) -> None:
+        super().__init__(make_engine(url, APPLICATION, pool=3, pre_ping=False, limits=limits))
         self._url = url
         self.term = term
 

@@ -6,7 +6,8 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import psycopg
 import pytest
 
 from hpcmesos.queue import postgres, schema
-from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.leader_store import LIMITS, LeaderStore
 from hpcmesos.queue.leadership import Leadership
 from hpcmesos.queue.store import Store
 
@@ -92,13 +93,28 @@ def store(database: Database) -> Iterator[Store]:
     api.close()
 
 
-@pytest.fixture
-def leader(database: Database) -> Iterator[LeaderStore]:
-    """The store of a leader that has just taken over."""
+@contextmanager
+def leading(database: Database, limits: Mapping[str, int]) -> Iterator[LeaderStore]:
     leadership = Leadership(database.leader)
     term = leadership.try_acquire("test", "127.0.0.1:1")
     assert term is not None
-    store = LeaderStore(database.leader, term)
-    yield store
-    store.close()
-    leadership.close()
+    store = LeaderStore(database.leader, term, limits=limits)
+    try:
+        yield store
+    finally:
+        store.close()
+        leadership.close()
+
+
+@pytest.fixture
+def leader(database: Database) -> Iterator[LeaderStore]:
+    """The store of a leader that has just taken over."""
+    with leading(database, LIMITS) as store:
+        yield store
+
+
+@pytest.fixture
+def patient_leader(database: Database) -> Iterator[LeaderStore]:
+    """A leader whose transactions the database does not end, however slow this machine is."""
+    with leading(database, {}) as store:
+        yield store

@@ -129,17 +129,17 @@ class Books:
 )
 @given(todo=st.lists(actions, min_size=3, max_size=25))
 def test_the_books_balance_after_every_action(
-    database: Database, store: Store, leader: LeaderStore, todo: list[tuple[str, object]]
+    database: Database, store: Store, patient_leader: LeaderStore, todo: list[tuple[str, object]]
 ) -> None:
-    wipe(store, leader)
-    books = Books(store, leader)
+    wipe(patient_leader)
+    books = Books(store, patient_leader)
     for name, argument in todo:
-        with leader.transaction() as transaction:
+        with patient_leader.transaction() as transaction:
             getattr(books, name)(transaction, argument)
     books.check(database.owner)
 
 
-def wipe(store: Store, leader: LeaderStore) -> None:
+def wipe(leader: LeaderStore) -> None:
     """Examples share the test's database: what the last one left is ended and released."""
     state = leader.load()
     with leader.transaction() as transaction:
