@@ -61,7 +61,7 @@ class AgentSettings:
     """One agent and its shepherd.
 
     ``master``: "unix:PATH" or "https://HOST:PORT" of any API, where the agent joins and asks who leads. ``sockets``:
-    directory of the unix sockets (short path). ``cpus``/``memory``/``gpus``: declared values; None: found on the machine.
+    directory of the unix sockets (short path). ``cpus``, ``memory``: declared values; None: found.
     ``gpus``: "none", "auto" (NVML), "simulated:N", or "uuid:GPU-...,GPU-...".
     """
 
