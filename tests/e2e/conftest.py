@@ -35,6 +35,7 @@ def shared_cluster() -> Iterator[LiveCluster]:
 def cluster(shared_cluster: LiveCluster) -> Iterator[LiveCluster]:
     """4 agents with 4 simulated GPUs each; left as it was found."""
     yield shared_cluster
+    shared_cluster.run("qdel", "-W", "0", "all")  # what a failed test left must not fail the next one
     check_clean(shared_cluster)
 
 
