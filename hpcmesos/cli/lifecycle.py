@@ -62,7 +62,7 @@ def bring_up(cluster: Cluster, say: Say, interrupted: threading.Event) -> None:
     real = find_real_gpus() if cluster.gpus else []
     for name in cluster.names:
         _start_agent(cluster, name, client, real, say)
-    _wait(lambda: _up_nodes(client) >= set(cluster.names), "agents", cluster, interrupted)
+    _wait(lambda: _all_run(cluster, client), "agents", cluster, interrupted)
 
 
 def take_down(cluster: Cluster, say: Say) -> None:
@@ -181,6 +181,12 @@ def _spawn(cluster: Cluster, name: str, arguments: list[str]) -> subprocess.Pope
 
 def _leads(client: Client) -> bool:
     return client.leader().address is not None
+
+
+def _all_run(cluster: Cluster, client: Client) -> bool:
+    """A node stays up for a while after its agent died, so that both are asked: the process and the leader."""
+    pid_files = [str(cluster.state / "agents" / name / "agent.pid") for name in cluster.names]
+    return all(pidfile.living(path) for path in pid_files) and _up_nodes(client) >= set(cluster.names)
 
 
 def _up_nodes(client: Client) -> set[str]:

@@ -8,9 +8,9 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.integration.invariants import check_invariants
 
 from tests.e2e.cluster_kit import LiveCluster, wait_until
+from tests.integration.invariants import check_invariants
 
 USERS = ("hpcmann", "hpcmbob")
 

@@ -24,7 +24,10 @@ while not world.bcast(go.exists() if world.rank == 0 else None):
         print("turn", turn, flush=True)
         turn += 1
     time.sleep(0.05)
-print("rank", world.rank, "done", flush=True)
+done = world.gather(world.rank)
+if world.rank == 0:
+    for rank in done:
+        print("rank", rank, "done", flush=True)
 '
 exit 21
 """
