@@ -29,13 +29,15 @@ class Cluster:
     gpus: int
     cpus: int
     memory: int
+    sockets: Path  # the short directory of the unix sockets; as it was made, whoever asks
     server: str = "hpcm"
     user: str = ""
 
     @classmethod
     def create(cls, state: Path, agents: int, gpus: int, cpus: int, memory: int, server: str) -> Cluster:
         user = pwd.getpwuid(os.getuid()).pw_name
-        cluster = cls(state, uuid.uuid4().hex[:8], agents, gpus, cpus, memory, server, user)
+        identity = uuid.uuid4().hex[:8]
+        cluster = cls(state, identity, agents, gpus, cpus, memory, _sockets_of(identity), server, user)
         cluster.save()
         return cluster
 
@@ -48,10 +50,10 @@ class Cluster:
             raise StateError(f"no cluster in {state}; start one: hpcmesos up --state {state}") from None
         except (OSError, ValueError) as error:
             raise StateError(f"cannot read {state / 'cluster.json'}: {error}") from error
-        return cls(state=state, **content)
+        return cls(**content | {"state": state, "sockets": Path(content["sockets"])})
 
     def save(self) -> None:
-        content = asdict(self)
+        content = asdict(self) | {"sockets": str(self.sockets)}
         del content["state"]
         target = self.state / "cluster.json"
         draft = target.with_suffix(".new")
@@ -77,16 +79,6 @@ class Cluster:
         return wanted
 
     @property
-    def sockets(self) -> Path:
-        """The short directory of the unix sockets."""
-        if os.getuid() == 0:
-            return Path("/run/hpcmesos") / self.identity
-        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-        if runtime and Path(runtime).is_dir() and len(runtime) < 60:
-            return Path(runtime) / f"hpcmesos-{self.identity}"
-        return Path("/tmp") / f"hpcmesos-{os.getuid()}-{self.identity}"  # noqa: S108 - made 0700 and checked
-
-    @property
     def api_socket(self) -> Path:
         return self.sockets / "api.sock"
 
@@ -102,3 +94,12 @@ class Cluster:
         """GPUs dealt to one agent: as evenly as it goes, the first ones get the rest."""
         each, rest = divmod(self.gpus, self.agents)
         return each + (int(name.removeprefix("node")) <= rest)
+
+
+def _sockets_of(identity: str) -> Path:
+    if os.getuid() == 0:
+        return Path("/run/hpcmesos") / identity
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime and Path(runtime).is_dir() and len(runtime) < 60:
+        return Path(runtime) / f"hpcmesos-{identity}"
+    return Path("/tmp") / f"hpcmesos-{os.getuid()}-{identity}"  # noqa: S108 - its owner is checked

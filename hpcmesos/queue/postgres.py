@@ -11,6 +11,7 @@ import importlib.util
 import os
 import pwd
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -76,7 +77,7 @@ def start(data_dir: Path, socket_dir: Path) -> EmbeddedPostgres:
         raise StateError(f"{socket_dir} is too long for a unix socket: at most {_SOCKET_LIMIT - 14} bytes")
     if (pid := _running(data_dir)) is None:
         user = _server_user()
-        binaries = find_binaries()
+        binaries = _reachable(find_binaries(), data_dir.parent, user)
         for directory in (data_dir, socket_dir):
             _own(directory, user)
         _check_access(user, binaries, data_dir.parent, socket_dir)
@@ -156,6 +157,28 @@ def _own(directory: Path, user: pwd.struct_passwd | None) -> None:
         directory.mkdir(mode=0o700)
     if user is not None and not any(directory.iterdir()):
         os.chown(directory, user.pw_uid, user.pw_gid)
+
+
+def _reachable(binaries: Path, state: Path, user: pwd.struct_passwd | None) -> Path:
+    """The binaries, or a copy of them below ``state`` when the server's user cannot pass to where they are.
+
+    So it is when root keeps its virtual environment in its closed home. The wheel's libraries are found relative to
+    the binaries, hence the same folders around the copy.
+    """
+    if _run(["/usr/bin/test", "-x", str(binaries / "postgres")], user).returncode == 0:
+        return binaries
+    install, package = binaries.parent, binaries.parents[1]
+    copy = state / "postgres-programs" / package.name / install.name
+    if not copy.exists():
+        draft = state / "postgres-programs.new"
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(install, draft / package.name / install.name, symlinks=True)
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.exists():
+            shutil.copytree(libraries, draft / libraries.name, symlinks=True)
+        shutil.rmtree(state / "postgres-programs", ignore_errors=True)
+        draft.rename(state / "postgres-programs")
+    return copy / "bin"
 
 
 def _check_access(user: pwd.struct_passwd | None, binaries: Path, state: Path, sockets: Path) -> None:

@@ -19,6 +19,8 @@ from hpcmesos import pidfile
 from hpcmesos.cli.embedded import Cluster
 
 T = TypeVar("T")
+USERS = ("hpcmann", "hpcmbob")
+"""Two real users, whom the tests make when they run as root: root's own login files are no part of a test."""
 HPCMESOS = [sys.executable, "-m", "hpcmesos.cli"]
 START_TIMEOUT = 120
 
@@ -43,6 +45,7 @@ class LiveCluster:
         self.root.chmod(0o711)
         self.state = self.root / "state"
         self.size = ["--agents", str(agents), "--gpus", str(gpus), *extra]
+        self.user = USERS[0] if os.getuid() == 0 else None  # who submits unless a test names another
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -59,7 +62,8 @@ class LiveCluster:
     def hpcmesos(
         self, *arguments: str, timeout: float = 60, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        return self._run([*HPCMESOS, *arguments], timeout=timeout, check=check)
+        """As the one who runs the tests: the cluster's administrator."""
+        return self._run([*HPCMESOS, *arguments], user="", timeout=timeout, check=check)
 
     @property
     def described(self) -> Cluster:
@@ -118,7 +122,8 @@ class LiveCluster:
     ) -> subprocess.CompletedProcess[str]:
         environment = {**self.environ, **(environ or {})}
         identity: dict[str, Any] = {}
-        if user is not None:
+        user = self.user if user is None else user
+        if user:
             entry = pwd.getpwnam(user)
             identity = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
             environment |= {"HOME": entry.pw_dir, "USER": user, "LOGNAME": user, "SHELL": entry.pw_shell}
@@ -145,11 +150,12 @@ class LiveCluster:
         return text
 
     def work(self, user: str | None = None) -> Path:
-        """The directory from which a user submits."""
+        """The directory from which a user submits; "" is the one who runs the tests."""
+        user = self.user if user is None else user
         path = self.root / "work" / (user or "self")
         if not path.exists():
             path.mkdir(parents=True)
-            if user is not None:
+            if user:
                 entry = pwd.getpwnam(user)
                 os.chown(path, entry.pw_uid, entry.pw_gid)
         return path

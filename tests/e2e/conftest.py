@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster_kit import LiveCluster, wait_until
+from tests.e2e.cluster_kit import USERS, LiveCluster, wait_until
 from tests.integration.invariants import check_invariants
-
-USERS = ("hpcmann", "hpcmbob")
 
 
 def check_clean(cluster: LiveCluster) -> None:
@@ -35,7 +35,9 @@ def shared_cluster() -> Iterator[LiveCluster]:
 def cluster(shared_cluster: LiveCluster) -> Iterator[LiveCluster]:
     """4 agents with 4 simulated GPUs each; left as it was found."""
     yield shared_cluster
-    shared_cluster.run("qdel", "-W", "0", "all")  # what a failed test left must not fail the next one
+    shared_cluster.run(
+        "qdel", "-W", "0", "all", user=""
+    )  # what a failed test left must not fail the next one
     check_clean(shared_cluster)
 
 
@@ -65,15 +67,28 @@ def running(cluster: LiveCluster) -> Iterator[LiveCluster]:
         cluster.remove()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def accounts() -> Iterator[None]:
+    """Makes the users as root; the last of several test runs on this machine removes them."""
+    if os.getuid() != 0:
+        yield
+        return
+    with Path("/run/lock/hpcmesos-test-users").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        for user in USERS:
+            subprocess.run(
+                ["useradd", "--create-home", "--shell", "/bin/bash", user], check=False, capture_output=True
+            )
+        yield
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for user in USERS:
+                subprocess.run(["userdel", "--remove", user], check=False, capture_output=True)
+
+
 @pytest.fixture(scope="session")
-def users() -> Iterator[tuple[str, str]]:
+def users() -> tuple[str, str]:
     """Two real users."""
     if os.getuid() != 0:
         pytest.skip("needs root: two real users")
-    for user in USERS:
-        subprocess.run(
-            ["useradd", "--create-home", "--shell", "/bin/bash", user], check=False, capture_output=True
-        )
-    yield USERS
-    for user in USERS:
-        subprocess.run(["userdel", "--remove", user], check=False, capture_output=True)
+    return USERS
