@@ -412,6 +412,11 @@ def test_one_leads_and_the_next_one_follows(database: Database, store: Store) ->
     second.close()
 
 
+def test_before_anyone_led_there_is_no_leader(store: Store) -> None:
+    known = store.leader()
+    assert (known.term, known.address, known.live) == (0, "", False)
+
+
 def test_a_lease_runs_out(database: Database, store: Store) -> None:
     leadership = Leadership(database.leader)
     leadership.try_acquire("a", "a:1", lease_seconds=0.0)

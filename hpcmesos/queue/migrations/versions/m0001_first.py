@@ -359,7 +359,7 @@ CREATE UNIQUE INDEX allocations_one_per_port ON allocations (node, port) WHERE p
 """
 
 _ROWS = """
-INSERT INTO leadership (term, expires_at) VALUES (0, '-infinity');
+INSERT INTO leadership (term, expires_at) VALUES (0, 'epoch');
 INSERT INTO queues (name) VALUES ('batch');
 """
 
