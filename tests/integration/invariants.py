@@ -29,9 +29,9 @@ CHECKS: dict[str, str] = {
         SELECT j.seq, j.element FROM jobs j LEFT JOIN attempts a
             ON (a.seq, a.element, a.number) = (j.seq, j.element, j.attempt) AND a.ended_at IS NULL
         WHERE j.state = 'R' AND a.seq IS NULL""",
-    "a live attempt of a job that does not run": """
+    "a live attempt of a job that neither runs nor ends": """
         SELECT a.seq, a.element, a.number FROM attempts a JOIN jobs j USING (seq, element)
-        WHERE a.ended_at IS NULL AND (j.state <> 'R' OR j.attempt <> a.number)""",
+        WHERE a.ended_at IS NULL AND (j.state NOT IN ('R', 'E') OR j.attempt <> a.number)""",
     "an attempt without a share": """
         SELECT seq, element, number FROM attempts
         EXCEPT SELECT seq, element, number FROM shares""",
