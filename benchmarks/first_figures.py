@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hpcmesos-bench-") as directory:
+        Path(directory).chmod(0o711)  # PostgreSQL runs under a user of its own when root brings the cluster up
         bench = Bench(Path(directory))
         bench.hpcmesos("up", "--agents", "4", "--gpus", "32", "--state", str(bench.state), "--detach")
         try:
