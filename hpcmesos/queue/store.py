@@ -18,13 +18,11 @@ from hpcmesos.errors import IllegalTransition, KeyReused, Unauthenticated
 from hpcmesos.model import JobState
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import begin, make_engine
+from hpcmesos.queue.hints import CHANNEL
 from hpcmesos.queue.reads import Reads
 from hpcmesos.queue.records import NewJob, Submitted, TokenRecord
 from hpcmesos.queue.rows import new_job_values
 from hpcmesos.queue.states import INITIAL
-
-CHANNEL = "hpcmesos_inbox"
-"""The NOTIFY channel that hints the leader at new inbox rows."""
 
 SUBMIT = "submit"
 """``kind`` of the inbox rows of new jobs."""
