@@ -1,6 +1,6 @@
 """One API process: the application over the unix socket and over TLS, on sockets that the supervisor bound.
 
-``HPCMESOS_API_CONFIG`` holds the JSON of :class:`hpcmesos.master.child.Child`; either descriptor may be null. The
+``HPCMESOS_API_CONFIG`` names the file of a :class:`hpcmesos.master.child.Child`; either descriptor may be null. The
 process ends on SIGTERM, letting requests finish, and with its parent.
 """
 
@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import json
 import logging
 import os
 import signal
 import socket
 import ssl
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 import uvloop
 
-from hpcmesos.config import MasterSettings, load
 from hpcmesos.master import pki
 from hpcmesos.master.api import build_app
-from hpcmesos.master.child import API_CONFIG, log_to_stderr
+from hpcmesos.master.child import API_CONFIG, Child, log_to_stderr
 from hpcmesos.master.metrics import Metrics, counting
 from hpcmesos.master.peercred import PeerProtocol
 from hpcmesos.master.services.site import Site
@@ -38,28 +35,27 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     """Serves until SIGTERM or the end of the parent."""
-    config = json.loads(os.environ.pop(API_CONFIG))
-    settings = load(MasterSettings, config["settings"], {})
-    log_to_stderr(settings.log_level)
+    config = Child.read(Path(os.environ[API_CONFIG]))
+    log_to_stderr(config.settings.log_level)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it tells of every client that leaves early
     _die_with_supervisor()
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    uvloop.run(_serve(settings, config))
+    uvloop.run(_serve(config))
     return 0
 
 
-async def _serve(settings: MasterSettings, config: Mapping[str, Any]) -> None:
-    certificate, key, ca = (Path(config[name]) for name in ("certificate", "key", "ca"))
+async def _serve(config: Child) -> None:
+    settings, certificate, key, ca = config.settings, config.certificate, config.key, config.ca
     store = Store(settings.api_database_url or settings.database_url)
     site = Site.open(settings, store, pki.client_context(ca, certificate, key))
     metrics = Metrics(site)
     app = counting(build_app(site, metrics), metrics)
     servers: list[tuple[_Server, socket.socket]] = []
-    if config["unix_fd"] is not None:
-        servers.append((_server(app, None), socket.socket(fileno=config["unix_fd"])))
-    if config["tls_fd"] is not None:
+    if config.unix_fd is not None:
+        servers.append((_server(app, None), socket.socket(fileno=config.unix_fd)))
+    if config.tls_fd is not None:
         tls = pki.server_context(certificate, key, ca, require_client=False)
-        servers.append((_server(app, tls), socket.socket(fileno=config["tls_fd"])))
+        servers.append((_server(app, tls), socket.socket(fileno=config.tls_fd)))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, [server for server, _ in servers])

@@ -18,6 +18,8 @@ from hpcmesos.config import MasterSettings, load
 
 API_CONFIG = "HPCMESOS_API_CONFIG"
 LEADER_CONFIG = "HPCMESOS_LEADER_CONFIG"
+"""Variables of a child that name its file."""
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -32,13 +34,10 @@ class Child:
     unix_fd: int | None = None
     tls_fd: int | None = None
 
-    def text(self) -> str:
-        return json.dumps(dataclasses.asdict(self), default=str)
-
     def write(self, path: Path) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            file.write(self.text())
+            json.dump(dataclasses.asdict(self), file, default=str)
 
     @classmethod
     def read(cls, path: Path) -> Child:

@@ -5,6 +5,7 @@ starts again whatever dies. Single thread; no database connection of its own but
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import select
@@ -111,19 +112,15 @@ def _children(settings: MasterSettings, unix: socket.socket, tls: socket.socket)
     run = settings.state / "run"
     run.mkdir(exist_ok=True, mode=0o700)
     common = child.Child(settings=settings, certificate=certificate, key=key, ca=ca.path)
-    common.write(run / "leader.json")
     descriptors = (unix.fileno(), tls.fileno())
-    api = child.Child(
-        settings=settings,
-        certificate=certificate,
-        key=key,
-        ca=ca.path,
-        unix_fd=unix.fileno(),
-        tls_fd=tls.fileno(),
-    )
+    api = dataclasses.replace(common, unix_fd=unix.fileno(), tls_fd=tls.fileno())
+    common.write(run / "leader.json")
+    api.write(run / "api.json")
     leader = Process("leader", "hpcmesos.master.leader", {child.LEADER_CONFIG: str(run / "leader.json")})
     apis = [
-        Process(f"api{n}", "hpcmesos.master.api_process", {child.API_CONFIG: api.text()}, descriptors)
+        Process(
+            f"api{n}", "hpcmesos.master.api_process", {child.API_CONFIG: str(run / "api.json")}, descriptors
+        )
         for n in range(settings.api_processes)
     ]
     return [leader, *apis]

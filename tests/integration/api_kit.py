@@ -213,10 +213,11 @@ def _spawn(settings: MasterSettings, place: Path) -> tuple[subprocess.Popen[byte
             unix_fd=unix.fileno(),
             tls_fd=tcp.fileno(),
         )
+        config.write(place / "api.json")
         with (place / "api.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "hpcmesos.master.api_process"],
-                env={**os.environ, API_CONFIG: config.text()},
+                env={**os.environ, API_CONFIG: str(place / "api.json")},
                 pass_fds=(unix.fileno(), tcp.fileno()),
                 stderr=log,
             )
