@@ -17,9 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvicorn
 import uvloop
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from hpcmesos import wire
+from hpcmesos.errors import MasterUnreachable
 from hpcmesos.master import pki
 from hpcmesos.master.api import build_app
 from hpcmesos.master.child import API_CONFIG, Child, log_to_stderr
@@ -28,7 +32,14 @@ from hpcmesos.master.peercred import PeerProtocol
 from hpcmesos.master.services.site import Site
 from hpcmesos.queue.store import Store
 
-_GRACE = 2  # seconds that requests may take to finish
+_GRACE = 0.5  # seconds that requests may take to finish
+_STOPPING = msgspec.json.encode(
+    wire.ErrorReply(
+        code=MasterUnreachable.code,
+        message="the server stops; try again",
+        exit_code=MasterUnreachable.exit_code,
+    )
+)
 _SWITCH_INTERVAL = 0.0005  # seconds; a request hops between the loop and a thread
 _PR_SET_PDEATHSIG = 1
 
@@ -49,7 +60,7 @@ async def _serve(config: Child) -> None:
     store = Store(settings.api_database_url or settings.database_url)
     site = Site.open(settings, store, pki.client_context(ca, certificate, key))
     metrics = Metrics(site)
-    app = counting(build_app(site, metrics), metrics)
+    app = counting(_interruptible(build_app(site, metrics)), metrics)
     servers: list[tuple[_Server, socket.socket]] = []
     if config.unix_fd is not None:
         servers.append((_server(app, None), socket.socket(fileno=config.unix_fd)))
@@ -82,12 +93,34 @@ def _server(app: Any, tls: ssl.SSLContext | None) -> _Server:
         access_log=False,
         server_header=False,
         date_header=False,
-        timeout_graceful_shutdown=_GRACE,
+        timeout_graceful_shutdown=_GRACE,  # type: ignore[arg-type]  # asyncio takes fractions
         backlog=2048,
     )
     config.load()
     config.ssl = tls
     return _Server(config)
+
+
+def _interruptible(app: ASGIApp) -> ASGIApp:
+    """``app`` whose clients that still wait when we stop are told to come again; an answer under way just breaks."""
+
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def note(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, note)
+        except asyncio.CancelledError:
+            if not begun:
+                headers = [(b"content-type", b"application/json")]
+                await send({"type": "http.response.start", "status": 503, "headers": headers})
+                await send({"type": "http.response.body", "body": _STOPPING, "more_body": False})
+
+    return served
 
 
 def _stop(servers: list[_Server]) -> None:

@@ -13,11 +13,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpcmesos.client import Client
 from hpcmesos.queue import postgres
 from tests.integration.leader_kit import wait_until
 
@@ -39,6 +41,7 @@ class Site:
             "HPCMESOS_SOCKET": str(self.place / sock),
             "HPCMESOS_MIGRATE": "1",
             "HPCMESOS_API_PROCESSES": "1",
+            "HPCMESOS_ROOT_JOBS": "1",
         }
         with (self.place / "log").open("ab") as log:
             command = [sys.executable, "-m", "hpcmesos.cli", "master"]
@@ -118,6 +121,32 @@ def test_children_die_with_the_supervisor_and_the_next_one_replaces_its_socket(s
     wait_until(lambda: not any(_alive(pid) for pid in orphans), "the children die", show=lambda: orphans)
     site.start()
     site.led(above=term)
+
+
+def test_a_client_that_waits_does_not_hold_up_the_end(site: Site) -> None:
+    process = site.start()
+    site.led()
+    api = site.place / "api.sock"
+    with Client(socket=api) as client:
+        job = client.command("qsub", [], script=b"true\n", cwd="/").stdout.strip()
+        with socket.socket(socket.AF_UNIX) as waiting:
+            waiting.settimeout(10)
+            waiting.connect(str(api))
+            waiting.sendall(f"GET /v1/jobs/{job}/wait HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert client.job(job).state == "Q"  # the API has looked at its sockets meanwhile
+            process.terminate()
+            answer = waiting.recv(65536)
+    assert process.wait(30) == 0
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert "Traceback" not in site.log()
+    stopping, stopped = (_at(site.log(), word) for word in ("stopping", "stepped down"))
+    assert stopped - stopping < timedelta(seconds=3)
+
+
+def _at(log: str, word: str) -> datetime:
+    """When a line with this word was written."""
+    line = next(line for line in log.splitlines() if word in line)
+    return datetime.fromisoformat(line.split()[0])
 
 
 def test_one_master_a_state_directory_and_a_socket(site: Site) -> None:
