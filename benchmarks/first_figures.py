@@ -7,6 +7,7 @@ Everything runs on one machine, so the clients' own processes share its cores. F
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 HPCMESOS = [sys.executable, "-m", "hpcmesos.cli"]
 
 
@@ -56,6 +58,34 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+PARTS = {
+    "leader": "-m hpcmesos.master.leader",
+    "api": "-m hpcmesos.master.api_process",
+    "agents": " agent --config ",
+    "shepherds": "launch shepherd ",
+    "postgres": "postgres",
+}
+"""Parts of a cluster by what their command lines hold."""
+
+
+def cpu_seconds(state: Path) -> dict[str, float]:
+    """CPU seconds that each part of the cluster has used; jobs: what their shepherds have reaped."""
+    stats, lines = {}, {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            lines[int(name)] = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            stats[int(name)] = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+    roots = {pid for pid, line in lines.items() if f"{state}/" in line}
+    used = dict.fromkeys([*PARTS, "jobs"], 0.0)
+    for pid in stats:
+        part = next((part for part, mark in PARTS.items() if mark in lines[pid]), None)
+        if part and {pid, int(stats[pid][1])} & roots:
+            own, reaped = (sum(map(int, stats[pid][at : at + 2])) for at in (11, 13))
+            used[part] += own / CLOCK_TICKS
+            used["jobs" if part == "shepherds" else part] += reaped / CLOCK_TICKS
+    return used
+
+
 def command_latency(bench: Bench, command: list[str], count: int, stdin: str = "") -> dict[str, float]:
     """Whole-process wall time of a command, in ms."""
     samples = sorted(timed(lambda: bench.run(*command, stdin=stdin)) * 1000 for _ in range(count))
@@ -63,16 +93,21 @@ def command_latency(bench: Bench, command: list[str], count: int, stdin: str = "
 
 
 def thousand_true(bench: Bench, count: int) -> dict[str, float]:
-    """``count`` single qsubs of a script that runs `true`, one after the other; seconds until the last is complete."""
+    """``count`` single qsubs of a script that runs `true`, one after the other; seconds until the last is complete, and
+    milliseconds of CPU per job. ``-S /bin/sh``: the start of a login shell costs more than all of this together.
+    """
+    before = cpu_seconds(bench.state)
     start = time.perf_counter()
     jobs = [
-        bench.run("qsub", "-o", "/dev/null", "-e", "/dev/null", stdin="#!/bin/sh\ntrue\n")
+        bench.run("qsub", "-S", "/bin/sh", "-o", "/dev/null", "-e", "/dev/null", stdin="#!/bin/sh\ntrue\n")
         for _ in range(count)
     ]
     submitted = time.perf_counter() - start
     bench.hpcmesos("wait", *jobs)
     total = time.perf_counter() - start
-    return {"jobs": count, "submit_s": submitted, "total_s": total, "jobs_per_s": count / total}
+    after = cpu_seconds(bench.state)
+    cpu = {f"{part}_cpu_ms": 1000 * (after[part] - before[part]) / count for part in sorted(after)}
+    return {"jobs": count, "submit_s": submitted, "total_s": total, "jobs_per_s": count / total} | cpu
 
 
 def gang_start(bench: Bench) -> float:
@@ -93,7 +128,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hpcmesos-bench-") as directory:
-        Path(directory).chmod(0o711)  # PostgreSQL runs under a user of its own when root brings the cluster up
+        Path(directory).chmod(
+            0o711
+        )  # PostgreSQL runs under a user of its own when root brings the cluster up
         bench = Bench(Path(directory))
         bench.hpcmesos("up", "--agents", "4", "--gpus", "32", "--state", str(bench.state), "--detach")
         try:
@@ -108,7 +145,7 @@ def main() -> None:
 
 def measure(bench: Bench, jobs: int, repeat: int) -> dict[str, object]:
     runs = [thousand_true(bench, jobs) for _ in range(repeat)]
-    gangs = [gang_start(bench) for _ in range(max(5, repeat))]
+    gangs = [gang_start(bench) for _ in range(max(20, repeat))]
     held = ["qsub", "-h", "-o", "/dev/null", "-e", "/dev/null"]
     return {
         "machine": f"{os.cpu_count()} CPUs, Linux {platform.release()}, load {os.getloadavg()[0]:.1f}",
@@ -121,6 +158,11 @@ def measure(bench: Bench, jobs: int, repeat: int) -> dict[str, object]:
             "runs": runs,
             "median_total_s": statistics.median(run["total_s"] for run in runs),
             "median_jobs_per_s": statistics.median(run["jobs_per_s"] for run in runs),
+            **{
+                f"median_{name}": statistics.median(run[name] for run in runs)
+                for name in runs[0]
+                if name.endswith("cpu_ms")
+            },
         },
         "gang 4x8, first line": {"median_ms": statistics.median(gangs), "max_ms": max(gangs)},
     }
