@@ -8,7 +8,19 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, DateTime, Integer, Table, delete, exists, func, insert, select
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    DateTime,
+    Insert,
+    Integer,
+    Table,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+)
 
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.rows import recordset
@@ -32,24 +44,22 @@ def sweep(connection: Connection, before: datetime, limit: int) -> int:
     if not rows:
         return 0
     make_partitions(connection, rows[0].ended_at, rows[-1].ended_at)
-    swept = recordset(
-        [{"seq": row.seq, "element": row.element, "job_ended_at": row.ended_at} for row in rows],
-        {"seq": BigInteger(), "element": Integer(), "job_ended_at": DateTime(timezone=True)},
-    )
+    ended = [{"seq": row.seq, "element": row.element, "job_ended_at": row.ended_at} for row in rows]
+    swept = recordset({"seq": BigInteger(), "element": Integer(), "job_ended_at": DateTime(timezone=True)})
     for hot, history in _MOVED:
-        _move(connection, hot, history, swept)
+        connection.execute(_moving(hot, history, swept), {"rows": ended})
     whole = (t.job_scripts.c.seq == swept.c.seq, swept.c.element == t.WHOLE_JOB)
-    connection.execute(delete(t.job_scripts).where(*whole))
+    connection.execute(delete(t.job_scripts).where(*whole), {"rows": ended})
     return len(rows)
 
 
-def _move(connection: Connection, hot: Table, history: Table, swept: Any) -> None:
+def _moving(hot: Table, history: Table, swept: Any) -> Insert:
     columns: list[Any] = list(hot.c)
     if "job_ended_at" in history.c:
         columns.append(swept.c.job_ended_at)
     gone = delete(hot).where(hot.c.seq == swept.c.seq, hot.c.element == swept.c.element)
     moved = gone.returning(*columns).cte("moved")
-    connection.execute(insert(history).from_select([c.name for c in moved.c], select(*moved.c)))
+    return insert(history).from_select([c.name for c in moved.c], select(*moved.c))
 
 
 def make_partitions(connection: Connection, first: datetime, last: datetime) -> None:

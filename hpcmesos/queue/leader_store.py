@@ -142,7 +142,7 @@ class LeaderTransaction:
                 {"uuid": gpu.uuid, **{n: getattr(gpu, n) for n in _GPU_FIELDS}, "node": node.name}
                 for gpu in node.gpus
             ]
-            table = recordset(rows, {name: t.gpus.c[name].type for name in ("uuid", *_GPU_FIELDS)})
+            table = recordset({name: t.gpus.c[name].type for name in ("uuid", *_GPU_FIELDS)})
             new = insert(t.gpus).from_select(
                 ["uuid", *_GPU_FIELDS, "state"],
                 select(*(table.c[n] for n in ("uuid", *_GPU_FIELDS)), text(f"'{GpuState.LOST}'")),
@@ -152,7 +152,7 @@ class LeaderTransaction:
             done = new.on_conflict_do_update(
                 index_elements=["uuid"], set_={n: new.excluded[n] for n in _GPU_FIELDS}, where=theirs
             )
-            accepted = set(self._connection.scalars(done.returning(t.gpus.c.uuid)))
+            accepted = set(self._connection.scalars(done.returning(t.gpus.c.uuid), {"rows": rows}))
         gone = t.gpus.c.uuid.not_in(list(mine)) if mine else text("true")
         lost = update(t.gpus).where(t.gpus.c.node == node.name, gone)
         self._connection.execute(lost.values(state=GpuState.LOST.value))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Integer, Text, func, insert, select, update
+from sqlalchemy import BigInteger, Connection, Integer, Text, func, update
 from sqlalchemy.dialects.postgresql import JSONB
 
 from hpcmesos.model import JobState
@@ -15,6 +16,7 @@ from hpcmesos.queue.records import JobKey, Move
 from hpcmesos.queue.rows import (
     dependencies_json,
     element,
+    insert_rows,
     job_key,
     ranges_text,
     recordset,
@@ -104,15 +106,19 @@ def _update(connection: Connection, fields: Sequence[str], group: Sequence[Move]
         }
         for move in group
     ]
+    return {job_key(row) for row in connection.execute(_updating(tuple(fields)), {"rows": rows})}
+
+
+@cache
+def _updating(fields: tuple[str, ...]) -> Any:
     jobs = t.jobs.c
-    wanted = recordset(rows, {**_KEY, **{name: jobs[name].type for name in fields}})
-    statement = (
+    wanted = recordset({**_KEY, **{name: jobs[name].type for name in fields}})
+    return (
         update(t.jobs)
         .where(jobs.seq == wanted.c.seq, jobs.element == wanted.c.element, jobs.state == wanted.c.source)
         .values(state=wanted.c.target, modified_at=func.now(), **{name: wanted.c[name] for name in fields})
         .returning(jobs.seq, jobs.element)
     )
-    return {job_key(row) for row in connection.execute(statement)}
 
 
 def _same(value: Any) -> Any:
@@ -133,7 +139,7 @@ def _write_events(connection: Connection, moves: Sequence[Move]) -> None:
         }
         for move in moves
     ]
-    types = {**_KEY, "kind": Text(), "payload": JSONB()}
-    wanted = recordset(rows, types)
-    columns = list(types)
-    connection.execute(insert(t.events).from_select(columns, select(*(wanted.c[name] for name in columns))))
+    connection.execute(_TELLING, {"rows": rows})
+
+
+_TELLING = insert_rows(t.events, {**_KEY, "kind": Text(), "payload": JSONB()})

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, TableValuedAlias, bindparam, column, func
+from sqlalchemy import Insert, Row, Table, TableValuedAlias, bindparam, column, func, insert, select
 from sqlalchemy.dialects.postgresql import JSONB, Range
 from sqlalchemy.dialects.postgresql.ranges import MultiRange
 
@@ -30,13 +30,19 @@ SPEC_VERSION = 1
 """Of the JSON form of a Request; a reader converts older ones."""
 
 
-def recordset(rows: Sequence[Mapping[str, Any]], types: Mapping[str, Any]) -> TableValuedAlias:
-    """``rows`` as a table of one statement, whatever their number: one parameter, one plan."""
+def recordset(types: Mapping[str, Any]) -> TableValuedAlias:
+    """The parameter ``rows``, a list of mappings, as a table: one statement whatever their number. To build one costs
+    more than to execute it, so statements are kept.
+    """
     columns = [column(name, kind) for name, kind in types.items()]
-    rendered = func.jsonb_to_recordset(bindparam(None, list(rows), JSONB)).table_valued(
-        *columns, name="wanted"
-    )
+    rendered = func.jsonb_to_recordset(bindparam("rows", type_=JSONB)).table_valued(*columns, name="wanted")
     return rendered.render_derived(name="wanted", with_types=True)
+
+
+def insert_rows(table: Table, types: Mapping[str, Any]) -> Insert:
+    """Inserts the parameter ``rows`` as they are."""
+    wanted = recordset(types)
+    return insert(table).from_select(list(types), select(*(wanted.c[name] for name in types)))
 
 
 def element(index: int | None) -> int:

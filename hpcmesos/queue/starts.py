@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -16,8 +17,6 @@ from sqlalchemy import (
     delete,
     exists,
     func,
-    insert,
-    select,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -26,11 +25,18 @@ from hpcmesos.model import GpuState, JobState
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.moves import move_jobs
 from hpcmesos.queue.records import AttemptRecord, JobKey, Move, Release, ShareRecord, StartRecord
-from hpcmesos.queue.rows import attempt_values, recordset, share_values, step_values
+from hpcmesos.queue.rows import attempt_values, insert_rows, recordset, share_values, step_values
 
 _FINISH_BATCH = 100  # attempts a statement: each may carry 2 x 64 KiB of output
 _ATTEMPT = {"seq": BigInteger(), "element": Integer(), "number": Integer()}
 _NOT_WHILE_HELD = [GpuState.FREE.value, GpuState.CLEANING.value, GpuState.UNKNOWN_ATTEMPT.value]
+
+
+_NEW_ATTEMPTS = insert_rows(t.attempts, _ATTEMPT)
+_NEW_SHARES = insert_rows(t.shares, {c.name: c.type for c in t.shares.c if c.name != "released_at"})
+_NEW_STEPS = insert_rows(t.steps, {c.name: c.type for c in t.steps.c})
+_ALLOCATION = {**_ATTEMPT, "node": Text(), "gpu": Text(), "port": Integer()}
+_NEW_ALLOCATIONS = insert_rows(t.allocations, _ALLOCATION)
 
 
 class _DoesNotFit(Exception):
@@ -58,9 +64,8 @@ def _start(connection: Connection, gangs: Sequence[StartRecord], now: datetime) 
     if not gangs:
         return moved
     shares = [share for gang in gangs for share in gang.shares]
-    _insert(connection, t.attempts, _ATTEMPT, [attempt_values(gang.attempt) for gang in gangs])
-    types = {column.name: column.type for column in t.shares.c if column.name != "released_at"}
-    _insert(connection, t.shares, types, [share_values(share) for share in shares])
+    connection.execute(_NEW_ATTEMPTS, {"rows": [attempt_values(gang.attempt) for gang in gangs]})
+    connection.execute(_NEW_SHARES, {"rows": [share_values(share) for share in shares]})
     _take_nodes(connection, shares)
     _take_gpus_and_ports(connection, shares)
     return moved
@@ -80,48 +85,49 @@ def _start_move(gang: StartRecord, now: datetime) -> Move:
     )
 
 
-def _insert(
-    connection: Connection, table: Any, types: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> None:
-    if rows:
-        wanted = recordset(rows, types)
-        connection.execute(insert(table).from_select(list(types), select(*(wanted.c[n] for n in types))))
-
-
 def _take_nodes(connection: Connection, shares: Sequence[ShareRecord]) -> None:
     need: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
     for share in shares:
         need[share.node][0] += share.cpus
         need[share.node][1] += share.mem
-    up = t.nodes.c.up & ~t.nodes.c.offline
-    if _add_used(connection, need, up) != len(need):
+    if _add_used(connection, need, usable_only=True) != len(need):
         raise _DoesNotFit
 
 
-def _add_used(connection: Connection, need: Mapping[str, Sequence[int]], *where: Any) -> int:
-    """Adds (CPUs, memory) to the nodes' used counters; answers how many nodes that met ``where``."""
+def _add_used(connection: Connection, need: Mapping[str, Sequence[int]], *, usable_only: bool) -> int:
+    """Adds (CPUs, memory) to the nodes' used counters; answers how many nodes that were."""
     rows = [{"name": name, "cpus": cpus, "mem": mem} for name, (cpus, mem) in need.items()]
-    wanted = recordset(rows, {"name": Text(), "cpus": Integer(), "mem": BigInteger()})
+    return connection.execute(_adding_used(usable_only), {"rows": rows}).rowcount
+
+
+@cache
+def _adding_used(usable_only: bool) -> Any:
+    wanted = recordset({"name": Text(), "cpus": Integer(), "mem": BigInteger()})
     nodes = t.nodes.c
-    changed = update(t.nodes).where(nodes.name == wanted.c.name, *where)
-    changed = changed.values(
-        cpus_used=nodes.cpus_used + wanted.c.cpus, mem_used=nodes.mem_used + wanted.c.mem
+    usable = (nodes.up & ~nodes.offline,) if usable_only else ()
+    return (
+        update(t.nodes)
+        .where(nodes.name == wanted.c.name, *usable)
+        .values(cpus_used=nodes.cpus_used + wanted.c.cpus, mem_used=nodes.mem_used + wanted.c.mem)
     )
-    return connection.execute(changed).rowcount
 
 
 def _take_gpus_and_ports(connection: Connection, shares: Sequence[ShareRecord]) -> None:
-    types = {**_ATTEMPT, "node": Text(), "gpu": Text(), "port": Integer()}
     base = [(share, {**attempt_values(share.attempt), "node": share.node}) for share in shares]
     gpus = [{**row, "gpu": uuid} for share, row in base for uuid in share.gpus]
     ports = [{**row, "port": port} for share, row in base for port in share.ports]
-    _insert(connection, t.allocations, types, gpus + ports)
-    if gpus:
-        wanted = recordset(gpus, {"gpu": Text(), "node": Text()})
-        mine = (t.gpus.c.uuid == wanted.c.gpu, t.gpus.c.node == wanted.c.node)
-        taken = update(t.gpus).where(*mine, t.gpus.c.state == GpuState.FREE.value)
-        if connection.execute(taken.values(state=GpuState.ALLOCATED.value)).rowcount != len(gpus):
-            raise _DoesNotFit
+    if gpus or ports:
+        connection.execute(_NEW_ALLOCATIONS, {"rows": gpus + ports})
+    if gpus and connection.execute(_taking_gpus(), {"rows": gpus}).rowcount != len(gpus):
+        raise _DoesNotFit
+
+
+@cache
+def _taking_gpus() -> Any:
+    wanted = recordset({"gpu": Text(), "node": Text()})
+    mine = (t.gpus.c.uuid == wanted.c.gpu, t.gpus.c.node == wanted.c.node)
+    taken = update(t.gpus).where(*mine, t.gpus.c.state == GpuState.FREE.value)
+    return taken.values(state=GpuState.ALLOCATED.value)
 
 
 def release_shares(connection: Connection, releases: Sequence[Release]) -> None:
@@ -129,24 +135,38 @@ def release_shares(connection: Connection, releases: Sequence[Release]) -> None:
     if not releases:
         return
     rows = [{**attempt_values(r.attempt), "node": r.node, "gpu_state": r.gpu_state} for r in releases]
-    wanted = recordset(rows, {**_ATTEMPT, "node": Text(), "gpu_state": Text()})
+    released, freed, given_back = _releasing()
+    back: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+    allocated = False
+    for row in connection.execute(released, {"rows": rows}):
+        back[row.node][0] -= row.cpus
+        back[row.node][1] -= row.mem
+        allocated = allocated or bool(row.gpus or row.ports)
+    if back:
+        _add_used(connection, back, usable_only=False)
+    if allocated:  # only a live share has allocations
+        connection.execute(freed, {"rows": rows})
+        connection.execute(given_back, {"rows": rows})
+
+
+@cache
+def _releasing() -> tuple[Any, Any, Any]:
+    """Of shares, of their GPUs, of their allocations."""
+    wanted = recordset({**_ATTEMPT, "node": Text(), "gpu_state": Text()})
 
     def same(table: Any) -> tuple[Any, ...]:
         return tuple(table.c[name] == wanted.c[name] for name in ("seq", "element", "number", "node"))
 
-    released = update(t.shares).where(*same(t.shares), t.shares.c.released_at.is_(None))
-    back: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for row in connection.execute(
-        released.values(released_at=func.now()).returning(t.shares.c.node, t.shares.c.cpus, t.shares.c.mem)
-    ):
-        back[row.node][0] -= row.cpus
-        back[row.node][1] -= row.mem
-    if back:
-        _add_used(connection, back)
-    held = (t.allocations.c.gpu == t.gpus.c.uuid, *same(t.allocations))
-    freed = update(t.gpus).where(*held, t.gpus.c.state == GpuState.ALLOCATED.value)
-    connection.execute(freed.values(state=wanted.c.gpu_state))
-    connection.execute(delete(t.allocations).where(*same(t.allocations)))
+    shares, gpus = t.shares.c, t.gpus.c
+    released = update(t.shares).where(*same(t.shares), shares.released_at.is_(None))
+    released = released.values(released_at=func.now())
+    held = (t.allocations.c.gpu == gpus.uuid, *same(t.allocations))
+    freed = update(t.gpus).where(*held, gpus.state == GpuState.ALLOCATED.value)
+    return (
+        released.returning(shares.node, shares.cpus, shares.mem, shares.gpus, shares.ports),
+        freed.values(state=wanted.c.gpu_state),
+        delete(t.allocations).where(*same(t.allocations)),
+    )
 
 
 def set_gpu_states(connection: Connection, states: Mapping[str, GpuState], notes: Mapping[str, str]) -> None:
@@ -154,7 +174,12 @@ def set_gpu_states(connection: Connection, states: Mapping[str, GpuState], notes
     if not states:
         return
     rows = [{"uuid": uuid, "state": state, "note": notes.get(uuid)} for uuid, state in states.items()]
-    wanted = recordset(rows, {"uuid": Text(), "state": Text(), "note": Text()})
+    connection.execute(_setting_gpus(), {"rows": rows})
+
+
+@cache
+def _setting_gpus() -> Any:
+    wanted = recordset({"uuid": Text(), "state": Text(), "note": Text()})
     held = exists().where(t.allocations.c.gpu == t.gpus.c.uuid)
     state = case(
         (wanted.c.state.in_(_NOT_WHILE_HELD) & held, GpuState.ALLOCATED.value),
@@ -162,7 +187,7 @@ def set_gpu_states(connection: Connection, states: Mapping[str, GpuState], notes
         else_=wanted.c.state,
     )
     changed = update(t.gpus).where(t.gpus.c.uuid == wanted.c.uuid)
-    connection.execute(changed.values(state=state, note=func.coalesce(wanted.c.note, t.gpus.c.note)))
+    return changed.values(state=state, note=func.coalesce(wanted.c.note, t.gpus.c.note))
 
 
 def finish_attempts(connection: Connection, records: Sequence[AttemptRecord]) -> None:
@@ -193,9 +218,22 @@ def _finish(connection: Connection, records: Sequence[AttemptRecord]) -> None:
         {**attempt_values(record.key), **{name: getattr(record, name) for name in fields}}
         for record in records
     ]
+    done = {tuple(row) for row in connection.execute(_finishing(), {"rows": rows})}
+    steps = [
+        step
+        for record in records
+        if tuple(attempt_values(record.key).values()) in done
+        for step in step_values(record)
+    ]
+    if steps:
+        connection.execute(_NEW_STEPS, {"rows": steps})
+
+
+@cache
+def _finishing() -> Any:
     attempts = t.attempts.c
     types = {**_ATTEMPT, **{name: attempts[name].type for name in (*_END_FIELDS, "started_at")}}
-    wanted = recordset(rows, {**types, **dict.fromkeys(_TAILS, Text())})
+    wanted = recordset({**types, **dict.fromkeys(_TAILS, Text())})
     same = (attempts[name] == wanted.c[name] for name in _ATTEMPT)
     values: dict[str, Any] = {name: wanted.c[name] for name in _END_FIELDS}
     values["ended_at"] = func.coalesce(wanted.c.ended_at, func.now())
@@ -203,12 +241,4 @@ def _finish(connection: Connection, records: Sequence[AttemptRecord]) -> None:
     for name in _TAILS:  # JSON carries bytes in base64
         values[name] = func.decode(wanted.c[name], "base64")
     finished = update(t.attempts).where(*same, attempts.ended_at.is_(None)).values(**values)
-    returned = connection.execute(finished.returning(attempts.seq, attempts.element, attempts.number))
-    done = {tuple(row) for row in returned}
-    steps = [
-        step
-        for record in records
-        if tuple(attempt_values(record.key).values()) in done
-        for step in step_values(record)
-    ]
-    _insert(connection, t.steps, {column.name: column.type for column in t.steps.c}, steps)
+    return finished.returning(attempts.seq, attempts.element, attempts.number)
