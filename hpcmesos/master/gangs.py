@@ -40,21 +40,27 @@ class Gangs:
 
     # --- start
 
-    def prepare(self, attempt: Attempt, nodes: Iterable[str], job: JobRecord | None = None) -> None:
-        """Sends PREPARE to these members. ``job``: with its submission, when it is at hand."""
+    def prepare(
+        self,
+        attempt: Attempt,
+        nodes: Iterable[str],
+        job: JobRecord | None = None,
+        script: bytes | None = None,
+    ) -> None:
+        """Sends PREPARE to these members. ``job``: with its submission, and ``script``, when they are at hand."""
         if attempt.spec is None:
-            attempt.spec = self._spec(
-                attempt, job or self.desk.reader.job(attempt.key.seq, attempt.key.index)
-            )
+            if job is None:
+                job = self.desk.reader.job(attempt.key.seq, attempt.key.index)
+                script = self.desk.reader.script(attempt.key.seq)
+            attempt.spec = self._spec(attempt, job, script)
         for node in nodes:
             spec = attempt.spec | {"me": attempt.nodes.index(node)}
             self.desk.send(node, wire.Prepare(attempt=attempt.name, spec=spec))
 
-    def _spec(self, attempt: Attempt, job: JobRecord | None) -> dict[str, Any]:
+    def _spec(self, attempt: Attempt, job: JobRecord | None, script: bytes | None) -> dict[str, Any]:
         assert job is not None, "a job that runs is in the database"
         attempt.billing = {key: job.submission.get(key) or {} for key in _BILLED}
         nodes = self.desk.cluster.nodes
-        script = None if job.submission.get("argv") else self.desk.reader.script(job.seq)
         members = []
         for name in attempt.nodes:
             node = nodes[name]

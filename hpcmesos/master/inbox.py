@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from hpcmesos import wire
 from hpcmesos.errors import InvalidValue
@@ -30,6 +30,12 @@ DEPENDENCY_HOLD = "d"
 _RUNNING = (JobState.RUNNING, JobState.EXITING)
 
 
+class JobReader(Protocol):
+    """The store, or the transaction that is open anyway."""
+
+    def jobs(self, wanted: JobFilter) -> list[JobRecord]: ...
+
+
 class Inbox:
     """Handlers of inbox rows."""
 
@@ -39,14 +45,15 @@ class Inbox:
         self.nodes = nodes
         self.fresh: dict[JobKey, JobRecord] = {}  # with their submissions, which the picture is too small for
 
-    def load_submitted(self, rows: Sequence[InboxRow]) -> None:
+    def load_submitted(self, rows: Sequence[InboxRow], reader: JobReader) -> None:
         """The new jobs that these rows are about, in one read."""
-        self.load_fresh(JobKey(row.seq) for row in rows if row.kind == SUBMIT and row.seq is not None)
+        keys = [JobKey(row.seq) for row in rows if row.kind == SUBMIT and row.seq is not None]
+        self.load_fresh(keys, reader)
 
-    def load_fresh(self, keys: Iterable[JobKey]) -> None:
+    def load_fresh(self, keys: Iterable[JobKey], reader: JobReader) -> None:
         """Reads those of these jobs that are not in ``fresh``."""
         seqs = tuple({key.seq for key in keys if key not in self.fresh})
-        jobs = self.desk.reader.jobs(JobFilter(seqs=seqs)) if seqs else ()
+        jobs = reader.jobs(JobFilter(seqs=seqs)) if seqs else ()
         self.fresh |= {job.key: job for job in jobs}
 
     def on_row(self, row: InboxRow) -> None:

@@ -31,12 +31,13 @@ from hpcmesos.master.reasons import Reasons
 from hpcmesos.master.reconcile import Nodes
 from hpcmesos.model import JobState
 from hpcmesos.queue.accounting import AccountingFiles
-from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.leader_store import LeaderStore, LeaderTransaction
 from hpcmesos.queue.records import InboxRow, JobKey, StartRecord
 
 log = logging.getLogger(__name__)
 
 POLL = 0.5  # seconds after which the inbox is looked at without a hint
+_GATHER = 0.02  # seconds between two transactions under load
 _BATCH = 1000
 _ROWS = 1000
 _RELOAD_PAUSE = 1.0
@@ -75,7 +76,7 @@ class Planner:
         self._accounting = AccountingFiles(settings.state / "accounting", zone)
         self._reasons = Reasons(self._desk)
         self._passes = Passes(self._desk, self._reasons)
-        self._polled = self._loaded = float("-inf")
+        self._polled = self._loaded = self._written = float("-inf")
         self._reload_wanted = False
         self._recheck: set[JobKey] = set()
         self._begin()
@@ -114,14 +115,24 @@ class Planner:
         if self._recheck or self._passes.again:
             longest = 0.0
         batch: list[Event] = []
+        unhurried = True
         try:
             timeout = self._alarms.next_delay(longest)
             batch.append(self.events.get(timeout=timeout) if timeout > 0 else self.events.get_nowait())
             while len(batch) < _BATCH:
-                batch.append(self.events.get_nowait())
+                unhurried = unhurried and _can_wait(batch[-1])
+                batch.append(self._next_event(unhurried))
         except Empty:
             pass
         return batch
+
+    def _next_event(self, unhurried: bool) -> Event:
+        """What has come; while nothing is in a hurry, also what comes until _GATHER after the last transaction.
+
+        So a burst of submissions and ends shares transactions, and a single one is served at once.
+        """
+        left = self._written + _GATHER - self._alarms.clock() if unhurried else 0.0
+        return self.events.get(timeout=left) if left > 0 else self.events.get_nowait()
 
     def _attempt(self, work: list[tuple[str, Effects]], label: str, handler: Callable[[], None]) -> None:
         """Runs one handler; if it fails, nothing of it is written."""
@@ -171,7 +182,7 @@ class Planner:
                 self._desk.clock = transaction.now.timestamp() - self._alarms.clock()
                 if look:
                     rows = transaction.drain_inbox(_ROWS)
-                    self._take_rows(rows, done)
+                    self._take_rows(rows, done, transaction)
                 outcome = _together(done).write(transaction)
                 decided = [] if outcome.outrun or self._reload_wanted else self._passes.decide(cycle.QUICK)
                 started = transaction.apply_starts(decided)
@@ -183,6 +194,7 @@ class Planner:
             return
         if look and len(rows) < _ROWS:
             self._polled = self._alarms.clock()
+        self._written = self._alarms.clock()
         self._after(done, outcome)
         self._begin_starts(decided, started)
 
@@ -201,20 +213,26 @@ class Planner:
             log.warning("gangs that no longer fit: %s", lost)
             self._reload_wanted = True
         begun = [record for record in decided if record.attempt.job in started]
-        self._inbox.load_fresh(record.attempt.job for record in begun)
+        if not begun:
+            return
+        self._inbox.load_fresh([record.attempt.job for record in begun], self._store)
+        scripts = self._store.scripts(list({record.attempt.seq for record in begun}))
         work: list[tuple[str, Effects]] = []
         for record in begun:
             key = record.attempt.job
             job = replace(self._desk.cluster.jobs[key], state=JobState.RUNNING, attempt=record.attempt.number)
             attempt = self._desk.cluster.begin(replace(job, started_at=self._desk.now), record.shares)
             self._gangs.watch(attempt)
-            prepare = partial(self._gangs.prepare, attempt, attempt.nodes, self._inbox.fresh.get(key))
+            fresh = self._inbox.fresh.get(key)
+            prepare = partial(self._gangs.prepare, attempt, attempt.nodes, fresh, scripts.get(key.seq))
             self._attempt(work, f"PREPARE of {attempt.name}", prepare)
             self._recheck |= self._desk.cluster.dependents.get(key.seq, set())
         self._after(work, Outcome())
 
-    def _take_rows(self, rows: Sequence[InboxRow], work: list[tuple[str, Effects]]) -> None:
-        self._inbox.load_submitted(rows)
+    def _take_rows(
+        self, rows: Sequence[InboxRow], work: list[tuple[str, Effects]], transaction: LeaderTransaction
+    ) -> None:
+        self._inbox.load_submitted(rows, transaction)
         for row in rows:
             label = f"inbox {row.id} {row.kind} {row.seq}"
             self._attempt(work, label, partial(self._inbox.on_row, row))
@@ -244,7 +262,7 @@ class Planner:
         try:
             with self._store.transaction() as transaction:
                 rows = transaction.drain_inbox(1)
-                self._take_rows(rows, done)
+                self._take_rows(rows, done, transaction)
                 outcome = _together(done).write(transaction)
         except _FATAL:
             raise
@@ -310,6 +328,13 @@ def _together(work: Iterable[tuple[str, Effects]]) -> Effects:
     for _, effects in work:
         total.add(effects)
     return total
+
+
+def _can_wait(event: Event) -> bool:
+    """Submissions, wishes and ends: their users do not notice some milliseconds."""
+    return isinstance(event, InboxHint) or (
+        isinstance(event, Received) and isinstance(event.message, wire.Ended)
+    )
 
 
 def _label(event: Event) -> str:

@@ -26,6 +26,7 @@ from hpcmesos.queue.records import (
     InboxRow,
     JobFilter,
     JobKey,
+    JobRecord,
     LeaderState,
     Move,
     NodeRecord,
@@ -76,6 +77,10 @@ class LeaderTransaction:
         taken = delete(t.inbox).where(t.inbox.c.id.in_(first)).returning(*(t.inbox.c[n] for n in names))
         rows = [InboxRow(**row._mapping) for row in self._connection.execute(taken)]
         return sorted(rows, key=lambda row: row.id)
+
+    def jobs(self, wanted: JobFilter) -> list[JobRecord]:
+        """As Reads.jobs(), on this transaction's connection."""
+        return read_jobs(self._connection, wanted)
 
     def move_jobs(self, moves: Sequence[Move]) -> set[JobKey]:
         """The one door: changes states and fields and writes each move's event. Rows that are no longer in their
@@ -259,7 +264,7 @@ def _load(connection: Connection) -> LeaderState:
     jobs = read_jobs(connection, JobFilter(states=LIVE, brief=True))
     running = [job for job in jobs if job.state in (JobState.RUNNING, JobState.EXITING)]
     last = {job.attempt_key for job in running}
-    attempts = read_attempts(connection, [job.seq for job in running])
+    attempts = read_attempts(connection, [job.seq for job in running], tails=False)
     live = select(t.shares).where(t.shares.c.released_at.is_(None))
     live = live.order_by(t.shares.c.seq, t.shares.c.element, t.shares.c.number, t.shares.c.position)
     return LeaderState(

@@ -1,4 +1,8 @@
-"""What both the API and the leader read. Every method is one transaction and may raise DatabaseUnavailable."""
+"""What both the API and the leader read. Every method may raise DatabaseUnavailable.
+
+A method is one statement, or several that read the hot table before history, into which rows only ever move: nothing
+is missed between them. So they need no transaction, which would be two more round trips.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Select, Table, func, select, text, union_all
 
 from hpcmesos.model import JobState
+from hpcmesos.queue import queries
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import begin
 from hpcmesos.queue.records import (
-    AttemptKey,
     AttemptRecord,
     EventRecord,
     GpuRecord,
@@ -25,7 +29,6 @@ from hpcmesos.queue.records import (
     ShareRecord,
 )
 from hpcmesos.queue.rows import (
-    attempt_key,
     attempt_record,
     element,
     event_record,
@@ -41,6 +44,7 @@ class Reads:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def close(self) -> None:
         """Closes every connection; unusable afterwards."""
@@ -50,45 +54,56 @@ class Reads:
 
     def job(self, seq: int, index: int | None = None) -> JobRecord | None:
         """A job with its submission, in history too; None: unknown."""
-        with begin(self._engine) as connection:
-            for table in (t.jobs, t.jobs_history):
-                wanted = select(table).where(table.c.seq == seq, table.c.element == element(index))
-                if row := connection.execute(wanted).first():
+        with begin(self._reading) as connection:
+            for wanted in queries.ONE_JOB:
+                if row := connection.execute(wanted, {"seq": seq, "element": element(index)}).first():
                     return job_record(row)
         return None
 
     def jobs(self, wanted: JobFilter) -> list[JobRecord]:
         """Jobs in the order of their ids."""
-        with begin(self._engine) as connection:
+        with begin(self._reading) as connection:
             return read_jobs(connection, wanted)
 
-    def attempts(self, seqs: Sequence[int]) -> list[AttemptRecord]:
-        """All attempts of these jobs, oldest first, in history too."""
-        with begin(self._engine) as connection:
-            return read_attempts(connection, seqs)
+    def counts(self) -> dict[str, dict[str, int]]:
+        """By queue, how many jobs are in each state, as long as they are not in history."""
+        jobs = t.jobs.c
+        wanted = select(jobs.queue, jobs.state, func.count()).group_by(jobs.queue, jobs.state)
+        found: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        with begin(self._reading) as connection:
+            for queue, state, number in connection.execute(wanted):
+                found[queue][state] = number
+        return dict(found)
+
+    def attempts(self, seqs: Sequence[int], *, tails: bool = True) -> list[AttemptRecord]:
+        """All attempts of these jobs, oldest first, in history too; without ``tails`` of the output those are empty."""
+        with begin(self._reading) as connection:
+            return read_attempts(connection, seqs, tails=tails)
 
     def shares(self, seqs: Sequence[int], *, live_only: bool = False) -> list[ShareRecord]:
         """Shares of these jobs' attempts, by attempt and position; in history too unless ``live_only``."""
-        history = None if live_only else t.shares_history
-        rows = _both(t.shares, history).subquery()
-        wanted = select(rows).where(rows.c.seq == func.any(list(seqs)))
-        if live_only:
-            wanted = wanted.where(rows.c.released_at.is_(None))
-        order = (rows.c.seq, rows.c.element, rows.c.number, rows.c.position)
-        with begin(self._engine) as connection:
-            return [share_record(row) for row in connection.execute(wanted.order_by(*order))]
+        with begin(self._reading) as connection:
+            wanted = queries.LIVE_SHARES if live_only else queries.SHARES
+            rows = list(connection.execute(wanted, {"seqs": list(seqs)}))
+            if not live_only and (missing := set(seqs) - {row.seq for row in rows}):
+                rows += connection.execute(queries.OLD_SHARES, {"seqs": list(missing)})
+                rows.sort(key=lambda row: (row.seq, row.element, row.number, row.position))
+        return [share_record(row) for row in rows]
 
     def script(self, seq: int) -> bytes | None:
         """The job's script; None: it has none, or it is swept."""
-        wanted = select(t.job_scripts.c.script).where(t.job_scripts.c.seq == seq)
-        with begin(self._engine) as connection:
-            return connection.scalar(wanted)
+        return self.scripts([seq]).get(seq)
+
+    def scripts(self, seqs: Sequence[int]) -> dict[int, bytes]:
+        """The scripts of those of these jobs that have one."""
+        with begin(self._reading) as connection:
+            return {row.seq: row.script for row in connection.execute(queries.SCRIPTS, {"seqs": list(seqs)})}
 
     def outcomes(self, seqs: Sequence[int]) -> dict[int, Outcome]:
         """State and exit status of these jobs, in history too; unknown ones are left out."""
         rows = _both(t.jobs, t.jobs_history, "seq", "element", "state", "exit_status").subquery()
         wanted = select(rows).where(rows.c.seq == func.any(list(seqs)), rows.c.element == t.WHOLE_JOB)
-        with begin(self._engine) as connection:
+        with begin(self._reading) as connection:
             found = connection.execute(wanted)
             return {row.seq: Outcome(JobState(row.state), row.exit_status) for row in found}
 
@@ -97,7 +112,7 @@ class Reads:
         wanted = select(t.events).where(t.events.c.id > after)
         if seq is not None:
             wanted = wanted.where(t.events.c.seq == seq)
-        with begin(self._engine) as connection:
+        with begin(self._reading) as connection:
             rows = connection.execute(wanted.order_by(t.events.c.id).limit(limit))
             return [event_record(row) for row in rows]
 
@@ -105,22 +120,22 @@ class Reads:
 
     def nodes(self) -> list[NodeRecord]:
         """Every node ever registered, with its GPUs in index order; by name."""
-        with begin(self._engine) as connection:
+        with begin(self._reading) as connection:
             return read_nodes(connection)
 
     def queues(self) -> list[QueueRecord]:
-        with begin(self._engine) as connection:
+        with begin(self._reading) as connection:
             return read_queues(connection)
 
     def leader(self) -> LeaderRecord:
         """Who leads now, or led last."""
         wanted = select(t.leadership, (t.leadership.c.expires_at > func.clock_timestamp()).label("live"))
-        with begin(self._engine) as connection:
+        with begin(self._reading) as connection:
             return LeaderRecord(**connection.execute(wanted).one()._mapping)
 
     def timeline(self) -> int:
         """The timeline that PostgreSQL writes now; it grows with every failover."""
-        with begin(self._engine) as connection:
+        with begin(self._reading) as connection:
             return read_timeline(connection)
 
 
@@ -143,6 +158,9 @@ def read_nodes(connection: Connection) -> list[NodeRecord]:
 
 
 def read_jobs(connection: Connection, wanted: JobFilter) -> list[JobRecord]:
+    if wanted == JobFilter(seqs=wanted.seqs) and wanted.seqs is not None:
+        found = connection.execute(queries.HOT_JOBS, {"seqs": list(wanted.seqs)})
+        return [job_record(row) for row in found]
     columns = [c.name for c in t.jobs.c if not (wanted.brief and c.name == "submission")]
     history = t.jobs_history if wanted.history else None
     rows = _both(t.jobs, history, *columns).subquery()
@@ -161,18 +179,12 @@ def read_jobs(connection: Connection, wanted: JobFilter) -> list[JobRecord]:
     return [job_record(row) for row in connection.execute(query)]
 
 
-def read_attempts(connection: Connection, seqs: Sequence[int]) -> list[AttemptRecord]:
-    wanted = list(seqs)
-    found = _both(t.steps, t.steps_history).subquery()
-    of_attempt: defaultdict[AttemptKey, list[Any]] = defaultdict(list)
-    for row in connection.execute(
-        select(found).where(found.c.seq == func.any(wanted)).order_by(func.length(found.c.step), found.c.step)
-    ):
-        of_attempt[attempt_key(row)].append(row)
-    rows = _both(t.attempts, t.attempts_history).subquery()
-    query = select(rows).where(rows.c.seq == func.any(wanted))
-    query = query.order_by(rows.c.seq, rows.c.element, rows.c.number)
-    return [attempt_record(row, of_attempt[attempt_key(row)]) for row in connection.execute(query)]
+def read_attempts(connection: Connection, seqs: Sequence[int], *, tails: bool = True) -> list[AttemptRecord]:
+    rows = list(connection.execute(queries.ATTEMPTS[tails], {"seqs": list(seqs)}))
+    if missing := set(seqs) - {row.seq for row in rows}:
+        rows += connection.execute(queries.OLD_ATTEMPTS[tails], {"seqs": list(missing)})
+        rows.sort(key=lambda row: (row.seq, row.element, row.number))
+    return [attempt_record(row) for row in rows]
 
 
 def _both(hot: Table, history: Table | None, *names: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -114,7 +114,8 @@ def job_record(row: Row[Any]) -> JobRecord:
     return JobRecord(**values)
 
 
-def attempt_record(row: Any, steps: Sequence[Any]) -> AttemptRecord:
+def attempt_record(row: Any) -> AttemptRecord:
+    """``row.steps``: its steps as JSON."""
     return AttemptRecord(
         key=attempt_key(row),
         created_at=row.created_at,
@@ -127,8 +128,8 @@ def attempt_record(row: Any, steps: Sequence[Any]) -> AttemptRecord:
         culprit=row.culprit,
         message=row.message,
         usage=row.usage,
-        ranks=tuple(rank for step in steps for rank in step.ranks),
-        steps=tuple({"step": step.step, "command": step.command, "code": step.code} for step in steps),
+        ranks=tuple(rank for step in row.steps for rank in step["ranks"]),
+        steps=tuple({name: step[name] for name in ("step", "command", "code")} for step in row.steps),
         stdout_tail=bytes(row.stdout_tail),
         stderr_tail=bytes(row.stderr_tail),
         stdout_path=row.stdout_path,

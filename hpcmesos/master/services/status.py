@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from importlib.metadata import version
 
@@ -181,7 +181,8 @@ def _facts(
     )
     reasons = pending_reasons(site, jobs, zone) if asks_why else {}
     started = sorted({job.seq for job in jobs if job.attempt})
-    attempts = site.store.attempts(started) if started and query.format is not QstatFormat.WHY else []
+    timed = bool(started) and query.format is not QstatFormat.WHY
+    attempts = site.store.attempts(started, tails=False) if timed else []
     full = query.format not in _SHORT and bool(started)
     shares = site.store.shares(started) if full else []
     nodes = site.store.nodes() if any(share.gpus for share in shares) else []
@@ -224,9 +225,10 @@ def _rendered(
 
 
 def _queues_or_server(site: Site, query: QstatQuery, personality: Personality, refusals: Refusals) -> str:
-    jobs = site.store.jobs(JobFilter(brief=True))
+    counts = site.store.counts()
     if query.format is QstatFormat.SERVER:
-        server = ServerFacts(name=site.settings.server, counts=_counts(jobs))
+        total = sum(map(Counter, counts.values()), Counter[str]())
+        server = ServerFacts(name=site.settings.server, counts=dict(total))
         return (
             render_full.full_server(server) if query.full else render_text.server_table(server, personality)
         )
@@ -239,7 +241,7 @@ def _queues_or_server(site: Site, query: QstatQuery, personality: Personality, r
             name=queue.name,
             enabled=queue.enabled,
             started=queue.started,
-            counts=_counts(job for job in jobs if job.queue == queue.name),
+            counts=counts.get(queue.name, {}),
         )
         for queue in known.values()
         if not query.queues or queue.name in query.queues
@@ -247,7 +249,3 @@ def _queues_or_server(site: Site, query: QstatQuery, personality: Personality, r
     if query.format is QstatFormat.LIMITS:
         return render_text.queue_limits(shown, site.settings.server)
     return render_full.full_queues(shown) if query.full else render_text.queues(shown, personality)
-
-
-def _counts(jobs: Iterable[JobRecord]) -> dict[str, int]:
-    return dict(Counter(job.state.value for job in jobs))
