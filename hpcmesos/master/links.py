@@ -11,6 +11,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import msgspec
 
@@ -154,8 +155,7 @@ class Connection(asyncio.Protocol):
         self._handle: Callable[[bytes], None] = self._on_hello
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods only
         self.heard = self.links._loop.time()
         self.organisation, self.name = peer_name(transport.get_extra_info("peercert")) or ("", "")
         if self.organisation == "master":
