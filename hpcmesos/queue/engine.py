@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import msgspec
 import psycopg
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from hpcmesos.errors import ConfigError, DatabaseUnavailable, InvalidValue
@@ -43,17 +44,17 @@ def make_engine(
     application: str,
     *,
     pool: int = 8,
-    pre_ping: bool = True,
+    look_before_use: bool = True,
     limits: Mapping[str, int] | None = None,
 ) -> Engine:
     """An engine whose sessions are in UTC. ``limits``: timeouts by setting in ms; those that the server does not know
-    (``transaction_timeout`` before PostgreSQL 17) are left out.
+    (``transaction_timeout`` before PostgreSQL 17) are left out. ``look_before_use``: a connection that the server has
+    closed meanwhile is replaced instead of failing its next user.
     """
     engine = create_engine(
         parse_url(url),
         pool_size=pool,
         max_overflow=0,
-        pool_pre_ping=pre_ping,
         json_serializer=lambda value: msgspec.json.encode(value).decode(),
         json_deserializer=msgspec.json.decode,
         connect_args={
@@ -62,9 +63,19 @@ def make_engine(
             "options": "-c timezone=UTC -c jit=off",
         },
     )
+    if look_before_use:
+        event.listen(engine, "checkout", _refuse_closed)
     if limits:
         event.listen(engine, "connect", lambda connection, _: _set_limits(connection, limits))
     return engine
+
+
+def _refuse_closed(connection: Any, *_: Any) -> None:
+    """To a session that is idle the server says nothing, unless it ends it: seeing that costs no round trip."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        raise DisconnectionError("the server has closed this connection")
 
 
 def _set_limits(connection: Any, limits: Mapping[str, int]) -> None:

@@ -212,7 +212,7 @@ class LeaderStore(Reads):
     """
 
     def __init__(self, url: str, term: int, *, limits: Mapping[str, int] = LIMITS) -> None:
-        super().__init__(make_engine(url, APPLICATION, pool=3, pre_ping=False, limits=limits))
+        super().__init__(make_engine(url, APPLICATION, pool=3, look_before_use=False, limits=limits))
         self._url = url
         self.term = term
 

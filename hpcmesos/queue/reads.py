@@ -44,7 +44,7 @@ class Reads:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._single = engine.execution_options(isolation_level="AUTOCOMMIT")  # for single statements
 
     def close(self) -> None:
         """Closes every connection; unusable afterwards."""
@@ -54,7 +54,7 @@ class Reads:
 
     def job(self, seq: int, index: int | None = None) -> JobRecord | None:
         """A job with its submission, in history too; None: unknown."""
-        with begin(self._reading) as connection:
+        with begin(self._single) as connection:
             for wanted in queries.ONE_JOB:
                 if row := connection.execute(wanted, {"seq": seq, "element": element(index)}).first():
                     return job_record(row)
@@ -62,7 +62,7 @@ class Reads:
 
     def jobs(self, wanted: JobFilter) -> list[JobRecord]:
         """Jobs in the order of their ids."""
-        with begin(self._reading) as connection:
+        with begin(self._single) as connection:
             return read_jobs(connection, wanted)
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -70,19 +70,19 @@ class Reads:
         jobs = t.jobs.c
         wanted = select(jobs.queue, jobs.state, func.count()).group_by(jobs.queue, jobs.state)
         found: defaultdict[str, dict[str, int]] = defaultdict(dict)
-        with begin(self._reading) as connection:
+        with begin(self._single) as connection:
             for queue, state, number in connection.execute(wanted):
                 found[queue][state] = number
         return dict(found)
 
     def attempts(self, seqs: Sequence[int], *, tails: bool = True) -> list[AttemptRecord]:
         """All attempts of these jobs, oldest first, in history too; without ``tails`` of the output those are empty."""
-        with begin(self._reading) as connection:
+        with begin(self._single) as connection:
             return read_attempts(connection, seqs, tails=tails)
 
     def shares(self, seqs: Sequence[int], *, live_only: bool = False) -> list[ShareRecord]:
         """Shares of these jobs' attempts, by attempt and position; in history too unless ``live_only``."""
-        with begin(self._reading) as connection:
+        with begin(self._single) as connection:
             wanted = queries.LIVE_SHARES if live_only else queries.SHARES
             rows = list(connection.execute(wanted, {"seqs": list(seqs)}))
             if not live_only and (missing := set(seqs) - {row.seq for row in rows}):
@@ -96,14 +96,14 @@ class Reads:
 
     def scripts(self, seqs: Sequence[int]) -> dict[int, bytes]:
         """The scripts of those of these jobs that have one."""
-        with begin(self._reading) as connection:
+        with begin(self._single) as connection:
             return {row.seq: row.script for row in connection.execute(queries.SCRIPTS, {"seqs": list(seqs)})}
 
     def outcomes(self, seqs: Sequence[int]) -> dict[int, Outcome]:
         """State and exit status of these jobs, in history too; unknown ones are left out."""
         rows = _both(t.jobs, t.jobs_history, "seq", "element", "state", "exit_status").subquery()
         wanted = select(rows).where(rows.c.seq == func.any(list(seqs)), rows.c.element == t.WHOLE_JOB)
-        with begin(self._reading) as connection:
+        with begin(self._single) as connection:
             found = connection.execute(wanted)
             return {row.seq: Outcome(JobState(row.state), row.exit_status) for row in found}
 
@@ -112,7 +112,7 @@ class Reads:
         wanted = select(t.events).where(t.events.c.id > after)
         if seq is not None:
             wanted = wanted.where(t.events.c.seq == seq)
-        with begin(self._reading) as connection:
+        with begin(self._single) as connection:
             rows = connection.execute(wanted.order_by(t.events.c.id).limit(limit))
             return [event_record(row) for row in rows]
 
@@ -120,22 +120,22 @@ class Reads:
 
     def nodes(self) -> list[NodeRecord]:
         """Every node ever registered, with its GPUs in index order; by name."""
-        with begin(self._reading) as connection:
+        with begin(self._single) as connection:
             return read_nodes(connection)
 
     def queues(self) -> list[QueueRecord]:
-        with begin(self._reading) as connection:
+        with begin(self._single) as connection:
             return read_queues(connection)
 
     def leader(self) -> LeaderRecord:
         """Who leads now, or led last."""
         wanted = select(t.leadership, (t.leadership.c.expires_at > func.clock_timestamp()).label("live"))
-        with begin(self._reading) as connection:
+        with begin(self._single) as connection:
             return LeaderRecord(**connection.execute(wanted).one()._mapping)
 
     def timeline(self) -> int:
         """The timeline that PostgreSQL writes now; it grows with every failover."""
-        with begin(self._reading) as connection:
+        with begin(self._single) as connection:
             return read_timeline(connection)
 
 

@@ -9,9 +9,22 @@ import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, case, func, or_, select, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Connection,
+    Text,
+    bindparam,
+    case,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 
 from hpcmesos.errors import IllegalTransition, KeyReused, Unauthenticated
@@ -33,7 +46,8 @@ class Store(Reads):
 
     def __init__(self, url: str, *, application: str = "hpcmesos-api", pool: int = 8) -> None:
         super().__init__(make_engine(url, application, pool=pool))
-        self._hints = make_engine(url, f"{application}-notify", pool=1)
+        hints = make_engine(url, f"{application}-notify", pool=1)
+        self._hints = hints.execution_options(isolation_level="AUTOCOMMIT")
 
     def close(self) -> None:
         """Closes every connection; unusable afterwards."""
@@ -57,30 +71,25 @@ class Store(Reads):
             return []
         if any(new.state not in INITIAL for new in news):
             raise IllegalTransition("a job begins queued, held or waiting")
+        given = {"the_user": news[0].owner, "the_key": key, "the_digest": digest, "many": len(news)}
         with begin(self._engine) as connection:
-            if key is not None and (seqs := _replay(connection, news[0].owner, key, digest)):
-                return [Submitted(seq, True) for seq in seqs]
-            ids = select(t.job_ids.next_value()).select_from(func.generate_series(1, len(news)))
-            seqs = list(connection.scalars(ids))
-            if key is not None:
-                row = {"user": news[0].owner, "key": key, "digest": digest, "seqs": seqs}
-                mine = insert(t.idempotency_keys).values(row).on_conflict_do_nothing()
-                taken = mine.returning(t.idempotency_keys.c.key)
-                # Waits for a twin that is being committed now; then the twin's answer is ours.
-                if connection.execute(taken).first() is None:
-                    return [Submitted(seq, True) for seq in _replay(connection, news[0].owner, key, digest)]
+            # Waits for a twin that is being committed now; then the twin's answer is ours.
+            seqs = connection.scalar(_taking_ids(key is not None), given)
+            if seqs is None:
+                assert key is not None
+                return [Submitted(seq, True) for seq in _replay(connection, news[0].owner, key, digest)]
             _insert_jobs(connection, dict(zip(seqs, news, strict=True)))
         return [Submitted(seq, False) for seq in seqs]
 
     def wish(self, kind: str, seq: int | None, user: str, payload: Mapping[str, Any]) -> int:
         """Puts a user's wish into the inbox; answers its id, for inbox_pending()."""
         row = {"kind": kind, "seq": seq, "user": user, "payload": dict(payload)}
-        with begin(self._engine) as connection:
+        with begin(self._single) as connection:
             return int(connection.execute(insert(t.inbox).values(row).returning(t.inbox.c.id)).scalar_one())
 
     def inbox_pending(self, ids: Sequence[int]) -> set[int]:
         """Those of ``ids`` that no leader has taken yet."""
-        with begin(self._engine) as connection:
+        with begin(self._single) as connection:
             return set(connection.scalars(select(t.inbox.c.id).where(t.inbox.c.id == func.any(list(ids)))))
 
     def notify(self) -> None:
@@ -105,14 +114,14 @@ class Store(Reads):
             "created_by": created_by,
             "expires_at": func.now() + lifetime,
         }
-        with begin(self._engine) as connection:
+        with begin(self._single) as connection:
             connection.execute(insert(t.tokens).values(row))
         return token
 
     def verify_token(self, token: str) -> TokenRecord:
         """Who shows a "user" token. Raises Unauthenticated when it is unknown, expired or of another kind."""
         wanted = select(*_TOKEN_COLUMNS).where(*_good(token, "user"))
-        with begin(self._engine) as connection:
+        with begin(self._single) as connection:
             row = connection.execute(wanted).first()
         if row is None:
             raise Unauthenticated("the token is unknown or expired: ask for a new one")
@@ -125,7 +134,7 @@ class Store(Reads):
         """
         mine = or_(t.tokens.c.node.is_(None), t.tokens.c.node == node)
         used = update(t.tokens).where(*_good(token, "join"), t.tokens.c.used_at.is_(None), mine)
-        with begin(self._engine) as connection:
+        with begin(self._single) as connection:
             row = connection.execute(used.values(used_at=func.now()).returning(*_TOKEN_COLUMNS)).first()
         if row is None:
             raise Unauthenticated(f"the join token is unknown, expired, used, or not for node {node}")
@@ -144,24 +153,43 @@ def _good(token: str, kind: str) -> tuple[Any, ...]:
 
 
 def _replay(connection: Connection, user: str, key: str, digest: bytes) -> list[int]:
-    """The jobs that this key made before; empty: it is new. Raises KeyReused."""
+    """The jobs that this key, which is taken, made. Raises KeyReused."""
     keys = t.idempotency_keys
     row = connection.execute(
         select(keys.c.digest, keys.c.seqs).where(keys.c.user == user, keys.c.key == key)
-    ).first()
-    if row is None:
-        return []
+    ).one()
     if bytes(row.digest) != digest:
         raise KeyReused("this idempotency key came before with another request: use a new key")
     return list(row.seqs)
 
 
+@cache
+def _taking_ids(keyed: bool) -> Any:
+    """Ids for ``many`` jobs, under a key or not, and their inbox rows; one statement. NULL: the key is taken."""
+    numbers = select(t.job_ids.next_value()).select_from(func.generate_series(1, bindparam("many")))
+    ids = func.array(numbers.scalar_subquery(), type_=ARRAY(BigInteger))
+    if keyed:
+        names = {"user": "the_user", "key": "the_key", "digest": "the_digest"}
+        row = {name: bindparam(given, type_=_KEY[name].type) for name, given in names.items()}
+        new = insert(t.idempotency_keys).values(**row, seqs=ids).on_conflict_do_nothing()
+        taken = new.returning(_KEY.seqs).cte("taken")
+    else:
+        taken = select(ids.label("seqs")).cte("taken")
+    rows = select(literal(SUBMIT), func.unnest(taken.c.seqs), bindparam("the_user", type_=Text))
+    told = insert(t.inbox).from_select(["kind", "seq", "user"], rows)
+    return select(taken.c.seqs).add_cte(told.cte("told"))
+
+
+_KEY = t.idempotency_keys.c
+_NEW_JOBS = insert(t.jobs).values(
+    queued_at=case((bindparam("initial", type_=Text) == JobState.QUEUED.value, func.now()))
+)
+_NEW_SCRIPTS = insert(t.job_scripts)
+
+
 def _insert_jobs(connection: Connection, news: Mapping[int, NewJob]) -> None:
-    eligible = case((bindparam("initial") == JobState.QUEUED.value, func.now()))
     rows = [{**new_job_values(seq, new), "initial": new.state.value} for seq, new in news.items()]
-    connection.execute(insert(t.jobs).values(queued_at=eligible), rows)
+    connection.execute(_NEW_JOBS, rows)
     scripts = [{"seq": seq, "script": new.script} for seq, new in news.items() if new.script is not None]
     if scripts:
-        connection.execute(insert(t.job_scripts), scripts)
-    told = [{"kind": SUBMIT, "seq": seq, "user": new.owner} for seq, new in news.items()]
-    connection.execute(insert(t.inbox), told)
+        connection.execute(_NEW_SCRIPTS, scripts)
