@@ -98,7 +98,7 @@ def host_overlay(spec: Spec, paths: JobPaths) -> dict[str, str]:
     uuids = ",".join(gpu["uuid"] for gpu in member["gpus"])
     me = str(spec["me"])
     agent = f"{paths.remote_shell} -n"
-    return {
+    variables = {
         # Empty for a share without GPUs: unset would show all of them.
         "CUDA_VISIBLE_DEVICES": uuids,
         "HOSTNAME": member["node"],
@@ -106,7 +106,6 @@ def host_overlay(spec: Spec, paths: JobPaths) -> dict[str, str]:
         "PBS_NODENUM": me,
         "PBS_VNODENUM": me,
         "PBS_NODEFILE": paths.nodefile,
-        "PBS_GPUFILE": paths.gpufile,
         "PBS_MOMPORT": str(member["peer_port"]),
         "HPCMESOS_ATTEMPT": spec["attempt"],
         "HPCMESOS_NODE": member["node"],
@@ -119,6 +118,9 @@ def host_overlay(spec: Spec, paths: JobPaths) -> dict[str, str]:
         "OMPI_MCA_plm_rsh_agent": agent,
         "OMPI_MCA_orte_default_hostfile": paths.ompi_hostfile,
     }
+    if any(other["gpus"] for other in spec["members"]):  # as Torque: no file that says nothing
+        variables["PBS_GPUFILE"] = paths.gpufile
+    return variables
 
 
 def rank_gpus(gpus: Sequence[str], local_rank: int, local_size: int) -> tuple[list[str], bool]:

@@ -184,8 +184,10 @@ class Attempt:
         if "PATH" not in self.spec["environment"]:
             environ["PATH"] = f"{environ['PATH']}:{base['PATH']}"
         identity = {key: value for key, value in base.items() if key != "PATH"}
-        enter = os.path.join(self.paths.directory, "enter")
-        return {**environ, **identity, **self._marks(), "HPCMESOS_ENTER": enter}
+        marks = self._marks()
+        if self.spec["argv"] is None and self.spec["shell"] is None:
+            marks["HPCMESOS_ENTER"] = os.path.join(self.paths.directory, "enter")
+        return {**environ, **identity, **marks}
 
     def shell_environment(self, environ: dict[str, str]) -> dict[str, str]:
         """The caller's variables with what is this host's own laid over them."""

@@ -66,14 +66,16 @@ def write_attempt(spec: dict[str, Any], paths: mpi.JobPaths, owner: Owner) -> No
     os.mkdir(paths.directory, 0o700)
     files = {
         paths.nodefile: (mpi.nodefile(spec).encode(), 0o600),
-        paths.gpufile: (mpi.gpufile(spec).encode(), 0o600),
         paths.hostfile: (mpi.hostfile_hydra(spec).encode(), 0o600),
         paths.ompi_hostfile: (mpi.hostfile_openmpi(spec).encode(), 0o600),
     }
+    if gpus := mpi.gpufile(spec):
+        files[paths.gpufile] = (gpus.encode(), 0o600)
     if spec["me"] == 0 and spec["argv"] is None:
         script = os.path.join(paths.directory, "script")
         files[script] = (base64.b64decode(spec["script"] or ""), 0o700)
-        files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, script), 0o700)
+        if spec["shell"] is None:
+            files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, script), 0o700)
     for path, (content, mode) in files.items():
         _write(path, content, mode, owner)
     os.mkdir(paths.tmpdir, 0o700)
@@ -119,9 +121,9 @@ def _enter(spec: dict[str, Any], paths: mpi.JobPaths, script: str) -> bytes:
 
 
 def _write(path: str, content: bytes, mode: int, owner: Owner) -> None:
+    # Our umask (022) takes nothing away from 0600 and 0700.
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, mode)
     with open(fd, "wb", buffering=0) as file:
-        os.fchmod(fd, mode)
         file.write(content)
         if owner.switch:
             os.fchown(fd, owner.uid, owner.gid)

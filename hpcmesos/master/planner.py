@@ -308,8 +308,10 @@ class Planner:
             self._alarms.set(GANG_LOSS, partial(cluster.unblock, key))
         self._nodes.watch_absent()
         work: list[tuple[str, Effects]] = []
+        waiting = (JobState.WAITING, JobState.HELD, JobState.QUEUED)
         for job in list(cluster.jobs.values()):
-            if job.state in (JobState.WAITING, JobState.HELD, JobState.QUEUED):
+            # Most of a long queue waits for nothing but its turn.
+            if job.state is JobState.WAITING or (job.dependencies and job.state in waiting):
                 self._attempt(work, f"job {job.key}", partial(self._inbox.settle, job))
         self._write(work, look=False)
 

@@ -101,15 +101,22 @@ def new_job_values(seq: int, new: NewJob) -> dict[str, Any]:
 
 
 def job_record(row: Row[Any]) -> JobRecord:
-    values: dict[str, Any] = dict(row._mapping)
-    del values["element"], values["spec_version"]
-    values["index"] = index_of(row)
-    values["state"] = JobState(row.state)
-    values["cause"] = Cause(row.cause) if row.cause else None
-    values["request"] = msgspec.convert(row.request, Request)
-    values["excluded"] = tuple(row.excluded)
-    values["dependencies"] = tuple(Dependency(DependencyKind(kind), seq) for kind, seq in row.dependencies)
-    values["todo"] = None if row.todo is None else tuple((r.lower, r.upper) for r in row.todo)
+    values = row._asdict()
+    index = values.pop("element")
+    del values["spec_version"]
+    values["index"] = None if index == WHOLE_JOB else index
+    values["state"] = JobState(values["state"])
+    if values["cause"]:
+        values["cause"] = Cause(values["cause"])
+    values["request"] = msgspec.convert(values["request"], Request)
+    values["excluded"] = tuple(values["excluded"])
+    if values["dependencies"]:
+        pairs = values["dependencies"]
+        values["dependencies"] = tuple(Dependency(DependencyKind(kind), seq) for kind, seq in pairs)
+    else:
+        values["dependencies"] = ()
+    if values["todo"] is not None:
+        values["todo"] = tuple((r.lower, r.upper) for r in values["todo"])
     values.setdefault("submission", {})
     return JobRecord(**values)
 
