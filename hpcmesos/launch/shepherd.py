@@ -83,9 +83,8 @@ class Shepherd:
             attempt = Attempt(self.services, spec, self._owners.resolve(spec["owner"]))
             attempt.prepare()
         except (Refusal, OSError, ValueError, KeyError) as error:
-            self._refuse(
-                name, Refusal(f"{error}" if isinstance(error, Refusal) else f"cannot prepare: {error!r}")
-            )
+            refusal = error if isinstance(error, Refusal) else Refusal(f"cannot prepare: {error!r}")
+            self._refuse(name, refusal)
             return
         self.attempts[name] = attempt
         self._arrived(name)

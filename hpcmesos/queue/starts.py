@@ -115,13 +115,24 @@ def _take_gpus_and_ports(connection: Connection, shares: Sequence[ShareRecord]) 
     base = [(share, {**attempt_values(share.attempt), "node": share.node}) for share in shares]
     gpus = [{**row, "gpu": uuid} for share, row in base for uuid in share.gpus]
     ports = [{**row, "port": port} for share, row in base for port in share.ports]
-    _insert(connection, t.allocations, types, gpus + ports)
+    _insert(connection, t.allocations, types, gpus)
+    _take_ports(connection, types, ports)
     if gpus:
         wanted = recordset(gpus, {"gpu": Text(), "node": Text()})
         mine = (t.gpus.c.uuid == wanted.c.gpu, t.gpus.c.node == wanted.c.node)
         taken = update(t.gpus).where(*mine, t.gpus.c.state == GpuState.FREE.value)
         if connection.execute(taken.values(state=GpuState.ALLOCATED.value)).rowcount != len(gpus):
             raise _DoesNotFit
+
+
+def _take_ports(connection: Connection, types: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """A port is taken on a host: nodes of one kernel, or with one address, have their ports in common."""
+    if rows:
+        wanted = recordset(rows, types)
+        nodes = t.nodes.c
+        host = func.coalesce(func.nullif(nodes.boot_id, ""), nodes.address)
+        chosen = select(*(wanted.c[name] for name in types), host).where(nodes.name == wanted.c.node)
+        connection.execute(insert(t.allocations).from_select([*types, "host"], chosen))
 
 
 def release_shares(connection: Connection, releases: Sequence[Release]) -> None:
