@@ -77,8 +77,8 @@ class Ended(Message, frozen=True, kw_only=True):
     """This node's part of an attempt is over and all its processes are gone. Repeated until acknowledged.
 
     Only the head's report carries code or signal. ``forced``: it took SIGKILL. ``ranks``: one mapping per rank
-    {step, rank, node, code, signal, gpu, at}; ``steps``: {step, command, code, first_failed: a rank or None}. ``usage``: cput (s), mem (bytes peak),
-    walltime (s).
+    {step, rank, node, code, signal, gpu, at}; ``steps``: {step, command, code, first_failed: a rank or None}.
+    ``usage``: cput (s), mem (bytes peak), walltime (s).
     """
 
     attempt: str

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from hpcmesos.gang import mpi
 from hpcmesos.launch import enclosure, files, ports, tasks
 from hpcmesos.launch.journal import Entry, Journal
-from hpcmesos.launch.output import Output
+from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch, Outputs, read_report
 from hpcmesos.launch.settings import Config, Refusal
@@ -378,6 +378,11 @@ class Attempt:
             if p.startswith(inside)
         ]
         return f"kept on {self.services.config.node}: {' '.join(spooled)}" if spooled else ""
+
+    def still_read(self) -> bool:
+        """Whether this node alone has the whole of what an ended attempt has written."""
+        sizes = (self.output.size("stdout"), self.output.size("stderr"))
+        return self.ended is not None and bool(self.ended["undelivered"]) and max(sizes) > TAIL
 
     def forget(self) -> bool:
         """Removes what is left of an attempt that has ended; False while it has not."""

@@ -1,7 +1,7 @@
 """``-W framework=``: what each task of this node is told. Written once with PREPARE, so that ranks start quickly.
 
-The shepherd writes ``tasks`` into the attempt's directory; the rank wrapper, and the shepherd for commands of the remote
-shell, take what belongs to one task. The Nth process that a launch has on a node is the node's Nth task.
+The shepherd writes ``tasks`` into the attempt's directory; the rank wrapper, and the shepherd for commands of the
+remote shell, take what belongs to one task. The Nth process that a launch has on a node is the node's Nth task.
 """
 
 from __future__ import annotations

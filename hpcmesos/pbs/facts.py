@@ -60,9 +60,13 @@ class JobFacts:
     array: ArraySpec | None = None  # of an array's parent
     array_index: int | None = None  # of an array's element
     run_count: int = 0
-    steps: tuple[Mapping[str, str], ...] = ()  # e.g. {"step": "0.1", "command": "mpiexec -n 4 a.out", "code": "7"}
+    steps: tuple[
+        Mapping[str, str], ...
+    ] = ()  # e.g. {"step": "0.1", "command": "mpiexec -n 4 a.out", "code": "7"}
     ranks: tuple[Mapping[str, str], ...] = ()  # e.g. {"rank": "3", "node": "n2", "code": "7"}
-    first_failed: Mapping[str, str] = field(default_factory=dict)  # the rank that failed first, in the last such step
+    first_failed: Mapping[str, str] = field(
+        default_factory=dict
+    )  # the rank that failed first, in the last such step
     last_lines: str | None = None  # of what a job that failed has written
     walltime_used: int | None = None  # seconds since the start, for the Elap column
     walltime_remaining: int | None = None  # seconds

@@ -27,7 +27,7 @@ from hpcmesos.queue.records import (
 from hpcmesos.queue.tables import WHOLE_JOB
 
 _STEP = ("step", "command", "code", "first_failed")
-_NO_STEP = {"command": [], "code": None, "first_failed": None}
+_NO_STEP: dict[str, Any] = {"command": [], "code": None, "first_failed": None}
 
 SPEC_VERSION = 1
 """Of the JSON form of a Request; a reader converts older ones."""

@@ -31,7 +31,9 @@ def shown_ranks(attempt: AttemptRecord) -> tuple[dict[str, str], ...]:
 
 def first_failed(attempt: AttemptRecord) -> dict[str, str]:
     """The rank that was the first to fail in the last step that failed; empty: none did."""
-    failed = {step["step"]: step["first_failed"] for step in attempt.steps if step["first_failed"] is not None}
+    failed = {
+        step["step"]: step["first_failed"] for step in attempt.steps if step["first_failed"] is not None
+    }
     found = [rank for rank in attempt.ranks if failed.get(rank.get("step")) == rank.get("rank")]
     last = max(found, key=lambda rank: float(rank.get("at") or 0), default=None)
     return _shown(last) if last else {}
