@@ -17,7 +17,8 @@ role, index = config["task"]["type"], config["task"]["index"]
 port = int(config["cluster"][role][index].rpartition(":")[2])
 with socket.create_server(("", port)):
     seen = os.environ["CUDA_VISIBLE_DEVICES"]
-    print(json.dumps([role, index, os.environ["HPCMESOS_NODE"], seen, config["cluster"]]), flush=True)
+    told = json.dumps([role, index, os.environ["HPCMESOS_NODE"], seen, config["cluster"]])
+    os.write(1, told.encode() + b"\\n")
 """
 
 RENDEZVOUS = """
@@ -85,7 +86,8 @@ def test_ranks_meet_at_the_granted_port(cluster: LiveCluster, options: tuple[str
 
 
 def test_a_torch_rank_sees_its_node_and_a_script_of_one_task_is_that_task(cluster: LiveCluster) -> None:
-    script = "#!/bin/sh\n#PBS -W framework=torch\n{}sh -c 'echo \"$RANK/$WORLD_SIZE $LOCAL_RANK $CUDA_VISIBLE_DEVICES\"'\n"
+    show = "sh -c 'echo $RANK/$WORLD_SIZE $LOCAL_RANK $CUDA_VISIBLE_DEVICES'"
+    script = f"#!/bin/sh\n#PBS -W framework=torch\n{{}}{show}\n"
     two = cluster.qsub(script.format("mpiexec "), "-l", "nodes=1:ppn=2:gpus=2")
     one = cluster.qsub(script.format(""), "-l", "nodes=1:ppn=1:gpus=1")
     assert cluster.wait(two)["Exit_status"] == 0

@@ -85,7 +85,14 @@ def share(
     name: str = "node1", seq: int = 12, number: int = 2, gpus: tuple[str, ...] = ("node1-1",)
 ) -> ShareRecord:
     return ShareRecord(
-        attempt=AttemptKey(seq, None, number), node=name, position=0, cpus=2, mem=100, slots=2, gpus=gpus
+        attempt=AttemptKey(seq, None, number),
+        node=name,
+        position=0,
+        cpus=2,
+        mem=100,
+        slots=2,
+        gpus=gpus,
+        ports=(20001,),
     )
 
 

@@ -10,6 +10,7 @@ from hpcmesos.model import Cause
 from hpcmesos.queue.records import AttemptRecord
 from hpcmesos.wire import AttemptStatus, RankStatus, StepStatus
 
+_SHOWN = ("rank", "node", "code", "signal", "gpu", "step", "command", "first_failed")
 _SHOWN_RANKS = 64  # of a larger job only those that failed
 _LAST_LINES = 10
 _LONGEST = 2000  # characters
@@ -84,4 +85,4 @@ def _rank_status(rank: Mapping[str, Any]) -> RankStatus:
 
 
 def _shown(record: Mapping[str, Any]) -> dict[str, str]:
-    return {str(key): str(value) for key, value in record.items() if value not in (None, "")}
+    return {name: str(record[name]) for name in _SHOWN if record.get(name) not in (None, "")}
