@@ -101,7 +101,7 @@ def test_daemons_of_a_job_end_with_it(cluster: LiveCluster) -> None:
 def test_qstat_and_the_api_name_the_rank_that_failed_first(cluster: LiveCluster) -> None:
     script = (
         "#!/bin/sh\n#PBS -l nodes=2:ppn=1:gpus=1\nmpiexec true\n"
-        "mpiexec sh -c 'echo rank $PMI_RANK breaks >&2; [ $PMI_RANK = 1 ] && exit 7; exec sleep 60'\n"
+        "mpiexec sh -c 'echo rank $HPCMESOS_RANK breaks >&2; [ $HPCMESOS_RANK = 1 ] && exit 7; exec sleep 60'\n"
     )
     job = cluster.qsub(script)
     ended = cluster.wait(job)

@@ -20,7 +20,7 @@ def test_output_directory_and_environment_are_those_of_the_caller(cluster: LiveC
         "3",
         "sh",
         "-c",
-        'echo "$PMI_RANK $COLOUR $PWD"; echo oops >&2',
+        'echo "$HPCMESOS_RANK $COLOUR $PWD"; echo oops >&2',
         environ={"COLOUR": "light blue"},
     )
     assert done.returncode == 0, done.stderr
@@ -37,7 +37,7 @@ def test_output_directory_and_environment_are_those_of_the_caller(cluster: LiveC
 )
 def test_exit_codes(cluster: LiveCluster, script: str, code: int) -> None:
     done = cluster.run(
-        *HPCMESOS, "mpirun", "-l", "nodes=2:ppn=1", "sh", "-c", f"[ $PMI_RANK = 0 ] || {script}"
+        *HPCMESOS, "mpirun", "-l", "nodes=2:ppn=1", "sh", "-c", f"[ $HPCMESOS_RANK = 0 ] || {script}"
     )
     assert done.returncode == code, done.stderr
 
