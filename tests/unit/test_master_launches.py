@@ -58,7 +58,7 @@ def test_last_lines_only_of_what_failed_by_itself() -> None:
 
 def test_for_programs() -> None:
     shown = launches.attempt_status(
-        attempt(rank(0), rank(1, 3), first=1, cause=Cause.APP, code=3), ["n0", "n1"]
+        attempt(rank(1, 3), rank(0), first=1, cause=Cause.APP, code=3), ["n0", "n1"]
     )
     (step,) = shown.steps
     assert (shown.number, shown.nodes, shown.cause, shown.code) == (1, ["n0", "n1"], "APP", 3)

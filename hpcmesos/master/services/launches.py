@@ -24,7 +24,7 @@ def shown_steps(attempt: AttemptRecord) -> tuple[dict[str, str], ...]:
 
 def shown_ranks(attempt: AttemptRecord) -> tuple[dict[str, str], ...]:
     """All ranks of a small job, of a large one some of those that did not end well."""
-    ranks = attempt.ranks
+    ranks = _in_order(attempt)
     if len(ranks) > _SHOWN_RANKS:
         ranks = tuple(rank for rank in ranks if rank.get("code") != 0)[:_SHOWN_RANKS]
     return tuple(_shown(rank) for rank in ranks)
@@ -60,8 +60,14 @@ def attempt_status(attempt: AttemptRecord, nodes: list[str]) -> AttemptStatus:
         signal=attempt.signal,
         culprit=attempt.culprit,
         message=attempt.message,
-        steps=[_step_status(step, attempt.ranks) for step in attempt.steps],
+        steps=[_step_status(step, _in_order(attempt)) for step in attempt.steps],
     )
+
+
+def _in_order(attempt: AttemptRecord) -> tuple[Mapping[str, Any], ...]:
+    """By number within each step; they are stored as their reports came."""
+    order = {step["step"]: position for position, step in enumerate(attempt.steps)}
+    return tuple(sorted(attempt.ranks, key=lambda rank: (order.get(rank.get("step"), -1), rank["rank"])))
 
 
 def _step_status(step: Mapping[str, Any], ranks: tuple[Mapping[str, Any], ...]) -> StepStatus:
