@@ -129,6 +129,7 @@ class Request:
     chunks: tuple[Chunk, ...] = (Chunk(),)
     placement: Placement = Placement.SCATTER
     walltime: int | None = None  # seconds; None: no limit
+    framework: str = ""  # -W framework=, in its shortest form: decides how many ports come with the gang
 
     @property
     def pieces(self) -> int:

@@ -77,8 +77,8 @@ class Ended(Message, frozen=True, kw_only=True):
     """This node's part of an attempt is over and all its processes are gone. Repeated until acknowledged.
 
     Only the head's report carries code or signal. ``forced``: it took SIGKILL. ``ranks``: one mapping per rank
-    {step, rank, node, code, signal, gpu, at}; ``steps``: {step, command, code}. ``usage``: cput (s), mem (bytes peak),
-    walltime (s).
+    {step, rank, node, code, signal, gpu, at}; ``steps``: {step, command, code, first_failed: a rank or None}.
+    ``usage``: cput (s), mem (bytes peak), walltime (s).
     """
 
     attempt: str
@@ -259,8 +259,46 @@ class ErrorReply(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int
 
 
+class RankStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank; neither ``code`` nor ``signal``: it has not been seen to end."""
+
+    rank: int
+    node: str
+    code: int | None = None
+    signal: int | None = None
+    gpus: list[str] = []
+
+
+class StepStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One launch inside an attempt. ``first_failed``: the rank that was the first to fail by itself."""
+
+    step: str
+    command: list[str]
+    code: int | None = None
+    first_failed: int | None = None
+    ranks: list[RankStatus] = []
+
+
+class AttemptStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One try at running a job; ``steps`` are known once it has ended. Times are seconds since the epoch."""
+
+    number: int
+    nodes: list[str] = []
+    started_at: float | None = None
+    ended_at: float | None = None
+    cause: str | None = None
+    code: int | None = None
+    signal: int | None = None
+    culprit: str | None = None
+    message: str = ""
+    steps: list[StepStatus] = []
+
+
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A job for programs. ``exit_status`` is None until it has ended, and for a job deleted before it ran."""
+    """A job for programs. ``exit_status`` is None until it has ended, and for a job deleted before it ran.
+
+    ``attempts``: oldest first; in lists of jobs they are left out.
+    """
 
     id: str
     name: str
@@ -273,6 +311,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     nodes: list[str] = []
     reason: str | None = None
     comment: str = ""
+    attempts: list[AttemptStatus] = []
 
 
 class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):

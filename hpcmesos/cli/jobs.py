@@ -11,6 +11,7 @@ import click
 from hpcmesos.cli.connect import connect
 from hpcmesos.client import Client
 from hpcmesos.errors import HpcmesosError
+from hpcmesos.wire import JobStatus
 
 STATE = click.option(
     "--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster."
@@ -28,7 +29,7 @@ def logs(job: str, follow: bool, stream: str, state: Path | None) -> None:
     failures: list[HpcmesosError] = []
     # A client belongs to one thread, hence one for each stream.
     threads = [
-        threading.Thread(target=_copy, args=(connect(state), job, name, follow, failures), daemon=True)
+        threading.Thread(target=copy_stream, args=(connect(state), job, name, follow, failures), daemon=True)
         for name in streams
     ]
     for thread in threads:
@@ -39,7 +40,8 @@ def logs(job: str, follow: bool, stream: str, state: Path | None) -> None:
         raise failures[0]
 
 
-def _copy(client: Client, job: str, stream: str, follow: bool, failures: list[HpcmesosError]) -> None:
+def copy_stream(client: Client, job: str, stream: str, follow: bool, failures: list[HpcmesosError]) -> None:
+    """Prints one stream of a job as it comes; what goes wrong is added to ``failures``."""
     target = sys.stdout.buffer if stream == "stdout" else sys.stderr.buffer
     try:
         for piece in client.logs(job, stream, follow=follow):
@@ -67,6 +69,10 @@ def wait(jobs: tuple[str, ...], exit_status: bool, timeout: float | None, state:
             sys.exit(124)
         if status.exit_status is None:
             click.echo(f"hpcmesos: {status.id} was deleted before it ran", err=True)
-        # 3: what OpenPBS's qsub -W block=true answers for a job that was deleted before it ran
-        code = 3 if status.exit_status is None else status.exit_status & 255
+        code = exit_code(status)
     sys.exit(code if exit_status else 0)
+
+
+def exit_code(status: JobStatus) -> int:
+    """What a command that stands for a job exits with; 3, as OpenPBS's qsub: it was deleted before it ran."""
+    return 3 if status.exit_status is None else status.exit_status & 255

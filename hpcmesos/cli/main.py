@@ -22,6 +22,7 @@ COMMANDS = {
     "qhold": "pbs_commands",
     "qrls": "pbs_commands",
     "pbsnodes": "pbs_commands",
+    "mpirun": "mpirun",
     "logs": "jobs",
     "wait": "jobs",
     "token": "admin",

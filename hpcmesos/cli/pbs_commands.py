@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from hpcmesos.cli.connect import connect
+from hpcmesos.client import Client
 from hpcmesos.errors import HpcmesosError, InvalidScript
 from hpcmesos.wire import CommandReply
 
@@ -23,7 +24,7 @@ ALWAYS_SENT = ("HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG")
 def run(command: str, argv: tuple[str, ...]) -> None:
     """Sends the command, completes it as the server asks, prints what comes back, exits with its code."""
     try:
-        reply = _ask(command, list(argv))
+        reply = _ask(connect(), command, list(argv))
     except HpcmesosError as error:
         click.echo(f"{command}: {error}", err=True)
         sys.exit(error.exit_code)
@@ -35,8 +36,12 @@ def run(command: str, argv: tuple[str, ...]) -> None:
     sys.exit(reply.code)
 
 
-def _ask(command: str, argv: list[str]) -> CommandReply:
-    client = connect()
+def submit(client: Client, argv: list[str]) -> str:
+    """Submits a job as qsub does; its id. Raises the server's refusal."""
+    return _ask(client, "qsub", argv).stdout.strip()
+
+
+def _ask(client: Client, command: str, argv: list[str]) -> CommandReply:
     umask = os.umask(0)
     os.umask(umask)
     environ = {name: os.environ[name] for name in ALWAYS_SENT if name in os.environ}

@@ -24,7 +24,7 @@ from typing import Any
 
 from hpcmesos.errors import InvalidValue
 from hpcmesos.gang.mpi import rank_gpus
-from hpcmesos.model import SIMULATED_PREFIX
+from hpcmesos.model import SIMULATED_PREFIX, Placement, Request
 
 _ROLES: dict[str, tuple[str, ...]] = {
     "tensorflow": ("chief", "worker", "ps", "evaluator"),
@@ -34,9 +34,18 @@ _ROLES: dict[str, tuple[str, ...]] = {
     "jax": ("worker",),
 }
 """What each framework knows, trainers first."""
+ROLES = frozenset(role for known in _ROLES.values() for role in known)
 _TRAIN = ("chief", "worker")
 _AT_MOST_ONE = ("chief", "evaluator")
 _RENDEZVOUS = ("static", "c10d")
+_COMMON = frozenset(
+    {
+        *("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"),
+        *("TFMESOS_PS_HOSTS", "TFMESOS_WORKER_HOSTS", "TFMESOS_DISTRIBUTED"),
+        *("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES"),
+        *("PET_NNODES", "PET_RDZV_BACKEND", "PET_RDZV_ENDPOINT"),
+    }
+)
 _PLACEHOLDER = re.compile(r"\{(chief_hosts|worker_hosts|ps_hosts|evaluator_hosts|job_name|task_index)\}")
 
 
@@ -146,6 +155,20 @@ def _invalid(asked: object, why: str) -> InvalidValue:
     return InvalidValue(f"framework={shown if shown.isprintable() else repr(shown)}: {why}")
 
 
+def check(framework: Framework, request: Request) -> None:
+    """Refuses what would not fit the gang that the request gets; where pieces may share a node, as if none did.
+
+    Raises:
+        InvalidValue: when the framework's tasks do not fit.
+    """
+    if request.placement is Placement.PACK:
+        pieces = [(request.slots, request.gpus)]
+    else:
+        pieces = [(chunk.slots, chunk.gpus) for chunk in request.chunks for _ in range(chunk.count)]
+    gpus = [str(number) for number in range(max((number for _, number in pieces), default=0))]
+    _place(framework, [Share("some nodes", slots, tuple(gpus[:number])) for slots, number in pieces])
+
+
 def ports_needed(framework: Framework, members: Sequence[Share]) -> tuple[int, ...]:
     """How many ports to grant each member; nodes that share one kernel must not be granted the same.
 
@@ -210,7 +233,7 @@ def _place(framework: Framework, members: Sequence[Share]) -> list[tuple[str, in
 
 def _place_by_node(framework: Framework, members: Sequence[Share]) -> list[tuple[str, int]]:
     nodes = [node for node, member in enumerate(members) if member.slots]
-    bare = [members[node].address for node in nodes if not members[node].gpus]
+    bare = dict.fromkeys(members[node].address for node in nodes if not members[node].gpus)
     if not nodes:
         raise _invalid(framework, "the job has no slot; ask for one on every node")
     if bare and any(member.gpus for member in members):
@@ -248,13 +271,24 @@ def environment(framework: Framework, task: Task, tasks: Sequence[Task]) -> dict
     return _VARIABLES[framework.name](framework, task, tasks)
 
 
+def common_environment(framework: Framework, tasks: Sequence[Task]) -> dict[str, str]:
+    """Those of the variables that are of the gang as a whole: what the job script finds."""
+    found = environment(framework, tasks[0], tasks)
+    return {name: value for name, value in found.items() if name in _COMMON}
+
+
+def placeholders(task: Task, tasks: Sequence[Task]) -> dict[str, str]:
+    """What tfmesos' ``{ps_hosts}``, ``{job_name}`` and the like stand for in the arguments of ``task``."""
+    values = {f"{role}_hosts": ",".join(_hosts(tasks, role)) for role in _ROLES["tensorflow"]}
+    return values | {"job_name": task.role, "task_index": str(task.index)}
+
+
 def substitute(argv: Sequence[str], task: Task, tasks: Sequence[Task]) -> tuple[str, ...]:
     """Replaces tfmesos' ``{ps_hosts}``, ``{worker_hosts}``, ``{job_name}`` and ``{task_index}`` in arguments.
 
     So also ``{chief_hosts}`` and ``{evaluator_hosts}``. Any other brace stays as it is.
     """
-    values = {f"{role}_hosts": ",".join(_hosts(tasks, role)) for role in _ROLES["tensorflow"]}
-    values |= {"job_name": task.role, "task_index": str(task.index)}
+    values = placeholders(task, tasks)
     return tuple(_PLACEHOLDER.sub(lambda match: values[match[1]], word) for word in argv)
 
 

@@ -5,7 +5,9 @@ start their proxies through our remote shell instead of ssh. It works on the pla
 
     attempt "12.hpcm#1", job "12.hpcm", number 1, name, queue, server, owner: strings; walltime: seconds or None
     index: the array index or None; environment: the job's own variables (-v, -V, PBS_O_*); gpubind: "rank" or "none"
-    members: head first, each {node, address, peer_port, cpus, mem, slots, gpus: [{uuid, index, model, simulated}]}
+    members: head first, each {node, address, peer_port, cpus, mem, slots, gpus: [{uuid, index, model, simulated}],
+        ports: [numbers]}
+    framework: "tensorflow:ps=1,worker=4" or None; with one, each port is a task's, and only tasks are ranks
     me: position in members of the host that this is for; mpi_network: CIDR or None; job_path: directories of PATH
     names_resolve: every member resolves every node's name to its address
 
@@ -38,6 +40,7 @@ JobPaths = namedtuple(
         "gpufile",
         "hostfile",  # for Hydra
         "ompi_hostfile",
+        "tasks",  # what each task of a framework is told
         "tmpdir",
     ),
 )
@@ -45,20 +48,25 @@ JobPaths = namedtuple(
 
 
 def nodefile(spec: Spec) -> str:
-    """PBS_NODEFILE: one line a slot, head first (T:start_exec.c)."""
-    return _lines(host for member, host in _hosts(spec) for _ in range(member["slots"]))
+    """PBS_NODEFILE: one line a slot, head first (T:start_exec.c); with a framework one line a task."""
+    return _lines(host for member, host in _hosts(spec) for _ in range(seats(spec, member)))
+
+
+def seats(spec: Spec, member: Mapping[str, Any]) -> int:
+    """How many ranks belong on a member: its slots, or the tasks that it has of a framework."""
+    return len(member["ports"]) if spec.get("framework") else int(member["slots"])
 
 
 def hostfile_hydra(spec: Spec) -> str:
     """``address:slots`` a line. Addresses, for Hydra fails where a host's own name resolves to loopback."""
-    return _lines(f"{member['address']}:{member['slots']}" for member in spec["members"] if member["slots"])
+    placed = ((member["address"], seats(spec, member)) for member in spec["members"])
+    return _lines(f"{address}:{count}" for address, count in placed if count)
 
 
 def hostfile_openmpi(spec: Spec) -> str:
     """``address slots=N`` a line; a host without ``slots=`` would get as many as it has cores."""
-    return _lines(
-        f"{member['address']} slots={member['slots']}" for member in spec["members"] if member["slots"]
-    )
+    placed = ((member["address"], seats(spec, member)) for member in spec["members"])
+    return _lines(f"{address} slots={count}" for address, count in placed if count)
 
 
 def gpufile(spec: Spec) -> str:
@@ -88,6 +96,7 @@ def job_environment(spec: Spec, paths: JobPaths) -> dict[str, str]:
         "PATH": ":".join(dict.fromkeys(path)),
         **_pbs(spec, paths),
         **_launchers(spec),
+        **_rendezvous(spec),
         **host_overlay(spec, paths),
     }
 
@@ -117,6 +126,7 @@ def host_overlay(spec: Spec, paths: JobPaths) -> dict[str, str]:
         "PRTE_MCA_prte_default_hostfile": paths.ompi_hostfile,
         "OMPI_MCA_plm_rsh_agent": agent,
         "OMPI_MCA_orte_default_hostfile": paths.ompi_hostfile,
+        **({"HPCMESOS_TASKS": paths.tasks} if spec.get("framework") else {}),
     }
     if any(other["gpus"] for other in spec["members"]):  # as Torque: no file that says nothing
         variables["PBS_GPUFILE"] = paths.gpufile
@@ -160,7 +170,7 @@ def _pbs(spec: Spec, paths: JobPaths) -> dict[str, str]:
         "PBS_NUM_NODES": nodes,
         "PBS_NNODES": nodes,
         "PBS_NUM_PPN": str(head["slots"]),
-        "PBS_NP": str(sum(member["slots"] for member in members)),
+        "PBS_NP": str(sum(seats(spec, member) for member in members)),
         "PBS_TASKNUM": "1",
         # Kept for scripts that look for them; our remote shell knows its caller without a secret, and there is no MIC.
         "PBS_JOBCOOKIE": "0" * 32,
@@ -178,6 +188,14 @@ def _pbs(spec: Spec, paths: JobPaths) -> dict[str, str]:
         parent = spec["job"].replace(f"[{index}]", "[]")
         variables |= {"PBS_ARRAYID": index, "PBS_ARRAY_INDEX": index, "PBS_ARRAY_ID": parent}
     return variables
+
+
+def _rendezvous(spec: Spec) -> dict[str, str]:
+    """Where the ranks of a job without a framework may meet: torch's ``env://`` asks for no more under mpiexec."""
+    head = spec["members"][0]
+    if spec.get("framework") or not head.get("ports"):
+        return {}
+    return {"MASTER_ADDR": head["address"], "MASTER_PORT": str(head["ports"][0])}
 
 
 def _launchers(spec: Spec) -> dict[str, str]:

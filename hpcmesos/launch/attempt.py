@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hpcmesos.gang import mpi
-from hpcmesos.launch import enclosure, files
+from hpcmesos.launch import enclosure, files, ports, tasks
 from hpcmesos.launch.journal import Entry, Journal
-from hpcmesos.launch.output import Output
+from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch, Outputs, read_report
-from hpcmesos.launch.settings import Config
+from hpcmesos.launch.settings import Config, Refusal
 from hpcmesos.launch.steps import Steps
 
 NODE_LOST = "NODE_LOST"
@@ -79,6 +79,7 @@ class Attempt:
         self.steps = Steps(spec["me"])
         self.gang: Gang | None = None
         self.paths = files.job_paths(services.config, files.attempt_directory(services.config, self.id))
+        self.tasks: dict[str, Any] = {}  # of a framework, on this node
         self.enclosure: enclosure.Enclosure
         self.ended: dict[str, Any] | None = None
         self._started: dict[str, Any] | None = None
@@ -104,12 +105,15 @@ class Attempt:
             self.id, {"spec": self.spec, "boot_id": config.boot_id, "at": time.time()}
         )
         try:
-            files.write_attempt(self.spec, self.paths, self.owner)
+            ports.check(self.spec["members"][self.spec["me"]])
+            if self.spec.get("framework"):
+                self.tasks = tasks.of_node(self.spec)
+            files.write_attempt(self.spec, self.paths, self.owner, self.tasks)
             if config.cgroup:
                 self.enclosure = enclosure.Cgroup(config.cgroup, self.id)
             else:
                 self.enclosure = enclosure.Tree(self.services.trees, self.id, self.owner.uid)
-        except OSError:
+        except (OSError, ValueError, Refusal):
             self.discard()
             raise
 
@@ -180,7 +184,7 @@ class Attempt:
 
     def _script_environment(self) -> dict[str, str]:
         base = self.owner.environment()
-        environ = mpi.job_environment(self.spec, self.paths)
+        environ = {**mpi.job_environment(self.spec, self.paths), **self.tasks.get("common", {})}
         if "PATH" not in self.spec["environment"]:
             environ["PATH"] = f"{environ['PATH']}:{base['PATH']}"
         identity = {key: value for key, value in base.items() if key != "PATH"}
@@ -189,8 +193,8 @@ class Attempt:
             marks["HPCMESOS_ENTER"] = os.path.join(self.paths.directory, "enter")
         return {**environ, **identity, **marks}
 
-    def shell_environment(self, environ: dict[str, str]) -> dict[str, str]:
-        """The caller's variables with what is this host's own laid over them."""
+    def shell(self, environ: dict[str, str], command: str) -> tuple[dict[str, str], str]:
+        """The caller's variables with this host's own, and its task's, laid over them; and the command."""
         values = {
             **self.owner.environment(),
             **environ,
@@ -199,7 +203,9 @@ class Attempt:
         }
         if self.paths.bin not in values["PATH"].split(":"):
             values["PATH"] = f"{self.paths.bin}:{values['PATH']}"
-        return values
+        if self.tasks:
+            command = tasks.for_shell(self.tasks, values, command)
+        return values, command
 
     def _marks(self) -> dict[str, str]:
         return {
@@ -374,6 +380,11 @@ class Attempt:
             if p.startswith(inside)
         ]
         return f"kept on {self.services.config.node}: {' '.join(spooled)}" if spooled else ""
+
+    def still_read(self) -> bool:
+        """Whether this node alone has the whole of what an ended attempt has written."""
+        sizes = (self.output.size("stdout"), self.output.size("stderr"))
+        return self.ended is not None and bool(self.ended["undelivered"]) and max(sizes) > TAIL
 
     def forget(self) -> bool:
         """Removes what is left of an attempt that has ended; False while it has not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shlex
 import shutil
@@ -38,6 +39,7 @@ def job_paths(config: Config, directory: str) -> mpi.JobPaths:
         gpufile=os.path.join(directory, "gpus"),
         hostfile=os.path.join(directory, "hosts"),
         ompi_hostfile=os.path.join(directory, "ompi_hosts"),
+        tasks=os.path.join(directory, "tasks"),
         tmpdir=os.path.join(directory, "tmp"),
     )
 
@@ -55,8 +57,12 @@ def write_commands(config: Config) -> None:
         os.replace(file.name, path)
 
 
-def write_attempt(spec: dict[str, Any], paths: mpi.JobPaths, owner: Owner) -> None:
+def write_attempt(
+    spec: dict[str, Any], paths: mpi.JobPaths, owner: Owner, tasks: dict[str, Any] | None = None
+) -> None:
     """Makes the directory with everything in it, and only then gives it to the owner, who could set links in it.
+
+    ``tasks``: what those of a framework are told, if there is one.
 
     Raises:
         OSError: it cannot be written.
@@ -76,6 +82,8 @@ def write_attempt(spec: dict[str, Any], paths: mpi.JobPaths, owner: Owner) -> No
         files[script] = (base64.b64decode(spec["script"] or ""), 0o700)
         if spec["shell"] is None:
             files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, script), 0o700)
+    if tasks:
+        files[paths.tasks] = (json.dumps(tasks).encode(), 0o600)
     for path, (content, mode) in files.items():
         _write(path, content, mode, owner)
     os.mkdir(paths.tmpdir, 0o700)
@@ -86,7 +94,7 @@ def write_attempt(spec: dict[str, Any], paths: mpi.JobPaths, owner: Owner) -> No
 
 def remove_tree(children: Children, directory: str) -> None:
     """Removes an attempt's directory: a small one at once, a large one by a process, for that may take minutes."""
-    for name in ("script", "enter", "nodes", "gpus", "hosts", "ompi_hosts", "stdout", "stderr"):
+    for name in ("script", "enter", "nodes", "gpus", "hosts", "ompi_hosts", "tasks", "stdout", "stderr"):
         with suppress(OSError):
             os.unlink(os.path.join(directory, name))
     for path in (os.path.join(directory, "tmp"), directory):

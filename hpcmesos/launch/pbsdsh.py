@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from hpcmesos.launch import remote_shell
+from hpcmesos.launch import remote_shell, tasks
 
 _FLAGS = ("-u", "-o", "-s", "-v", "-E")
 
@@ -33,11 +33,15 @@ def main(argv: list[str]) -> int:
         sys.stderr.write("pbsdsh: not inside a job\n")
         return 1
     with open(nodefile, encoding="utf-8") as file:
-        hosts = choose(file.read().split(), options)
+        slots = file.read().split()
+    hosts = choose(slots, options)
     if not hosts:
         return _usage("no such host in this job")
     command = "exec " + " ".join(map(quote, words))
-    children = [_start(path, host, command) for host in hosts]
+    copies = [hosts[:position].count(host) for position, host in enumerate(hosts)]
+    if "-n" in options:
+        copies = [slots[: int(options["-n"])].count(hosts[0])]
+    children = [_start(path, host, command, copy) for host, copy in zip(hosts, copies, strict=True)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
     return next((code if code > 0 else 128 - code for code in codes if code), 0)
 
@@ -60,10 +64,13 @@ def quote(word: str) -> str:
     return "'" + word.replace("'", "'\\''") + "'"
 
 
-def _start(path: str, host: str, command: str) -> int:
+def _start(path: str, host: str, command: str, copy: int) -> int:
+    """``copy``: how many slots of that host come before; with a framework, the number of its task there."""
     pid = os.fork()
     if pid == 0:
         code = remote_shell.LOST
+        if tasks.FILE in os.environ:
+            os.environ[tasks.TASK] = str(copy)
         try:
             code = remote_shell.Session(path, host, command, with_stdin=False).run()
         except OSError as error:

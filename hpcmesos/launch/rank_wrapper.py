@@ -11,7 +11,7 @@ import os
 import select
 import sys
 
-from hpcmesos.launch import protocol, quick
+from hpcmesos.launch import protocol, quick, tasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
         "LOCAL_RANK": str(local_rank),
         "LOCAL_WORLD_SIZE": str(local_size),
     }
+    if task := tasks.of_rank(local_rank, size):
+        command, gpus = tasks.become(task, command), task["gpus"]
     about = {
         "step": step,
         "rank": rank,

@@ -64,12 +64,13 @@ class Command:
     def _start(self) -> tuple[int | None, int, int]:
         """Forks; answers our ends of the pipes."""
         request, attempt = self._request, self._attempt
+        environ, command = attempt.shell(dict(request.get("environ") or {}), str(request["command"]))
         stdin = os.pipe() if request.get("stdin") else None
         stdout, stderr = os.pipe(), os.pipe()
         launch = Launch(
             program="/bin/sh",
-            argv=["sh", "-c", str(request["command"])],
-            environ=attempt.shell_environment(dict(request.get("environ") or {})),
+            argv=["sh", "-c", command],
+            environ=environ,
             directories=(request.get("cwd") or attempt.owner.home, attempt.owner.home),
             owner=attempt.owner,
             umask=attempt.spec["umask"],

@@ -27,6 +27,8 @@ from hpcmesos.launch.settings import Config, Refusal
 
 _PR_SET_CHILD_SUBREAPER = 36
 _REMEMBERED_REFUSALS = 1000
+_KEPT_OUTPUT = 30.0
+"""Seconds that output which lies here alone, and is more than the end report takes along, is kept for its readers."""
 
 
 class Shepherd:
@@ -83,9 +85,8 @@ class Shepherd:
             attempt = Attempt(self.services, spec, self._owners.resolve(spec["owner"]))
             attempt.prepare()
         except (Refusal, OSError, ValueError, KeyError) as error:
-            self._refuse(
-                name, Refusal(f"{error}" if isinstance(error, Refusal) else f"cannot prepare: {error!r}")
-            )
+            refusal = error if isinstance(error, Refusal) else Refusal(f"cannot prepare: {error!r}")
+            self._refuse(name, refusal)
             return
         self.attempts[name] = attempt
         self._arrived(name)
@@ -121,6 +122,12 @@ class Shepherd:
 
     def forget(self, attempt: str) -> None:
         self._refused.pop(attempt, None)
+        if (known := self.attempts.get(attempt)) and known.still_read():
+            asyncio.get_running_loop().call_later(_KEPT_OUTPUT, self._forget, attempt)
+        else:
+            self._forget(attempt)
+
+    def _forget(self, attempt: str) -> None:
         if (known := self.attempts.get(attempt)) and known.forget():
             del self.attempts[attempt]
         if (recovered := self.recovered.get(attempt)) and recovered.forget(self.services):

@@ -24,7 +24,7 @@ class Steps:
         """Registers a launch; answers its id."""
         self._count += 1
         step = f"{self._origin}.{self._count}"
-        self._steps[step] = {"step": step, "command": command, "code": None}
+        self._steps[step] = {"step": step, "command": command, "code": None, "first_failed": None}
         return step
 
     def rank(self, message: dict[str, Any], node: str) -> None:
@@ -49,7 +49,13 @@ class Steps:
         row |= {"code": message.get("code"), "signal": message.get("signal"), "at": time.time()}
         if not self.closing and not message.get("vanished"):
             self._ended.append(row)
+            self._note_failure(row)
         self._news.set()
+
+    def _note_failure(self, row: dict[str, Any]) -> None:
+        step = self._steps.get(row["step"])
+        if step and step["first_failed"] is None and (row["code"] or row["signal"]):
+            step["first_failed"] = row["rank"]
 
     async def end(self, step: str, code: int, patience: float) -> dict[str, Any]:
         """The launcher has returned ``code``; answers its ranks and the one that failed first, None if none did.

@@ -15,6 +15,7 @@ from hpcmesos import wire
 from hpcmesos.gang.order import order_key
 from hpcmesos.gang.snapshot import JobView, NodeView
 from hpcmesos.master import cycle
+from hpcmesos.master.ports import Ports
 from hpcmesos.model import AttemptId, Cause, GpuState, JobId, JobState
 from hpcmesos.queue.records import (
     AttemptKey,
@@ -81,6 +82,11 @@ class Node:
     view: NodeView | None = None  # cached; None: has changed
 
     @property
+    def host(self) -> str:
+        """The same for nodes that share one kernel, and so its ports."""
+        return self.record.boot_id or self.record.address
+
+    @property
     def usable(self) -> bool:
         return self.link is not None and not self.record.offline
 
@@ -124,6 +130,7 @@ class Cluster:
         self.queues: dict[str, QueueRecord] = {queue.name: queue for queue in state.queues}
         self.blocked: set[JobKey] = set()  # an earlier attempt's parts may still run somewhere
         self.changed = True  # something that scheduling looks at
+        self.ports = Ports()
         for record in state.nodes:
             gpus = {gpu.uuid: gpu for gpu in record.gpus}
             self.nodes[record.name] = Node(replace(record, gpus=()), gpus, record.cpus_used, record.mem_used)
@@ -137,6 +144,8 @@ class Cluster:
             gangs.setdefault(share.attempt, []).append(share)
         for key, parts in gangs.items():
             parts.sort(key=lambda share: share.position)
+            for share in parts:
+                self.ports.hold(self.nodes[share.node].host, share.ports)
             job = self.jobs.get(key.job)
             live = job is not None and job.state in (JobState.RUNNING, JobState.EXITING)
             live = live and job is not None and job.attempt == key.number
@@ -220,6 +229,7 @@ class Cluster:
         node = self.nodes[name]
         node.cpus_used -= share.cpus
         node.mem_used -= share.mem
+        self.ports.free(node.host, share.ports)
         states = {uuid: _released(node.words.get(uuid)) for uuid in share.gpus}
         for uuid, state in states.items():
             self.set_gpu(node, uuid, state)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from hpcmesos.gang import frameworks
 from hpcmesos.gang.snapshot import GpuView, JobView, NodeView, Snapshot, Start
-from hpcmesos.model import GpuState, GpuUuid, JobId, NodeName
+from hpcmesos.model import GpuState, GpuUuid, JobId, NodeName, Request
 from hpcmesos.queue.records import AttemptKey, JobKey, JobRecord, ShareRecord, StartRecord
 
 if TYPE_CHECKING:
@@ -76,8 +77,17 @@ def _candidates(cluster: Cluster, limit: int | None) -> Iterable[JobView]:
         yield cluster.pending.view(key)
 
 
-def start_record(start: Start, job: JobRecord) -> StartRecord:
-    """A decided start as rows; the attempt's number is the next one."""
+def ports_needed(start: Start, request: Request) -> tuple[int, ...]:
+    """How many ports each member is granted: the framework's; else one to meet at, where there are several ranks."""
+    members = start.members
+    if request.framework:
+        shares = [frameworks.Share(member.node, member.slots, member.gpus) for member in members]
+        return frameworks.ports_needed(frameworks.parse(request.framework), shares)
+    return (int(sum(member.slots for member in members) > 1), *(0 for _ in members[1:]))
+
+
+def start_record(start: Start, job: JobRecord, ports: Sequence[tuple[int, ...]]) -> StartRecord:
+    """A decided start as rows; the attempt's number is the next one. ``ports``: what each member is granted."""
     key = AttemptKey(job.seq, job.index, job.attempt + 1)
     shares = tuple(
         ShareRecord(
@@ -88,8 +98,9 @@ def start_record(start: Start, job: JobRecord) -> StartRecord:
             mem=member.mem,
             slots=member.slots,
             gpus=tuple(member.gpus),
+            ports=granted,
         )
-        for position, member in enumerate(start.members)
+        for position, (member, granted) in enumerate(zip(start.members, ports, strict=True))
     )
     nodes = [member.node for member in start.members]
     return StartRecord(attempt=key, shares=shares, payload={"attempt": key.number, "nodes": nodes})

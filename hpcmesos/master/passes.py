@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from hpcmesos.gang.schedule import schedule
-from hpcmesos.gang.snapshot import Policy
+from hpcmesos.gang.snapshot import Policy, Start
 from hpcmesos.master import cycle
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.reasons import Reasons
 from hpcmesos.queue.records import StartRecord
+
+log = logging.getLogger(__name__)
 
 FULL_PASS = 5.0
 """Seconds between passes over the whole queue."""
@@ -46,4 +50,19 @@ class Passes:
         plan = schedule(snapshot, self._policy, self._desk.now.timestamp())
         self._reasons.take(plan, whole)
         self.again = bool(plan.starts) and not whole
-        return [cycle.start_record(start, cluster.jobs[cycle.job_key(start.job)]) for start in plan.starts]
+        records = [self._record(start) for start in plan.starts]
+        return [record for record in records if record is not None]
+
+    def _record(self, start: Start) -> StartRecord | None:
+        """The start with its ports; None when a host has not so many left: the job waits on."""
+        cluster = self._desk.cluster
+        job = cluster.jobs[cycle.job_key(start.job)]
+        hosts = [cluster.nodes[member.node].host for member in start.members]
+        needed = cycle.ports_needed(start, job.request)
+        ports = [cluster.ports.grant(host, count) for host, count in zip(hosts, needed, strict=True)]
+        if [len(granted) for granted in ports] == list(needed):
+            return cycle.start_record(start, job, ports)
+        for host, granted in zip(hosts, ports, strict=True):
+            cluster.ports.free(host, granted)
+        log.warning("no ports left for %s on %s", start.job, ", ".join(m.node for m in start.members))
+        return None

@@ -34,6 +34,8 @@ def build_spec(
     job_id = JobId(job.seq, job.server, job.index)
     stdout, stderr = final_paths(job.submission, job_id, job.name)
     submitted = {key: job.submission.get(key, default) for key, default in _SUBMITTED.items()}
+    if job.request.framework and "gpubind" not in job.submission:
+        submitted["gpubind"] = "none"  # a framework's tasks are told which GPUs are theirs
     return submitted | {
         "attempt": str(AttemptId(job_id, job.attempt)),
         "job": str(job_id),
@@ -47,6 +49,7 @@ def build_spec(
         "walltime": job.request.walltime,
         "kill_delay": settings.kill_delay,
         "prepare_timeout": settings.prepare_timeout,
+        "framework": job.request.framework or None,
         "members": [_member(share, node) for share, node in members],
         "mpi_network": settings.mpi_network or None,
         "job_path": list(settings.job_path),
@@ -66,6 +69,7 @@ def _member(share: ShareRecord, node: NodeRecord) -> dict[str, Any]:
         "cpus": share.cpus,
         "mem": share.mem,
         "slots": share.slots,
+        "ports": list(share.ports),
         "gpus": [
             {"uuid": g.uuid, "index": g.index, "model": g.model, "simulated": g.simulated}
             for g in (known[uuid] for uuid in share.gpus)

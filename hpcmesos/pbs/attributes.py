@@ -143,9 +143,12 @@ def _ours(job: JobFacts) -> Iterator[tuple[str, Value | None]]:
     """What neither family has: why the attempt ended, and each step and rank of it."""
     yield "end_cause", job.cause
     yield "estimated_start", job.estimated_start
-    for kind, records in (("step", job.steps), ("rank", job.ranks)):
-        for number, record in enumerate(records):
-            yield f"{kind}_{number}", ";".join(f"{name}={value}" for name, value in record.items())
+    yield "first_failed_rank", job.first_failed
+    yield "last_lines", job.last_lines
+    for number, record in enumerate(job.steps):
+        yield f"step_{number}", record
+    for number, record in enumerate(job.ranks):
+        yield f"rank_{number}", ";".join(f"{name}={value}" for name, value in record.items())
     yield from job.extra.items()
 
 

@@ -62,8 +62,12 @@ class JobFacts:
     run_count: int = 0
     steps: tuple[
         Mapping[str, str], ...
-    ] = ()  # free form, e.g. {"step": "0", "command": "mpiexec -n 4 a.out"}
-    ranks: tuple[Mapping[str, str], ...] = ()  # free form, e.g. {"rank": "3", "node": "n2", "exit": "137"}
+    ] = ()  # e.g. {"step": "0.1", "command": "mpiexec -n 4 a.out", "code": "7"}
+    ranks: tuple[Mapping[str, str], ...] = ()  # e.g. {"rank": "3", "node": "n2", "code": "7"}
+    first_failed: Mapping[str, str] = field(
+        default_factory=dict
+    )  # the rank that failed first, in the last such step
+    last_lines: str | None = None  # of what a job that failed has written
     walltime_used: int | None = None  # seconds since the start, for the Elap column
     walltime_remaining: int | None = None  # seconds
     pending_reason: str | None = None  # the sentence a user reads

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import PurePosixPath
 
 from hpcmesos.errors import InvalidScript, InvalidValue, UsageError
+from hpcmesos.gang import frameworks
 from hpcmesos.model import Request
 from hpcmesos.pbs import resources
 from hpcmesos.pbs.arrays import ArraySpec, parse_array
@@ -66,6 +67,7 @@ _KEPT_OPTIONS = {
 }
 _TYPED_ATTRIBUTES = frozenset(
     {"depend", "umask", "block", "interactive", "group_list", "ring", "gpubind", "image", "job_array_request"}
+    | {"framework", "capture"}
 )
 
 
@@ -140,6 +142,7 @@ class Submission:
     ring: str | None = None  # -W ring=
     gpubind: str | None = None  # rank, none; None: the launcher's default
     image: str | None = None  # -W image=: run in this container image
+    capture: bool = False  # -W capture=true: no output files; ``hpcmesos logs`` has what was written
 
 
 def needs(argv: Sequence[str]) -> Needs:
@@ -224,7 +227,7 @@ class _Merged:
         return Submission(
             name=self._name(),
             queue=queue,
-            request=asked.request,
+            request=self._with_framework(asked.request),
             resource_list=asked.display,
             stdout_path=parse_path(self.last("o"), "o", cwd, host),
             stderr_path=parse_path(self.last("e"), "e", cwd, host),
@@ -256,6 +259,7 @@ class _Merged:
             ring=self.attributes.get("ring"),
             gpubind=self.attributes.get("gpubind"),
             image=self.attributes.get("image") or None,
+            capture=self._flag("capture"),
         )
 
     @property
@@ -289,6 +293,14 @@ class _Merged:
             if name in found and found[name] not in choices:
                 raise InvalidValue(f"illegal -W value '{name}={found[name]}'; one of {', '.join(choices)}")
         return found
+
+    def _with_framework(self, request: Request) -> Request:
+        text = self.attributes.get("framework")
+        if text is None:
+            return request
+        framework = frameworks.parse(text)
+        frameworks.check(framework, request)
+        return replace(request, framework=str(framework))
 
     def _choice(self, name: str, default: str) -> str:
         value = self.last(name) or default

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from hpcmesos.errors import BadDependency, InvalidValue
+from hpcmesos.gang.frameworks import ROLES
 from hpcmesos.pbs.quoting import split_list, unquote
 
 MAX_NAME_LENGTH = 236
@@ -22,6 +23,8 @@ _PRIORITY = re.compile(r"[+-]?\d{1,4}", re.ASCII)
 _UMASK = re.compile(r"0?o?[0-7]{1,4}", re.ASCII)
 _NAME_REFUSED = re.compile(r"[\s/\x00-\x1f\x7f]")
 _APPENDED = frozenset({"stagein", "stageout", "x"})
+_COUNT = re.compile(r"\s*\d+\s*", re.ASCII)
+_NUMERIC = frozenset({"umask", "block", "interactive"})
 
 _ENDS = ("", "ok", "notok", "any")
 DEPENDENCY_KINDS = frozenset(
@@ -61,7 +64,7 @@ def parse_attributes(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     name = ""
     for piece in split_list(text.replace("group_list:", "group_list=", 1)):
-        if _ATTRIBUTE.match(piece):
+        if _ATTRIBUTE.match(piece) and not (name == "framework" and _is_role(piece)):
             name, _, value = (part.strip() for part in piece.partition("="))
             merge_attribute(found, name, value)
         elif name:
@@ -69,6 +72,12 @@ def parse_attributes(text: str) -> dict[str, str]:
         else:
             raise InvalidValue(f"illegal -W value '{text}'; write attribute=value, e.g. depend=afterok:12")
     return found
+
+
+def _is_role(piece: str) -> bool:
+    """Whether ``piece``, behind ``framework=``, goes on with it: ``ps=1``; a misspelt role too, to be refused."""
+    name, _, value = (part.strip() for part in piece.partition("="))
+    return name in ROLES or (name not in _NUMERIC and bool(_COUNT.fullmatch(value)))
 
 
 def merge_attribute(found: dict[str, str], name: str, value: str) -> None:

@@ -27,7 +27,8 @@ def _shares(table: Table) -> Select[Any]:
 def _attempts(table: Table, steps: Table, *, tails: bool) -> Select[Any]:
     """Attempts with their steps, as one array; without ``tails`` of the output those are empty."""
     same = [steps.c[name] == table.c[name] for name in ("seq", "element", "number")]
-    pairs = [item for name in ("step", "command", "code", "ranks") for item in (literal(name), steps.c[name])]
+    names = ("step", "command", "code", "first_failed", "ranks")
+    pairs = [item for name in names for item in (literal(name), steps.c[name])]
     order = aggregate_order_by(
         func.jsonb_build_object(*pairs, type_=JSONB), func.length(steps.c.step), steps.c.step
     )

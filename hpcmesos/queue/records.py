@@ -107,7 +107,8 @@ class AttemptRecord:
     """One attempt; everything from ``ended_at`` on is known when its head has reported.
 
     ``usage``: cput (s), mem (bytes, peak), walltime (s). ``ranks``: {step, rank, node, code, signal, gpu, at} each;
-    ``steps``: {step, command, code} each. Tails hold at most the last 64 KiB of a stream.
+    ``steps``: {step, command, code, first_failed} each, the last being a rank or None. Tails hold at most the last
+    64 KiB of a stream.
     """
 
     key: AttemptKey

@@ -26,6 +26,9 @@ from hpcmesos.queue.records import (
 )
 from hpcmesos.queue.tables import WHOLE_JOB
 
+_STEP = ("step", "command", "code", "first_failed")
+_NO_STEP: dict[str, Any] = {"command": [], "code": None, "first_failed": None}
+
 SPEC_VERSION = 1
 """Of the JSON form of a Request; a reader converts older ones."""
 
@@ -136,7 +139,7 @@ def attempt_record(row: Any) -> AttemptRecord:
         message=row.message,
         usage=row.usage,
         ranks=tuple(rank for step in row.steps for rank in step["ranks"]),
-        steps=tuple({name: step[name] for name in ("step", "command", "code")} for step in row.steps),
+        steps=tuple({name: step[name] for name in _STEP} for step in row.steps),
         stdout_tail=bytes(row.stdout_tail),
         stderr_tail=bytes(row.stderr_tail),
         stdout_path=row.stdout_path,
@@ -149,10 +152,11 @@ def step_values(record: AttemptRecord) -> list[dict[str, Any]]:
     """Rows of steps, each with its ranks; ranks of a step that was not reported get a step of their own."""
     rows: dict[str, dict[str, Any]] = {}
     for step in record.steps:
-        rows[str(step["step"])] = {"command": step.get("command", []), "code": step.get("code"), "ranks": []}
+        known = {name: step.get(name, default) for name, default in _NO_STEP.items()}
+        rows[str(step["step"])] = {**known, "ranks": []}
     for rank in record.ranks:
         name = str(rank.get("step") or "")
-        rows.setdefault(name, {"command": [], "code": None, "ranks": []})["ranks"].append(dict(rank))
+        rows.setdefault(name, {**_NO_STEP, "ranks": []})["ranks"].append(dict(rank))
     return [{**attempt_values(record.key), "step": name, **row} for name, row in rows.items()]
 
 

@@ -17,6 +17,8 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    insert,
+    select,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -116,8 +118,10 @@ def _take_gpus_and_ports(connection: Connection, shares: Sequence[ShareRecord]) 
     base = [(share, {**attempt_values(share.attempt), "node": share.node}) for share in shares]
     gpus = [{**row, "gpu": uuid} for share, row in base for uuid in share.gpus]
     ports = [{**row, "port": port} for share, row in base for port in share.ports]
-    if gpus or ports:
-        connection.execute(_NEW_ALLOCATIONS, {"rows": gpus + ports})
+    if gpus:
+        connection.execute(_NEW_ALLOCATIONS, {"rows": gpus})
+    if ports:
+        connection.execute(_taking_ports(), {"rows": ports})
     if gpus and connection.execute(_taking_gpus(), {"rows": gpus}).rowcount != len(gpus):
         raise _DoesNotFit
 
@@ -128,6 +132,17 @@ def _taking_gpus() -> Any:
     mine = (t.gpus.c.uuid == wanted.c.gpu, t.gpus.c.node == wanted.c.node)
     taken = update(t.gpus).where(*mine, t.gpus.c.state == GpuState.FREE.value)
     return taken.values(state=GpuState.ALLOCATED.value)
+
+
+@cache
+def _taking_ports() -> Any:
+    """A port is taken on a host: nodes of one kernel, or with one address, have their ports in common."""
+    types = {name: kind for name, kind in _ALLOCATION.items() if name != "gpu"}
+    wanted = recordset(types)
+    nodes = t.nodes.c
+    host = func.coalesce(func.nullif(nodes.boot_id, ""), nodes.address)
+    chosen = select(*(wanted.c[name] for name in types), host).where(nodes.name == wanted.c.node)
+    return insert(t.allocations).from_select([*types, "host"], chosen)
 
 
 def release_shares(connection: Connection, releases: Sequence[Release]) -> None:

@@ -164,6 +164,7 @@ def _step_columns() -> list[Column[Any]]:
         _text("step", None),  # as its shepherd names it: MEMBER.NUMBER
         _json("command", "[]"),
         Column("code", Integer),
+        Column("first_failed", Integer),  # rank
         _json("ranks", "[]"),
     ]
 
@@ -241,10 +242,12 @@ allocations = Table(
     _text("node", None),
     Column("gpu", Text, ForeignKey("gpus.uuid")),
     Column("port", Integer),
+    Column("host", Text),  # of a port: what nodes with one port space have in common
     ForeignKeyConstraint(*_attempt_fkey),
     CheckConstraint("num_nonnulls(gpu, port) = 1", "one_thing"),
     Index("allocations_one_per_gpu", "gpu", unique=True, postgresql_where=text("gpu IS NOT NULL")),
-    Index("allocations_one_per_port", "node", "port", unique=True, postgresql_where=text("port IS NOT NULL")),
+    CheckConstraint("(port IS NULL) = (host IS NULL)", "port_has_host"),
+    Index("allocations_one_per_port", "host", "port", unique=True, postgresql_where=text("port IS NOT NULL")),
     Index("allocations_attempt", "seq", "element", "number"),
 )
 

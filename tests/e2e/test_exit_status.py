@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from hpcmesos.client import Client
 from tests.e2e.cluster_kit import LiveCluster, wait_until
 
 IGNORES_TERM = "trap '' TERM\necho started\nwhile :; do sleep 0.1; done\n"
@@ -95,3 +96,28 @@ def test_daemons_of_a_job_end_with_it(cluster: LiveCluster) -> None:
     job = cluster.qsub(script)
     assert cluster.wait(job)["Exit_status"] == 4
     wait_until(lambda: not cluster.job_processes(), "every process of the attempt is gone", 10)
+
+
+def test_qstat_and_the_api_name_the_rank_that_failed_first(cluster: LiveCluster) -> None:
+    script = (
+        "#!/bin/sh\n#PBS -l nodes=2:ppn=1:gpus=1\nmpiexec true\n"
+        "mpiexec sh -c 'echo rank $HPCMESOS_RANK breaks >&2; [ $HPCMESOS_RANK = 1 ] && exit 7; exec sleep 60'\n"
+    )
+    job = cluster.qsub(script)
+    ended = cluster.wait(job)
+    assert ended["Exit_status"] == 7
+    failed = ended["first_failed_rank"]
+    assert (failed["rank"], failed["code"]) == (1, 7)
+    assert failed["gpu"].startswith("SIM-")
+    assert "rank 1 breaks" in ended["last_lines"]
+    assert ended["step_0"]["code"] == 0
+    assert ended["step_1"]["command"].startswith("mpiexec sh -c ")
+    assert ended["step_1"]["first_failed"] == 1
+    text = cluster.run("qstat", "-f1", job, check=True).stdout
+    assert f"    first_failed_rank.node = {failed['node']}\n" in text
+    with Client(socket=cluster.described.api_socket) as client:
+        (attempt,) = client.job(job).attempts
+    assert attempt.nodes == [host.partition("/")[0] for host in ended["exec_host"].split("+")]
+    assert [step.first_failed for step in attempt.steps] == [None, 1]
+    assert [(rank.rank, rank.code) for rank in attempt.steps[0].ranks] == [(0, 0), (1, 0)]
+    assert attempt.steps[1].ranks[1].node == failed["node"]

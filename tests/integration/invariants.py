@@ -10,7 +10,7 @@ CHECKS: dict[str, str] = {
     "a GPU in two live allocations": """
         SELECT gpu FROM allocations WHERE gpu IS NOT NULL GROUP BY gpu HAVING count(*) > 1""",
     "a port in two live allocations": """
-        SELECT node, port FROM allocations WHERE port IS NOT NULL GROUP BY node, port HAVING count(*) > 1""",
+        SELECT host, port FROM allocations WHERE port IS NOT NULL GROUP BY host, port HAVING count(*) > 1""",
     "used counters differ from the live shares": """
         SELECT name, cpus_used, mem_used, sum(cpus_live), sum(mem_live) FROM (
             SELECT n.name, n.cpus_used, n.mem_used, coalesce(s.cpus, 0) AS cpus_live, coalesce(s.mem, 0) AS mem_live

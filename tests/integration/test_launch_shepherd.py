@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -185,6 +186,23 @@ def test_signal(run, tmp_path: Path) -> None:
     kit.wait_until((tmp_path / "up").exists, "the script runs")
     attempt.nodes[0].agent.send(op="signal", attempt=attempt.attempt, signal=int(signal.SIGUSR1))
     assert attempt.ended()["code"] == 21
+
+
+def test_a_port_that_somebody_has_is_named(node: kit.Node, tmp_path: Path) -> None:
+    value = kit.spec([node], tmp_path, "true", attempt="905.hpcm#1")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        value["members"][0]["ports"] = [port]
+        node.agent.send(op="prepare", spec=value)
+        refused = node.agent.wait("refused", "905.hpcm#1")
+    assert refused["culprit"] == f"{node.member()['address']}:{port}"
+    assert refused["reason"].startswith(f"port {port} of node1 cannot be had")
+    node.agent.send(op="prepare", spec=value | {"attempt": "905.hpcm#2"})
+    assert node.agent.wait("ready", "905.hpcm#2")
+    node.agent.send(op="end", attempt="905.hpcm#2", cause="DELETED", kill_delay=0, message="")
+    assert node.agent.wait("ended", "905.hpcm#2")
+    for attempt in ("905.hpcm#1", "905.hpcm#2"):
+        node.agent.send(op="forget", attempt=attempt)
 
 
 def test_refusals_and_unknown(node: kit.Node, tmp_path: Path) -> None:

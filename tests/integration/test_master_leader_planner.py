@@ -12,7 +12,7 @@ import pytest
 from hpcmesos import wire
 from hpcmesos.master.events import Asked
 from hpcmesos.master.links_client import Answer, Question
-from hpcmesos.model import Cause, GpuState, JobState
+from hpcmesos.model import Cause, Chunk, GpuState, JobState, Request
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.store import Store
@@ -428,3 +428,57 @@ def test_an_outrun_picture_is_loaded_anew(bench: Bench, leader: LeaderStore) -> 
     assert bench.state(other) is JobState.QUEUED
     bench.up("node1")
     assert bench.state(other) is JobState.RUNNING
+
+
+def granted(bench: Bench, seq: int) -> list[int]:
+    return [port for share in bench.store.shares([seq], live_only=True) for port in share.ports]
+
+
+def test_no_port_is_granted_twice_on_a_host(bench: Bench) -> None:
+    bench.up("node1", "node2", gpus=0)
+    asked = Request((Chunk(count=2, cpus=2, slots=2),), framework="torch")
+    seqs = [bench.submit(asked) for _ in range(4)]
+    bench.turn()
+    ports = [port for seq in seqs for port in granted(bench, seq)]
+    assert len(ports) == len(set(ports)) == 16
+    bench.take_over()
+    bench.up("node1", "node2", gpus=0)
+    first, *others = seqs
+    attempt = bench.attempt(first)
+    ends = [ended(attempt, "START_FAILED", head=head) for head in (True, False)]
+    nodes = [share.node for share in bench.store.shares([first], live_only=True)]
+    bench.wish("delete", first)
+    bench.say(*zip(nodes, ends, strict=True))
+    assert granted(bench, first) == []
+    last = bench.submit(asked)
+    bench.turn()
+    kept = {port for seq in others for port in granted(bench, seq)}
+    assert len(kept) == 12
+    assert len(granted(bench, last)) == 4
+    assert kept.isdisjoint(granted(bench, last))
+
+
+def test_one_port_to_meet_at_for_several_ranks(bench: Bench) -> None:
+    bench.up("node1", gpus=0)
+    single, several = bench.submit(Request()), bench.submit(Request((Chunk(count=1, slots=2),)))
+    sent = bench.turn()
+    assert granted(bench, single) == []
+    (port,) = granted(bench, several)
+    prepared = [
+        message.spec["members"][0]["ports"] for _, message in sent if isinstance(message, wire.Prepare)
+    ]
+    assert prepared == [[], [port]]
+
+
+def test_a_port_that_is_taken_is_no_fault_of_the_node(bench: Bench) -> None:
+    bench.up("node1", gpus=0)
+    seq = bench.submit(Request((Chunk(count=1, slots=2),)))
+    bench.turn()
+    (port,) = granted(bench, seq)
+    culprit = f"127.0.0.1:{port}"
+    reason = f"port {port} of node1 cannot be had: Address already in use"
+    sent = bench.say(("node1", wire.Refused(attempt=bench.attempt(seq), culprit=culprit, reason=reason)))
+    assert kinds(sent) == [("node1", "Prepare")]
+    assert granted(bench, seq) not in ([], [port])
+    assert bench.job(seq).excluded == ()
+    assert bench.store.attempts([seq])[0].message == reason

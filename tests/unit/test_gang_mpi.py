@@ -20,6 +20,7 @@ PATHS = mpi.JobPaths(
     gpufile="/s/j/gpus",
     hostfile="/s/j/hydra",
     ompi_hostfile="/s/j/ompi",
+    tasks="/s/j/tasks",
     tmpdir="/tmp/j",
 )
 

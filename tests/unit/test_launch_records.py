@@ -77,7 +77,7 @@ def test_first_failed_is_the_earliest_that_we_did_not_kill() -> None:
     assert (answer["first_failed"]["rank"], answer["first_failed"]["gpu"]) == (2, "g2")
     ranks, launches = steps.tables()
     assert [(r["code"], r["signal"]) for r in ranks] == [(0, None), (None, 9), (3, None), (None, 15)]
-    assert launches == [{"step": "0.1", "command": ["mpiexec", "a"], "code": 255}]
+    assert launches == [{"step": "0.1", "command": ["mpiexec", "a"], "code": 255, "first_failed": 2}]
 
 
 def test_a_failed_launch_waits_for_the_report_of_the_rank() -> None:

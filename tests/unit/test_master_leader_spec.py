@@ -85,7 +85,14 @@ def share(
     name: str = "node1", seq: int = 12, number: int = 2, gpus: tuple[str, ...] = ("node1-1",)
 ) -> ShareRecord:
     return ShareRecord(
-        attempt=AttemptKey(seq, None, number), node=name, position=0, cpus=2, mem=100, slots=2, gpus=gpus
+        attempt=AttemptKey(seq, None, number),
+        node=name,
+        position=0,
+        cpus=2,
+        mem=100,
+        slots=2,
+        gpus=gpus,
+        ports=(20001,),
     )
 
 
@@ -112,6 +119,7 @@ def test_the_spec_has_every_key_of_the_contract() -> None:
             "cpus": 2,
             "mem": 100,
             "slots": 2,
+            "ports": [20001],
             "gpus": [{"uuid": "node1-1", "index": 1, "model": "H200", "simulated": False}],
         }
     ]
@@ -151,7 +159,7 @@ def test_a_start_becomes_the_next_attempt() -> None:
         Member(NodeName("node2"), 1, 10, 1, (GpuUuid("b"),)),
         Member(NodeName("node1"), 2, 20, 2, ()),
     )
-    record = cycle.start_record(Start(JobId(12, "hpcm"), members), job(attempt=3))
+    record = cycle.start_record(Start(JobId(12, "hpcm"), members), job(attempt=3), [(20001,), ()])
     assert record.attempt == AttemptKey(12, None, 4)
     assert [(s.node, s.position, s.cpus, s.mem, s.slots, s.gpus) for s in record.shares] == [
         ("node2", 0, 1, 10, 1, ("b",)),

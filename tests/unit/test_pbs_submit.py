@@ -386,3 +386,35 @@ def test_arrays_in_both_spellings() -> None:
 )
 def test_execution_time(text: str, expected: str) -> None:
     assert parse_execution_time(text, CONTEXT.now) == datetime.fromisoformat(expected).replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "framework"),
+    [
+        ("framework=tensorflow:ps=1,worker=3", "tensorflow:worker=3,ps=1"),
+        ("framework=tensorflow:worker=3:ps=1,umask=022", "tensorflow:worker=3,ps=1"),
+        ("umask=022,framework=tfmesos:ps=1,worker=1,block=1", "tfmesos:worker=1,ps=1"),
+        ("framework=torchrun:c10d,gpubind=rank", "torchrun:c10d"),
+        ("framework=jax", "jax"),
+    ],
+)
+def test_a_framework_is_read_whole(text: str, framework: str) -> None:
+    built = submit("-l", "nodes=2:ppn=2", "-W", text)
+    assert built.request.framework == framework
+    assert not built.extra
+
+
+@pytest.mark.parametrize(
+    ("resources", "text", "why"),
+    [
+        ("nodes=1:ppn=2", "tensorflow:ps=1,worker=2", "3 tasks take a slot each, the job has 2"),
+        ("nodes=2:ppn=2:gpus=1", "torch", "4 tasks train on a GPU each, the job has 2 slots with one"),
+        ("nodes=1:gpus=1+1", "torchrun", "no GPU on some nodes; ask for GPUs on every node"),
+        ("nodes=1", "tensorflow:wroker=1", "tensorflow has no role 'wroker'; write tensorflow:worker=1"),
+        ("nodes=1", "torch:", "torch has no role ''"),
+        ("nodes=1", "keras", "no such framework"),
+    ],
+)
+def test_a_framework_that_does_not_fit_is_refused(resources: str, text: str, why: str) -> None:
+    with pytest.raises(InvalidValue, match=why):
+        submit("-l", resources, "-W", f"framework={text}")

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
+from hpcmesos.master.services import launches
 from hpcmesos.master.services.lookup import id_of
 from hpcmesos.master.services.output_paths import shown_paths
 from hpcmesos.model import GpuState, JobId, JobState
@@ -109,12 +109,14 @@ def job_facts(job: JobRecord, around: Surroundings, now: datetime, *, private: b
         group=next(iter(submission.get("group_list", ())), None),
         array_index=job.index,
         run_count=around.runs.get(job.key, 0),
-        steps=tuple(_shown(step) for step in attempt.steps) if attempt else (),
-        ranks=tuple(_shown(rank) for rank in attempt.ranks) if attempt else (),
+        steps=launches.shown_steps(attempt) if attempt else (),
+        ranks=launches.shown_ranks(attempt) if attempt else (),
+        first_failed=launches.first_failed(attempt) if attempt else {},
+        last_lines=launches.last_lines(attempt) if attempt and private else None,
         walltime_used=used,
         walltime_remaining=_remaining(job, limit, used),
         pending_reason=around.reasons.get(job.key),
-        extra=submission.get("extra", {}),
+        extra=_extra(job),
     )
 
 
@@ -148,6 +150,11 @@ def hold_types(holds: str) -> str:
     """The letters that users know: a dependency is the system's hold."""
     shown = {"s" if letter == _DEPENDENCY else letter for letter in holds}
     return "".join(letter for letter in "uos" if letter in shown) or "n"
+
+
+def _extra(job: JobRecord) -> dict[str, str]:
+    framework = {"framework": job.request.framework} if job.request.framework else {}
+    return {**framework, **job.submission.get("extra", {})}
 
 
 def _seconds_used(
@@ -186,10 +193,6 @@ def _exec_gpus(
         for share in shares
         for position, uuid in enumerate(share.gpus)
     )
-
-
-def _shown(record: Mapping[str, Any]) -> dict[str, str]:
-    return {str(key): str(value) for key, value in record.items() if value is not None}
 
 
 def _gpu_facts(gpu: GpuRecord, job: str | None) -> GpuFacts:

@@ -108,7 +108,7 @@ class Reader:
 
     def _head(self) -> NodeRecord | None:
         """The node that runs the script."""
-        shares = self._site.store.shares([self._job.seq], live_only=True)
+        shares = self._site.store.shares([self._job.seq])
         keys = (self._job.index, self._number, 0)
         heads = [s.node for s in shares if (s.attempt.index, s.attempt.number, s.position) == keys]
         return next((node for node in self._site.store.nodes() if node.name in heads), None)
@@ -153,6 +153,12 @@ class Reader:
         fd = None if attempt.undelivered else await in_thread(_open_owned, path, self._job.owner)
         if fd is None:
             tail = attempt.stdout_tail if self._stream == "stdout" else attempt.stderr_tail
+            if len(tail) >= _TAIL:  # its node may have the whole for a little while
+                with suppress(OSError, EOFError, TimeoutError, ValueError):
+                    async for chunk in self._live(False):
+                        yield chunk
+                if self._whole:
+                    return
             rest = tail[self._offset :] if len(tail) < _TAIL or not self._offset else b""
             if rest:
                 yield rest

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from importlib.metadata import version
 
+import msgspec
+
 from hpcmesos.errors import HpcmesosError, JobFinished, UnknownJob, UnknownQueue
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services.facts import Surroundings, job_facts
+from hpcmesos.master.services.launches import attempt_status
 from hpcmesos.master.services.lookup import find, full_id, id_of, parse_id
 from hpcmesos.master.services.reasons import pending_reasons
 from hpcmesos.master.services.replies import Refusals, information
@@ -21,7 +24,7 @@ from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.render_json import jobs_json
 from hpcmesos.pbs.render_xml import jobs_xml
 from hpcmesos.pbs.status import QstatFormat, QstatQuery, parse_qstat
-from hpcmesos.queue.records import JobFilter, JobKey, JobRecord
+from hpcmesos.queue.records import AttemptKey, JobFilter, JobKey, JobRecord
 from hpcmesos.wire import CommandReply, CommandRequest, JobStatus
 
 _SHORT = frozenset({QstatFormat.PLAIN, QstatFormat.WHY})
@@ -47,12 +50,21 @@ def qstat(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
 
 
 def job_status(site: Site, text: str) -> JobStatus:
-    """The typed status of one job, with the reason when it waits.
+    """The typed status of one job, with the reason when it waits, and its attempts.
 
     Raises:
         UnknownJob: there is none.
     """
-    return statuses(site, [find(site, text)], with_reasons=True)[0]
+    job = find(site, text)
+    found = statuses(site, [job], with_reasons=True)[0]
+    if not job.attempt:
+        return found
+    nodes: defaultdict[AttemptKey, list[str]] = defaultdict(list)
+    for share in site.store.shares([job.seq]):
+        nodes[share.attempt].append(share.node)
+    attempts = [attempt for attempt in site.store.attempts([job.seq]) if attempt.key.job == job.key]
+    shown = [attempt_status(attempt, nodes[attempt.key]) for attempt in attempts]
+    return msgspec.structs.replace(found, attempts=shown)
 
 
 def list_jobs(site: Site, *, history: bool) -> list[JobStatus]:

@@ -139,6 +139,7 @@ CREATE TABLE steps_history (
     step TEXT NOT NULL,
     command JSONB DEFAULT '[]'::jsonb NOT NULL,
     code INTEGER,
+    first_failed INTEGER,
     ranks JSONB DEFAULT '[]'::jsonb NOT NULL,
     job_ended_at timestamptz NOT NULL,
     CONSTRAINT steps_history_pkey PRIMARY KEY (seq, element, number, step, job_ended_at)
@@ -334,6 +335,7 @@ CREATE TABLE steps (
     step TEXT NOT NULL,
     command JSONB DEFAULT '[]'::jsonb NOT NULL,
     code INTEGER,
+    first_failed INTEGER,
     ranks JSONB DEFAULT '[]'::jsonb NOT NULL,
     CONSTRAINT steps_pkey PRIMARY KEY (seq, element, number, step),
     CONSTRAINT steps_seq_fkey FOREIGN KEY (seq, element, number) REFERENCES attempts (seq, element, number)
@@ -346,8 +348,10 @@ CREATE TABLE allocations (
     node TEXT NOT NULL,
     gpu TEXT,
     port INTEGER,
+    host TEXT,
     CONSTRAINT allocations_seq_fkey FOREIGN KEY (seq, element, number) REFERENCES attempts (seq, element, number),
     CONSTRAINT allocations_one_thing CHECK (num_nonnulls(gpu, port) = 1),
+    CONSTRAINT allocations_port_has_host CHECK ((port IS NULL) = (host IS NULL)),
     CONSTRAINT allocations_gpu_fkey FOREIGN KEY (gpu) REFERENCES gpus (uuid)
 );
 
@@ -355,7 +359,7 @@ CREATE INDEX allocations_attempt ON allocations (seq, element, number);
 
 CREATE UNIQUE INDEX allocations_one_per_gpu ON allocations (gpu) WHERE gpu IS NOT NULL;
 
-CREATE UNIQUE INDEX allocations_one_per_port ON allocations (node, port) WHERE port IS NOT NULL;
+CREATE UNIQUE INDEX allocations_one_per_port ON allocations (host, port) WHERE port IS NOT NULL;
 """
 
 _ROWS = """

@@ -1,0 +1,88 @@
+"""`hpcmesos mpirun`: as if the program ran here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+from tests.e2e.cluster_kit import HPCMESOS, LiveCluster
+
+
+def test_output_directory_and_environment_are_those_of_the_caller(cluster: LiveCluster) -> None:
+    before = sorted(path.name for path in cluster.work().iterdir())
+    done = cluster.run(
+        *HPCMESOS,
+        "mpirun",
+        "-n",
+        "3",
+        "sh",
+        "-c",
+        'echo "$HPCMESOS_RANK $COLOUR $PWD"; echo oops >&2',
+        environ={"COLOUR": "light blue"},
+    )
+    assert done.returncode == 0, done.stderr
+    expected = [f"{rank} light blue {cluster.work()}" for rank in range(3)]
+    assert sorted(done.stdout.splitlines()) == expected
+    assert done.stderr == "oops\n" * 3
+    assert sorted(path.name for path in cluster.work().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [("exit 0", 0), ("exit 3", 3), ("kill -SEGV $$", 139)],
+    ids=["zero", "three", "signal"],
+)
+def test_exit_codes(cluster: LiveCluster, script: str, code: int) -> None:
+    done = cluster.run(
+        *HPCMESOS, "mpirun", "-l", "nodes=2:ppn=1", "sh", "-c", f"[ $HPCMESOS_RANK = 0 ] || {script}"
+    )
+    assert done.returncode == code, done.stderr
+
+
+def test_a_large_output_of_a_short_job_comes_whole(cluster: LiveCluster) -> None:
+    done = cluster.run(*HPCMESOS, "mpirun", "seq", "1", "100000")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(number) for number in range(1, 100001)]
+
+
+def test_refusals_are_one_line(cluster: LiveCluster) -> None:
+    for words, code in (
+        (("-l", "nodes=99", "true"), 190),
+        (("-n", "0", "true"), 2),
+        (("-o", "here", "true"), 2),
+        ((), 2),
+    ):
+        done = cluster.run(*HPCMESOS, "mpirun", *words)
+        assert done.returncode == code, done
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_asks_and_a_second_one_deletes(cluster: LiveCluster) -> None:
+    process = subprocess.Popen(
+        [*HPCMESOS, "mpirun", "-n", "2", "sh", "-c", "echo ready; sleep 600"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=cluster.environ,
+        cwd=cluster.work(),
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+        os.kill(process.pid, signal.SIGINT)
+        line = process.stderr.readline()
+        assert "runs on node" in line
+        assert "Ctrl-C again within 2 s deletes it" in line
+        os.kill(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, errors
+    job = line.split()[1]
+    assert cluster.job(job)["job_state"] == "F"
+    assert not cluster.job_processes()
