@@ -57,14 +57,37 @@ def living(path: str) -> Daemon | None:
     return daemon if start_time(daemon.pid) == daemon.start_time else None
 
 
+def with_words(*words: str) -> list[Daemon]:
+    """Living processes, of this user or to root of anybody, in whose command line these words stand side by side.
+
+    So a daemon is found that was started and has yet to write its file.
+    """
+    wanted = b"\0".join((b"", *map(os.fsencode, words), b""))
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.geteuid() not in (0, os.stat(f"/proc/{name}").st_uid):
+                continue
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                meant = wanted in file.read()
+        except OSError:
+            continue
+        if meant and (started := start_time(int(name))) is not None:
+            found.append(Daemon(int(name), started))
+    return found
+
+
 def stop(path: str, term_timeout: float, kill_timeout: float = 5.0) -> bool:
-    """SIGTERM to the daemon of ``path``, SIGKILL after ``term_timeout`` seconds; True when it is gone or never was.
+    """``end`` for the daemon of ``path``; True when it is gone or never was."""
+    daemon = living(path)
+    return daemon is None or end(daemon, term_timeout, kill_timeout)
+
+
+def end(daemon: Daemon, term_timeout: float, kill_timeout: float = 5.0) -> bool:
+    """SIGTERM, SIGKILL after ``term_timeout`` seconds; True when the daemon is gone.
 
     A pidfd names the process, so that no other process can be hit.
     """
-    daemon = living(path)
-    if daemon is None:
-        return True
     try:
         descriptor = os.pidfd_open(daemon.pid)
     except ProcessLookupError:

@@ -30,6 +30,9 @@ Say = Callable[[str], None]
 START_TIMEOUT = 60.0
 """Seconds that a daemon may take to answer; a loaded laptop needs a few."""
 
+NEWBORN_TIMEOUT = 10.0
+"""Seconds within which a shepherd that has just been started writes its pid file."""
+
 
 @contextlib.contextmanager
 def locked(state: Path) -> Iterator[None]:
@@ -73,8 +76,10 @@ def take_down(cluster: Cluster, say: Say) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    if not pidfile.stop(str(cluster.state / "master" / "master.pid"), term_timeout=10):
+    master = cluster.state / "master"
+    if not pidfile.stop(str(master / "master.pid"), term_timeout=10):
         say("down: the master does not end; look at its log")
+    _end_newborn("master", "--config", str(master / "master.toml"))
     postgres.stop(cluster.state / "postgres")
     shutil.rmtree(cluster.sockets, ignore_errors=True)
     say("down: nothing of this cluster runs any more")
@@ -160,8 +165,23 @@ def _stop_agent(cluster: Cluster, name: str) -> None:
     """The agent first, so that it does not start a new shepherd for the one that ends."""
     state = cluster.state / "agents" / name
     pidfile.stop(str(state / "agent.pid"), term_timeout=5)
-    if settings := agent_settings(state / "agent.toml"):
-        stop_shepherd(settings, force=True)
+    _end_newborn("agent", "--config", str(state / "agent.toml"))
+    settings = agent_settings(state / "agent.toml")
+    if settings is None:
+        return
+    stop_shepherd(settings, force=True)
+    shepherd = ("shepherd", str(state / "shepherd.json"))
+    deadline = time.monotonic() + NEWBORN_TIMEOUT
+    while pidfile.with_words(*shepherd) and time.monotonic() < deadline:
+        time.sleep(0.02)
+        stop_shepherd(settings, force=True)  # once it has written its pid file, it is asked to end
+    _end_newborn(*shepherd)
+
+
+def _end_newborn(*words: str) -> None:
+    """Ends daemons that an interrupted `up` had just started: they have no pid file yet."""
+    for daemon in pidfile.with_words(*words):
+        pidfile.end(daemon, term_timeout=1)
 
 
 def _spawn(cluster: Cluster, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:

@@ -7,6 +7,7 @@ outlives the process that started it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pwd
@@ -22,6 +23,7 @@ from urllib.parse import quote
 
 import psycopg
 
+from hpcmesos import pidfile
 from hpcmesos.errors import StateError
 
 OWNER, API, LEADER = "hpcmesos_owner", "hpcmesos_api", "hpcmesos_leader"
@@ -100,12 +102,16 @@ def stop(data_dir: Path, mode: str = "fast", timeout: float = 30.0) -> bool:
     Raises:
         StateError: it did not end within ``timeout`` seconds.
     """
-    pid = _running(data_dir.absolute())
+    data_dir = data_dir.absolute()
+    pid = _running(data_dir) or _newborn(data_dir)
     if pid is None:
         return False
-    os.kill(pid, _STOP_SIGNALS[mode])
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, _STOP_SIGNALS[mode])
     _wait_until(
-        lambda: _running(data_dir.absolute()) is None, timeout, f"PostgreSQL (pid {pid}) does not end"
+        lambda: not (_running(data_dir) or _newborn(data_dir)),
+        timeout,
+        f"PostgreSQL (pid {pid}) does not end",
     )
     return True
 
@@ -261,6 +267,11 @@ def _running(data_dir: Path) -> int | None:
         return None
     ours = command[0].endswith(b"postgres") and there == data_dir.resolve()
     return pid if ours else None
+
+
+def _newborn(data_dir: Path) -> int | None:
+    """The pid of a server that has yet to write its pid file."""
+    return next((daemon.pid for daemon in pidfile.with_words("-D", str(data_dir), "-c")), None)
 
 
 def _wait_until_ready(data_dir: Path, socket_dir: Path) -> None:

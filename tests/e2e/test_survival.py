@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.e2e.cluster_kit import LiveCluster, wait_until
+import pytest
+
+from tests.e2e.cluster_kit import HPCMESOS, LiveCluster, wait_until
 
 MPI_JOB = """#!/bin/sh
 #PBS -l nodes=2:ppn=2:gpus=2
@@ -129,3 +132,19 @@ def test_up_restores_just_the_missing_daemon(make_cluster: Callable[..., LiveClu
         cluster.up()
         after = {daemon: cluster.pid(daemon) for daemon in daemons}
         assert {daemon for daemon in daemons if before[daemon] != after[daemon]} == {victim}
+
+
+@pytest.mark.parametrize("seen", ["PostgreSQL runs", "master started", "node1 started", "node2 started"])
+def test_down_ends_what_an_up_that_was_killed_had_just_started(seen: str) -> None:
+    cluster = LiveCluster(agents=2, gpus=4)
+    command = [*HPCMESOS, "up", *cluster.size, "--state", str(cluster.state), "--detach"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as up:
+        assert up.stderr is not None
+        assert any(seen in line for line in up.stderr)
+        os.killpg(up.pid, signal.SIGKILL)
+    try:
+        cluster.down()
+        assert not cluster.processes()
+    finally:
+        cluster.down()
+        cluster.remove()
