@@ -7,8 +7,8 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
 PROGRAM=${0##*/}
 
-# Debian packages that the tests need beside Python, for a C compiler.
-TEST_PACKAGES=(gcc libc6-dev)
+# Debian packages that the tests need beside Python: a C compiler, and `ip` for hosts made of namespaces.
+TEST_PACKAGES=(gcc libc6-dev iproute2)
 
 say() { printf '%s: %s\n' "$PROGRAM" "$*"; }
 
@@ -141,11 +141,13 @@ set_up_packages() {
         return
     fi
     say "installing Debian packages: ${missing[*]}"
-    local LOG
+    local LOG install=(apt-get install -y -q --no-install-recommends "${missing[@]}")
     LOG=$(mktemp)
     export DEBIAN_FRONTEND=noninteractive
-    logged apt-get install -y -q --no-install-recommends "${missing[@]}" ||
-        { logged apt-get update -q && logged apt-get install -y -q --no-install-recommends "${missing[@]}"; } ||
+    # The first try fails where no list of packages was fetched yet; that is not worth a word.
+    "${install[@]}" >"$LOG" 2>&1 || { logged apt-get update -q && logged "${install[@]}"; } || {
+        rm -f "$LOG"
         die "could not install ${missing[*]}"
+    }
     rm -f "$LOG"
 }
