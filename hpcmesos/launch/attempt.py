@@ -9,7 +9,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,6 +50,10 @@ class Gang(Protocol):
 
     def rank(self, message: dict[str, Any], node: str) -> None:
         """Passes on what a rank reported, to where its step is kept."""
+        ...
+
+    def sweep(self, step: str, origin: str) -> None:
+        """A step is over: the other members end what is left of it; ``origin``: the node that says so."""
         ...
 
 
@@ -253,6 +257,19 @@ class Attempt:
         if self.gang and (self.head or here):
             self.gang.rank(message, node)
 
+    def sweep(self, step: str, origin: str | None = None) -> None:
+        """A step is over: nothing of it stays, on any member."""
+        if self.phase not in ("ready", "running"):
+            return
+        if self.gang and (self.head or not origin):
+            self.gang.sweep(step, origin or self.services.config.node)
+        self._work(enclosure.clear_step(self.enclosure, step))
+
+    def _work(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.services.tasks.add(task)
+        task.add_done_callback(self.services.tasks.discard)
+
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def end(self, order: Order) -> None:
@@ -289,9 +306,7 @@ class Attempt:
             self.steps.closing = True
         if self.gang:
             self.gang.end(self._order or Order(self._cause()))
-        task = asyncio.get_running_loop().create_task(self._finish())
-        self.services.tasks.add(task)
-        task.add_done_callback(self.services.tasks.discard)
+        self._work(self._finish())
 
     async def _finish(self) -> None:
         order = self._order

@@ -11,7 +11,7 @@ import os
 import select
 import sys
 
-from hpcmesos.launch import protocol, quick, tasks
+from hpcmesos.launch import programs, protocol, quick, tasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
         "WORLD_SIZE": str(size),
         "LOCAL_RANK": str(local_rank),
         "LOCAL_WORLD_SIZE": str(local_size),
+        "PYTHONPATH": programs.python_path(os.environ.get("PYTHONPATH", "")),
     }
     if task := tasks.of_rank(local_rank, size):
         command, gpus = tasks.become(task, command), task["gpus"]
