@@ -294,6 +294,34 @@ class Run:
         return base64.b64decode(self.ended()[f"{stream}_tail"]).decode()
 
 
+def give_gpus(nodes: list[Node], count: int) -> None:
+    """As many slots as simulated GPUs on each."""
+    for node in nodes:
+        node.slots = count
+        node.gpus = [
+            {"uuid": f"SIM-{node.name}-{i}", "index": i, "model": "Simulated", "simulated": True}
+            for i in range(count)
+        ]
+
+
+@contextmanager
+def runs(nodes: list[Node], directory: Path) -> Iterator[Callable[..., Run]]:
+    """Starts attempts of scripts; afterwards all have ended on every node, and are forgotten."""
+    count = len(nodes[0].agent.events)
+    started: list[Run] = []
+
+    def start(script: str, **changes: Any) -> Run:
+        attempt = f"{count + len(started) + 1}.hpcm#1"
+        started.append(Run(nodes, spec(nodes, directory, script, **{"attempt": attempt, **changes})))
+        return started[-1]
+
+    yield start
+    for one in started:
+        for index, node in enumerate(nodes):
+            one.ended(index)
+            node.agent.send(op="forget", attempt=one.attempt)
+
+
 @contextmanager
 def cluster(root: Path, names: list[str], cgroups: bool, **settings: Any) -> Iterator[list[Node]]:
     """Shepherds on 127.0.9.1, .2, ...; everything is gone afterwards."""

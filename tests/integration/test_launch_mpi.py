@@ -26,30 +26,14 @@ def nodes(
         pytest.skip("needs a writable cgroup v2 hierarchy")
     root = tmp_path_factory.mktemp("state")
     with kit.cluster(root, ["node1", "node2"], cgroups=request.param == "cgroups") as nodes:
-        for node in nodes:
-            node.slots = 4
-            node.gpus = [
-                {"uuid": f"SIM-{node.name}-{i}", "index": i, "model": "Simulated", "simulated": True}
-                for i in range(4)
-            ]
+        kit.give_gpus(nodes, 4)
         yield nodes
 
 
 @pytest.fixture
 def gang(nodes: list[kit.Node], tmp_path: Path) -> Iterator[object]:
-    count = len(nodes[0].agent.events)
-    runs: list[kit.Run] = []
-
-    def start(script: str, **changes: object) -> kit.Run:
-        attempt = f"{count + len(runs) + 1}.hpcm#1"
-        runs.append(kit.Run(nodes, kit.spec(nodes, tmp_path, script, **{"attempt": attempt, **changes})))
-        return runs[-1]
-
-    yield start
-    for one in runs:
-        for index, node in enumerate(nodes):
-            one.ended(index)
-            node.agent.send(op="forget", attempt=one.attempt)
+    with kit.runs(nodes, tmp_path) as start:
+        yield start
 
 
 def test_every_rank_has_a_gpu_of_its_own(gang, tmp_path: Path) -> None:
