@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hpcmesos.gang import mpi
-from hpcmesos.launch import enclosure, files, ports, tasks
+from hpcmesos.launch import enclosure, files, ports, proxies, tasks
 from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
@@ -81,6 +81,9 @@ class Attempt:
         self.phase = "preparing"
         self.output = Output()
         self.steps = Steps(spec["me"])
+        self.proxies = proxies.Watch(services.config.proxy_patience, self.output.note)
+        self.proxies_since: float | None = None
+        """When the first of Hydra's proxies was started here."""
         self.gang: Gang | None = None
         self.paths = files.job_paths(services.config, files.attempt_directory(services.config, self.id))
         self.tasks: dict[str, Any] = {}  # of a framework, on this node
@@ -318,6 +321,8 @@ class Attempt:
         self.steps.closing = self._killed = True
         self._hurry = False
         left = await enclosure.clear(self.enclosure)
+        if self.proxies_since is not None:
+            proxies.clean(self.owner.uid, self.proxies_since)
         if self.head:
             await self._wait_over(enclosure.UNKILLABLE)  # it has ended; SIGCHLD may still be on its way
         message = f"processes that cannot be killed: {' '.join(map(str, left))}" if left else ""

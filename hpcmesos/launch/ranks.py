@@ -9,7 +9,7 @@ import struct
 import sys
 from typing import Any
 
-from hpcmesos.launch import enclosure, protocol, shells
+from hpcmesos.launch import enclosure, protocol, proxies, shells
 from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.crew import Crew
@@ -33,7 +33,7 @@ class Ranks:
         channel = Channel(reader, writer)
         running: dict[tuple[str, int], dict[str, Any]] = {}
         steps: set[str] = set()
-        attempt = self._caller(channel.peer("socket"))
+        attempt = self._caller(*_credentials(channel))
         try:
             if attempt is None:
                 channel.say(shells.answer(error="this process belongs to no job on this node"))
@@ -60,9 +60,7 @@ class Ranks:
                 attempt.sweep(step)
             channel.close()
 
-    def _caller(self, connection: socket.socket) -> Attempt | None:
-        data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid, uid, _ = struct.unpack("3i", data)
+    def _caller(self, pid: int, uid: int) -> Attempt | None:
         attempt = self._by_cgroup(pid) or self._attempts.get(self._trees.owner_of(pid) or "")
         if attempt is None:
             name = enclosure.attempt_of_environment(pid, self._trees.marker)
@@ -88,6 +86,10 @@ class Ranks:
         host = str(request["host"])
         member = self._find(attempt, host)
         ended = True
+        environ = request.get("environ") or {}
+        watched = 0
+        if request["op"] == "shell" and proxies.is_proxy(str(request["command"])):
+            watched = attempt.proxies.begin(_credentials(channel)[0], host, environ)
         if member is None:
             channel.say(shells.answer(error=f"{host} is no host of this job"))
         elif member["node"] == self._node:
@@ -101,8 +103,9 @@ class Ranks:
                 target.say({**request, "attempt": attempt.id})
                 ended = await shells.relay(channel, target, member["node"])
         if not ended and request["op"] == "shell":
-            step = str((request.get("environ") or {}).get("HPCMESOS_STEP", ""))
-            attempt.steps.fail(step, f"the remote shell to {host} is gone")
+            attempt.steps.fail(str(environ.get("HPCMESOS_STEP", "")), f"the remote shell to {host} is gone")
+        if watched:
+            attempt.proxies.end(watched, host)
         await channel.drain()
 
     def _find(self, attempt: Attempt, host: str) -> dict[str, Any] | None:
@@ -131,6 +134,14 @@ class Ranks:
             channel.say({"noted": True})
         else:
             raise ValueError(f"no operation {request['op']!r}")
+
+
+def _credentials(channel: Channel) -> tuple[int, int]:
+    """(pid, uid) of the caller, from the kernel."""
+    connection: socket.socket = channel.peer("socket")
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", data)
+    return pid, uid
 
 
 async def serve_start(attempt: Attempt, request: dict[str, Any], channel: Channel) -> bool:

@@ -6,10 +6,11 @@ import asyncio
 import os
 import resource
 import signal
+import time
 from contextlib import suppress
 from typing import Any
 
-from hpcmesos.launch import protocol, streams
+from hpcmesos.launch import protocol, proxies, streams
 from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.processes import Launch, Report, read_report
@@ -69,6 +70,8 @@ class Command:
         environ, command = attempt.shell(dict(request.get("environ") or {}), str(request["command"]))
         stdin = os.pipe() if request.get("stdin") else None
         stdout, stderr = os.pipe(), os.pipe()
+        if proxies.is_proxy(str(request["command"])) and attempt.proxies_since is None:
+            attempt.proxies_since = int(time.time())
         launch = Launch(
             program="/bin/sh",
             argv=["sh", "-c", command],

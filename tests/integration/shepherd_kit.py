@@ -139,8 +139,16 @@ class Node:
     """One shepherd and its agent's connection."""
 
     def __init__(
-        self, root: Path, authority: Authority, name: str, address: str, cgroups: bool, **settings: Any
+        self,
+        root: Path,
+        authority: Authority,
+        name: str,
+        address: str,
+        cgroups: bool,
+        prefix: Callable[[list[str]], list[str]] = list,
+        **settings: Any,
     ) -> None:
+        self._prefix = prefix
         self.name = name
         self.address = address
         self.authority = authority
@@ -178,7 +186,7 @@ class Node:
         path.write_text(json.dumps(self.config))
         with (self.state / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-IS", str(LAUNCH), "shepherd", str(path)],
+                self._prefix([sys.executable, "-IS", str(LAUNCH), "shepherd", str(path)]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

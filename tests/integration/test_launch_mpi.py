@@ -110,3 +110,28 @@ test $? -ne 0 && exit 44
     attempt = gang(script)
     assert attempt.ended(timeout=10)["code"] == 44, attempt.tail("stderr")
     assert "killed by signal 9" in attempt.tail("stderr")
+
+
+def test_a_launcher_by_absolute_path_is_ended_when_its_proxies_end_alone(tmp_path: Path) -> None:
+    """Rank 1, on the other node, leaves without a word: Hydra waits for ever, and the front was not asked."""
+    script = f"""
+{REAL} -n 2 sh -c '[ $PMI_RANK = 1 ] && exit 3; exec sleep 600'; echo code $?
+HPCMESOS_STRAGGLERS=wait {REAL} -n 2 sh -c '[ $PMI_RANK = 1 ] && exit 0; exec sleep 1'; echo code $?
+"""
+    with kit.cluster(tmp_path, ["node1", "node2"], cgroups=False, proxy_patience=0.3) as nodes:
+        attempt = kit.Run(nodes, kit.spec(nodes, tmp_path, script))
+        assert attempt.ended(timeout=10)["code"] == 0
+        lines = attempt.tail("stdout").splitlines()
+        assert [line for line in lines if line.startswith("code")] == ["code 255", "code 0"]
+        assert "the ranks on 127.0.9.2 ended 0.3 s ago, those on 127.0.9.1 run on" in attempt.tail("stderr")
+
+
+def test_no_litter_in_tmp(gang, tmp_path: Path) -> None:
+    """Killed proxies leave a file each; what belongs to nobody of this attempt stays."""
+    before = set(Path("/tmp").glob("hydra_hwloc_xmlfile_*"))
+    attempt = gang("mpiexec sh -c 'touch up.$PMI_RANK; exec sleep 600'\n")
+    kit.wait_until(lambda: len(list(tmp_path.glob("up.*"))) == 8, "ranks")
+    attempt.end(kill_delay=0.0)
+    for index in (0, 1):
+        attempt.ended(index)
+    assert set(Path("/tmp").glob("hydra_hwloc_xmlfile_*")) - before == set()

@@ -67,9 +67,7 @@ def _exit(status: "Any" = None) -> "NoReturn":
 def _install() -> None:
     before = sys.excepthook
 
-    def excepthook(
-        kind: "type[BaseException]", value: BaseException, trace: "TracebackType | None"
-    ) -> None:
+    def excepthook(kind: "type[BaseException]", value: BaseException, trace: "TracebackType | None") -> None:
         before(kind, value, trace)
         _abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
 

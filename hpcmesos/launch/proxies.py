@@ -1,0 +1,107 @@
+"""Hydra's proxies, started by the remote shell: what its mpiexec does not see, and what they leave in /tmp."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+_PROXY = "hydra_pmi_proxy"
+_LITTER_IN, _LITTER = "/tmp", "hydra_hwloc_xmlfile_"  # noqa: S108  (the path is fixed in Hydra)
+_MAKERS = (_PROXY, "mpiexec", "mpiexec.hydra", "mpirun")
+_KEEP = "HPCMESOS_STRAGGLERS"
+
+
+def is_proxy(command: str) -> bool:
+    return _PROXY in command
+
+
+class Watch:
+    """The launches of one attempt that did not go through the front.
+
+    Hydra does not see a rank that left without MPI_Finalize on another host: that host's proxy ends, the others run
+    on. Where that lasts ``patience`` seconds the launcher is ended, unless the job has set HPCMESOS_STRAGGLERS=wait.
+    """
+
+    def __init__(self, patience: float, say: Callable[[str], None]) -> None:
+        self._patience = patience
+        self._say = say
+        self._alive: dict[int, list[str]] = {}  # launcher: hosts of the proxies that run
+
+    def begin(self, caller: int, host: str, environ: dict[str, str]) -> int:
+        """A proxy starts on ``host``; answers the launcher, 0 for one that is not watched."""
+        if environ.get("HPCMESOS_STEP") or environ.get(_KEEP) == "wait":
+            return 0
+        launcher = _parent(caller)
+        self._alive.setdefault(launcher, []).append(host)
+        return launcher
+
+    def end(self, launcher: int, host: str) -> None:
+        """That proxy has ended."""
+        hosts = self._alive.get(launcher, [])
+        if host in hosts:
+            hosts.remove(host)
+        if hosts:
+            begun = _start_time(launcher)
+            asyncio.get_running_loop().call_later(self._patience, self._judge, launcher, begun, host)
+        else:
+            self._alive.pop(launcher, None)
+
+    def _judge(self, launcher: int, begun: float, host: str) -> None:
+        if (hosts := self._alive.get(launcher)) and begun and _start_time(launcher) == begun:
+            self._say(
+                f"hpcmesos: the ranks on {host} ended {self._patience:g} s ago, those on {' '.join(hosts)} run on: "
+                f"the launch is ended (with {_KEEP}=wait it would go on)"
+            )
+            with suppress(ProcessLookupError):
+                os.kill(launcher, signal.SIGTERM)
+
+
+def clean(uid: int, since: float) -> None:
+    """Removes what killed proxies left: files of that name and owner, not older than ``since``.
+
+    A file that a living proxy of the owner may have made, for it was there before the file, stays.
+    """
+    oldest = min((_start_time(pid) for pid in _living(uid)), default=time.time())
+    with os.scandir(_LITTER_IN) as entries:
+        found = [entry.path for entry in entries if entry.name.startswith(_LITTER)]
+    for path in found:
+        with suppress(OSError):
+            status = os.lstat(path)
+            if status.st_uid == uid and stat.S_ISREG(status.st_mode) and since <= status.st_mtime < oldest:
+                os.unlink(path)
+
+
+def _living(uid: int) -> list[int]:
+    """The proxies and launchers of that user."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError), open(f"/proc/{name}/comm", encoding="utf-8", errors="replace") as file:
+            if file.read().strip() in _MAKERS and os.stat(f"/proc/{name}").st_uid == uid:
+                found.append(int(name))
+    return found
+
+
+def _stat(pid: int) -> list[bytes]:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()
+
+
+def _parent(pid: int) -> int:
+    with suppress(OSError):
+        return int(_stat(pid)[1])
+    return 0
+
+
+def _start_time(pid: int) -> float:
+    """Seconds since the epoch, to the hundredth; 0 for what has ended."""
+    try:
+        ticks = int(_stat(pid)[19])
+    except OSError:
+        return 0.0
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return round(booted + ticks / os.sysconf("SC_CLK_TCK"), 1)
