@@ -25,6 +25,11 @@ _GRACE = 2.0
 """Seconds from SIGTERM to SIGKILL for a launcher that does not."""
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 
+_OTHERS = ("orterun", "prterun", "ompirun_wrapper")
+_OF_THE_HOST = (
+    *("CUDA_VISIBLE_DEVICES", "TMPDIR", "HOSTNAME", "HPCMESOS_NODE", "HPCMESOS_SHEPHERD"),
+    *("PBS_NODENUM", "PBS_VNODENUM", "PBS_NODEFILE", "PBS_GPUFILE", "PBS_MOMPORT"),
+)
 # Options without their dashes: how many words follow. What Hydra and Open MPI read differently (-s) is left out.
 _HYDRA = {
     0: "l prepend-rank prepend-timestamp verbose v print-all-exitcodes genvall genvnone envall envnone"
@@ -61,6 +66,8 @@ def main(argv: list[str]) -> int:
     wrapped = wrap(arguments, [sys.executable, "-IS", programs.START, "rank_wrapper", step.name, "--"])
     assert wrapped is not None
     os.environ["HPCMESOS_STEP"] = step.name  # by which the shepherds know what belongs to it
+    if is_hydra(real):
+        _leave_hosts_their_own()
     return step.verdict(name, _Launcher(real, [real, *wrapped]).run(step.connection))
 
 
@@ -96,6 +103,21 @@ def find_launcher(name: str) -> str | None:
     given = os.environ.get("HPCMESOS_MPI")
     places = [os.path.join(given, "bin", name), os.path.join(given, name), given] if given else []
     return programs.find(name, places)
+
+
+def is_hydra(launcher: str) -> bool:
+    """Of the MPICH family: its proxy lies beside it."""
+    directory, name = os.path.split(os.path.realpath(launcher))
+    beside = ("hydra_pmi_proxy", "hydra_bstrap_proxy")
+    return name not in _OTHERS and any(os.path.exists(os.path.join(directory, other)) for other in beside)
+
+
+def _leave_hosts_their_own() -> None:
+    """Hydra lays this environment over that of every host; with HYDRA_ENV=none it would not, and could not spawn."""
+    if os.environ.get("HYDRA_ENV") == "none":
+        del os.environ["HYDRA_ENV"]
+        for name in _OF_THE_HOST:
+            os.environ.pop(name, None)
 
 
 class Step:

@@ -17,7 +17,8 @@ _KEEP = "HPCMESOS_STRAGGLERS"
 
 
 def is_proxy(command: str) -> bool:
-    return _PROXY in command
+    """Of MPICH or Intel MPI."""
+    return _PROXY in command or "hydra_bstrap_proxy" in command
 
 
 class Watch:

@@ -135,3 +135,28 @@ def test_no_litter_in_tmp(gang, tmp_path: Path) -> None:
     for index in (0, 1):
         attempt.ended(index)
     assert set(Path("/tmp").glob("hydra_hwloc_xmlfile_*")) - before == set()
+
+
+def test_spawned_ranks_see_their_own_host(gang, tmp_path: Path) -> None:
+    """MPI_Comm_spawn of MPICH fails under HYDRA_ENV=none, which keeps the head's variables from the other hosts."""
+    (tmp_path / "spawns.py").write_text(
+        "import os, sys\nfrom mpi4py import MPI\nparent = MPI.Comm.Get_parent()\n"
+        "if parent == MPI.COMM_NULL:\n"
+        "    root = MPI.ROOT if MPI.COMM_WORLD.rank == 0 else MPI.PROC_NULL\n"
+        "    parent = MPI.COMM_WORLD.Spawn(sys.executable, [__file__], maxprocs=6)\n"
+        "    for line in parent.gather(None, root=root) or (): print(line)\n"
+        "else:\n"
+        "    names = 'HPCMESOS_NODE CUDA_VISIBLE_DEVICES TMPDIR FOO'.split()\n"
+        "    parent.gather(' '.join(os.environ[name] for name in names), root=0)\n"
+        "parent.Disconnect()\n"
+    )
+    attempt = gang(f"export FOO=bar\nmpiexec -n 2 {sys.executable} spawns.py; echo code $?\n")
+    assert attempt.ended()["code"] == 0, attempt.tail("stderr")
+    *lines, code = attempt.tail("stdout").splitlines()
+    assert (len(lines), code) == (6, "code 0"), attempt.tail("stderr")
+    for line in lines:
+        node, gpus, tmpdir, foo = line.split()
+        assert gpus == ",".join(f"SIM-{node}-{i}" for i in range(4))
+        assert f"/{node}/attempts/" in tmpdir
+        assert foo == "bar"
+    assert {line.split()[0] for line in lines} == {"node1", "node2"}
