@@ -201,7 +201,14 @@ class Attempt:
         return {**environ, **identity, **marks}
 
     def shell(self, environ: dict[str, str], command: str) -> tuple[dict[str, str], str]:
-        """The caller's variables with this host's own, and its task's, laid over them; and the command."""
+        """`environment`, with the task's laid over it; and the command."""
+        values = self.environment(environ)
+        if self.tasks:
+            command = tasks.for_shell(self.tasks, values, command)
+        return values, command
+
+    def environment(self, environ: dict[str, str]) -> dict[str, str]:
+        """The caller's variables with this host's own laid over them."""
         values = {
             **self.owner.environment(),
             **environ,
@@ -210,9 +217,7 @@ class Attempt:
         }
         if self.paths.bin not in values["PATH"].split(":"):
             values["PATH"] = f"{self.paths.bin}:{values['PATH']}"
-        if self.tasks:
-            command = tasks.for_shell(self.tasks, values, command)
-        return values, command
+        return values
 
     def _marks(self) -> dict[str, str]:
         return {

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from hpcmesos.gang import mpi
-from hpcmesos.launch import enclosure, programs, protocol, streams
+from hpcmesos.launch import enclosure, programs, protocol, streams, tasks
 from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.pmi import Local, PmiError
@@ -23,12 +23,13 @@ _LAST_WORDS = 0.5
 
 
 class _Member:
-    """One rank. ``status``: its wait status once it has ended."""
+    """One rank. ``task``: of a framework, which it is; ``status``: its wait status once it has ended."""
 
-    def __init__(self, number: int, local_rank: int, gpus: list[str]) -> None:
+    def __init__(self, number: int, local_rank: int, gpus: list[str], task: dict[str, Any] | None) -> None:
         self.number = number
         self.local_rank = local_rank
-        self.gpus = gpus
+        self.gpus = list(task["gpus"]) if task else gpus
+        self.task = task
         self.pid = 0
         self.status: int | None = None
         self.report: socket.socket
@@ -53,7 +54,7 @@ class Crew:
         self._pmi = Local(numbers, self._size, f"kvs_{self._step}", str(request["mapping"]))
         share = [gpu["uuid"] for gpu in attempt.spec["members"][attempt.spec["me"]]["gpus"]]
         self._members = [
-            _Member(number, local, self._gpus(share, local, len(numbers)))
+            _Member(number, local, self._gpus(share, local, len(numbers)), self._task(local))
             for local, number in enumerate(numbers)
         ]
         self._pumps: set[asyncio.Task[None]] = set()
@@ -66,6 +67,9 @@ class Crew:
         if self._attempt.spec["gpubind"] == "none" or not share:
             return share
         return mpi.rank_gpus(share, local, size)[0]
+
+    def _task(self, local: int) -> dict[str, Any] | None:
+        return tasks.choose(self._attempt.tasks, local) if self._attempt.tasks else None
 
     async def run(self) -> None:
         """Starts the ranks and serves them until the step is to end or ``run`` is gone; nothing of them is left."""
@@ -89,10 +93,15 @@ class Crew:
         stdin = os.pipe() if self._request.get("stdin") == member.number else None
         stdout, stderr = os.pipe(), os.pipe()
         member.pmi, theirs = socket.socketpair()
+        environ = self._environment(member, theirs.fileno())
+        command = [str(word) for word in self._request["command"]]
+        if member.task:
+            environ |= member.task["environ"]
+            command = [tasks.fill(word, member.task["values"]) for word in command]
         launch = Launch(
-            program=str(self._request["command"][0]),
-            argv=[str(word) for word in self._request["command"]],
-            environ=self._environment(member, theirs.fileno()),
+            program=command[0],
+            argv=command,
+            environ=environ,
             directories=(self._request.get("cwd") or attempt.owner.home, attempt.owner.home),
             owner=attempt.owner,
             umask=attempt.spec["umask"],
@@ -122,7 +131,7 @@ class Crew:
         environ = {key: value for key, value in given.items() if not key.startswith(mpi.FOREIGN)}
         rank, local, locals_ = str(member.number), str(member.local_rank), str(len(self._members))
         values = {
-            **self._attempt.shell_environment(environ),
+            **self._attempt.environment(environ),
             "CUDA_VISIBLE_DEVICES": ",".join(member.gpus),
             "HPCMESOS_STEP": self._step,
             "HPCMESOS_RANK": rank,

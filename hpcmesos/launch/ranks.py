@@ -9,6 +9,7 @@ import struct
 import sys
 from typing import Any
 
+from hpcmesos.gang import mpi
 from hpcmesos.launch import enclosure, protocol, proxies, shells
 from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.channel import Channel
@@ -160,9 +161,13 @@ async def _answer_launcher(
         command = [str(word) for word in request["command"]]
         step = attempt.steps.begin(command, lambda reason: channel.say({"broken": reason}))
         steps.add(step)
-        keys = ("node", "address", "slots")
         members = [
-            {**{key: member[key] for key in keys}, "gpus": len(member["gpus"])}
+            {
+                "node": member["node"],
+                "address": member["address"],
+                "slots": mpi.seats(attempt.spec, member),
+                "gpus": len(member["gpus"]),
+            }
             for member in attempt.spec["members"]
         ]
         channel.say({"step": step, "members": members})

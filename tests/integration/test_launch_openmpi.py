@@ -31,7 +31,7 @@ FOUND = installations()
 PRIVATE = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "OPAL_PREFIX") if name in os.environ}
 """What an Open MPI needs that lies where it was not made for."""
 pytestmark = [
-    pytest.mark.skipif(not FOUND, reason="needs Open MPI (HPCMESOS_TEST_OPENMPI)"),
+    pytest.mark.skipif(not FOUND, reason="no Open MPI: HPCMESOS_TEST_OPENMPI names none"),
     pytest.mark.skipif(namespace_kit.why_not() is not None, reason=namespace_kit.why_not() or ""),
 ]
 

@@ -4,6 +4,8 @@ Does nothing unless mpi4py has begun MPI with more than one rank. The user's own
 """
 
 import _thread
+import atexit
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 def _world() -> "Any":
     """COMM_WORLD, if others may wait for this rank there; else None."""
-    mpi = sys.modules.get("mpi4py.MPI")
+    mpi = sys.modules.get("mpi4py.MPI") if os.getpid() == _pid else None
     if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized() or mpi.COMM_WORLD.Get_size() < 2:
         return None
     return mpi.COMM_WORLD
@@ -47,7 +49,7 @@ class _Witness:
         try:
             sys._getframe(1)
         except ValueError:
-            if self.thread == _thread.get_ident() == _MAIN:
+            if self.thread == _thread.get_ident() == _main_thread:
                 _abort(self.code)
 
 
@@ -61,7 +63,10 @@ def _exit(status: "Any" = None) -> "NoReturn":
     error = SystemExit(status)
     if _exit_code(status):
         error.__dict__["_hpcmesos"] = _Witness(_exit_code(status))
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # its traceback holds this frame, and would keep it alive in a ring
 
 
 def _install() -> None:
@@ -71,6 +76,8 @@ def _install() -> None:
         before(kind, value, trace)
         _abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
 
+    # What someone has kept is dropped when the modules go, which says nothing any more.
+    atexit.register(globals().update, _main_thread=None)
     _exit.__doc__ = sys.exit.__doc__
     _exit.__name__ = "exit"
     sys.excepthook = excepthook
@@ -90,6 +97,6 @@ def _chain() -> None:
         spec.loader.exec_module(module)
 
 
-_MAIN = _thread.get_ident()
+_pid, _main_thread = os.getpid(), _thread.get_ident()
 _install()
 _chain()
