@@ -82,8 +82,7 @@ class Attempt:
         self.output = Output()
         self.steps = Steps(spec["me"])
         self.proxies = proxies.Watch(services.config.proxy_patience, self.output.note)
-        self.proxies_since: float | None = None
-        """When the first of Hydra's proxies was started here."""
+        self._mpi_since: int | None = None
         self.gang: Gang | None = None
         self.paths = files.job_paths(services.config, files.attempt_directory(services.config, self.id))
         self.tasks: dict[str, Any] = {}  # of a framework, on this node
@@ -265,6 +264,11 @@ class Attempt:
         if self.gang and (self.head or here):
             self.gang.rank(message, node)
 
+    def note_mpi(self) -> None:
+        """MPI is started on this node; when that began tells later whose litter is ours."""
+        if self._mpi_since is None:
+            self._mpi_since = int(time.time())
+
     def sweep(self, step: str, origin: str | None = None) -> None:
         """A step is over: nothing of it stays, on any member."""
         if self.phase not in ("ready", "running"):
@@ -326,8 +330,8 @@ class Attempt:
         self.steps.closing = self._killed = True
         self._hurry = False
         left = await enclosure.clear(self.enclosure)
-        if self.proxies_since is not None:
-            proxies.clean(self.owner.uid, self.proxies_since)
+        if self._mpi_since is not None:
+            proxies.clean(self.owner.uid, self._mpi_since)
         if self.head:
             await self._wait_over(enclosure.UNKILLABLE)  # it has ended; SIGCHLD may still be on its way
         message = f"processes that cannot be killed: {' '.join(map(str, left))}" if left else ""

@@ -51,7 +51,7 @@ class Crew:
         self._step = str(request["step"])
         self._size = int(request["size"])
         numbers = [int(number) for number in request["ranks"]]
-        self._pmi = Local(numbers, self._size, f"kvs_{self._step}", str(request["mapping"]))
+        self._pmi = Local(numbers, self._size, str(request["space"]), str(request["mapping"]))
         share = [gpu["uuid"] for gpu in attempt.spec["members"][attempt.spec["me"]]["gpus"]]
         self._members = [
             _Member(number, local, self._gpus(share, local, len(numbers)), self._task(local))
@@ -76,6 +76,7 @@ class Crew:
         if self._attempt.phase not in ("ready", "running"):
             self._channel.say(answer(error=f"the job on this node is {self._attempt.phase}"))
             return
+        self._attempt.note_mpi()
         error = ""
         try:
             for member in self._members:

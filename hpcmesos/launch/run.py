@@ -262,6 +262,8 @@ class Step:
             "cwd": os.getcwd(),
             "size": self._size,
             "mapping": self._mapping,
+            # MPICH names shared memory after it: the same name twice on a host, and one job meets another's.
+            "space": f"hpcmesos_{os.urandom(12).hex()}",
             "gpus_per_rank": self._options.gpus_per_rank,
             "stdin": 0,
         }

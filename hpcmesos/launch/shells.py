@@ -6,7 +6,6 @@ import asyncio
 import os
 import resource
 import signal
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -70,8 +69,8 @@ class Command:
         environ, command = attempt.shell(dict(request.get("environ") or {}), str(request["command"]))
         stdin = os.pipe() if request.get("stdin") else None
         stdout, stderr = os.pipe(), os.pipe()
-        if proxies.is_proxy(str(request["command"])) and attempt.proxies_since is None:
-            attempt.proxies_since = int(time.time())
+        if proxies.is_proxy(str(request["command"])):
+            attempt.note_mpi()
         launch = Launch(
             program="/bin/sh",
             argv=["sh", "-c", command],

@@ -320,7 +320,9 @@ def runs(nodes: list[Node], directory: Path) -> Iterator[Callable[..., Run]]:
 
     def start(script: str, **changes: Any) -> Run:
         attempt = f"{count + len(started) + 1}.hpcm#1"
-        started.append(Run(nodes, spec(nodes, directory, script, **{"attempt": attempt, **changes})))
+        # The machine may have an MPI of its own, but these are tests of ours.
+        usual = {"attempt": attempt, "job_path": [str(Path(sys.executable).parent)]}
+        started.append(Run(nodes, spec(nodes, directory, script, **{**usual, **changes})))
         return started[-1]
 
     yield start

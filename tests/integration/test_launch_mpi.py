@@ -126,15 +126,24 @@ HPCMESOS_STRAGGLERS=wait {REAL} -n 2 sh -c '[ $PMI_RANK = 1 ] && exit 0; exec sl
         assert "the ranks on 127.0.9.2 ended 0.3 s ago, those on 127.0.9.1 run on" in attempt.tail("stderr")
 
 
-def test_no_litter_in_tmp(gang, tmp_path: Path) -> None:
-    """Killed proxies leave a file each; what belongs to nobody of this attempt stays."""
-    before = set(Path("/tmp").glob("hydra_hwloc_xmlfile_*"))
-    attempt = gang("mpiexec sh -c 'touch up.$PMI_RANK; exec sleep 600'\n")
+@pytest.mark.parametrize("launcher", ["mpiexec", "hpcmesos run"])
+def test_no_litter(gang, tmp_path: Path, launcher: str) -> None:
+    """Killed proxies leave a file each, killed ranks their shared memory."""
+
+    def litter() -> set[Path]:
+        return {*Path("/tmp").glob("hydra_hwloc_xmlfile_*"), *Path("/dev/shm").glob("mpich_shm_*")}
+
+    before = litter()
+    (tmp_path / "waits.py").write_text(
+        "from mpi4py import MPI\nw = MPI.COMM_WORLD\nw.barrier()\nopen(f'up.{w.rank}', 'w')\nw.recv()\n"
+    )
+    attempt = gang(f"{launcher} {sys.executable} waits.py\n")
     kit.wait_until(lambda: len(list(tmp_path.glob("up.*"))) == 8, "ranks")
+    assert litter() - before
     attempt.end(kill_delay=0.0)
     for index in (0, 1):
         attempt.ended(index)
-    assert set(Path("/tmp").glob("hydra_hwloc_xmlfile_*")) - before == set()
+    assert litter() - before == set()
 
 
 def test_spawned_ranks_see_their_own_host(gang, tmp_path: Path) -> None:
