@@ -96,4 +96,7 @@ def test_a_rank_dies_while_the_others_wait(gang: Start, place: str, tmp_path: Pa
     attempt = gang(script, job_path=[place], environment=PRIVATE)
     assert attempt.ended(timeout=60)["code"] == 0, attempt.tail("stderr")
     codes = [line for line in attempt.tail("stdout").splitlines() if line.startswith("code ")]
-    assert codes == ["code 3", "code 1", "code 5", "code 137", "code 7"], attempt.tail("stderr")
+    # Ranks that see the connection to a killed one break exit with 14, and may be heard first.
+    killed = codes.pop(3)
+    assert codes == ["code 3", "code 1", "code 5", "code 7"], attempt.tail("stderr")
+    assert killed in ("code 137", "code 14")
