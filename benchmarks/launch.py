@@ -53,7 +53,8 @@ def measure(directory: Path, nodes: int, ranks: int, repeat: int) -> dict[str, d
 
     launchers = {
         "bare": str(Path(sys.executable).parent / "mpiexec"),
-        "front": "mpiexec",
+        # Our front stands first in a job's PATH; the launcher behind it is the same wheel's.
+        "front": f'PATH="${{PATH%%:*}}:{Path(sys.executable).parent}:$PATH" mpiexec',
         "run": "hpcmesos run",
     }
     (directory / "timer.py").write_text(TIMER)
