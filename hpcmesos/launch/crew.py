@@ -28,7 +28,7 @@ class _Member:
     def __init__(self, number: int, local_rank: int, gpus: list[str], task: dict[str, Any] | None) -> None:
         self.number = number
         self.local_rank = local_rank
-        self.gpus = list(task["gpus"]) if task else gpus
+        self.gpus = gpus
         self.task = task
         self.pid = 0
         self.status: int | None = None
@@ -118,7 +118,8 @@ class Crew:
                 if fd is not None:
                     os.close(fd)
         attempt.enclosure.adopt(member.pid)
-        attempt.hear_rank(self._about(member, "rank", gpus=member.gpus), attempt.services.config.node)
+        gpus = member.task["gpus"] if member.task else member.gpus
+        attempt.hear_rank(self._about(member, "rank", gpus=gpus), attempt.services.config.node)
         if stdin:
             self._stdin = await streams.writer(stdin[1])
         for fd, kind in ((stdout[0], protocol.STDOUT), (stderr[0], protocol.STDERR)):

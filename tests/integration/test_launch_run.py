@@ -156,3 +156,20 @@ def test_a_lost_node_is_named(tmp_path: Path) -> None:
         assert (ended["cause"], ended["culprit"]) == ("NODE_LOST", "node2")
         assert attempt.tail("stdout") == "code 255\n"
         assert "hpcmesos run: node2: the connection to node2 was lost" in attempt.tail("stderr")
+
+
+def test_ranks_are_the_tasks_of_a_framework(tmp_path: Path) -> None:
+    with kit.cluster(tmp_path, NAMES[:2], cgroups=False) as nodes:
+        kit.give_gpus(nodes, 2)
+        value = kit.spec(
+            nodes,
+            tmp_path,
+            "hpcmesos run sh -c 'echo $TF_CONFIG' | grep -o '\"task\":.*type[^}]*' | tr -d ' ' | sort\n",
+            framework="tensorflow:ps=1,worker=3",
+        )
+        for member, first in zip(value["members"], (21000, 21100), strict=True):
+            member["ports"] = [first, first + 1]
+        attempt = kit.Run(nodes, value)
+        assert attempt.ended()["code"] == 0, attempt.tail("stderr")
+        kinds = [word for word in ("ps", "worker") for _ in range(attempt.tail("stdout").count(f'"{word}"'))]
+        assert kinds == ["ps", "worker", "worker", "worker"], attempt.tail("stdout")
