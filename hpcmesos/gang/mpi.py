@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Spec = Mapping[str, Any]
 
 _EMULATED_VERSION = "TORQUE-6.1.3"
-_FOREIGN = ("PMI_", "PMIX_", "MPI_LOCAL", "OMPI_COMM_WORLD_", "SLURM_")
+FOREIGN = ("PMI_", "PMIX_", "MPI_LOCAL", "OMPI_COMM_WORLD_", "SLURM_")
 """Prefixes of variables that -V may carry over from another job or rank, and that mislead every launcher."""
 
 
@@ -81,7 +81,7 @@ def job_environment(spec: Spec, paths: JobPaths) -> dict[str, str]:
     ``host_overlay``. The user's PYTHONUNBUFFERED (default 1) and OMP_NUM_THREADS (default CPUs a rank) win over
     ours. HOME, USER, LOGNAME and SHELL are the shepherd's business.
     """
-    own = {key: value for key, value in spec["environment"].items() if not key.startswith(_FOREIGN)}
+    own = {key: value for key, value in spec["environment"].items() if not key.startswith(FOREIGN)}
     head = spec["members"][0]
     defaults = {
         "PYTHONUNBUFFERED": "1",

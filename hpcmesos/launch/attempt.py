@@ -9,12 +9,12 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hpcmesos.gang import mpi
-from hpcmesos.launch import enclosure, files, ports, tasks
+from hpcmesos.launch import enclosure, files, ports, proxies, tasks
 from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
@@ -52,6 +52,10 @@ class Gang(Protocol):
         """Passes on what a rank reported, to where its step is kept."""
         ...
 
+    def sweep(self, step: str, origin: str) -> None:
+        """A step is over: the other members end what is left of it; ``origin``: the node that says so."""
+        ...
+
 
 @dataclass(slots=True)
 class Services:
@@ -77,6 +81,8 @@ class Attempt:
         self.phase = "preparing"
         self.output = Output()
         self.steps = Steps(spec["me"])
+        self.proxies = proxies.Watch(services.config.proxy_patience, self.output.note)
+        self._mpi_since: int | None = None
         self.gang: Gang | None = None
         self.paths = files.job_paths(services.config, files.attempt_directory(services.config, self.id))
         self.tasks: dict[str, Any] = {}  # of a framework, on this node
@@ -194,7 +200,14 @@ class Attempt:
         return {**environ, **identity, **marks}
 
     def shell(self, environ: dict[str, str], command: str) -> tuple[dict[str, str], str]:
-        """The caller's variables with this host's own, and its task's, laid over them; and the command."""
+        """`environment`, with the task's laid over it; and the command."""
+        values = self.environment(environ)
+        if self.tasks:
+            command = tasks.for_shell(self.tasks, values, command)
+        return values, command
+
+    def environment(self, environ: dict[str, str]) -> dict[str, str]:
+        """The caller's variables with this host's own laid over them."""
         values = {
             **self.owner.environment(),
             **environ,
@@ -203,9 +216,7 @@ class Attempt:
         }
         if self.paths.bin not in values["PATH"].split(":"):
             values["PATH"] = f"{self.paths.bin}:{values['PATH']}"
-        if self.tasks:
-            command = tasks.for_shell(self.tasks, values, command)
-        return values, command
+        return values
 
     def _marks(self) -> dict[str, str]:
         return {
@@ -253,6 +264,24 @@ class Attempt:
         if self.gang and (self.head or here):
             self.gang.rank(message, node)
 
+    def note_mpi(self) -> None:
+        """MPI is started on this node; when that began tells later whose litter is ours."""
+        if self._mpi_since is None:
+            self._mpi_since = int(time.time())
+
+    def sweep(self, step: str, origin: str | None = None) -> None:
+        """A step is over: nothing of it stays, on any member."""
+        if self.phase not in ("ready", "running"):
+            return
+        if self.gang and (self.head or not origin):
+            self.gang.sweep(step, origin or self.services.config.node)
+        self._work(enclosure.clear_step(self.enclosure, step))
+
+    def _work(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.services.tasks.add(task)
+        task.add_done_callback(self.services.tasks.discard)
+
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def end(self, order: Order) -> None:
@@ -289,9 +318,7 @@ class Attempt:
             self.steps.closing = True
         if self.gang:
             self.gang.end(self._order or Order(self._cause()))
-        task = asyncio.get_running_loop().create_task(self._finish())
-        self.services.tasks.add(task)
-        task.add_done_callback(self.services.tasks.discard)
+        self._work(self._finish())
 
     async def _finish(self) -> None:
         order = self._order
@@ -303,6 +330,8 @@ class Attempt:
         self.steps.closing = self._killed = True
         self._hurry = False
         left = await enclosure.clear(self.enclosure)
+        if self._mpi_since is not None:
+            proxies.clean(self.owner.uid, self._mpi_since)
         if self.head:
             await self._wait_over(enclosure.UNKILLABLE)  # it has ended; SIGCHLD may still be on its way
         message = f"processes that cannot be killed: {' '.join(map(str, left))}" if left else ""

@@ -18,6 +18,8 @@ class Channel:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self.sent = 0
+        """Bytes so far."""
 
     async def receive(self) -> Frame | None:
         """The next frame; None at the end of the connection, however it came.
@@ -48,6 +50,12 @@ class Channel:
     def send(self, data: bytes) -> None:
         if not self._writer.is_closing():
             self._writer.write(data)
+            self.sent += len(data)
+
+    @property
+    def blocked(self) -> bool:
+        """The other side has not yet taken everything."""
+        return not self._writer.is_closing() and self._writer.transport.get_write_buffer_size() > 0
 
     async def drain(self) -> bool:
         """Waits until the other side takes more; False when it is gone."""

@@ -10,11 +10,16 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 
 UNKILLABLE = 10.0
 """Seconds of SIGKILL after which what remains (blocked in the kernel) is named and left."""
+
+
+STEP_GRACE = 2.0
+"""Seconds from SIGTERM to SIGKILL for the processes of a step that is ended alone."""
 
 
 class Enclosure(Protocol):
@@ -48,6 +53,39 @@ async def clear(enclosure: Enclosure) -> list[int]:
             return enclosure.pids()
         await asyncio.sleep(pause)
         pause = min(pause * 2, 0.05)
+
+
+def of_step(enclosure: Enclosure, step: str, leaders: Iterable[int] = ()) -> list[int]:
+    """Those that name the step in their environment, or belong to a session that one of ``leaders`` began."""
+    marker, sessions = f"HPCMESOS_STEP={step}".encode(), frozenset(leaders)
+    return [
+        pid
+        for pid in enclosure.pids()
+        if marker in environment_of(pid) or (sessions and _session(pid) in sessions)
+    ]
+
+
+async def clear_step(enclosure: Enclosure, step: str, leaders: Iterable[int] = ()) -> None:
+    """Ends what is left of a step: SIGTERM, two seconds, SIGKILL."""
+    begun, pause, told = time.monotonic(), 0.002, set[int]()
+    while (left := of_step(enclosure, step, leaders)) and time.monotonic() - begun < UNKILLABLE:
+        hard = time.monotonic() - begun > STEP_GRACE
+        for pid in left if hard else set(left) - told:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL if hard else signal.SIGTERM)
+        told.update(left)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 0.05)
+
+
+def _session(pid: int) -> int:
+    """0 for what has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[3])
 
 
 class Cgroup:

@@ -20,6 +20,7 @@ _COMMANDS = {
     "mpirun": ["mpiexec", "mpirun"],
     "pbs_tmrsh": ["remote_shell"],
     "pbsdsh": ["pbsdsh"],
+    "hpcmesos": ["command"],
 }
 
 

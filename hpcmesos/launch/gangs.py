@@ -61,6 +61,11 @@ class HeadGang:
             if home != node and home in self._links:
                 self._links[home].say({message["op"]: message, "node": node})
 
+    def sweep(self, step: str, origin: str) -> None:
+        for node, channel in self._links.items():
+            if node != origin:
+                channel.say({"sweep": step})
+
     async def serve(self, node: str, channel: Channel) -> None:
         """Holds the connection of a member that joins, or joins again."""
         if self._order:
@@ -82,6 +87,8 @@ class HeadGang:
         for kind in ("rank", "rank_end"):
             if kind in message:
                 self._attempt.hear_rank(message[kind], node)
+        if "sweep" in message:
+            self._attempt.sweep(str(message["sweep"]), node)
         if "ended" in message and not self._order:
             ended = message["ended"]
             text = ended.get("message") or f"the part of {node} has ended"
@@ -131,6 +138,10 @@ class MemberGang:
         if self._channel:
             self._channel.say({message["op"]: message, "node": node})
 
+    def sweep(self, step: str, origin: str) -> None:
+        if self._channel:
+            self._channel.say({"sweep": step})
+
     async def _run(self) -> None:
         """Joins, and joins again after a loss, until this part ends. The clock says when it has been too long."""
         while self._attempt.phase in ("preparing", "ready"):
@@ -175,6 +186,8 @@ class MemberGang:
         for kind in ("rank", "rank_end"):
             if kind in message:
                 self._attempt.hear_rank(message[kind], message["node"])
+        if "sweep" in message:
+            self._attempt.sweep(str(message["sweep"]), self._head["node"])
 
     def _give_up(self, reason: str) -> None:
         if self._attempt.phase == "preparing":

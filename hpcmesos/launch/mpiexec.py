@@ -9,18 +9,27 @@ with that.
 from __future__ import annotations
 
 import os
+import select
 import sys
 
-from hpcmesos.launch import protocol, quick
+from hpcmesos.launch import programs, protocol, quick
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_START = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
 _NOT_FOUND = 127
+_HANG = 1.0
+"""Seconds that the launcher may take to see for itself what is broken."""
+_GRACE = 2.0
+"""Seconds from SIGTERM to SIGKILL for a launcher that does not."""
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 
+_OTHERS = ("orterun", "prterun", "ompirun_wrapper")
+_OF_THE_HOST = (
+    *("CUDA_VISIBLE_DEVICES", "TMPDIR", "HOSTNAME", "HPCMESOS_NODE", "HPCMESOS_SHEPHERD"),
+    *("PBS_NODENUM", "PBS_VNODENUM", "PBS_NODEFILE", "PBS_GPUFILE", "PBS_MOMPORT"),
+)
 # Options without their dashes: how many words follow. What Hydra and Open MPI read differently (-s) is left out.
 _HYDRA = {
     0: "l prepend-rank prepend-timestamp verbose v print-all-exitcodes genvall genvnone envall envnone"
@@ -51,13 +60,15 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"{name}: no MPI launcher found in PATH; load an MPI module or set HPCMESOS_MPI\n")
         return _NOT_FOUND
     path = os.environ.get("HPCMESOS_SOCKET")
-    step = _begin(path, [name, *arguments]) if path else None
-    wrapper = [sys.executable, "-IS", _START, "rank_wrapper", step or "", "--"]
-    wrapped = wrap(arguments, wrapper) if step else None
-    if not path or not step or wrapped is None:
+    step = Step.begin(path, [name, *arguments]) if path and wrap(arguments, []) is not None else None
+    if step is None:
         os.execv(real, [real, *arguments])  # noqa: S606  (an argument list is the point)
-    code = _run(real, [real, *wrapped])
-    return _verdict(name, path, step, code)
+    wrapped = wrap(arguments, [sys.executable, "-IS", programs.START, "rank_wrapper", step.name, "--"])
+    assert wrapped is not None
+    os.environ["HPCMESOS_STEP"] = step.name  # by which the shepherds know what belongs to it
+    if is_hydra(real):
+        _leave_hosts_their_own()
+    return step.verdict(name, _Launcher(real, [real, *wrapped]).run(step.connection))
 
 
 def wrap(arguments: list[str], wrapper: list[str]) -> list[str] | None:
@@ -89,77 +100,119 @@ def program_index(section: list[str]) -> int | None:
 
 def find_launcher(name: str) -> str | None:
     """The real launcher of that name."""
-    places = [
-        os.path.join(directory, name) for directory in os.environ.get("PATH", "").split(":") if directory
-    ]
-    if given := os.environ.get("HPCMESOS_MPI"):
-        places += [os.path.join(given, "bin", name), os.path.join(given, name), given]
-    places.append(os.path.join(os.path.dirname(sys.executable), name))
-    return next((place for place in places if _is_program(place) and not _is_ours(place)), None)
+    given = os.environ.get("HPCMESOS_MPI")
+    places = [os.path.join(given, "bin", name), os.path.join(given, name), given] if given else []
+    return programs.find(name, places)
 
 
-def _is_program(path: str) -> bool:
-    return os.path.isfile(path) and os.access(path, os.X_OK)
+def is_hydra(launcher: str) -> bool:
+    """Of the MPICH family: its proxy lies beside it."""
+    directory, name = os.path.split(os.path.realpath(launcher))
+    beside = ("hydra_pmi_proxy", "hydra_bstrap_proxy")
+    return name not in _OTHERS and any(os.path.exists(os.path.join(directory, other)) for other in beside)
 
 
-def _is_ours(path: str) -> bool:
-    """Another node's front counts too: nodes of one host have one each."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            head = file.read(1024)
-    except OSError:
-        return False
-    return head.startswith(b"#!/bin/sh\nexec ") and b"/hpcmesos/launch/__main__.py" in head
+def _leave_hosts_their_own() -> None:
+    """Hydra lays this environment over that of every host; with HYDRA_ENV=none it would not, and could not spawn."""
+    if os.environ.get("HYDRA_ENV") == "none":
+        del os.environ["HYDRA_ENV"]
+        for name in _OF_THE_HOST:
+            os.environ.pop(name, None)
 
 
-def _begin(path: str, command: list[str]) -> str | None:
-    answer = _ask(path, {"op": "step", "command": command})
-    return str(answer["step"]) if answer and "step" in answer else None
+class Step:
+    """What the shepherd keeps of this launch, for as long as the connection lives: then it ends what is left of it."""
 
+    def __init__(self, connection: Any, name: str) -> None:
+        self.connection = connection
+        self.name = name
 
-def _run(program: str, argv: list[str]) -> int:
-    pid = os.fork()
-    if pid == 0:
+    @classmethod
+    def begin(cls, path: str, command: list[str]) -> Step | None:
+        """None when the shepherd does not answer."""
         try:
-            os.execv(program, argv)  # noqa: S606
-        except OSError as error:
-            sys.stderr.write(f"{program}: {error.strerror}\n")
-        finally:
-            os._exit(_NOT_FOUND)
+            connection = protocol.connect(path)
+            connection.sendall(protocol.message({"op": "step", "command": command}))
+            answer = _answer(connection, "step")
+        except (OSError, protocol.FrameError):
+            return None
+        return cls(connection, str(answer["step"])) if answer else None
 
-    def pass_on(number: int, _: object) -> None:
+    def verdict(self, name: str, code: int) -> int:
+        """The launcher has returned ``code``; answers what the first failing rank returned, if one failed."""
+        request = {"op": "step_end", "step": self.name, "code": code}
+        try:
+            self.connection.sendall(protocol.message(request))
+            answer = _answer(self.connection, "ranks")
+        except (OSError, protocol.FrameError):
+            return code
+        failed = answer.get("first_failed") if answer else None
+        if not failed:
+            return code
+        if failed["signal"] is not None:
+            how, code = f"was killed by signal {failed['signal']}", 128 + int(failed["signal"])
+        else:
+            how, code = f"exited with code {failed['code']}", int(failed["code"])
+        gpu = f", {failed['gpu']}" if failed.get("gpu") else ""
+        sys.stderr.write(f"{name}: rank {failed['rank']} ({failed['node']}{gpu}) {how}\n")
+        return code
+
+
+class _Launcher:
+    """The real launcher, which may wait for ever for what the shepherd knows to be gone."""
+
+    def __init__(self, program: str, argv: list[str]) -> None:
+        self._wake, wake_write = os.pipe()
+        os.set_blocking(self._wake, False)
+        os.set_blocking(wake_write, False)
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                os.execv(program, argv)  # noqa: S606
+            except OSError as error:
+                sys.stderr.write(f"{program}: {error.strerror}\n")
+            finally:
+                os._exit(_NOT_FOUND)
+        quick.signal.set_wakeup_fd(wake_write)
+        for name in (*_PASSED_ON, "SIGCHLD"):
+            quick.signal.signal(getattr(quick.signal, name), lambda number, frame: None)
+
+    def run(self, shepherd: Any) -> int:
+        """Passes signals on; answers the exit code."""
+        sources, patience = [shepherd, self._wake], [_HANG, _GRACE]
+        asked = False
+        while True:
+            done, status = os.waitpid(self._pid, os.WNOHANG)
+            if done:
+                return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+            ready, _, _ = select.select(sources, [], [], patience[0] if asked and patience else None)
+            if self._wake in ready:
+                self._pass_signals()
+            elif shepherd in ready:  # it says what is broken, or is gone itself
+                asked = True
+                sources = [self._wake]
+            elif not ready:
+                self._kill(quick.signal.SIGTERM if len(patience) == 2 else quick.signal.SIGKILL)
+                del patience[0]
+
+    def _pass_signals(self) -> None:
+        for number in os.read(self._wake, 64):
+            if number != quick.signal.SIGCHLD:
+                self._kill(number)
+
+    def _kill(self, number: int) -> None:
         try:  # noqa: SIM105  (contextlib costs 3 ms to import)
-            os.kill(pid, number)
+            os.kill(self._pid, number)
         except OSError:
             pass
 
-    for name in _PASSED_ON:
-        quick.signal.signal(getattr(quick.signal, name), pass_on)
-    _, status = os.waitpid(pid, 0)
-    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
-
-def _verdict(name: str, path: str, step: str, code: int) -> int:
-    answer = _ask(path, {"op": "step_end", "step": step, "code": code})
-    failed = answer.get("first_failed") if answer else None
-    if not failed:
-        return code
-    if failed["signal"] is not None:
-        how, code = f"was killed by signal {failed['signal']}", 128 + int(failed["signal"])
-    else:
-        how, code = f"exited with code {failed['code']}", int(failed["code"])
-    gpu = f", {failed['gpu']}" if failed.get("gpu") else ""
-    sys.stderr.write(f"{name}: rank {failed['rank']} ({failed['node']}{gpu}) {how}\n")
-    return code
-
-
-def _ask(path: str, request: dict[str, Any]) -> dict[str, Any] | None:
-    """The shepherd's answer; None when there is none."""
-    try:
-        connection = protocol.connect(path)
-        connection.sendall(protocol.message(request))
-        frame = protocol.receive(connection, protocol.Parser(), [])
-        connection.close()
-        return protocol.decode(frame[1]) if frame else None
-    except (OSError, protocol.FrameError):
-        return None
+def _answer(connection: Any, key: str) -> dict[str, Any] | None:
+    """The shepherd's message with ``key``, None at the end of the connection. What else it says came too late."""
+    parser = protocol.Parser()
+    waiting: list[tuple[bytes, bytes]] = []
+    while frame := protocol.receive(connection, parser, waiting):
+        answer = protocol.decode(frame[1])
+        if key in answer or "error" in answer:
+            return answer if key in answer else None
+    return None

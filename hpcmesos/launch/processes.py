@@ -54,6 +54,7 @@ class Launch:
     cgroup: str | None  # its cgroup.procs
     stdio: tuple[int | None, int, int] | None = None  # descriptors; stdin None: /dev/null
     outputs: Outputs | None = None  # instead of ``stdio``: files opened by the child as its owner
+    inherit: int | None = None  # a descriptor that it keeps, by its number
 
 
 class Children:
@@ -171,6 +172,8 @@ def _connect(launch: Launch, report: socket.socket) -> None:
     null = os.open("/dev/null", os.O_RDONLY) if stdin is None else stdin
     for fd, target in ((null, 0), (stdout, 1), (stderr, 2)):
         os.dup2(fd, target)
+    if launch.inherit is not None:
+        os.set_inheritable(launch.inherit, True)
 
 
 def _open_outputs(launch: Launch, report: socket.socket) -> tuple[int, int]:

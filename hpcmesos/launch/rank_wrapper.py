@@ -11,7 +11,7 @@ import os
 import select
 import sys
 
-from hpcmesos.launch import protocol, quick, tasks
+from hpcmesos.launch import programs, protocol, quick, tasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 _PATIENCE = 2.0
 """Seconds that the shepherd may take to note an end."""
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
+_OF_THE_HOST = (
+    *("HPCMESOS_SOCKET", "HPCMESOS_GPUS", "HPCMESOS_NODE", "HPCMESOS_SHEPHERD"),
+    *("HYDRA_HOST_FILE", "HYDRA_LAUNCHER_EXEC", "I_MPI_HYDRA_BOOTSTRAP_EXEC"),
+    *("PRTE_MCA_plm_ssh_agent", "PRTE_MCA_prte_default_hostfile"),
+    *("OMPI_MCA_plm_rsh_agent", "OMPI_MCA_orte_default_hostfile"),
+)
 _RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
 _SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
 _LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
@@ -28,6 +34,7 @@ _LOCAL_SIZE = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 
 def main(argv: list[str]) -> int:
     step, command = argv[0], argv[argv.index("--") + 1 :]
+    _take_back()
     rank, size = _number(_RANK, 0), _number(_SIZE, 1)
     local_rank, local_size = _number(_LOCAL_RANK, 0), _number(_LOCAL_SIZE, 1)
     gpus = choose_gpus(local_rank, local_size)
@@ -38,6 +45,7 @@ def main(argv: list[str]) -> int:
         "WORLD_SIZE": str(size),
         "LOCAL_RANK": str(local_rank),
         "LOCAL_WORLD_SIZE": str(local_size),
+        "PYTHONPATH": programs.python_path(os.environ.get("PYTHONPATH", "")),
     }
     if task := tasks.of_rank(local_rank, size):
         command, gpus = tasks.become(task, command), task["gpus"]
@@ -63,6 +71,7 @@ def main(argv: list[str]) -> int:
 def choose_gpus(local_rank: int, local_size: int) -> list[str]:
     """The UUIDs for this rank, put into CUDA_VISIBLE_DEVICES too; with HPCMESOS_GPUBIND=none all of the node's."""
     share = [uuid for uuid in os.environ.get("HPCMESOS_GPUS", "").split(",") if uuid]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share)
     if os.environ.get("HPCMESOS_GPUBIND") == "none" or not share or not 0 <= local_rank < local_size:
         return share
     from hpcmesos.gang import mpi  # not needed where there are no GPUs
@@ -74,6 +83,22 @@ def choose_gpus(local_rank: int, local_size: int) -> list[str]:
         sys.stderr.write(f"hpcmesos: {local_size} ranks share {len(share)} GPUs on {node}\n")
         sys.stderr.flush()
     return gpus
+
+
+def _take_back() -> None:
+    """Under Hydra: what its mpiexec needs on its own host stands in every rank's environment; the proxy has ours."""
+    try:
+        with open(f"/proc/{os.getppid()}/comm", "rb", buffering=0) as file:
+            if not file.read(64).startswith(b"hydra_"):
+                return
+        with open(f"/proc/{os.getppid()}/environ", "rb", buffering=0) as file:
+            entries = file.readall().split(b"\0")
+    except OSError:
+        return
+    for entry in entries:
+        name, _, value = os.fsdecode(entry).partition("=")
+        if name in _OF_THE_HOST:
+            os.environ[name] = value
 
 
 def _number(names: tuple[str, ...], default: int) -> int:

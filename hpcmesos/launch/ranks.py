@@ -9,9 +9,11 @@ import struct
 import sys
 from typing import Any
 
-from hpcmesos.launch import enclosure, protocol, shells
+from hpcmesos.gang import mpi
+from hpcmesos.launch import enclosure, protocol, proxies, shells
 from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.channel import Channel
+from hpcmesos.launch.crew import Crew
 from hpcmesos.launch.peers import PeerError, Peers
 
 _PATIENCE = 1.0
@@ -31,16 +33,20 @@ class Ranks:
         """One connection."""
         channel = Channel(reader, writer)
         running: dict[tuple[str, int], dict[str, Any]] = {}
-        attempt = self._caller(channel.peer("socket"))
+        steps: set[str] = set()
+        attempt = self._caller(*_credentials(channel))
         try:
             if attempt is None:
                 channel.say(shells.answer(error="this process belongs to no job on this node"))
                 await channel.drain()
                 return
             while request := await channel.hear():
-                if request["op"] == "shell":
-                    return await self._shell(attempt, request, channel)
-                await self._answer(attempt, request, channel, running)
+                if request["op"] in ("shell", "crew"):
+                    return await self._start(attempt, request, channel)
+                if request["op"] in ("step", "step_end"):
+                    await _answer_launcher(attempt, request, channel, steps)
+                else:
+                    self._note(attempt, request, channel, running)
         except (protocol.FrameError, KeyError, TypeError, ValueError) as error:
             sys.stderr.write(f"shepherd: ranks.sock: bad request: {error!r}\n")
         finally:
@@ -49,11 +55,13 @@ class Ranks:
                     attempt.hear_rank(
                         {**message, "op": "rank_end", "code": None, "signal": 9, "vanished": True}, self._node
                     )
+            for step in steps:  # its launcher was killed
+                assert attempt
+                attempt.steps.close(step)
+                attempt.sweep(step)
             channel.close()
 
-    def _caller(self, connection: socket.socket) -> Attempt | None:
-        data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid, uid, _ = struct.unpack("3i", data)
+    def _caller(self, pid: int, uid: int) -> Attempt | None:
         attempt = self._by_cgroup(pid) or self._attempts.get(self._trees.owner_of(pid) or "")
         if attempt is None:
             name = enclosure.attempt_of_environment(pid, self._trees.marker)
@@ -74,13 +82,19 @@ class Ranks:
             path = os.path.dirname(path)
         return None
 
-    async def _shell(self, attempt: Attempt, request: dict[str, Any], channel: Channel) -> None:
+    async def _start(self, attempt: Attempt, request: dict[str, Any], channel: Channel) -> None:
+        """A command or the ranks of a step, on the member that the request names."""
         host = str(request["host"])
         member = self._find(attempt, host)
+        ended = True
+        environ = request.get("environ") or {}
+        watched = 0
+        if request["op"] == "shell" and proxies.is_proxy(str(request["command"])):
+            watched = attempt.proxies.begin(_credentials(channel)[0], host, environ)
         if member is None:
             channel.say(shells.answer(error=f"{host} is no host of this job"))
         elif member["node"] == self._node:
-            await shells.Command(attempt, request, channel).run()
+            ended = await serve_start(attempt, request, channel)
         else:
             try:
                 target = await self._peers.dial(member)
@@ -88,7 +102,11 @@ class Ranks:
                 channel.say(shells.answer(error=str(error)))
             else:
                 target.say({**request, "attempt": attempt.id})
-                await shells.relay(channel, target, member["node"])
+                ended = await shells.relay(channel, target, member["node"])
+        if not ended and request["op"] == "shell":
+            attempt.steps.fail(str(environ.get("HPCMESOS_STEP", "")), f"the remote shell to {host} is gone")
+        if watched:
+            attempt.proxies.end(watched, host)
         await channel.drain()
 
     def _find(self, attempt: Attempt, host: str) -> dict[str, Any] | None:
@@ -99,24 +117,64 @@ class Ranks:
             (m for m in members if host in (m["node"], m["address"], m["node"].partition(".")[0])), None
         )
 
-    async def _answer(
+    def _note(
         self,
         attempt: Attempt,
         request: dict[str, Any],
         channel: Channel,
         running: dict[tuple[str, int], dict[str, Any]],
     ) -> None:
-        match request["op"]:
-            case "step":
-                channel.say({"step": attempt.steps.begin([str(word) for word in request["command"]])})
-            case "step_end":
-                channel.say(await attempt.steps.end(request["step"], int(request["code"]), _PATIENCE))
-            case "rank":
-                running[request["step"], int(request["rank"])] = request
-                attempt.hear_rank(request, self._node)
-            case "rank_end":
-                running.pop((request["step"], int(request["rank"])), None)
-                attempt.hear_rank(request, self._node)
-                channel.say({"noted": True})
-            case other:
-                raise ValueError(f"no operation {other!r}")
+        """A rank has started or ended, as its wrapper says."""
+        key = (str(request["step"]), int(request["rank"]))
+        if request["op"] == "rank":
+            running[key] = request
+            attempt.hear_rank(request, self._node)
+        elif request["op"] == "rank_end":
+            running.pop(key, None)
+            attempt.hear_rank(request, self._node)
+            channel.say({"noted": True})
+        else:
+            raise ValueError(f"no operation {request['op']!r}")
+
+
+def _credentials(channel: Channel) -> tuple[int, int]:
+    """(pid, uid) of the caller, from the kernel."""
+    connection: socket.socket = channel.peer("socket")
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", data)
+    return pid, uid
+
+
+async def serve_start(attempt: Attempt, request: dict[str, Any], channel: Channel) -> bool:
+    """Serves ``shell`` or ``crew`` on this node; False when the caller went away before the end."""
+    if request["op"] == "crew":
+        await Crew(attempt, request, channel).run()
+        return True
+    return await shells.Command(attempt, request, channel).run()
+
+
+async def _answer_launcher(
+    attempt: Attempt, request: dict[str, Any], channel: Channel, steps: set[str]
+) -> None:
+    """A step lives as long as the connection by which it was begun, or until its launcher says that it is over."""
+    if request["op"] == "step":
+        command = [str(word) for word in request["command"]]
+        step = attempt.steps.begin(command, lambda reason: channel.say({"broken": reason}))
+        steps.add(step)
+        members = [
+            {
+                "node": member["node"],
+                "address": member["address"],
+                "slots": mpi.seats(attempt.spec, member),
+                "gpus": len(member["gpus"]),
+            }
+            for member in attempt.spec["members"]
+        ]
+        channel.say({"step": step, "members": members})
+        return
+    step = request["step"]
+    steps.discard(step)
+    attempt.steps.close(step)
+    channel.say(await attempt.steps.end(step, int(request["code"]), _PATIENCE))
+    if not request.get("swept"):
+        attempt.sweep(step)

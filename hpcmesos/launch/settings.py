@@ -32,6 +32,7 @@ class Config:
     gang_silence: float
     gang_ping: float
     boot_id: str
+    proxy_patience: float  # seconds that a launch may go on after the first of Hydra's proxies has ended
     python: str  # interpreter of the programs inside jobs
 
     @classmethod
@@ -53,6 +54,7 @@ class Config:
             gang_silence=float(values.get("gang_silence", 20.0)),
             gang_ping=float(values.get("gang_ping", 2.0)),
             boot_id=values.get("boot_id", ""),
+            proxy_patience=float(values.get("proxy_patience", 60.0)),
             python=values["python"],
         )
 

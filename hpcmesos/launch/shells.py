@@ -9,7 +9,7 @@ import signal
 from contextlib import suppress
 from typing import Any
 
-from hpcmesos.launch import protocol
+from hpcmesos.launch import protocol, proxies, streams
 from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.processes import Launch, Report, read_report
@@ -37,17 +37,18 @@ class Command:
         self._report = Report()
         self._pid = 0
 
-    async def run(self) -> None:
-        """Starts it, feeds it, and says how it ended."""
+    async def run(self) -> bool:
+        """Starts it, feeds it, and says how it ended; False when the caller went away before that."""
         if self._attempt.phase not in ("ready", "running"):
             self._channel.say(answer(error=f"the job on this node is {self._attempt.phase}"))
-            return
+            return True
         stdin, stdout, stderr = self._start()
         # Frames of input come from the caller until it goes; then the command has to go too.
         feeding = self._loop.create_task(self._feed(stdin))
         pumping = self._loop.create_task(self._pump_both(stdout, stderr))
         try:
             status = await self._exit
+            left = feeding.done()
             # sh reports the death of its last command by signal N as code 128 + N.
             killed = os.WIFSIGNALED(status) or os.WEXITSTATUS(status) > 128
             patience = _LAST_WORDS if killed else None
@@ -57,6 +58,7 @@ class Command:
             code = os.WEXITSTATUS(status) if number is None else None
             self._channel.say(answer(code, number, self._report.failure or None))
             await self._channel.drain()
+            return not left
         finally:
             feeding.cancel()
             pumping.cancel()
@@ -67,6 +69,8 @@ class Command:
         environ, command = attempt.shell(dict(request.get("environ") or {}), str(request["command"]))
         stdin = os.pipe() if request.get("stdin") else None
         stdout, stderr = os.pipe(), os.pipe()
+        if proxies.is_proxy(str(request["command"])):
+            attempt.note_mpi()
         launch = Launch(
             program="/bin/sh",
             argv=["sh", "-c", command],
@@ -92,22 +96,13 @@ class Command:
             self._exit.set_result(status)
 
     async def _pump_both(self, stdout: int, stderr: int) -> None:
-        await asyncio.gather(self._pump(stdout, protocol.STDOUT), self._pump(stderr, protocol.STDERR))
-
-    async def _pump(self, fd: int, kind: bytes) -> None:
-        reader = asyncio.StreamReader(limit=protocol.CHUNK)
-        transport, _ = await self._loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
+        await asyncio.gather(
+            streams.pump(stdout, self._channel, protocol.STDOUT),
+            streams.pump(stderr, self._channel, protocol.STDERR),
         )
-        try:
-            while data := await reader.read(protocol.CHUNK):
-                self._channel.send(protocol.frame(kind, data))
-                await self._channel.drain()
-        finally:
-            transport.close()
 
     async def _feed(self, fd: int | None) -> None:
-        writer = await _pipe_writer(fd) if fd is not None else None
+        writer = await streams.writer(fd) if fd is not None else None
         try:
             while frame := await self._channel.receive():
                 kind, body = frame
@@ -136,16 +131,8 @@ class Command:
                 os.killpg(self._pid, number)
 
 
-async def _pipe_writer(fd: int) -> asyncio.StreamWriter:
-    loop = asyncio.get_running_loop()
-    transport, protocol_ = await loop.connect_write_pipe(
-        lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), os.fdopen(fd, "wb", 0)
-    )
-    return asyncio.StreamWriter(transport, protocol_, None, loop)
-
-
-async def relay(caller: Channel, target: Channel, node: str) -> None:
-    """Passes frames both ways until the command has ended or one side is gone."""
+async def relay(caller: Channel, target: Channel, node: str) -> bool:
+    """Passes frames both ways until the target has said its last or one side is gone; False when it is the caller."""
 
     async def forward() -> None:
         while frame := await caller.receive():
@@ -157,10 +144,15 @@ async def relay(caller: Channel, target: Channel, node: str) -> None:
     try:
         while frame := await target.receive():
             caller.send(protocol.frame(*frame))
-            if not await caller.drain() or frame[0] == protocol.MESSAGE:
-                return
+            if not await caller.drain():
+                return False
+            if frame[0] == protocol.MESSAGE and "exit" in protocol.decode(frame[1]):
+                return True
+        if forwarding.done():
+            return False
         caller.say({**answer(error=f"the connection to {node} was lost"), "lost": True})
         await caller.drain()
+        return True
     finally:
         forwarding.cancel()
         target.close()

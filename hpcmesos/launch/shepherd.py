@@ -14,14 +14,13 @@ import time
 from collections import OrderedDict
 from typing import Any
 
-from hpcmesos.launch import control, enclosure, files, gangs, logs, shells
+from hpcmesos.launch import control, enclosure, files, gangs, logs, ranks, shells
 from hpcmesos.launch.attempt import Attempt, Order, Services
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.journal import Journal
 from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.peers import Identity, Peers
 from hpcmesos.launch.processes import Children
-from hpcmesos.launch.ranks import Ranks
 from hpcmesos.launch.recovery import Recovered, recover
 from hpcmesos.launch.settings import Config, Refusal
 
@@ -49,7 +48,7 @@ class Shepherd:
             emit=self.control.emit,
         )
         self.peers = Peers(config)
-        self._ranks = Ranks(self.attempts, self.services.trees, self.peers, config.node)
+        self._ranks = ranks.Ranks(self.attempts, self.services.trees, self.peers, config.node)
         self._owners = Owners()
         self._arrivals: dict[str, asyncio.Event] = {}
         self._refused: OrderedDict[str, dict[str, Any]] = OrderedDict()
@@ -163,8 +162,14 @@ class Shepherd:
             if attempt and not _is_member(attempt, name):
                 attempt = None
             await gangs.serve_join(attempt, channel, name)
-        elif operation == "shell" and organization == "agent" and attempt and _is_member(attempt, name):
-            await shells.Command(attempt, request, channel).run()
+        elif (
+            operation in ("shell", "crew")
+            and organization == "agent"
+            and attempt
+            and _is_member(attempt, name)
+        ):
+            await ranks.serve_start(attempt, request, channel)
+            await channel.drain()
         else:
             channel.say(
                 {**shells.answer(error=f"{operation} is refused for {name}"), "refused": "not allowed"}

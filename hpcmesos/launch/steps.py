@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 
@@ -17,15 +18,26 @@ class Steps:
         self._ranks: dict[tuple[str, int], dict[str, Any]] = {}
         self._ended: list[dict[str, Any]] = []  # in the order in which their ends came
         self._news = asyncio.Event()
+        self._listeners: dict[str, Callable[[str], None]] = {}
         self.closing = False
         """True once we kill: what ends from now on did not fail by itself."""
 
-    def begin(self, command: list[str]) -> str:
-        """Registers a launch; answers its id."""
+    def begin(self, command: list[str], listener: Callable[[str], None]) -> str:
+        """Registers a launch; answers its id. ``listener`` hears why it cannot go on."""
         self._count += 1
         step = f"{self._origin}.{self._count}"
         self._steps[step] = {"step": step, "command": command, "code": None, "first_failed": None}
+        self._listeners[step] = listener
         return step
+
+    def fail(self, step: str, reason: str) -> None:
+        """A launch has lost what it needs: its launcher may not see that."""
+        if listener := self._listeners.get(step):
+            listener(reason)
+
+    def close(self, step: str) -> None:
+        """Nobody listens to that launch any more."""
+        self._listeners.pop(step, None)
 
     def rank(self, message: dict[str, Any], node: str) -> None:
         """A rank has started."""

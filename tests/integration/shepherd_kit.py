@@ -139,8 +139,16 @@ class Node:
     """One shepherd and its agent's connection."""
 
     def __init__(
-        self, root: Path, authority: Authority, name: str, address: str, cgroups: bool, **settings: Any
+        self,
+        root: Path,
+        authority: Authority,
+        name: str,
+        address: str,
+        cgroups: bool,
+        prefix: Callable[[list[str]], list[str]] = list,
+        **settings: Any,
     ) -> None:
+        self._prefix = prefix
         self.name = name
         self.address = address
         self.authority = authority
@@ -178,7 +186,7 @@ class Node:
         path.write_text(json.dumps(self.config))
         with (self.state / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-IS", str(LAUNCH), "shepherd", str(path)],
+                self._prefix([sys.executable, "-IS", str(LAUNCH), "shepherd", str(path)]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -292,6 +300,36 @@ class Run:
 
     def tail(self, stream: str) -> str:
         return base64.b64decode(self.ended()[f"{stream}_tail"]).decode()
+
+
+def give_gpus(nodes: list[Node], count: int) -> None:
+    """As many slots as simulated GPUs on each."""
+    for node in nodes:
+        node.slots = count
+        node.gpus = [
+            {"uuid": f"SIM-{node.name}-{i}", "index": i, "model": "Simulated", "simulated": True}
+            for i in range(count)
+        ]
+
+
+@contextmanager
+def runs(nodes: list[Node], directory: Path) -> Iterator[Callable[..., Run]]:
+    """Starts attempts of scripts; afterwards all have ended on every node, and are forgotten."""
+    count = len(nodes[0].agent.events)
+    started: list[Run] = []
+
+    def start(script: str, **changes: Any) -> Run:
+        attempt = f"{count + len(started) + 1}.hpcm#1"
+        # The machine may have an MPI of its own, but these are tests of ours.
+        usual = {"attempt": attempt, "job_path": [str(Path(sys.executable).parent)]}
+        started.append(Run(nodes, spec(nodes, directory, script, **{**usual, **changes})))
+        return started[-1]
+
+    yield start
+    for one in started:
+        for index, node in enumerate(nodes):
+            one.ended(index)
+            node.agent.send(op="forget", attempt=one.attempt)
 
 
 @contextmanager

@@ -26,30 +26,14 @@ def nodes(
         pytest.skip("needs a writable cgroup v2 hierarchy")
     root = tmp_path_factory.mktemp("state")
     with kit.cluster(root, ["node1", "node2"], cgroups=request.param == "cgroups") as nodes:
-        for node in nodes:
-            node.slots = 4
-            node.gpus = [
-                {"uuid": f"SIM-{node.name}-{i}", "index": i, "model": "Simulated", "simulated": True}
-                for i in range(4)
-            ]
+        kit.give_gpus(nodes, 4)
         yield nodes
 
 
 @pytest.fixture
 def gang(nodes: list[kit.Node], tmp_path: Path) -> Iterator[object]:
-    count = len(nodes[0].agent.events)
-    runs: list[kit.Run] = []
-
-    def start(script: str, **changes: object) -> kit.Run:
-        attempt = f"{count + len(runs) + 1}.hpcm#1"
-        runs.append(kit.Run(nodes, kit.spec(nodes, tmp_path, script, **{"attempt": attempt, **changes})))
-        return runs[-1]
-
-    yield start
-    for one in runs:
-        for index, node in enumerate(nodes):
-            one.ended(index)
-            node.agent.send(op="forget", attempt=one.attempt)
+    with kit.runs(nodes, tmp_path) as start:
+        yield start
 
 
 def test_every_rank_has_a_gpu_of_its_own(gang, tmp_path: Path) -> None:
@@ -126,3 +110,59 @@ test $? -ne 0 && exit 44
     attempt = gang(script)
     assert attempt.ended(timeout=10)["code"] == 44, attempt.tail("stderr")
     assert "killed by signal 9" in attempt.tail("stderr")
+
+
+def test_a_launcher_by_absolute_path_is_ended_when_its_proxies_end_alone(tmp_path: Path) -> None:
+    """Rank 1, on the other node, leaves without a word: Hydra waits for ever, and the front was not asked."""
+    script = f"""
+{REAL} -n 2 sh -c '[ $PMI_RANK = 1 ] && exit 3; exec sleep 600'; echo code $?
+HPCMESOS_STRAGGLERS=wait {REAL} -n 2 sh -c '[ $PMI_RANK = 1 ] && exit 0; exec sleep 1'; echo code $?
+"""
+    with kit.cluster(tmp_path, ["node1", "node2"], cgroups=False, proxy_patience=0.3) as nodes:
+        attempt = kit.Run(nodes, kit.spec(nodes, tmp_path, script))
+        assert attempt.ended(timeout=10)["code"] == 0
+        lines = attempt.tail("stdout").splitlines()
+        assert [line for line in lines if line.startswith("code")] == ["code 255", "code 0"]
+        assert "the ranks on 127.0.9.2 ended 0.3 s ago, those on 127.0.9.1 run on" in attempt.tail("stderr")
+
+
+@pytest.mark.parametrize("launcher", ["mpiexec", "hpcmesos run"])
+def test_no_shared_memory_is_left(gang, tmp_path: Path, launcher: str) -> None:
+    (tmp_path / "waits.py").write_text(
+        "from mpi4py import MPI\nw = MPI.COMM_WORLD\nw.barrier()\nmaps = open('/proc/self/maps').read()\n"
+        "open(f'new.{w.rank}', 'w').write(maps)\nimport os; os.rename(f'new.{w.rank}', f'up.{w.rank}')\nw.recv()\n"
+    )
+    attempt = gang(f"{launcher} {sys.executable} waits.py\n")
+    ranks = kit.wait_until(lambda: len(found := list(tmp_path.glob("up.*"))) == 8 and found, "ranks")
+    lines = [line for rank in ranks for line in rank.read_text().splitlines() if "mpich_shm_" in line]
+    memory = {Path(line.split()[5]) for line in lines}
+    assert memory
+    attempt.end(kill_delay=0.0)
+    for index in (0, 1):
+        attempt.ended(index)
+    assert [path for path in memory if path.exists()] == []
+
+
+def test_spawned_ranks_see_their_own_host(gang, tmp_path: Path) -> None:
+    """MPI_Comm_spawn of MPICH fails under HYDRA_ENV=none, which keeps the head's variables from the other hosts."""
+    (tmp_path / "spawns.py").write_text(
+        "import os, sys\nfrom mpi4py import MPI\nparent = MPI.Comm.Get_parent()\n"
+        "if parent == MPI.COMM_NULL:\n"
+        "    root = MPI.ROOT if MPI.COMM_WORLD.rank == 0 else MPI.PROC_NULL\n"
+        "    parent = MPI.COMM_WORLD.Spawn(sys.executable, [__file__], maxprocs=6)\n"
+        "    for line in parent.gather(None, root=root) or (): print(line)\n"
+        "else:\n"
+        "    names = 'HPCMESOS_NODE CUDA_VISIBLE_DEVICES TMPDIR FOO'.split()\n"
+        "    parent.gather(' '.join(os.environ[name] for name in names), root=0)\n"
+        "parent.Disconnect()\n"
+    )
+    attempt = gang(f"export FOO=bar\nmpiexec -n 2 {sys.executable} spawns.py; echo code $?\n")
+    assert attempt.ended()["code"] == 0, attempt.tail("stderr")
+    *lines, code = attempt.tail("stdout").splitlines()
+    assert (len(lines), code) == (6, "code 0"), attempt.tail("stderr")
+    for line in lines:
+        node, gpus, tmpdir, foo = line.split()
+        assert gpus == ",".join(f"SIM-{node}-{i}" for i in range(4))
+        assert f"/{node}/attempts/" in tmpdir
+        assert foo == "bar"
+    assert {line.split()[0] for line in lines} == {"node1", "node2"}

@@ -115,7 +115,9 @@ def test_json_keeps_what_it_is_given() -> None:
     assert quick.loads(quick.dumps(value)) == value
 
 
-@pytest.mark.parametrize("program", ["remote_shell", "mpiexec", "rank_wrapper", "pbsdsh", "qstub"])
+@pytest.mark.parametrize(
+    "program", ["remote_shell", "mpiexec", "rank_wrapper", "pbsdsh", "qstub", "run", "command"]
+)
 def test_programs_of_milliseconds_import_nothing_heavy(program: str) -> None:
     code = f"import sys; sys.path.append({str(LAUNCH.parents[2])!r}); import hpcmesos.launch.{program}; "
     code += "print(*sorted(sys.modules))"

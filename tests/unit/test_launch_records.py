@@ -65,7 +65,7 @@ def test_a_full_disk_cannot_lose_an_end(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_first_failed_is_the_earliest_that_we_did_not_kill() -> None:
     steps = Steps(0)
-    step = steps.begin(["mpiexec", "a"])
+    step = steps.begin(["mpiexec", "a"], print)
     for rank in range(4):
         steps.rank({"step": step, "rank": rank, "gpus": [f"g{rank}"]}, "n1")
     steps.rank_end({"step": step, "rank": 0, "code": 0, "signal": None}, "n1")
@@ -83,7 +83,7 @@ def test_first_failed_is_the_earliest_that_we_did_not_kill() -> None:
 def test_a_failed_launch_waits_for_the_report_of_the_rank() -> None:
     async def late() -> dict[str, Any]:
         steps = Steps(0)
-        step = steps.begin(["a"])
+        step = steps.begin(["a"], print)
         message = {"step": step, "rank": 0, "code": 4, "signal": None}
         asyncio.get_running_loop().call_soon(steps.rank_end, message, "n2")
         return await steps.end(step, 255, 5.0)

@@ -1,0 +1,281 @@
+"""The ranks of one step on this node: started by the shepherd itself, with PMI-1 served on an inherited descriptor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from hpcmesos.gang import mpi
+from hpcmesos.launch import enclosure, programs, protocol, streams, tasks
+from hpcmesos.launch.attempt import Attempt
+from hpcmesos.launch.channel import Channel
+from hpcmesos.launch.pmi import Local, PmiError
+from hpcmesos.launch.processes import Launch, Report, read_report
+from hpcmesos.launch.shells import answer
+
+_LAST_WORDS = 0.5
+"""Seconds without a byte after which the pipes of a step that is over are left to whoever else holds them."""
+
+
+class _Member:
+    """One rank. ``task``: of a framework, which it is; ``status``: its wait status once it has ended."""
+
+    def __init__(self, number: int, local_rank: int, gpus: list[str], task: dict[str, Any] | None) -> None:
+        self.number = number
+        self.local_rank = local_rank
+        self.gpus = gpus
+        self.task = task
+        self.pid = 0
+        self.status: int | None = None
+        self.report: socket.socket
+        self.pmi: socket.socket
+
+    @property
+    def prefix(self) -> bytes:
+        return self.number.to_bytes(4, "big")
+
+
+class Crew:
+    """Speaks with ``run``: what ranks say and how they end goes there; signals, input and the end come from there."""
+
+    def __init__(self, attempt: Attempt, request: dict[str, Any], channel: Channel) -> None:
+        self._attempt = attempt
+        self._request = request
+        self._channel = channel
+        self._loop = asyncio.get_running_loop()
+        self._step = str(request["step"])
+        self._size = int(request["size"])
+        numbers = [int(number) for number in request["ranks"]]
+        self._pmi = Local(numbers, self._size, str(request["space"]), str(request["mapping"]))
+        share = [gpu["uuid"] for gpu in attempt.spec["members"][attempt.spec["me"]]["gpus"]]
+        self._members = [
+            _Member(number, local, self._gpus(share, local, len(numbers)), self._task(local))
+            for local, number in enumerate(numbers)
+        ]
+        self._pumps: set[asyncio.Task[None]] = set()
+        self._stdin: asyncio.StreamWriter | None = None
+        self._all_reaped = asyncio.Event()
+
+    def _gpus(self, share: list[str], local: int, size: int) -> list[str]:
+        if wanted := int(self._request.get("gpus_per_rank") or 0):
+            return share[local * wanted : (local + 1) * wanted]
+        if self._attempt.spec["gpubind"] == "none" or not share:
+            return share
+        return mpi.rank_gpus(share, local, size)[0]
+
+    def _task(self, local: int) -> dict[str, Any] | None:
+        return tasks.choose(self._attempt.tasks, local) if self._attempt.tasks else None
+
+    async def run(self) -> None:
+        """Starts the ranks and serves them until the step is to end or ``run`` is gone; nothing of them is left."""
+        if self._attempt.phase not in ("ready", "running"):
+            self._channel.say(answer(error=f"the job on this node is {self._attempt.phase}"))
+            return
+        self._attempt.note_mpi()
+        error = ""
+        try:
+            for member in self._members:
+                await self._start(member)
+            await self._obey()
+        except (OSError, PmiError) as trouble:
+            error = str(trouble)
+        await self._end()
+        self._channel.say(answer(0, error=error or None))
+
+    # --- the start --------------------------------------------------------------------------------------------------
+
+    async def _start(self, member: _Member) -> None:
+        attempt = self._attempt
+        stdin = os.pipe() if self._request.get("stdin") == member.number else None
+        stdout, stderr = os.pipe(), os.pipe()
+        member.pmi, theirs = socket.socketpair()
+        environ = self._environment(member, theirs.fileno())
+        command = [str(word) for word in self._request["command"]]
+        if member.task:
+            environ |= member.task["environ"]
+            command = [tasks.fill(word, member.task["values"]) for word in command]
+        launch = Launch(
+            program=command[0],
+            argv=command,
+            environ=environ,
+            directories=(self._request.get("cwd") or attempt.owner.home, attempt.owner.home),
+            owner=attempt.owner,
+            umask=attempt.spec["umask"],
+            cgroup=attempt.enclosure.procs,
+            stdio=(stdin[0] if stdin else None, stdout[1], stderr[1]),
+            inherit=theirs.fileno(),
+        )
+        try:
+            member.pid, member.report = attempt.services.children.spawn(launch, partial(self._exited, member))
+        finally:
+            theirs.close()
+            for fd in (stdin[0] if stdin else None, stdout[1], stderr[1]):
+                if fd is not None:
+                    os.close(fd)
+        attempt.enclosure.adopt(member.pid)
+        gpus = member.task["gpus"] if member.task else member.gpus
+        attempt.hear_rank(self._about(member, "rank", gpus=gpus), attempt.services.config.node)
+        if stdin:
+            self._stdin = await streams.writer(stdin[1])
+        for fd, kind in ((stdout[0], protocol.STDOUT), (stderr[0], protocol.STDERR)):
+            pumping = streams.pump(fd, self._channel, kind, member.prefix)
+            self._pumps.add(self._loop.create_task(pumping))
+        member.pmi.setblocking(False)
+        self._loop.add_reader(member.pmi.fileno(), self._hear, member)
+
+    def _environment(self, member: _Member, pmi: int) -> dict[str, str]:
+        given = dict(self._request.get("environ") or {})
+        environ = {key: value for key, value in given.items() if not key.startswith(mpi.FOREIGN)}
+        rank, local, locals_ = str(member.number), str(member.local_rank), str(len(self._members))
+        values = {
+            **self._attempt.environment(environ),
+            "CUDA_VISIBLE_DEVICES": ",".join(member.gpus),
+            "HPCMESOS_STEP": self._step,
+            "HPCMESOS_RANK": rank,
+            "RANK": rank,
+            "WORLD_SIZE": str(self._size),
+            "LOCAL_RANK": local,
+            "LOCAL_WORLD_SIZE": locals_,
+            "PMI_FD": str(pmi),
+            "PMI_RANK": rank,
+            "PMI_SIZE": str(self._size),
+            "MPI_LOCALRANKID": local,
+            "MPI_LOCALNRANKS": locals_,
+        }
+        values["PYTHONPATH"] = programs.python_path(values.get("PYTHONPATH", ""))
+        return values
+
+    def _about(self, member: _Member, operation: str, **more: Any) -> dict[str, Any]:
+        return {"op": operation, "step": self._step, "rank": member.number, **more}
+
+    # --- while they run ---------------------------------------------------------------------------------------------
+
+    def _hear(self, member: _Member) -> None:
+        """What a rank says over PMI."""
+        try:
+            data = member.pmi.recv(protocol.CHUNK)
+            if not data:
+                raise ConnectionResetError
+            if reply := self._pmi.hear(member.number, data):
+                member.pmi.send(reply)
+        except BlockingIOError:  # a rank that asks and does not listen will not be told
+            return
+        except (OSError, PmiError) as error:
+            self._loop.remove_reader(member.pmi.fileno())
+            if isinstance(error, PmiError):
+                self._channel.say({"broken": f"rank {member.number} speaks no PMI-1: {error}"})
+            return
+        if self._pmi.abort:
+            rank, code, text = self._pmi.abort
+            self._channel.say({"abort": code, "rank": rank, "text": text})
+        elif (puts := self._pmi.complete()) is not None:
+            self._channel.say({"barrier": puts})
+        else:
+            self._look_for_missing()
+
+    def _look_for_missing(self) -> None:
+        if (rank := self._pmi.missing()) is not None:
+            self._channel.say({"broken": f"rank {rank} has ended, and others wait for it"})
+
+    def _exited(self, member: _Member, status: int, usage: resource.struct_rusage) -> None:
+        report = Report()
+        read_report(member.report, report)
+        member.report.close()
+        member.status = status
+        self._attempt.charge(usage)
+        self._hear_the_rest(member)
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        number = os.WTERMSIG(status) if code is None else None
+        self._attempt.hear_rank(
+            self._about(member, "rank_end", code=code, signal=number), self._attempt.services.config.node
+        )
+        self._pmi.leave(member.number)
+        self._channel.say(
+            {
+                "rank": member.number,
+                "code": code,
+                "signal": number,
+                "error": report.failure or None,
+                "open": self._pmi.left_open(member.number),
+            }
+        )
+        self._look_for_missing()
+        if all(other.status is not None for other in self._members):
+            self._all_reaped.set()
+
+    def _hear_the_rest(self, member: _Member) -> None:
+        """An abort is said just before the end."""
+        self._hear(member)
+        self._loop.remove_reader(member.pmi.fileno())
+        member.pmi.close()
+
+    async def _obey(self) -> None:
+        """Until ``run`` asks for the end, or is gone."""
+        while frame := await self._channel.receive():
+            kind, body = frame
+            if kind == protocol.STDIN:
+                self._pumps.add(self._loop.create_task(self._give(body)))
+            elif kind == protocol.STDIN_END:
+                self._close_stdin()
+            elif kind == protocol.MESSAGE:
+                message = protocol.decode(body)
+                if "end" in message:
+                    return
+                if "barrier" in message:
+                    self._release(message["barrier"])
+                elif number := int(message.get("signal", 0)):
+                    self._signal(number)
+
+    def _release(self, puts: dict[str, str]) -> None:
+        answer = self._pmi.release({str(key): str(value) for key, value in puts.items()})
+        for member in self._members:
+            with suppress(OSError):
+                member.pmi.send(answer)
+
+    def _signal(self, number: int) -> None:
+        for member in self._members:
+            if member.status is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(member.pid, number)
+
+    async def _give(self, data: bytes) -> None:
+        """Input for a rank; ``run`` sends the next piece when this one is taken."""
+        taken = self._stdin is not None
+        if self._stdin:
+            self._stdin.write(data)
+            try:
+                await self._stdin.drain()
+            except OSError:
+                taken = False
+        self._channel.say({"taken": taken})
+
+    def _close_stdin(self) -> None:
+        if self._stdin:
+            self._stdin.close()
+            self._stdin = None
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    async def _end(self) -> None:
+        self._close_stdin()
+        started = [member for member in self._members if member.pid]
+        await enclosure.clear_step(self._attempt.enclosure, self._step, [member.pid for member in started])
+        if started and len(started) == len(self._members):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._all_reaped.wait(), enclosure.UNKILLABLE)
+        await self._pump_out()
+
+    async def _pump_out(self) -> None:
+        """What the ranks wrote last, unless a stranger holds a pipe and is silent."""
+        while self._pumps:
+            before = self._channel.sent
+            done, self._pumps = await asyncio.wait(self._pumps, timeout=_LAST_WORDS)
+            if self._pumps and not done and self._channel.sent == before and not self._channel.blocked:
+                break
+        for pumping in self._pumps:
+            pumping.cancel()
