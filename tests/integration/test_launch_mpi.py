@@ -120,7 +120,7 @@ HPCMESOS_STRAGGLERS=wait {REAL} -n 2 sh -c '[ $PMI_RANK = 1 ] && exit 0; exec sl
 """
     with kit.cluster(tmp_path, ["node1", "node2"], cgroups=False, proxy_patience=0.3) as nodes:
         attempt = kit.Run(nodes, kit.spec(nodes, tmp_path, script))
-        assert attempt.ended(timeout=10)["code"] == 0
+        assert attempt.ended(timeout=30)["code"] == 0
         lines = attempt.tail("stdout").splitlines()
         assert [line for line in lines if line.startswith("code")] == ["code 255", "code 0"]
         assert "the ranks on 127.0.9.2 ended 0.3 s ago, those on 127.0.9.1 run on" in attempt.tail("stderr")
