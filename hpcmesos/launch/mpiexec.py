@@ -27,7 +27,7 @@ _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 
 _OTHERS = ("orterun", "prterun", "ompirun_wrapper")
 _OF_THE_HOST = (
-    *("CUDA_VISIBLE_DEVICES", "TMPDIR", "HOSTNAME", "HPCMESOS_NODE", "HPCMESOS_SHEPHERD"),
+    *("CUDA_VISIBLE_DEVICES", "TMPDIR", "HOSTNAME", "HPCMESOS_NODE", "HPCMESOS_SHEPHERD", "HPCMESOS_TASKS"),
     *("PBS_NODENUM", "PBS_VNODENUM", "PBS_NODEFILE", "PBS_GPUFILE", "PBS_MOMPORT"),
 )
 # Options without their dashes: how many words follow. What Hydra and Open MPI read differently (-s) is left out.

@@ -93,7 +93,7 @@ class LiveCluster:
             key: value for key, value in os.environ.items() if not key.startswith(("HPCMESOS_", "PBS_"))
         }
         environ["HPCMESOS_STATE"] = str(self.state)
-        environ["PATH"] = f"{self.state}/bin/torque:{environ['PATH']}"
+        environ["PATH"] = f"{self.state}/bin/torque:{Path(sys.executable).parent}:{environ['PATH']}"
         return environ
 
     def run(
