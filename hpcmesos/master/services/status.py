@@ -194,8 +194,9 @@ def _facts(
     reasons = pending_reasons(site, jobs, zone) if asks_why else {}
     started = sorted({job.seq for job in jobs if job.attempt})
     timed = bool(started) and query.format is not QstatFormat.WHY
-    attempts = site.store.attempts(started, tails=False) if timed else []
     full = query.format not in _SHORT and bool(started)
+    # A failed job's last lines come from its tails, 128 KiB each: not for long lists.
+    attempts = site.store.attempts(started, tails=full and len(jobs) <= _ASKED_AT_MOST) if timed else []
     shares = site.store.shares(started) if full else []
     nodes = site.store.nodes() if any(share.gpus for share in shares) else []
     around = Surroundings.of(attempts, shares, nodes, reasons)
