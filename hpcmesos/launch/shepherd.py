@@ -83,7 +83,7 @@ class Shepherd:
         try:
             attempt = Attempt(self.services, spec, self._owners.resolve(spec["owner"]))
             attempt.prepare()
-        except (Refusal, OSError, ValueError, KeyError) as error:
+        except Exception as error:  # a spec that we do not understand costs its attempt, not the connection
             refusal = error if isinstance(error, Refusal) else Refusal(f"cannot prepare: {error!r}")
             self._refuse(name, refusal)
             return
