@@ -90,7 +90,14 @@ class Control:
         while data := await reader.read(protocol.CHUNK):
             for kind, body in parser.feed(data):
                 if kind == protocol.MESSAGE:
-                    self._sink(FromShepherd(msgspec.json.decode(body)))
+                    self._take(body)
+
+    def _take(self, body: bytes) -> None:
+        """What cannot be read costs itself: an agent that ends of it would meet it again at its next start."""
+        try:
+            self._sink(FromShepherd(msgspec.json.decode(body)))
+        except (msgspec.MsgspecError, ValueError, KeyError, OverflowError):
+            log.exception("passed over what the shepherd says: %r", body[:200])
 
     def _start(self) -> None:
         """A session of its own and a log file for its words: it outlives this agent."""

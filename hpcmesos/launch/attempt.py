@@ -21,8 +21,8 @@ from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch, Outputs, read_report
-from hpcmesos.launch.settings import Config, Refusal
-from hpcmesos.launch.steps import Steps
+from hpcmesos.launch.settings import Config
+from hpcmesos.launch.steps import Steps, checked
 
 NODE_LOST = "NODE_LOST"
 _HURRY = 5.0
@@ -263,7 +263,11 @@ class Attempt:
         self._peak = max(self._peak, usage.ru_maxrss * 1024)
 
     def hear_rank(self, message: dict[str, Any], node: str) -> None:
-        """A rank on ``node`` has started or ended: kept here, and passed on to whoever else keeps its step."""
+        """A rank on ``node`` has started or ended: kept here, and passed on to whoever else keeps its step.
+
+        Raises ValueError, KeyError or TypeError for what is no such report.
+        """
+        message = checked(message)
         record = self.steps.rank if message["op"] == "rank" else self.steps.rank_end
         record(message, node)
         here = node == self.services.config.node
