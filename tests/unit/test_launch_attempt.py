@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from hpcmesos.launch.attempt import Attempt, Order, Services
+from hpcmesos.launch.crew import Crew
 from hpcmesos.launch.enclosure import Trees
 from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import Output
 from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.processes import Children, Launch
 from hpcmesos.launch.settings import Config
+from hpcmesos.launch.shells import Command
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -29,7 +31,7 @@ class NoProcesses(Children):
 
 def services(state: Path, told: list[dict[str, Any]]) -> Services:
     (state / "attempts").mkdir()
-    values = dict.fromkeys(Config.__dataclass_fields__, "")
+    values = dict.fromkeys(Config.__dataclass_fields__, "") | {"proxy_patience": 60.0}  # type: ignore[dict-item]
     config = Config(**values | {"state": str(state), "node": "n1", "cgroup": None})  # type: ignore[arg-type]
     journal = Journal(str(state / "journal"))
     return Services(config, NoProcesses(), journal, Trees("HPCMESOS_SOCKET=/nowhere"), told.append)
@@ -129,3 +131,46 @@ def test_a_pipe_gets_no_notes(tmp_path: Path) -> None:
     with pytest.raises(BlockingIOError):
         os.read(fd, 100)
     output.close()
+
+
+class Caller:
+    """A channel whose other end says nothing."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+
+    def say(self, value: dict[str, Any]) -> None:
+        self.told.append(value)
+
+
+@pytest.mark.parametrize("environ", [{}, {"PATH": 5}])
+@pytest.mark.parametrize("kind", [Command, Crew])
+def test_a_command_that_cannot_start_costs_no_descriptor(
+    tmp_path: Path, environ: dict[str, Any], kind: Any
+) -> None:
+    caller = Caller()
+
+    async def run() -> int:
+        attempt = Attempt(services(tmp_path, []), spec(), Owners().resolve(ME))
+        attempt.prepare()
+        attempt.ready()
+        request = {"command": ["true"], "stdin": kind is Command, "environ": environ}
+        request |= {"step": "0.1", "ranks": [0], "size": 1, "space": "s", "mapping": "m"}
+        before = len(os.listdir("/proc/self/fd"))
+        await kind(attempt, request, caller).run()
+        return len(os.listdir("/proc/self/fd")) - before
+
+    assert asyncio.run(run()) == 0
+    assert "Resource temporarily unavailable" in caller.told[0]["error"]
+
+
+def test_ranks_that_a_step_does_not_have_are_refused(tmp_path: Path) -> None:
+    async def run(ranks: list[int]) -> None:
+        attempt = Attempt(services(tmp_path, []), spec(), Owners().resolve(ME))
+        request = {"step": "0.1", "ranks": ranks, "size": 2, "space": "s", "mapping": "m"}
+        Crew(attempt, request, Caller())  # type: ignore[arg-type]
+
+    asyncio.run(run([0, 1]))
+    (tmp_path / "attempts").rmdir()
+    with pytest.raises(ValueError, match="step"):
+        asyncio.run(run([0, 2**40]))
