@@ -304,10 +304,24 @@ class _Connection(_Closing):
 
 
 class _TlsConnection(http.client.HTTPSConnection, _Closing):
-    """HTTP over TLS; the cluster's authority vouches for the server, not its host name."""
+    """HTTP over TLS; the cluster's authority vouches for the server, not its host name.
+
+    The same authority signs the nodes' certificates: only a master's may see what we send.
+    """
 
     def __init__(self, host: str, port: int, timeout: float, context: ssl.SSLContext) -> None:
         super().__init__(host, port, timeout=timeout, context=context)
+        self._by_authority = not context.check_hostname and context.verify_mode is ssl.CERT_REQUIRED
+
+    def connect(self) -> None:
+        super().connect()
+        certificate: Any = self.sock.getpeercert() or {}
+        fields = {name: value for part in certificate.get("subject", ()) for name, value in part}
+        if self._by_authority and fields.get("organizationName") != "master":
+            self.close()
+            raise Unauthenticated(
+                f"{self.host}:{self.port} shows a certificate of the cluster, but not a master's"
+            )
 
 
 def _tls_context(cafile: str | None = None, cadata: str | None = None) -> ssl.SSLContext:

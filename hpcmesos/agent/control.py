@@ -13,12 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 import hpcmesos
+from hpcmesos import pidfile
 from hpcmesos.agent import isolation
 from hpcmesos.agent.events import Event, FromShepherd, ShepherdDown
 from hpcmesos.config import AgentSettings
@@ -90,7 +92,14 @@ class Control:
         while data := await reader.read(protocol.CHUNK):
             for kind, body in parser.feed(data):
                 if kind == protocol.MESSAGE:
-                    self._sink(FromShepherd(msgspec.json.decode(body)))
+                    self._take(body)
+
+    def _take(self, body: bytes) -> None:
+        """What cannot be read costs itself: an agent that ends of it would meet it again at its next start."""
+        try:
+            self._sink(FromShepherd(msgspec.json.decode(body)))
+        except (msgspec.MsgspecError, ValueError, KeyError, OverflowError):
+            log.exception("passed over what the shepherd says: %r", body[:200])
 
     def _start(self) -> None:
         """A session of its own and a log file for its words: it outlives this agent."""
@@ -114,17 +123,16 @@ class Control:
 
 def living(settings: AgentSettings) -> int | None:
     """The pid of the shepherd of this state directory; None: none lives."""
+    path = settings.state / "shepherd.pid"
+    if (daemon := pidfile.living(str(path))) is None:
+        return None
     try:
-        with (settings.state / "shepherd.pid").open("rb") as file:
-            holder = json.load(file)
-            if start_time(holder["pid"]) != holder["start_time"]:
-                return None
+        with path.open("rb") as file:
             # Only now, for a shepherd that is just starting must not find the lock taken by us.
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(holder["pid"])
-    except (OSError, ValueError, KeyError):
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return daemon.pid
+    except OSError:
         pass
     return None
 
@@ -153,15 +161,6 @@ def stop_shepherd(settings: AgentSettings, force: bool, timeout: float = 60.0) -
     return True
 
 
-def start_time(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat: with the pid it names one process. None: no such process, or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[19]) if fields[0] not in "ZX" else None
-    except (OSError, IndexError, ValueError):
-        return None
-
-
 def _ask_to_end(settings: AgentSettings, force: bool, timeout: float) -> bool:
     """True: it agreed. False: it holds attempts (and no ``force``), or does not answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -184,12 +183,9 @@ def _ask_to_end(settings: AgentSettings, force: bool, timeout: float) -> bool:
 
 
 def _kill(settings: AgentSettings) -> None:
-    try:
-        holder = json.loads((settings.state / "shepherd.pid").read_text())
-        if start_time(holder["pid"]) == holder["start_time"]:
-            os.kill(holder["pid"], signal.SIGKILL)
-    except (OSError, ValueError, KeyError):
-        return
+    if daemon := pidfile.living(str(settings.state / "shepherd.pid")):
+        with suppress(ProcessLookupError):
+            os.kill(daemon.pid, signal.SIGKILL)
 
 
 def _remove_cgroups(settings: AgentSettings) -> None:

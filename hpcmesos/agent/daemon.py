@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import logging
 import os
@@ -14,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from hpcmesos import wire
+from hpcmesos import pidfile, wire
 from hpcmesos.agent import inventory, isolation
-from hpcmesos.agent.control import Control, start_time, stop_shepherd
+from hpcmesos.agent.control import Control, stop_shepherd
 from hpcmesos.agent.events import (
     AskProbe,
     CloseLink,
@@ -244,25 +243,19 @@ def _make_directories(settings: AgentSettings) -> None:
         raise StateError(f"cannot use {error.filename}: {error.strerror}") from error
 
 
-def _pid_file(path: Path) -> IO[str]:
+def _pid_file(path: Path) -> IO[bytes]:
     """The pid file, locked and written; the lock ends with this process.
 
     Raises:
         StateError: another agent holds it.
     """
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read()
-        file.close()
-        pid = json.loads(holder)["pid"] if holder else "unknown"
-        raise StateError(f"an agent already runs for {path.parent} (pid {pid})") from None
-    file.truncate(0)
-    file.write(json.dumps({"pid": os.getpid(), "start_time": start_time(os.getpid())}))
-    file.flush()
-    return file
+    descriptor = pidfile.hold(str(path))
+    if descriptor is None:
+        daemon = pidfile.living(str(path))
+        raise StateError(
+            f"an agent already runs for {path.parent} (pid {daemon.pid if daemon else 'unknown'})"
+        )
+    return os.fdopen(descriptor, "rb")
 
 
 def _read_pair(path: Path) -> tuple[int, int]:

@@ -8,12 +8,14 @@ import os
 import platform
 import re
 import socket
+import stat
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from hpcmesos import wire
 from hpcmesos.config import AgentSettings
-from hpcmesos.errors import ConfigError
+from hpcmesos.errors import ConfigError, StateError
 from hpcmesos.model import SIMULATED_PREFIX
 
 log = logging.getLogger(__name__)
@@ -106,10 +108,13 @@ class Claims:
         self._held: dict[str, int] = {}
 
     def claim(self, gpu: str) -> bool:
-        """False: another living agent of this host has it."""
+        """False: another living agent of this host has it.
+
+        Raises StateError when somebody else has the directory of the locks.
+        """
         if gpu in self._held:
             return True
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_private(self._directory)
         path = self._directory / gpu
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -130,7 +135,22 @@ def _claims_directory() -> Path:
     if os.geteuid() == 0:
         return Path("/run/lock/hpcmesos")
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(runtime or f"/tmp/hpcmesos-{os.geteuid()}") / "hpcmesos-gpus"  # noqa: S108
+    return Path(runtime or "/tmp") / f"hpcmesos-gpus-{os.geteuid()}"  # noqa: S108  (its owner is checked)
+
+
+def _make_private(directory: Path) -> None:
+    """/run/lock and /tmp are everybody's: whoever makes a directory there first could take all GPUs from us."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        found = directory.lstat()
+    except OSError as error:
+        raise StateError(
+            f"cannot use {directory}, the directory of the GPUs' locks: {error.strerror}"
+        ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise StateError(f"{directory}, the directory of the GPUs' locks, is not ours alone: remove it")
 
 
 def _quotas() -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -87,7 +88,8 @@ def take_down(cluster: Cluster, say: Say) -> None:
 
 def _make_sockets(cluster: Cluster) -> None:
     cluster.sockets.mkdir(parents=True, exist_ok=True, mode=0o755)
-    if cluster.sockets.stat().st_uid != os.getuid():
+    found = cluster.sockets.lstat()  # in /tmp anybody could have made a link of that name
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise StateError(f"{cluster.sockets} belongs to somebody else; remove it")
 
 

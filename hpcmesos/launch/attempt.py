@@ -8,8 +8,10 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,8 +21,8 @@ from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch, Outputs, read_report
-from hpcmesos.launch.settings import Config, Refusal
-from hpcmesos.launch.steps import Steps
+from hpcmesos.launch.settings import Config
+from hpcmesos.launch.steps import Steps, checked
 
 NODE_LOST = "NODE_LOST"
 _HURRY = 5.0
@@ -105,7 +107,7 @@ class Attempt:
     # --- PREPARE ----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Journal, directory, cgroup. Raises OSError or Refusal; then nothing of it is left."""
+        """Journal, directory, cgroup. Whatever it raises (OSError, mostly), nothing of it is left then."""
         config = self.services.config
         self._journal = self.services.journal.create(
             self.id, {"spec": self.spec, "boot_id": config.boot_id, "at": time.time()}
@@ -119,7 +121,7 @@ class Attempt:
                 self.enclosure = enclosure.Cgroup(config.cgroup, self.id)
             else:
                 self.enclosure = enclosure.Tree(self.services.trees, self.id, self.owner.uid)
-        except (OSError, ValueError, Refusal):
+        except BaseException:
             self.discard()
             raise
 
@@ -149,8 +151,12 @@ class Attempt:
         self.phase = "running"
         self._since = time.monotonic()
         started_at = time.time()
-        self._journal.append({"phase": "running", "at": started_at})
-        self._pid, report = self.services.children.spawn(self._launch(), self._exited)
+        try:
+            self._journal.append({"phase": "running", "at": started_at})
+            self._pid, report = self.services.children.spawn(self._launch(), self._exited)
+        except Exception as error:  # no process, no memory, no disk: a job that runs nowhere must not stay
+            self.end(Order("START_FAILED", 0.0, f"cannot start the job: {error}"))
+            return
         self.enclosure.adopt(self._pid)
         if self.spec["walltime"] is not None:
             loop = asyncio.get_running_loop()
@@ -257,7 +263,11 @@ class Attempt:
         self._peak = max(self._peak, usage.ru_maxrss * 1024)
 
     def hear_rank(self, message: dict[str, Any], node: str) -> None:
-        """A rank on ``node`` has started or ended: kept here, and passed on to whoever else keeps its step."""
+        """A rank on ``node`` has started or ended: kept here, and passed on to whoever else keeps its step.
+
+        Raises ValueError, KeyError or TypeError for what is no such report.
+        """
+        message = checked(message)
         record = self.steps.rank if message["op"] == "rank" else self.steps.rank_end
         record(message, node)
         here = node == self.services.config.node
@@ -394,7 +404,11 @@ class Attempt:
             "stderr_path": opened.stderr_path,
             "undelivered": opened.undelivered or self._spooled(),
         }
-        self._journal.end(self.ended)
+        try:
+            self._journal.end(self.ended)
+        except OSError as error:  # the disk is gone; the report is not, for as long as this shepherd lives
+            with suppress(OSError):
+                sys.stderr.write(f"shepherd: the end of {self.id} cannot be written down: {error}\n")
         self._journal.close()
         self.enclosure.remove()
         self.phase = "ended"

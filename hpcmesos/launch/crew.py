@@ -51,6 +51,8 @@ class Crew:
         self._step = str(request["step"])
         self._size = int(request["size"])
         numbers = [int(number) for number in request["ranks"]]
+        if not all(0 <= number < self._size < 2**31 for number in numbers):
+            raise ValueError("ranks that the step does not have")
         self._pmi = Local(numbers, self._size, str(request["space"]), str(request["mapping"]))
         share = [gpu["uuid"] for gpu in attempt.spec["members"][attempt.spec["me"]]["gpus"]]
         self._members = [
@@ -82,8 +84,8 @@ class Crew:
             for member in self._members:
                 await self._start(member)
             await self._obey()
-        except (OSError, PmiError) as trouble:
-            error = str(trouble)
+        except Exception as trouble:  # whatever it is, the ranks that have started must not stay
+            error = str(trouble) or repr(trouble)
         await self._end()
         self._channel.say(answer(0, error=error or None))
 
@@ -91,32 +93,24 @@ class Crew:
 
     async def _start(self, member: _Member) -> None:
         attempt = self._attempt
-        stdin = os.pipe() if self._request.get("stdin") == member.number else None
-        stdout, stderr = os.pipe(), os.pipe()
+        pipes: list[int] = []
         member.pmi, theirs = socket.socketpair()
-        environ = self._environment(member, theirs.fileno())
-        command = [str(word) for word in self._request["command"]]
-        if member.task:
-            environ |= member.task["environ"]
-            command = [tasks.fill(word, member.task["values"]) for word in command]
-        launch = Launch(
-            program=command[0],
-            argv=command,
-            environ=environ,
-            directories=(self._request.get("cwd") or attempt.owner.home, attempt.owner.home),
-            owner=attempt.owner,
-            umask=attempt.spec["umask"],
-            cgroup=attempt.enclosure.procs,
-            stdio=(stdin[0] if stdin else None, stdout[1], stderr[1]),
-            inherit=theirs.fileno(),
-        )
         try:
+            stdin = streams.pipe(pipes) if self._request.get("stdin") == member.number else None
+            stdout, stderr = streams.pipe(pipes), streams.pipe(pipes)
+            stdio = (stdin[0] if stdin else None, stdout[1], stderr[1])
+            launch = self._launch(member, theirs.fileno(), stdio)
             member.pid, member.report = attempt.services.children.spawn(launch, partial(self._exited, member))
+        except BaseException:
+            member.pmi.close()
+            for opened in pipes:
+                os.close(opened)
+            raise
         finally:
             theirs.close()
-            for fd in (stdin[0] if stdin else None, stdout[1], stderr[1]):
-                if fd is not None:
-                    os.close(fd)
+        for fd in stdio:
+            if fd is not None:
+                os.close(fd)
         attempt.enclosure.adopt(member.pid)
         gpus = member.task["gpus"] if member.task else member.gpus
         attempt.hear_rank(self._about(member, "rank", gpus=gpus), attempt.services.config.node)
@@ -128,8 +122,27 @@ class Crew:
         member.pmi.setblocking(False)
         self._loop.add_reader(member.pmi.fileno(), self._hear, member)
 
+    def _launch(self, member: _Member, pmi: int, stdio: tuple[int | None, int, int]) -> Launch:
+        attempt = self._attempt
+        environ = self._environment(member, pmi)
+        command = [str(word) for word in self._request["command"]]
+        if member.task:
+            environ |= member.task["environ"]
+            command = [tasks.fill(word, member.task["values"]) for word in command]
+        return Launch(
+            program=command[0],
+            argv=command,
+            environ=environ,
+            directories=(self._request.get("cwd") or attempt.owner.home, attempt.owner.home),
+            owner=attempt.owner,
+            umask=attempt.spec["umask"],
+            cgroup=attempt.enclosure.procs,
+            stdio=stdio,
+            inherit=pmi,
+        )
+
     def _environment(self, member: _Member, pmi: int) -> dict[str, str]:
-        given = dict(self._request.get("environ") or {})
+        given = {str(key): str(value) for key, value in dict(self._request.get("environ") or {}).items()}
         environ = {key: value for key, value in given.items() if not key.startswith(mpi.FOREIGN)}
         rank, local, locals_ = str(member.number), str(member.local_rank), str(len(self._members))
         values = {

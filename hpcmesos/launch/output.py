@@ -21,11 +21,7 @@ class Output:
 
     def size(self, stream: str) -> int:
         """Bytes written so far; 0 for what is no regular file, is joined to the other stream, or is not open."""
-        fd = self._fd(stream)
-        if fd is None:
-            return 0
-        status = os.fstat(fd)
-        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+        return _regular_size(self._fd(stream)) or 0
 
     def read(self, stream: str, offset: int, size: int) -> bytes:
         fd = self._fd(stream)
@@ -39,9 +35,12 @@ class Output:
         return self.read(stream, max(0, self.size(stream) - TAIL), TAIL)
 
     def note(self, line: str) -> None:
-        """Adds a line where the job's errors go; a file that cannot take it must not hinder the end."""
+        """Adds a line where the job's errors go; what cannot take it must not hinder the end.
+
+        Regular files only: a pipe that nobody reads would stop this process, and every job of the node with it.
+        """
         fd = self.opened.stderr if self.opened.stderr is not None else self.opened.stdout
-        if fd is not None:
+        if fd is not None and _regular_size(fd) is not None:
             with suppress(OSError):
                 os.write(fd, f"{line}\n".encode())
 
@@ -54,3 +53,11 @@ class Output:
 
     def _fd(self, stream: str) -> int | None:
         return self.opened.stdout if stream == "stdout" else self.opened.stderr
+
+
+def _regular_size(fd: int | None) -> int | None:
+    """None for what is no regular file, or is gone: a file server may have forgotten it (ESTALE)."""
+    with suppress(OSError):
+        if fd is not None and stat.S_ISREG((status := os.fstat(fd)).st_mode):
+            return status.st_size
+    return None

@@ -19,6 +19,9 @@ from hpcmesos.launch.peers import PeerError, Peers
 _PATIENCE = 1.0
 """Seconds that the end of a failed launch waits for the report of the rank that failed."""
 
+_MOST_RANKS = 10_000
+"""Ranks that may be open on one connection; a wrapper has one."""
+
 
 class Ranks:
     """Serves the processes of this node's attempts."""
@@ -47,6 +50,7 @@ class Ranks:
                     await _answer_launcher(attempt, request, channel, steps)
                 else:
                     self._note(attempt, request, channel, running)
+                await channel.drain()  # who asks and does not listen waits, and does not fill our memory
         except (protocol.FrameError, KeyError, TypeError, ValueError) as error:
             sys.stderr.write(f"shepherd: ranks.sock: bad request: {error!r}\n")
         finally:
@@ -127,8 +131,10 @@ class Ranks:
         """A rank has started or ended, as its wrapper says."""
         key = (str(request["step"]), int(request["rank"]))
         if request["op"] == "rank":
-            running[key] = request
             attempt.hear_rank(request, self._node)
+            running[key] = {name: request[name] for name in ("step", "rank")}
+            if len(running) > _MOST_RANKS:
+                raise ValueError("more ranks than one connection can have")
         elif request["op"] == "rank_end":
             running.pop(key, None)
             attempt.hear_rank(request, self._node)

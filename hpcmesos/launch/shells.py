@@ -42,7 +42,11 @@ class Command:
         if self._attempt.phase not in ("ready", "running"):
             self._channel.say(answer(error=f"the job on this node is {self._attempt.phase}"))
             return True
-        stdin, stdout, stderr = self._start()
+        try:
+            stdin, stdout, stderr = self._start()
+        except OSError as error:
+            self._channel.say(answer(error=f"cannot start the command: {error}"))
+            return True
         # Frames of input come from the caller until it goes; then the command has to go too.
         feeding = self._loop.create_task(self._feed(stdin))
         pumping = self._loop.create_task(self._pump_both(stdout, stderr))
@@ -66,11 +70,30 @@ class Command:
     def _start(self) -> tuple[int | None, int, int]:
         """Forks; answers our ends of the pipes."""
         request, attempt = self._request, self._attempt
-        environ, command = attempt.shell(dict(request.get("environ") or {}), str(request["command"]))
-        stdin = os.pipe() if request.get("stdin") else None
-        stdout, stderr = os.pipe(), os.pipe()
+        # Of any type, as a process of the job wrote them; whatever is wrong is raised before a pipe is open.
+        given = {str(name): str(value) for name, value in dict(request.get("environ") or {}).items()}
+        environ, command = attempt.shell(given, str(request["command"]))
         if proxies.is_proxy(str(request["command"])):
             attempt.note_mpi()
+        pipes: list[int] = []
+        try:
+            stdin, stdout, stderr = (
+                streams.pipe(pipes) if request.get("stdin") else None,
+                streams.pipe(pipes),
+                streams.pipe(pipes),
+            )
+            self._spawn(environ, command, (stdin[0] if stdin else None, stdout[1], stderr[1]))
+        except BaseException:
+            for opened in pipes:
+                os.close(opened)
+            raise
+        for fd in (stdin[0] if stdin else None, stdout[1], stderr[1]):
+            if fd is not None:
+                os.close(fd)
+        return stdin[1] if stdin else None, stdout[0], stderr[0]
+
+    def _spawn(self, environ: dict[str, str], command: str, stdio: tuple[int | None, int, int]) -> None:
+        request, attempt = self._request, self._attempt
         launch = Launch(
             program="/bin/sh",
             argv=["sh", "-c", command],
@@ -79,14 +102,10 @@ class Command:
             owner=attempt.owner,
             umask=attempt.spec["umask"],
             cgroup=attempt.enclosure.procs,
-            stdio=(stdin[0] if stdin else None, stdout[1], stderr[1]),
+            stdio=stdio,
         )
         self._pid, self._connection = attempt.services.children.spawn(launch, self._exited)
         attempt.enclosure.adopt(self._pid)
-        for fd in (stdin[0] if stdin else None, stdout[1], stderr[1]):
-            if fd is not None:
-                os.close(fd)
-        return stdin[1] if stdin else None, stdout[0], stderr[0]
 
     def _exited(self, status: int, usage: resource.struct_rusage) -> None:
         read_report(self._connection, self._report)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import fcntl
 import gc
-import json
 import os
 import signal
 import sys
@@ -14,6 +12,7 @@ import time
 from collections import OrderedDict
 from typing import Any
 
+from hpcmesos import pidfile
 from hpcmesos.launch import control, enclosure, files, gangs, logs, ranks, shells
 from hpcmesos.launch.attempt import Attempt, Order, Services
 from hpcmesos.launch.channel import Channel
@@ -83,7 +82,7 @@ class Shepherd:
         try:
             attempt = Attempt(self.services, spec, self._owners.resolve(spec["owner"]))
             attempt.prepare()
-        except (Refusal, OSError, ValueError, KeyError) as error:
+        except Exception as error:  # a spec that we do not understand costs its attempt, not the connection
             refusal = error if isinstance(error, Refusal) else Refusal(f"cannot prepare: {error!r}")
             self._refuse(name, refusal)
             return
@@ -221,7 +220,7 @@ def main(argv: list[str]) -> int:
     if os.getsid(0) != os.getpid() and os.getpgrp() != os.getpid():
         os.setsid()
     _make_directories(config)
-    lock = _lock(config)
+    lock = pidfile.hold(os.path.join(config.state, "shepherd.pid"))
     if lock is None:
         sys.stderr.write(f"shepherd: {config.state} is held by another shepherd\n")
         return 1
@@ -246,18 +245,3 @@ def _make_directories(config: Config) -> None:
         os.chmod(directory, os.stat(directory).st_mode & 0o777 | 0o011)  # noqa: S103  (owners have to pass)
     if config.cgroup:
         os.makedirs(config.cgroup, 0o755, exist_ok=True)
-
-
-def _lock(config: Config) -> int | None:
-    """The pid file, locked for as long as this process lives; None when another one has it."""
-    fd = os.open(os.path.join(config.state, "shepherd.pid"), os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    with open("/proc/self/stat", "rb") as file:
-        start_time = int(file.read().rpartition(b")")[2].split()[19])
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, json.dumps({"pid": os.getpid(), "start_time": start_time}).encode(), 0)
-    return fd

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from hpcmesos.launch import quick
+
+_ROOM = 4 * 1024 * 1024
+"""Bytes of an end report for the ranks, and for the steps: with the tails of the output it has to fit into a frame."""
+_MOST_STEPS, _MOST_RANKS = 10_000, 200_000  # that are remembered, for a job may go on launching for ever
+_LONGEST_COMMAND = 4096
+_LONGEST_WORD = 256
+_NUMBERS = range(-(2**31), 2**31)
 
 
 class Steps:
@@ -16,7 +26,9 @@ class Steps:
         self._count = 0
         self._steps: dict[str, dict[str, Any]] = {}
         self._ranks: dict[tuple[str, int], dict[str, Any]] = {}
-        self._ended: list[dict[str, Any]] = []  # in the order in which their ends came
+        self._ended: deque[dict[str, Any]] = deque(
+            maxlen=_MOST_RANKS
+        )  # in the order in which their ends came
         self._news = asyncio.Event()
         self._listeners: dict[str, Callable[[str], None]] = {}
         self.closing = False
@@ -26,8 +38,9 @@ class Steps:
         """Registers a launch; answers its id. ``listener`` hears why it cannot go on."""
         self._count += 1
         step = f"{self._origin}.{self._count}"
-        self._steps[step] = {"step": step, "command": command, "code": None, "first_failed": None}
+        self._steps[step] = {"step": step, "command": _shortened(command), "code": None, "first_failed": None}
         self._listeners[step] = listener
+        _forget_oldest(self._steps, _MOST_STEPS)
         return step
 
     def fail(self, step: str, reason: str) -> None:
@@ -51,6 +64,7 @@ class Steps:
             "gpu": ",".join(message.get("gpus") or ()),
             "at": time.time(),
         }
+        _forget_oldest(self._ranks, _MOST_RANKS)
 
     def rank_end(self, message: dict[str, Any], node: str) -> None:
         """A rank has ended, with ``code`` or by ``signal``; ``vanished``: its launcher killed it, wrapper and all."""
@@ -76,7 +90,7 @@ class Steps:
         them up to ``patience`` seconds.
         """
         if step in self._steps:
-            self._steps[step]["code"] = code
+            self._steps[step]["code"] = _number(code)
         deadline = time.monotonic() + patience
         while code and not self._first_failed(step) and (left := deadline - time.monotonic()) > 0:
             self._news.clear()
@@ -89,9 +103,62 @@ class Steps:
         return {"ranks": ranks, "first_failed": self._first_failed(step)}
 
     def tables(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """All ranks, all steps."""
-        return list(self._ranks.values()), list(self._steps.values())
+        """All ranks, all steps; of very many the newest."""
+        return _newest(self._ranks.values()), _newest(self._steps.values())
 
     def _first_failed(self, step: str) -> dict[str, Any] | None:
         failed = (r for r in self._ended if r["step"] == step and (r["code"] or r["signal"]))
         return next(failed, None)
+
+
+def checked(message: dict[str, Any]) -> dict[str, Any]:
+    """A report of a rank, of nothing but what we know: whoever is inside a job may write anything, and it travels far.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is none.
+    """
+    report = {"op": message["op"], "step": _text(message["step"]), "rank": _number(message["rank"])}
+    if message["op"] == "rank":
+        return report | {"gpus": [_text(uuid) for uuid in message.get("gpus") or ()][:_LONGEST_WORD]}
+    code, signal = (message.get(name) for name in ("code", "signal"))
+    report |= {"code": None if code is None else _number(code)}
+    return report | {
+        "signal": None if signal is None else _number(signal),
+        "vanished": bool(message.get("vanished")),
+    }
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or value not in _NUMBERS:
+        raise ValueError(f"no number that a rank has: {str(value)[:40]}")
+    return int(value)
+
+
+def _text(value: Any) -> str:
+    """Half a surrogate pair (a byte of an argument that is no UTF-8) can be read by nobody further on."""
+    return str(value)[:_LONGEST_WORD].encode("utf-8", "replace").decode()
+
+
+def _shortened(command: list[str]) -> list[str]:
+    words, left = [], _LONGEST_COMMAND
+    for word in command:
+        words.append(_text(word))
+        left -= len(words[-1]) + 1
+        if left < 0:
+            return [*words[:-1], "..."]
+    return words
+
+
+def _newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    kept, left = [], _ROOM
+    for row in reversed(list(rows)):
+        left -= len(quick.dumps(row))
+        if left < 0:
+            break
+        kept.append(row)
+    return kept[::-1]
+
+
+def _forget_oldest(table: dict[Any, Any], most: int) -> None:
+    while len(table) > most:
+        del table[next(iter(table))]

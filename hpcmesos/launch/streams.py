@@ -9,6 +9,13 @@ from hpcmesos.launch import protocol
 from hpcmesos.launch.channel import Channel
 
 
+def pipe(opened: list[int]) -> tuple[int, int]:
+    """A pipe; its ends are noted, to be closed when something goes wrong."""
+    ends = os.pipe()
+    opened += ends
+    return ends
+
+
 async def pump(fd: int, channel: Channel, kind: bytes, prefix: bytes = b"") -> None:
     """Sends what comes from ``fd`` until its end, no faster than the channel takes it."""
     reader = asyncio.StreamReader(limit=protocol.CHUNK)

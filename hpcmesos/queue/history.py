@@ -25,6 +25,7 @@ from sqlalchemy import (
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.rows import recordset
 
+_LOCK_TIMEOUT = "200ms"
 _MOVED = (  # what refers to another comes first
     (t.steps, t.steps_history),
     (t.shares, t.shares_history),
@@ -64,12 +65,19 @@ def _moving(hot: Table, history: Table, swept: Any) -> Insert:
 
 def make_partitions(connection: Connection, first: datetime, last: datetime) -> None:
     """Makes the partitions of these days (UTC), both included, where missing."""
+    _wait_briefly(connection)
     connection.execute(select(func.hpcmesos_make_partitions(_day(first), _day(last))))
 
 
 def drop_partitions(connection: Connection, before: datetime) -> int:
     """Drops the partitions of whole days before; answers how many."""
+    _wait_briefly(connection)
     return int(connection.scalar(select(func.hpcmesos_drop_partitions(_day(before)))) or 0)
+
+
+def _wait_briefly(connection: Connection) -> None:
+    """Whoever wants a table waits behind one that waits to change it: better to try again some other time."""
+    connection.execute(select(func.set_config("lock_timeout", _LOCK_TIMEOUT, True)))
 
 
 def _day(at: datetime) -> date:

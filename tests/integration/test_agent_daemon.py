@@ -26,10 +26,11 @@ from typing import Any, TypeVar
 import pytest
 
 from hpcmesos import wire
-from hpcmesos.agent.control import living, start_time, stop_shepherd
+from hpcmesos.agent.control import living, stop_shepherd
 from hpcmesos.config import AgentSettings
 from hpcmesos.launch import protocol
 from hpcmesos.master import pki
+from hpcmesos.pidfile import start_time
 
 M = TypeVar("M", bound=wire.Message)
 LIMIT = 20.0

@@ -90,6 +90,35 @@ def test_no_credential_and_a_foreign_server_are_told_apart(api: Api, tmp_path: P
         client.jobs()
 
 
+def test_a_node_is_no_server(tmp_path: Path) -> None:
+    """Every node has a certificate of the cluster's authority; none may collect the tokens of users."""
+    import socket
+    import threading
+
+    from hpcmesos.client import Client
+
+    ca = pki.ensure_ca(tmp_path)
+    certificate, key = pki.ensure_certificate(ca, tmp_path / "node", "node7", "agent", ["127.0.0.1"])
+    context = pki.server_context(certificate, key, ca.path, require_client=False)
+    heard: list[bytes] = []
+
+    def serve(listener: socket.socket) -> None:
+        with listener.accept()[0] as plain, context.wrap_socket(plain, server_side=True) as tls:
+            heard.append(tls.recv(1000))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with (
+            Client(url=url, token="secret", ca=ca.path, patience=0.0) as client,
+            pytest.raises(Unauthenticated, match="not a master's"),
+        ):
+            client.jobs()
+        thread.join()
+    assert heard == [b""]
+
+
 def test_root_has_no_jobs_here(api: Api) -> None:
     with api.client(api.token_of("root")) as root, pytest.raises(RootRefused):
         root.command("qsub", [], script=b"true\n", environ={})

@@ -277,3 +277,25 @@ def test_only_one_shepherd_a_state(node: kit.Node) -> None:
     )
     assert second.returncode == 1
     assert "held by another shepherd" in second.stderr
+
+
+def test_what_a_job_tells_of_its_ranks_can_be_read_by_all(run, node: kit.Node, tmp_path: Path) -> None:
+    program = tmp_path / "liar.py"
+    program.write_text(
+        "import json, os, socket\n"
+        "def tell(**message):\n"
+        "    door = socket.socket(socket.AF_UNIX)\n"
+        "    door.connect(os.environ['HPCMESOS_SOCKET'])\n"
+        "    body = b'J' + json.dumps(message).encode()\n"
+        "    door.sendall(len(body).to_bytes(4, 'big') + body)\n"
+        "    door.recv(1000)\n"
+        "for value in float('nan'), 10 ** 30, 'text', [1]:\n"
+        "    tell(op='rank_end', step='0.1', rank=1, code=value, signal=None)\n"
+        "    tell(op='rank_end', step='0.1', rank=value, code=1, signal=None)\n"
+        "tell(op='step', command=['a', '\\udcff'])\n"
+        "tell(op='rank_end', step='0.1', rank=5, code=4, signal=None)\n"
+    )
+    ended = run(f"{kit.sys.executable} {program}\n").ended()
+    assert (ended["code"], ended["cause"]) == (0, "OK")
+    assert [(rank["rank"], rank["code"]) for rank in ended["ranks"]] == [(5, 4)]
+    assert [step["command"] for step in ended["steps"]] == [["a", "?"]]

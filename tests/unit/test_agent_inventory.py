@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpcmesos.agent import inventory, isolation
-from hpcmesos.errors import ConfigError
+from hpcmesos.errors import ConfigError, StateError
 
 
 def test_simulated_gpus_are_stable_and_differ_by_cluster_node_and_index() -> None:
@@ -42,6 +42,20 @@ def test_a_claim_is_one_holders(tmp_path: Path) -> None:
     first.close()
     assert second.claim("GPU-a")
     second.close()
+
+
+def test_a_directory_of_locks_that_others_may_change_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "file").touch()
+    for name in ("open", "link", "file"):
+        with pytest.raises(StateError, match="remove it"):
+            inventory.Claims(tmp_path / name).claim("GPU-a")
+    made = inventory.Claims(tmp_path / "new" / "er")
+    assert made.claim("GPU-a")
+    made.close()
+    assert (tmp_path / "new" / "er").stat().st_mode & 0o777 == 0o700
 
 
 HYBRID = """31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755

@@ -8,10 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from hpcmesos.launch import protocol
 from hpcmesos.launch.journal import Journal
-from hpcmesos.launch.steps import Steps
+from hpcmesos.launch.steps import Steps, checked
 
 
 def record(name: str, **more: Any) -> dict[str, Any]:
@@ -89,3 +91,48 @@ def test_a_failed_launch_waits_for_the_report_of_the_rank() -> None:
         return await steps.end(step, 255, 5.0)
 
     assert asyncio.run(late())["first_failed"]["code"] == 4
+
+
+NAN, HUGE = float("nan"), 10**30
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"rank": NAN},
+        {"rank": HUGE},
+        {"rank": "1"},
+        {"code": NAN},
+        {"code": HUGE},
+        {"signal": []},
+        {"step": None},
+    ],
+)
+def test_what_a_process_of_a_job_invents_goes_no_further(field: dict[str, Any]) -> None:
+    message = {"op": "rank_end", "step": "0.1", "rank": 0, "code": 0, "signal": None} | field
+    if field == {"step": None}:
+        del message["step"]
+    with pytest.raises((ValueError, KeyError)):
+        checked(message)
+
+
+def test_a_report_keeps_what_is_known_of_ranks() -> None:
+    message = {"op": "rank", "step": "0.1\udcff", "rank": 2, "gpus": ["g\ud800"], "size": HUGE, "more": [NAN]}
+    assert checked(message) == {"op": "rank", "step": "0.1?", "rank": 2, "gpus": ["g?"]}
+    with pytest.raises(TypeError):
+        checked(message | {"gpus": 5})
+
+
+def test_an_end_report_fits_into_a_frame_however_much_was_launched() -> None:
+    steps = Steps(0)
+    for _ in range(3_000):
+        steps.begin(["mpiexec", "\udcff", "x" * 10_000, *"y" * 3_000], print)
+    for rank in range(40_000):
+        steps.rank({"step": "0.1", "rank": rank, "gpus": ["g" * 40]}, "n1")
+    ranks, launches = steps.tables()
+    assert ranks[-1]["rank"] == 39_999
+    assert launches[-1]["step"] == "0.3000"
+    assert launches[-1]["command"][:2] == ["mpiexec", "?"]
+    size = len(protocol.message({"ranks": ranks, "steps": launches}))
+    assert size < protocol.MAX_FRAME - 1024 * 1024
+    assert msgspec.json.decode(protocol.message({"steps": launches})[5:])["steps"] == launches

@@ -178,16 +178,17 @@ def _open_owned(path: str, owner: str) -> int | None:
     The reader may be root and the path is the user's to change: the owner of what was opened decides.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        seen = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)  # to open a device may do something
     except (OSError, ValueError):
         return None
-    found = os.fstat(fd)
     try:
+        found = os.fstat(seen)
         if stat.S_ISREG(found.st_mode) and found.st_uid == pwd.getpwnam(owner).pw_uid:
-            return fd
-    except KeyError:
+            return os.open(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, KeyError):
         pass
-    os.close(fd)
+    finally:
+        os.close(seen)
     return None
 
 
