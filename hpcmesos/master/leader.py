@@ -190,7 +190,7 @@ def main() -> int:
     lease = Lease(leadership, config.settings.lease)
     try:
         store = LeaderStore(leader_url(config.settings), term)
-        uvloop.run(Leader(config, store, lease).run(bound))  # links: half the CPU of asyncio's own TLS
+        uvloop.run(Leader(config, store, lease).run(bound))  # asyncio's own TLS costs more than all decisions
     except BaseException as error:
         log.exception("the leader failed")
         die(f"{type(error).__name__}: {error}")
