@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,13 +32,15 @@ class Rank:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """``culprits``: hosts that a broken ring should avoid, the likeliest first; ``broken``: ranks at the break."""
+    """``broken``: ranks at the break; ``culprits``: hosts that the job had better avoid, the likeliest first;
+    ``waiting``: what each rank that was not done waited for when the time was over."""
 
     closed: bool
     message: str
     ranks: tuple[Rank, ...]
     broken: tuple[int, int] | None = None
     culprits: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,8 +50,8 @@ class Report:
         """Raises KeyError, TypeError or ValueError for what is no report."""
         ranks = tuple(Rank(**{**rank, "gpus": tuple(rank["gpus"])}) for rank in value["ranks"])
         broken = value["broken"] and (int(value["broken"][0]), int(value["broken"][1]))
-        culprits = tuple(str(host) for host in value["culprits"])
-        return cls(bool(value["closed"]), str(value["message"]), ranks, broken, culprits)
+        culprits, waiting = (tuple(map(str, value[key])) for key in ("culprits", "waiting"))
+        return cls(bool(value["closed"]), str(value["message"]), ranks, broken, culprits, waiting)
 
 
 def ranks_of(slots: int, gpus: int) -> int:
@@ -117,6 +119,7 @@ def late(ranks: Sequence[Rank], seconds: float) -> Report:
     if all(rank.stage == DONE for rank in ranks):
         return closed(ranks)
     start = f"the ring did not close within {seconds:g} s"
+    waits = tuple(_waiting(ranks))
     absent = [rank for rank in ranks if rank.stage is None]
     silent = [rank for rank in ranks if rank.stage not in (None, DONE) and not rank.alive]
     if suspects := absent or silent:
@@ -125,14 +128,16 @@ def late(ranks: Sequence[Rank], seconds: float) -> Report:
         told = [f"{rank} {_silence(rank)}" for rank in suspects]
         message = f"{start}: it broke between {ranks[left]} and {first}; {_few(told)}"
         culprits = tuple(dict.fromkeys(rank.host for rank in suspects))
-        return Report(False, message, tuple(ranks), (left, first.rank), culprits)
+        return Report(False, message, tuple(ranks), (left, first.rank), culprits, waits)
     edge = _waiting_edge(ranks)
     if edge is None:
-        return Report(False, f"{start}: every rank is alive, and none has left MPI_Init", tuple(ranks))
+        message = f"{start}: every rank is alive, and none has left MPI_Init"
+        return Report(False, message, tuple(ranks), waiting=waits)
     before, after = ranks[edge[0]], ranks[edge[1]]
     waiter = after if after.waits_for == before.rank else before
     message = f"{start}: it broke between {before} and {after}; rank {waiter.rank} waits for rank {waiter.waits_for}"
-    return Report(False, message, tuple(ranks), edge, tuple(dict.fromkeys((after.host, before.host))))
+    culprits = tuple(dict.fromkeys((after.host, before.host)))
+    return Report(False, message, tuple(ranks), edge, culprits, waits)
 
 
 def _waiting_edge(ranks: Sequence[Rank]) -> tuple[int, int] | None:
@@ -152,17 +157,14 @@ def _silence(rank: Rank) -> str:
     return "has not reported" if rank.stage is None else f"fell silent {_DOING[rank.stage]}"
 
 
-def waiting(ranks: Sequence[Rank]) -> list[str]:
-    """For each rank that waits, for whom."""
-    lines = []
+def _waiting(ranks: Sequence[Rank]) -> Iterator[str]:
     for rank in ranks:
-        if rank.stage == INIT and rank.alive:
-            lines.append(f"{rank} waits for the others in MPI_Init")
-        elif rank.stage in (TOKEN, MEASURE) and rank.waits_for is not None and rank.alive:
-            lines.append(f"{rank} waits for {ranks[rank.waits_for]}")
-        elif rank.stage != DONE and not rank.alive:
-            lines.append(f"{rank} {_silence(rank)}")
-    return lines
+        if rank.stage != DONE and not rank.alive:
+            yield f"{rank} {_silence(rank)}"
+        elif rank.stage == INIT:
+            yield f"{rank} waits for the others in MPI_Init"
+        elif rank.waits_for is not None:
+            yield f"{rank} waits for {ranks[rank.waits_for]}"
 
 
 def table(report: Report) -> str:
@@ -176,9 +178,7 @@ def table(report: Report) -> str:
         rows.append((str(rank.rank), rank.host, gpus, str((rank.rank + 1) % size), *figures, state))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    if not report.closed:
-        lines += waiting(report.ranks)
-    return "".join(f"{line}\n" for line in [*lines, report.message])
+    return "".join(f"{line}\n" for line in [*lines, *report.waiting, report.message])
 
 
 def _figure(value: float | None, digits: int) -> str:

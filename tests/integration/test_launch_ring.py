@@ -112,7 +112,6 @@ def test_inside_a_job_the_script_decides(nodes: list[kit.Node], tmp_path: Path) 
     with kit.runs(nodes[:1], tmp_path) as start:
         job = start("hpcmesos ring; echo $?; hpcmesos ring --json --save .; echo $?")
         assert job.ended()["code"] == 0, job.tail("stderr")
-        print(job.tail("stdout"), job.tail("stderr"))
         table, _, rest = job.tail("stdout").partition("\n0\n")
         assert table.startswith("rank  host") and "the ring closed: 2 ranks on 1 node" in table
         assert json.loads(rest.splitlines()[0])["closed"] and rest.splitlines()[1] == "0"
@@ -120,7 +119,13 @@ def test_inside_a_job_the_script_decides(nodes: list[kit.Node], tmp_path: Path) 
 
 
 def test_what_the_owner_makes_the_ring_say_names_nodes_of_the_job_only() -> None:
-    said: dict[str, Any] = {"closed": False, "message": "x" * 5000, "ranks": [], "broken": None}
+    said: dict[str, Any] = {
+        "closed": False,
+        "message": "x" * 5000,
+        "ranks": [],
+        "broken": None,
+        "waiting": [],
+    }
     data = f"noise\n{json.dumps(said | {'culprits': ['node9', 'node2', 'node1']})}\n".encode()
     outcome = preflight.judge(data, ["node1", "node2"])
     assert (outcome.closed, len(outcome.message), outcome.culprits) == (False, 1000, "node2+node1")
