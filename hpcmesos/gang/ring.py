@@ -30,7 +30,7 @@ def main(seconds: float) -> None:
     """Raises whatever MPI raises; the ring is broken then."""
     faulthandler.dump_traceback_later(seconds)
     gpus = [uuid for uuid in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if uuid]
-    _say(ring_report.INIT, host=os.environ.get("HPCMESOS_NODE", ""), gpus=gpus)
+    _say(ring_report.INIT, gpus=gpus)
     from mpi4py import MPI  # begins MPI
 
     world = MPI.COMM_WORLD

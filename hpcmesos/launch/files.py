@@ -98,7 +98,18 @@ def write_attempt(
 
 def remove_tree(children: Children, directory: str) -> None:
     """Removes an attempt's directory: a small one at once, a large one by a process, for that may take minutes."""
-    named = ("script", "enter", "nodes", "gpus", "hosts", "ompi_hosts", "tasks", "stdout", "stderr", *RING_FILES)
+    named = (
+        "script",
+        "enter",
+        "nodes",
+        "gpus",
+        "hosts",
+        "ompi_hosts",
+        "tasks",
+        "stdout",
+        "stderr",
+        *RING_FILES,
+    )
     for name in named:
         with suppress(OSError):
             os.unlink(os.path.join(directory, name))

@@ -8,7 +8,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hpcmesos.gang import ring_report
+from hpcmesos.gang import mpi, ring_report
 from hpcmesos.launch import programs
 from hpcmesos.launch.processes import Launch, Report, read_report
 
@@ -79,7 +79,7 @@ def _launch(attempt: Attempt, output: int) -> Launch:
     return Launch(
         program=config.python,
         argv=[config.python, "-IS", programs.START, "ring", *options],
-        environ=attempt.shell_environment({}),
+        environ=attempt.environment({}),
         directories=("/",),
         owner=attempt.owner,
         umask=0o077,
@@ -90,7 +90,8 @@ def _launch(attempt: Attempt, output: int) -> Launch:
 
 def _patience(attempt: Attempt) -> float:
     members: list[dict[str, Any]] = attempt.spec["members"]
-    ranks = sum(ring_report.ranks_of(member["slots"], len(member["gpus"])) for member in members)
+    seats = ((mpi.seats(attempt.spec, member), len(member["gpus"])) for member in members)
+    ranks = sum(ring_report.ranks_of(*seat) for seat in seats)
     limit = ring_report.time_limit(ranks, attempt.services.config.ring_patience)
     return limit + ring_report.grace(ranks)
 

@@ -83,6 +83,8 @@ class Ring(run.Step):
         try:
             said = quick.loads(text)
             known = {key: said[key] for key in ("stage", "waits_for", "latency", "bandwidth") if key in said}
+            if "gpus" in said:
+                known["gpus"] = tuple(map(str, said["gpus"]))
         except (ValueError, TypeError):  # words of a library
             return
         self._ranks[rank] = dataclasses.replace(self._ranks[rank], **known)
