@@ -22,8 +22,8 @@ from hpcmesos.gang import ring_picture, ring_report
 def ring(nodes: str, gpus: int, svg: Path | None, state: Path | None) -> None:
     """Measure the links round these nodes, and tell where the ring breaks. Exits with 1 if it does.
 
-    It is a plain job that waits for its turn; no node changes its state for what it finds. Inside a job,
-    `hpcmesos ring` without --nodes passes the token round the nodes of that job.
+    It is a plain job that waits for its turn and leaves its output in ring.oN; no node changes its state for what it
+    finds. Inside a job, `hpcmesos ring` without --nodes passes the token round the nodes of that job.
     """
     names = list(dict.fromkeys(name.strip() for name in nodes.split(",") if name.strip()))
     if not names:
