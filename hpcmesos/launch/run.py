@@ -246,12 +246,12 @@ class Step:
             for node in writable:
                 node.send()
             for source in ready:
-                if source is self._wake:
-                    self._pass_signals()
-                elif source is self._stdin:
-                    self._pass_stdin()
-                else:
+                if isinstance(source, Node):
                     self._hear(source)
+                elif source == self._wake:
+                    self._pass_signals()
+                elif source == self._stdin:  # rank 0 may have ended just before
+                    self._pass_stdin()
         for lines in self._lines.values():
             lines.finish()
 
