@@ -87,7 +87,7 @@ class Ended(Message, frozen=True, kw_only=True):
     code: int | None = None
     signal: int | None = None
     forced: bool = False
-    culprit: str | None = None
+    culprit: str | None = None  # several: joined by +, the likeliest first
     message: str = ""
     started_at: float | None = None
     ended_at: float = 0.0

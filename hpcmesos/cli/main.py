@@ -25,6 +25,7 @@ COMMANDS = {
     "mpirun": "mpirun",
     "logs": "jobs",
     "wait": "jobs",
+    "ring": "ring",
     "token": "admin",
     "doctor": "admin",
     "install-commands": "admin",

@@ -6,7 +6,7 @@ Works without ``site`` and without the environment of the user. The directory th
 
 import sys
 
-_PROGRAMS = ("shepherd", "remote_shell", "mpiexec", "rank_wrapper", "pbsdsh", "qstub", "command")
+_PROGRAMS = ("shepherd", "remote_shell", "mpiexec", "rank_wrapper", "pbsdsh", "qstub", "command", "ring")
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hpcmesos.gang import mpi
-from hpcmesos.launch import enclosure, files, ports, proxies, tasks
+from hpcmesos.launch import enclosure, files, ports, preflight, proxies, tasks
 from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
@@ -101,6 +101,7 @@ class Attempt:
         self._status: int | None = None
         self._cpu = 0.0
         self._peak = 0
+        self._ring = ""
         self._since = 0.0
         self._walltime: asyncio.TimerHandle | None = None
 
@@ -141,14 +142,28 @@ class Attempt:
     # --- the script -------------------------------------------------------------------------------------------------
 
     def go(self) -> None:
-        """Starts the script on the head; anywhere else, or a second time, it only says what is."""
+        """Starts the script on the head, after the ring if the job wants it; anywhere else, or a second time, it only
+        says what is."""
         if self.phase == "ready" and self.head:
-            self._start()
+            self.phase = "running"
+            if self.spec.get("ring") == "check":
+                self._work(self._check_ring())
+            else:
+                self._start()
         elif self._started:
             self.services.emit(self._started)
 
+    async def _check_ring(self) -> None:
+        outcome = await preflight.check(self)
+        if self.phase != "running":
+            return
+        if outcome.closed:
+            self._ring = outcome.message
+            self._start()
+        else:
+            self.end(Order("START_FAILED", 0.0, outcome.message, outcome.culprits))
+
     def _start(self) -> None:
-        self.phase = "running"
         self._since = time.monotonic()
         started_at = time.time()
         try:
@@ -249,6 +264,8 @@ class Attempt:
         }
         if not opened.failure:
             self.services.emit(self._started)
+            if self._ring:
+                self.output.note(f"=>> hpcmesos: {self._ring}")
 
     def _exited(self, status: int, usage: resource.struct_rusage) -> None:
         self._read_report()

@@ -23,6 +23,9 @@ _COMMANDS = {
     "hpcmesos": ["command"],
 }
 
+RING_FILES = ("ring.txt", "ring.json")
+"""The table and the report of the ring, in the job's own directory."""
+
 
 def attempt_directory(config: Config, attempt: str) -> str:
     """Raises Refusal for a name that is no plain file name."""
@@ -95,7 +98,19 @@ def write_attempt(
 
 def remove_tree(children: Children, directory: str) -> None:
     """Removes an attempt's directory: a small one at once, a large one by a process, for that may take minutes."""
-    for name in ("script", "enter", "nodes", "gpus", "hosts", "ompi_hosts", "tasks", "stdout", "stderr"):
+    named = (
+        "script",
+        "enter",
+        "nodes",
+        "gpus",
+        "hosts",
+        "ompi_hosts",
+        "tasks",
+        "stdout",
+        "stderr",
+        *RING_FILES,
+    )
+    for name in named:
         with suppress(OSError):
             os.unlink(os.path.join(directory, name))
     for path in (os.path.join(directory, "tmp"), directory):

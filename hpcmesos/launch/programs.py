@@ -7,6 +7,8 @@ import sys
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 START = os.path.join(_HERE, "__main__.py")
+RING_RANK = "ring-rank"
+"""What starts one rank of the ring, with the interpreter of the node where it runs."""
 _RANK_PYTHON = os.path.join(_HERE, "rank_python")
 
 

@@ -173,6 +173,7 @@ async def _answer_launcher(
                 "address": member["address"],
                 "slots": mpi.seats(attempt.spec, member),
                 "gpus": len(member["gpus"]),
+                "uuids": [gpu["uuid"] for gpu in member["gpus"]],
             }
             for member in attempt.spec["members"]
         ]

@@ -191,13 +191,14 @@ class Lines:
 class Step:
     """All ranks, from their start to their end."""
 
-    def __init__(self, path: str, options: Options, lease: Any, answer: dict[str, Any]) -> None:
+    def __init__(
+        self, path: str, options: Options, lease: Any, answer: dict[str, Any], counts: list[int]
+    ) -> None:
         self._path = path
         self._lease = lease
         self._options = options
         self.name = str(answer["step"])
         self._members: list[dict[str, Any]] = answer["members"]
-        counts = place(self._members, options)
         self._size = sum(counts)
         self._nodes: list[Node] = []
         self._lines: dict[tuple[int, bytes], Lines] = {}
@@ -245,12 +246,12 @@ class Step:
             for node in writable:
                 node.send()
             for source in ready:
-                if source is self._wake:
-                    self._pass_signals()
-                elif source is self._stdin:
-                    self._pass_stdin()
-                else:
+                if isinstance(source, Node):
                     self._hear(source)
+                elif source == self._wake:
+                    self._pass_signals()
+                elif source == self._stdin:  # rank 0 may have ended just before
+                    self._pass_stdin()
         for lines in self._lines.values():
             lines.finish()
 
@@ -365,9 +366,12 @@ class Step:
 
     def _pass_signals(self) -> None:
         for number in os.read(self._wake, 64):
-            for node in self._nodes:
-                if not node.over:
-                    node.say({"signal": number})
+            self._pass_signal(number)
+
+    def _pass_signal(self, number: int) -> None:
+        for node in self._nodes:
+            if not node.over:
+                node.say({"signal": number})
 
     def _pass_stdin(self) -> None:
         """One piece; the next when rank 0 has taken this one."""
@@ -402,18 +406,9 @@ def main(argv: list[str]) -> int:
     except Refused as error:
         sys.stderr.write(f"hpcmesos run: {error}\n{USAGE}")
         return 2
-    path = os.environ.get("HPCMESOS_SOCKET", "")
-    if not path:
-        _say("not inside a job: HPCMESOS_SOCKET is not set")
-        return 2
     try:
-        lease = protocol.connect(path)
-        lease.sendall(protocol.message({"op": "step", "command": ["hpcmesos", "run", *argv]}))
-        frame = protocol.receive(lease, protocol.Parser(), [])
-        answer = protocol.decode(frame[1]) if frame else {"error": "the shepherd hung up"}
-        if "step" not in answer:
-            raise Refused(str(answer.get("error")))
-        step = Step(path, options, lease, answer)
+        path, lease, answer = begin(["hpcmesos", "run", *argv])
+        step = Step(path, options, lease, answer, place(answer["members"], options))
         code = step.run()
         step.finish()
     except Refused as error:
@@ -423,6 +418,26 @@ def main(argv: list[str]) -> int:
         _say(f"the shepherd does not answer: {error}")
         return LOST
     return code
+
+
+def begin(command: list[str]) -> tuple[str, Any, dict[str, Any]]:
+    """Registers a step; answers the shepherd's socket, the connection that keeps the step, and what the shepherd says.
+
+    Raises:
+        Refused: there is no step to be had.
+        OSError: the shepherd cannot be reached.
+        FrameError: it speaks something else.
+    """
+    path = os.environ.get("HPCMESOS_SOCKET", "")
+    if not path:
+        raise Refused("not inside a job: HPCMESOS_SOCKET is not set")
+    lease = protocol.connect(path)
+    lease.sendall(protocol.message({"op": "step", "command": command}))
+    frame = protocol.receive(lease, protocol.Parser(), [])
+    answer = protocol.decode(frame[1]) if frame else {"error": "the shepherd hung up"}
+    if "step" not in answer:
+        raise Refused(str(answer.get("error")))
+    return path, lease, answer
 
 
 def _free_port(address: str) -> int:

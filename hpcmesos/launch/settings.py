@@ -33,6 +33,7 @@ class Config:
     gang_ping: float
     boot_id: str
     proxy_patience: float  # seconds that a launch may go on after the first of Hydra's proxies has ended
+    ring_patience: float  # seconds within which a ring has to close, besides those for each rank
     python: str  # interpreter of the programs inside jobs
 
     @classmethod
@@ -55,6 +56,7 @@ class Config:
             gang_ping=float(values.get("gang_ping", 2.0)),
             boot_id=values.get("boot_id", ""),
             proxy_patience=float(values.get("proxy_patience", 60.0)),
+            ring_patience=float(values.get("ring_patience", 20.0)),
             python=values["python"],
         )
 

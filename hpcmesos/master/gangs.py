@@ -272,13 +272,19 @@ class Gangs:
 
     def _excluded(self, job: JobRecord, culprit: str | None) -> tuple[str, ...]:
         """Nodes not to use again; none is added without which the job could never run."""
-        if not culprit or culprit in job.excluded or culprit not in self.desk.cluster.nodes:
-            return job.excluded
-        excluded = (*job.excluded, culprit)
-        left = [node for name, node in self.desk.cluster.nodes.items() if name not in excluded]
-        if not left or can_ever_fit(job.request, [cycle.node_view(node) for node in left]) is not None:
-            return job.excluded
+        excluded = job.excluded
+        for name in culprit.split("+") if culprit else ():
+            if (
+                name not in excluded
+                and name in self.desk.cluster.nodes
+                and self._could_do_without(job, (*excluded, name))
+            ):
+                excluded = (*excluded, name)
         return excluded
+
+    def _could_do_without(self, job: JobRecord, nodes: tuple[str, ...]) -> bool:
+        left = [cycle.node_view(node) for name, node in self.desk.cluster.nodes.items() if name not in nodes]
+        return bool(left) and can_ever_fit(job.request, left) is None
 
     def _complete(self, job: JobRecord, attempt: Attempt, record: AttemptRecord) -> None:
         assert record.cause is not None

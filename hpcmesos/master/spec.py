@@ -14,6 +14,7 @@ from hpcmesos.queue.records import JobRecord, NodeRecord, ShareRecord
 _SUBMITTED: Mapping[str, Any] = {
     "environment": {},
     "gpubind": "rank",
+    "ring": None,
     "workdir": None,
     "umask": 0o022,
     "shell": None,

@@ -119,7 +119,7 @@ class AttemptRecord:
     code: int | None = None
     signal: int | None = None
     forced: bool = False  # True: it took SIGKILL
-    culprit: str | None = None  # node at fault
+    culprit: str | None = None  # node at fault; several, the likeliest first, joined by +
     message: str = ""
     usage: Mapping[str, float] = field(default_factory=dict)
     ranks: tuple[Mapping[str, Any], ...] = ()

@@ -125,6 +125,23 @@ def test_a_refusal_requeues_uncharged_and_elsewhere(bench: Bench) -> None:
     assert ends[0] == (Cause.START_FAILED, "node1", "node1: no /scratch")
 
 
+@pytest.mark.parametrize(("size", "excluded"), [(1, ("node2", "node1")), (2, ("node2",)), (3, ())])
+def test_a_broken_ring_excludes_its_hosts_as_far_as_the_job_can_do_without(
+    bench: Bench, size: int, excluded: tuple[str, ...]
+) -> None:
+    bench.up("node1", "node2", "node3")
+    seq = bench.submit(request(size))
+    bench.turn()
+    attempt = bench.attempt(seq)
+    for node in (f"node{number + 1}" for number in range(size)):
+        bench.say((node, wire.Ready(attempt=attempt)))
+    broken = ended(attempt, "START_FAILED", culprit="node2+node9+node1", message="the ring broke")
+    bench.say(("node1", broken))
+    job = bench.job(seq)
+    assert (job.excluded, job.charged_attempts) == (excluded, 0)
+    assert all(not node.offline for node in map(bench.node, ("node1", "node2", "node3")))
+
+
 def test_members_of_a_failed_start_are_ended_before_the_next_one(bench: Bench) -> None:
     bench.up("node1", "node2", "node3")
     seq = bench.submit(request(2))

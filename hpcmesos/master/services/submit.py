@@ -177,8 +177,6 @@ def _refuse_unserved(built: pbs.Submission) -> None:
     """What we cannot do yet is refused, rather than dropped in silence."""
     if built.image:
         raise InvalidValue(f"-W image={built.image}: containers are not served by this version")
-    if built.ring == "check":
-        raise InvalidValue("-W ring=check is not served by this version")
     if built.array is not None:
         raise InvalidValue(
             f"-t {built.array}: arrays are not served by this version; submit the jobs one by one"
@@ -256,6 +254,7 @@ def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: R
         "join": built.join,
         "keep": built.keep,
         "gpubind": built.gpubind,
+        "ring": built.ring,
         "submit_host": request.host,
         "submit_dir": request.cwd,
         "stdout_template": None if built.capture else output_paths.stored(_resolved(site, built.stdout_path)),

@@ -1,0 +1,90 @@
+"""The ring before a job, and the administrator's."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, LiteralString
+from xml.etree import ElementTree
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tests.e2e.cluster_kit import LiveCluster, wait_until
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="needs the mpi4py wheel")
+SCRIPT = "#!/bin/sh\n#PBS -l nodes=2:ppn=2:gpus=2\n#PBS -W ring=check\ncat $PBS_JOBDIR/ring.txt\nexit 4\n"
+
+
+def ranks_on(cluster: LiveCluster, node: str) -> list[int]:
+    """Ranks of a ring on that node."""
+    pid = cluster.pid(f"{node}/shepherd")
+    found = []
+    for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with suppress(OSError):
+            if b"ring" in Path(f"/proc/{word}/cmdline").read_bytes().partition(b"hpcmesos")[2]:
+                found.append(int(word))
+    return found
+
+
+def select(cluster: LiveCluster, query: LiteralString, table: str, job: str) -> list[tuple[Any, ...]]:
+    """From the live table and its history."""
+    seq = int(job.partition(".")[0])
+    with psycopg.connect(cluster.database_url) as connection:
+        return [
+            row
+            for name in (table, f"{table}_history")
+            for row in connection.execute(sql.SQL(query).format(sql.Identifier(name)), [seq])
+        ]
+
+
+def attempts(cluster: LiveCluster, job: str) -> list[tuple[Any, ...]]:
+    query: LiteralString = "SELECT cause, culprit, message FROM {} WHERE seq = %s ORDER BY number"
+    return select(cluster, query, "attempts", job)
+
+
+def test_the_ring_closes_and_the_job_runs(cluster: LiveCluster) -> None:
+    job = cluster.qsub(SCRIPT)
+    assert cluster.wait(job)["Exit_status"] == 4
+    table = cluster.output(job).splitlines()
+    assert [line.split()[0] for line in table[1:5]] == ["0", "1", "2", "3"]
+    assert "the ring closed: 4 ranks on 2 nodes" in cluster.output(job, kind="e")
+
+
+def test_a_broken_ring_costs_nothing_and_avoids_the_host(make_cluster: Callable[..., LiveCluster]) -> None:
+    """The limit is the real one: 20 s and 0.3 s a rank."""
+    cluster = make_cluster(agents=3, gpus=6)
+    job = cluster.qsub(SCRIPT, "-l", "nodes=node1:ppn=2:gpus=2+1:ppn=2:gpus=2")
+    other = wait_until(
+        lambda: next((node for node in ("node2", "node3") if ranks_on(cluster, node)), None), "a rank", 30
+    )
+    for pid in ranks_on(cluster, other):
+        os.kill(pid, signal.SIGSTOP)
+    ended = cluster.wait(job, timeout=90)
+    assert ended["Exit_status"] == 4
+    assert ended["run_count"] == 1
+    assert other not in ended["exec_host"] and "node1" in ended["exec_host"]
+    assert "the ring closed" in cluster.output(job, kind="e")
+    first, second = attempts(cluster, job)
+    assert first[:2] == ("START_FAILED", other) and "it broke between rank 1 (node1, " in first[2]
+    assert second[0] == "APP"
+    [(charged,)] = select(cluster, "SELECT charged_attempts FROM {} WHERE seq = %s", "jobs", job)
+    assert charged == 0
+    nodes = cluster.run("pbsnodes", "-l", check=True).stdout
+    assert nodes == "", f"no node changes its state for a job's ring: {nodes}"
+
+
+def test_an_administrators_ring(cluster: LiveCluster) -> None:
+    picture = cluster.work("") / "ring.svg"
+    done = cluster.hpcmesos("ring", "--nodes", "node1,node3,node4", "--svg", str(picture))
+    lines = done.stdout.splitlines()
+    assert [line.split()[1] for line in lines[1:4]] == ["node1", "node3", "node4"]
+    assert lines[4].startswith("the ring closed: 3 ranks on 3 nodes")
+    assert len(ElementTree.parse(picture).findall("{http://www.w3.org/2000/svg}path")) == 3
+    unknown = cluster.hpcmesos("ring", "--nodes", "node1,nowhere", check=False)
+    assert unknown.returncode and "nowhere" in unknown.stderr
