@@ -79,10 +79,13 @@ def start(data_dir: Path, socket_dir: Path) -> EmbeddedPostgres:
         raise StateError(f"{socket_dir} is too long for a unix socket: at most {_SOCKET_LIMIT - 14} bytes")
     if (pid := _running(data_dir)) is None:
         user = _server_user()
+        data_dir.parent.mkdir(parents=True, exist_ok=True)
+        _check_access(user, "-x", data_dir.parent)
         binaries = _reachable(find_binaries(), data_dir.parent, user)
+        _check_access(user, "-x", binaries / "postgres")
         for directory in (data_dir, socket_dir):
             _own(directory, user)
-        _check_access(user, binaries, data_dir.parent, socket_dir)
+        _check_access(user, "-w", socket_dir)
         if not (data_dir / "PG_VERSION").exists():
             _create(binaries, data_dir, user)
         _launch(binaries, data_dir, socket_dir, user)
@@ -187,14 +190,14 @@ def _reachable(binaries: Path, state: Path, user: pwd.struct_passwd | None) -> P
     return copy / "bin"
 
 
-def _check_access(user: pwd.struct_passwd | None, binaries: Path, state: Path, sockets: Path) -> None:
-    for need, path in (("-x", binaries / "postgres"), ("-x", state), ("-w", sockets)):
-        if _run(["/usr/bin/test", need, str(path)], user).returncode != 0:
-            name = user.pw_name if user else "the present user"
-            raise StateError(
-                f"PostgreSQL runs as {name}, who may not use {path}: open its parent directories"
-                " (chmod o+x) or choose another place"
-            )
+def _check_access(user: pwd.struct_passwd | None, need: str, path: Path) -> None:
+    """Raises StateError unless `test NEED PATH` holds for the server's user."""
+    if _run(["/usr/bin/test", need, str(path)], user).returncode != 0:
+        name = user.pw_name if user else "the present user"
+        raise StateError(
+            f"PostgreSQL runs as {name}, who may not use {path}: open its parent directories"
+            " (chmod o+x) or choose another place"
+        )
 
 
 def _run(command: Sequence[str | Path], user: pwd.struct_passwd | None) -> subprocess.CompletedProcess[str]:
