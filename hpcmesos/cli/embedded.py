@@ -50,7 +50,10 @@ class Cluster:
             raise StateError(f"no cluster in {state}; start one: hpcmesos up --state {state}") from None
         except (OSError, ValueError) as error:
             raise StateError(f"cannot read {state / 'cluster.json'}: {error}") from error
-        return cls(**content | {"state": state, "sockets": Path(content["sockets"])})
+        try:
+            return cls(**content | {"state": state, "sockets": Path(content["sockets"])})
+        except (KeyError, TypeError) as error:
+            raise StateError(f"{state / 'cluster.json'} is of another version: {error}") from error
 
     def save(self) -> None:
         content = asdict(self) | {"sockets": str(self.sockets)}

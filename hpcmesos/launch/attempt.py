@@ -83,7 +83,9 @@ class Attempt:
         self.phase = "preparing"
         self.output = Output()
         self.steps = Steps(spec["me"])
-        self.proxies = proxies.Watch(services.config.proxy_patience, self.output.note)
+        self.proxies = proxies.Watch(
+            services.config.proxy_patience, lambda: self.enclosure.pids(), self.output.note
+        )
         self._mpi_since: int | None = None
         self.gang: Gang | None = None
         self.paths = files.job_paths(services.config, files.attempt_directory(services.config, self.id))

@@ -29,8 +29,10 @@ class Watch:
     on. Where that lasts ``patience`` seconds the launcher is ended, unless the job has set HPCMESOS_STRAGGLERS=wait.
     """
 
-    def __init__(self, patience: float, say: Callable[[str], None]) -> None:
+    def __init__(self, patience: float, members: Callable[[], list[int]], say: Callable[[str], None]) -> None:
+        """``members``: the attempt's processes; nobody else's is ended, whoever a caller's parent may be."""
         self._patience = patience
+        self._members = members
         self._say = say
         self._alive: dict[int, list[str]] = {}  # launcher: hosts of the proxies that run
 
@@ -54,7 +56,8 @@ class Watch:
             self._alive.pop(launcher, None)
 
     def _judge(self, launcher: int, begun: int, host: str) -> None:
-        if (hosts := self._alive.get(launcher)) and begun and _ticks(launcher) == begun:
+        hosts = self._alive.get(launcher)
+        if hosts and begun and _ticks(launcher) == begun and launcher in self._members():
             self._say(
                 f"hpcmesos: the ranks on {host} ended {self._patience:g} s ago, those on {' '.join(hosts)} run on: "
                 f"the launch is ended (with {_KEEP}=wait it would go on)"

@@ -36,7 +36,7 @@ def test_the_first_failed_rank_is_named_with_its_host_and_gpu() -> None:
         "step": "0.1",
     }
     assert launches.first_failed(attempt(rank(0))) == {}
-    assert launches.shown_steps(failed) == (
+    assert launches.shown_steps(failed, private=True) == (
         {"step": "0.1", "command": "mpiexec 'a b'", "code": "3", "first_failed": "1"},
     )
 

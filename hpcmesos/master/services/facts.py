@@ -109,7 +109,7 @@ def job_facts(job: JobRecord, around: Surroundings, now: datetime, *, private: b
         group=next(iter(submission.get("group_list", ())), None),
         array_index=job.index,
         run_count=around.runs.get(job.key, 0),
-        steps=launches.shown_steps(attempt) if attempt else (),
+        steps=launches.shown_steps(attempt, private=private) if attempt else (),
         ranks=launches.shown_ranks(attempt) if attempt else (),
         first_failed=launches.first_failed(attempt) if attempt else {},
         last_lines=launches.last_lines(attempt) if attempt and private else None,

@@ -17,9 +17,12 @@ _LONGEST = 2000  # characters
 _OWN_FAULT = frozenset({Cause.APP, Cause.SIGNAL, Cause.OOM})
 
 
-def shown_steps(attempt: AttemptRecord) -> tuple[dict[str, str], ...]:
-    """Each launch with its command as typed, its code and the rank that failed first."""
-    return tuple(_shown({**step, "command": shlex.join(step["command"])}) for step in attempt.steps)
+def shown_steps(attempt: AttemptRecord, *, private: bool) -> tuple[dict[str, str], ...]:
+    """Each launch with its code and the rank that failed first; its words, as typed, only for the job's owner."""
+    return tuple(
+        _shown({**step, "command": shlex.join(step["command"]) if private else None})
+        for step in attempt.steps
+    )
 
 
 def shown_ranks(attempt: AttemptRecord) -> tuple[dict[str, str], ...]:
