@@ -99,10 +99,10 @@ def share(
 def test_the_spec_has_every_key_of_the_contract() -> None:
     submission = {
         "environment": {"A": "1"},
-        "workdir": "/work",
+        "workdir": "/data",
         "umask": 0o22,
         "join": "oe",
-        "stdout_template": {"host": "login", "directory": "/work", "path": None, "letter": "o"},
+        "stdout_template": {"host": "login", "directory": "/data", "path": None, "letter": "o"},
     }
     spec = build_spec(job(attempt=2, submission=submission), [(share(), node())], b"#!/bin/sh\n", SETTINGS)
     assert {key: spec[key] for key in ("attempt", "job", "number", "index")} == {
@@ -124,7 +124,7 @@ def test_the_spec_has_every_key_of_the_contract() -> None:
         }
     ]
     assert base64.b64decode(spec["script"]) == b"#!/bin/sh\n"
-    assert (spec["stdout"], spec["stderr"]) == ("/work/train.o12", None)
+    assert (spec["stdout"], spec["stderr"]) == ("/data/train.o12", None)
     assert (spec["walltime"], spec["kill_delay"], spec["job_path"]) == (60, 3.0, ["/opt/bin"])
     assert (spec["argv"], spec["shell"], spec["gpubind"], spec["script_args"]) == (None, None, "rank", [])
     assert (spec["mpi_network"], spec["environment"], spec["join"]) == (None, {"A": "1"}, "oe")

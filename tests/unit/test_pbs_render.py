@@ -27,7 +27,7 @@ VARIABLES = {
     "PBS_O_MAIL": "/var/mail/ann",
     "PBS_O_SHELL": "/bin/bash",
     "PBS_O_LANG": "C.UTF-8",
-    "PBS_O_WORKDIR": "/home/ann/work",
+    "PBS_O_WORKDIR": "/home/ann/jobs",
     "PBS_O_HOST": "login1",
     "PBS_O_SERVER": "hpcmaster",
     "PBS_O_SYSTEM": "Linux",
@@ -64,9 +64,9 @@ def job(number: int, state: str, **changes: object) -> JobFacts:
         "resources_used": {"cput": "00:00:12", "mem": "10240kb", "walltime": "00:01:02"} if ran else {},
         "session_id": 4711 if ran else None,
         "environment": VARIABLES,
-        "output_path": f"login1:/home/ann/work/bench{number}.o{number}",
-        "error_path": f"login1:/home/ann/work/bench{number}.e{number}",
-        "workdir": "/home/ann/work",
+        "output_path": f"login1:/home/ann/jobs/bench{number}.o{number}",
+        "error_path": f"login1:/home/ann/jobs/bench{number}.e{number}",
+        "workdir": "/home/ann/jobs",
         "submit_args": "job.sh",
         "group": "users",
         "run_count": 1 if ran else 0,
@@ -168,14 +168,14 @@ Job Id: 101.hpcmaster
     server = hpcmaster
     Checkpoint = u
     ctime = Tue Mar  3 10:00:00 2026
-    Error_Path = login1:/home/ann/work/bench101.e101
+    Error_Path = login1:/home/ann/jobs/bench101.e101
     exec_host = n01/0+n01/1+n02/0+n02/1
     Hold_Types = n
     Join_Path = n
     Keep_Files = n
     Mail_Points = a
     mtime = Tue Mar  3 10:01:00 2026
-    Output_Path = login1:/home/ann/work/bench101.o101
+    Output_Path = login1:/home/ann/jobs/bench101.o101
     Priority = 0
     qtime = Tue Mar  3 10:00:00 2026
     Rerunable = True
@@ -189,7 +189,7 @@ Job Id: 101.hpcmaster
     Variable_List = PBS_O_QUEUE=batch,PBS_O_HOME=/home/ann,PBS_O_LOGNAME=ann,
 \tPBS_O_PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin,
 \tPBS_O_MAIL=/var/mail/ann,PBS_O_SHELL=/bin/bash,PBS_O_LANG=C.UTF-8,
-\tPBS_O_WORKDIR=/home/ann/work,PBS_O_HOST=login1,PBS_O_SERVER=hpcmaster,
+\tPBS_O_WORKDIR=/home/ann/jobs,PBS_O_HOST=login1,PBS_O_SERVER=hpcmaster,
 \tPBS_O_SYSTEM=Linux
     etime = Tue Mar  3 10:00:00 2026
     euser = ann
@@ -201,7 +201,7 @@ Job Id: 101.hpcmaster
     fault_tolerant = False
     job_radix = 0
     submit_host = login1
-    init_work_dir = /home/ann/work
+    init_work_dir = /home/ann/jobs
     Walltime.Remaining = 3538
 
 """
@@ -253,7 +253,7 @@ def test_patterns_of_clients_find_their_neighbours() -> None:
     )
     assert re.findall(r"Job_Name=(.*?)Job_Owner", squeezed) == ["bench101", "bench102", "bench103"]
     assert re.findall(r"job_state=(.*?)queue=", squeezed) == ["R", "Q", "C"]
-    assert re.findall(r"PBS_O_WORKDIR=(.*?),PBS", squeezed) == ["/home/ann/work"] * 3
+    assert re.findall(r"PBS_O_WORKDIR=(.*?),PBS", squeezed) == ["/home/ann/jobs"] * 3
 
 
 def test_line_breaks_in_values_do_not_break_the_lines() -> None:
@@ -308,7 +308,7 @@ def test_json_is_the_same_in_both_personalities() -> None:
     assert found["Job_Name"] == "12345"
     assert found["Resource_List"]["ncpus"] == 4
     assert found["Resource_List"]["walltime"] == "01:00:00"
-    assert found["Variable_List"]["PBS_O_WORKDIR"] == "/home/ann/work"
+    assert found["Variable_List"]["PBS_O_WORKDIR"] == "/home/ann/jobs"
 
 
 def test_dsv_escapes_its_delimiter() -> None:

@@ -24,7 +24,7 @@ from hpcmesos.pbs.submission import (
 from hpcmesos.pbs.values import parse_execution_time
 
 CONTEXT = SubmitContext(
-    cwd="/home/ann/work",
+    cwd="/home/ann/jobs",
     umask=0o022,
     host="login1",
     user="ann",
@@ -254,7 +254,7 @@ def test_environment_block_and_asked_variables() -> None:
         "PBS_O_LOGNAME": "ann",
         "PBS_O_PATH": "/bin",
         "PBS_O_SHELL": "/bin/bash",
-        "PBS_O_WORKDIR": "/home/ann/work",
+        "PBS_O_WORKDIR": "/home/ann/jobs",
         "PBS_O_HOST": "login1",
         "PBS_O_SERVER": "hpcm",
         "FOO": "from here",
@@ -298,19 +298,19 @@ def test_paths() -> None:
     def out(*argv: str, index: int | None = None, name: str = "n") -> str:
         return submit(*argv, "x.sh").stdout_path.render("7[3].hpcm" if index else "7.hpcm", 7, index, name)
 
-    assert out() == "/home/ann/work/n.o7"
-    assert out(index=3) == "/home/ann/work/n.o7-3"
-    assert out("-o", "logs/") == "/home/ann/work/logs/n.o7"
+    assert out() == "/home/ann/jobs/n.o7"
+    assert out(index=3) == "/home/ann/jobs/n.o7-3"
+    assert out("-o", "logs/") == "/home/ann/jobs/logs/n.o7"
     assert out("-o", "../a.log") == "/home/ann/a.log"
-    assert out("-o", "a.log", index=3) == "/home/ann/work/a.log-3"
+    assert out("-o", "a.log", index=3) == "/home/ann/jobs/a.log-3"
     assert out("-o", "/dev/null", index=3) == "/dev/null"
     assert out("-o", "other:/tmp/${PBS_JOBID}.out") == "/tmp/7.hpcm.out"
     assert out("-o", "/tmp/a.^array_index^", index=3) == "/tmp/a.3"
     assert submit("-o", "other:/tmp/x", "x.sh").stdout_path.host == "other"
-    assert submit("x.sh").stderr_path.render("7.hpcm", 7, None, "n") == "/home/ann/work/n.e7"
+    assert submit("x.sh").stderr_path.render("7.hpcm", 7, None, "n") == "/home/ann/jobs/n.e7"
     assert (
         submit("-o", "a", "x.sh").stdout_path.as_directory().render("1.h", 1, None, "n")
-        == "/home/ann/work/a/n.o1"
+        == "/home/ann/jobs/a/n.o1"
     )
 
 
@@ -334,9 +334,9 @@ def test_other_options() -> None:
     )
     assert found.shell == "/bin/sh"
     assert found.script_args == ("a", "b c")
-    assert found.workdir == "/home/ann/work/sub"
+    assert found.workdir == "/home/ann/jobs/sub"
     assert (found.hold, found.silent, found.join, found.rerunable) == (True, True, "oe", False)
-    assert submit("-l", "wd", "x.sh").workdir == "/home/ann/work"
+    assert submit("-l", "wd", "x.sh").workdir == "/home/ann/jobs"
     assert submit("-q", "@", "x.sh").queue is None
 
 
