@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from hpcmesos.gang import mpi
@@ -48,6 +48,10 @@ class Gang(Protocol):
 
     def end(self, order: Order) -> None:
         """This part ends: says so, and why."""
+        ...
+
+    def suspect(self) -> str | None:
+        """The node that this member blames for a loss that nobody has explained; only a head has an opinion."""
         ...
 
     def rank(self, message: dict[str, Any], node: str) -> None:
@@ -321,6 +325,8 @@ class Attempt:
             self._hurry = order.kill_delay == 0 and not self._killed
             self._wake.set()
             return
+        if order.cause == NODE_LOST and not order.culprit and self.gang:
+            order = replace(order, culprit=self.gang.suspect())
         self._order = order
         self._close()
 

@@ -93,8 +93,17 @@ class HeadGang:
             ended = message["ended"]
             text = ended.get("message") or f"the part of {node} has ended"
             kill_delay = self._attempt.spec["kill_delay"]
-            order = Order.lost(ended.get("culprit") or node, text, kill_delay)
+            culprit = ended.get("culprit") or self.suspect() or node
+            order = Order.lost(culprit, text, kill_delay)
             self._attempt.end(Order(ended["end"], order.kill_delay, text, order.culprit))
+
+    def suspect(self) -> str | None:
+        """Who is to blame for a lost member: one that is silent, or this node when it hears none of several."""
+        limit = time.monotonic() - max(self._config.gang_silence / 2, 2 * self._config.gang_ping)
+        silent = [node for node, heard in self._heard.items() if heard < limit]
+        if len(silent) > 1 and len(silent) == len(self._attempt.spec["members"]) - 1:
+            return self._config.node
+        return silent[0] if silent else None
 
     async def _watch(self) -> None:
         count = 0
@@ -105,7 +114,7 @@ class HeadGang:
             for node, heard in self._heard.items():
                 if now - heard > self._config.gang_silence:
                     text = f"{node} has been silent for {self._config.gang_silence:g} s"
-                    self._attempt.end(Order.lost(node, text, self._attempt.spec["kill_delay"]))
+                    self._attempt.end(Order.lost(self.suspect() or node, text, self._attempt.spec["kill_delay"]))
                     return
             for channel in self._links.values():
                 channel.say({"ping": count})
@@ -133,6 +142,9 @@ class MemberGang:
         if self._channel:
             self._channel.say({"ended": _order_message(order)})
             self._channel.close()
+
+    def suspect(self) -> None:
+        return None
 
     def rank(self, message: dict[str, Any], node: str) -> None:
         if self._channel:

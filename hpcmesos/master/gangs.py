@@ -26,6 +26,9 @@ T = TypeVar("T")
 GANG_LOSS = 30.0
 """Seconds after which the other parts of a lost gang have ended by their own clocks (docs: gang clock, 20 s)."""
 
+ACCUSED = 6.0
+"""The same when a member has not heard the head for the gang's silence: the head's clock has run as long."""
+
 MAX_FAILED_STARTS = 5
 _BILLED = ("group", "account", "resource_list")
 _LOSSES = frozenset({Cause.NODE_LOST, Cause.GPU_LOST})
@@ -113,6 +116,8 @@ class Gangs:
         """A member cannot prepare; nothing of the attempt is there."""
         if node in attempt.shares:
             self.desk.release(attempt, node)
+        if culprit == attempt.head != node and attempt.ready - {attempt.head, node}:
+            culprit = node  # others have reached the head
         if attempt.phase is not Phase.OVER:
             self.start_failed(attempt, culprit or node, reason)
 
@@ -171,7 +176,8 @@ class Gangs:
     def _member_fell(self, attempt: Attempt, cause: Cause, culprit: str, text: str) -> None:
         self.end(attempt, cause, culprit, text)
         if cause in _LOSSES:
-            self.desk.alarms.set(GANG_LOSS, lambda: self._gang_lost(attempt.name, cause, culprit, text))
+            patience = ACCUSED if culprit == attempt.head else GANG_LOSS
+            self.desk.alarms.set(patience, lambda: self._gang_lost(attempt.name, cause, culprit, text))
 
     def _gang_lost(self, name: str, cause: Cause, culprit: str, text: str) -> None:
         """The gang clock has ended every part by now; a head that still is silent gets no more time."""
