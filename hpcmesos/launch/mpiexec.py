@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _NOT_FOUND = 127
+_BROKEN = 255
+"""Of a launch that lost a host while its launcher says 0, as Open MPI 5 does."""
 _HANG = 1.0
 """Seconds that the launcher may take to see for itself what is broken."""
 _GRACE = 2.0
@@ -148,6 +150,9 @@ class Step:
             return code
         failed = answer.get("first_failed") if answer else None
         if not failed:
+            if code == 0 and answer and answer.get("broken"):
+                sys.stderr.write(f"{name}: {answer['broken']}\n")
+                return _BROKEN
             return code
         if failed["signal"] is not None:
             how, code = f"was killed by signal {failed['signal']}", 128 + int(failed["signal"])

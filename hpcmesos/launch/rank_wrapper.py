@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _PATIENCE = 2.0
 """Seconds that the shepherd may take to note an end."""
+_LOST_PEER = 14
+"""MPI_ERR_UNKNOWN: with it Open MPI ends a rank whose connection to another one has closed."""
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
 _OF_THE_HOST = (
     *("HPCMESOS_SOCKET", "HPCMESOS_GPUS", "HPCMESOS_NODE", "HPCMESOS_SHEPHERD"),
@@ -62,7 +64,10 @@ def main(argv: list[str]) -> int:
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     number = os.WTERMSIG(status) if code is None else None
     if shepherd:
-        _tell_end(shepherd, {"op": "rank_end", "step": step, "rank": rank, "code": code, "signal": number})
+        end = {"op": "rank_end", "step": step, "rank": rank, "code": code, "signal": number}
+        if code == _LOST_PEER and "OMPI_COMM_WORLD_RANK" in os.environ:
+            end["dragged"] = True
+        _tell_end(shepherd, end)
     if code != 0:
         os.kill(os.getpid(), quick.signal.SIGKILL)
     return 0

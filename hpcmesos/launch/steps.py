@@ -31,6 +31,7 @@ class Steps:
         )  # in the order in which their ends came
         self._news = asyncio.Event()
         self._listeners: dict[str, Callable[[str], None]] = {}
+        self._broken: dict[str, str] = {}
         self.closing = False
         """True once we kill: what ends from now on did not fail by itself."""
 
@@ -45,6 +46,8 @@ class Steps:
 
     def fail(self, step: str, reason: str) -> None:
         """A launch has lost what it needs: its launcher may not see that."""
+        if step in self._steps:
+            self._broken.setdefault(step, reason)
         if listener := self._listeners.get(step):
             listener(reason)
 
@@ -67,13 +70,16 @@ class Steps:
         _forget_oldest(self._ranks, _MOST_RANKS)
 
     def rank_end(self, message: dict[str, Any], node: str) -> None:
-        """A rank has ended, with ``code`` or by ``signal``; ``vanished``: its launcher killed it, wrapper and all."""
+        """A rank has ended, with ``code`` or by ``signal``; ``vanished``: its launcher killed it, wrapper and all.
+
+        ``dragged``: by the end of another rank.
+        """
         key = (str(message.get("step", "")), int(message.get("rank", 0)))
         if key not in self._ranks:
             self.rank(message, node)
         row = self._ranks[key]
         row |= {"code": message.get("code"), "signal": message.get("signal"), "at": time.time()}
-        if not self.closing and not message.get("vanished"):
+        if not (self.closing or message.get("vanished") or message.get("dragged")):
             self._ended.append(row)
             self._note_failure(row)
         self._news.set()
@@ -84,7 +90,7 @@ class Steps:
             step["first_failed"] = row["rank"]
 
     async def end(self, step: str, code: int, patience: float) -> dict[str, Any]:
-        """The launcher has returned ``code``; answers its ranks and the one that failed first, None if none did.
+        """The launcher has returned ``code``; answers its ranks, the one that failed first, and why it broke, if so.
 
         Reports of far ranks travel by another connection than the launcher's end: a launcher that failed waits for
         them up to ``patience`` seconds.
@@ -100,7 +106,11 @@ class Steps:
             except TimeoutError:
                 break
         ranks = [row for row in self._ranks.values() if row["step"] == step]
-        return {"ranks": ranks, "first_failed": self._first_failed(step)}
+        return {
+            "ranks": ranks,
+            "first_failed": self._first_failed(step),
+            "broken": self._broken.pop(step, None),
+        }
 
     def tables(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """All ranks, all steps; of very many the newest."""
