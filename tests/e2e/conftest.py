@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.cluster_kit import USERS, LiveCluster, wait_until
+from tests.e2e.namespace_cluster import NamespaceCluster, Stack, make_openmpi5
 from tests.integration.invariants import check_invariants
 
 
@@ -92,3 +93,37 @@ def users() -> tuple[str, str]:
     if os.getuid() != 0:
         pytest.skip("needs root: two real users")
     return USERS
+
+
+@pytest.fixture(scope="session")
+def shared_namespaces() -> Iterator[NamespaceCluster]:
+    """4 hosts with 4 simulated GPUs each, and one for the master."""
+    with NamespaceCluster(["node1", "node2", "node3", "node4"]) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def namespaces(shared_namespaces: NamespaceCluster) -> Iterator[NamespaceCluster]:
+    """Left as it was found: every link mended, every node up, no job, nothing of one on any node."""
+    yield shared_namespaces
+    shared_namespaces.hosts.mend()
+    shared_namespaces.run("qdel", "-W", "0", "all", user="")
+    wait_until(lambda: shared_namespaces.up_nodes() == set(shared_namespaces.nodes), "all nodes up", 30)
+    check_clean(shared_namespaces)
+    shared_namespaces.check_nothing_left()
+
+
+@pytest.fixture(scope="session")
+def openmpi5() -> str:
+    """Why there is no Open MPI 5; empty when there is."""
+    return make_openmpi5()
+
+
+@pytest.fixture
+def stack(request: pytest.FixtureRequest) -> Stack:
+    """The one of the test's parameter; skips where it is missing."""
+    found: Stack = request.param
+    missing = request.getfixturevalue("openmpi5") if found.name.startswith("openmpi5") else found.missing
+    if missing:
+        pytest.skip(missing)
+    return found

