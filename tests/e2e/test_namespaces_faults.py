@@ -29,7 +29,7 @@ from tests.e2e.namespace_cluster import (
 )
 
 Note = Callable[[str, object], None]
-pytestmark = [pytest.mark.full, pytest.mark.root]
+pytestmark = [pytest.mark.hosts, pytest.mark.root]
 GANG = ("-l", "nodes=3:ppn=2:gpus=1")
 SOON, LINK = 10.0, 30.0
 """Seconds after a fault in which everything has to be over; LINK: when it is one of the network."""

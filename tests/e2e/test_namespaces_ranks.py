@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.namespace_cluster import MPICH, MPICH4, OPENMPI4, OPENMPI5, RUN, NamespaceCluster, Stack
 
-pytestmark = [pytest.mark.full, pytest.mark.root]
+pytestmark = [pytest.mark.hosts, pytest.mark.root]
 WHOLE = ("-l", "nodes=4:ppn=4:gpus=4")
 
 WHERE = """
