@@ -139,6 +139,7 @@ set_up() {
         up_to_date && exit
         WORK=$(mktemp -d)
         trap 'rm -rf "$WORK"' EXIT
+        trap 'exit 130' INT # nothing more to say than that
         LOG=$WORK/log
         SECONDS=0
         make_venv
