@@ -126,7 +126,7 @@ def _numa(pci: str) -> int | None:
     """The NUMA node of a PCI address as NVML writes it (domain of eight digits); None: not known."""
     domain, _, rest = pci.lower().partition(":")
     try:
-        with open(f"/sys/bus/pci/devices/{domain[-4:]}:{rest}/numa_node") as file:  # noqa: PTH123
+        with open(f"/sys/bus/pci/devices/{domain[-4:]}:{rest}/numa_node") as file:  # noqa: PTH123  (sysfs)
             node = int(file.read())
     except (OSError, ValueError):
         return None
@@ -135,7 +135,7 @@ def _numa(pci: str) -> int | None:
 
 def _user(pid: int) -> str:
     try:
-        uid = os.stat(f"/proc/{pid}").st_uid  # noqa: PTH116
+        uid = os.stat(f"/proc/{pid}").st_uid  # noqa: PTH116  (procfs)
     except OSError:
         return ""
     try:

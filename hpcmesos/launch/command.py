@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
         return ring.main(argv[1:])
     if argv[:1] == [programs.RING_RANK]:
         rank = [sys.executable, "-I", "-m", "hpcmesos.gang.ring", *argv[1:]]
-        os.execv(sys.executable, rank)  # noqa: S606
+        os.execv(sys.executable, rank)  # noqa: S606  (no shell is the point)
     real = programs.find("hpcmesos", [])
     if real is None:
         sys.stderr.write(

@@ -173,7 +173,7 @@ class _Launcher:
         self._pid = os.fork()
         if self._pid == 0:
             try:
-                os.execv(program, argv)  # noqa: S606
+                os.execv(program, argv)  # noqa: S606  (no shell is the point)
             except OSError as error:
                 sys.stderr.write(f"{program}: {error.strerror}\n")
             finally:

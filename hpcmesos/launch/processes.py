@@ -230,7 +230,7 @@ def _execute(launch: Launch) -> int:
 def _execute_as_script(launch: Launch) -> int:
     """A file without ``#!`` is run by sh, as execvp(3) does."""
     try:
-        os.execve("/bin/sh", ["sh", launch.program, *launch.argv[1:]], launch.environ)  # noqa: S606
+        os.execve("/bin/sh", ["sh", launch.program, *launch.argv[1:]], launch.environ)  # noqa: S606  (no shell is the point)
     except OSError as error:
         _say(f"/bin/sh: {error.strerror}")
         return NOT_EXECUTABLE

@@ -107,7 +107,7 @@ def _children(settings: MasterSettings, unix: socket.socket, tls: socket.socket)
     ca = pki.ensure_ca(settings.state)
     host = socket.gethostname()
     names = {host, socket.getfqdn(), "localhost", "127.0.0.1", _host(settings.listen), _host(settings.link)}
-    sans = sorted(name for name in names if name not in ("", "0.0.0.0", "::"))  # noqa: S104
+    sans = sorted(name for name in names if name not in ("", "0.0.0.0", "::"))  # noqa: S104  (compared, not bound)
     certificate, key = pki.ensure_certificate(ca, settings.state / "tls", host, "master", sans)
     run = settings.state / "run"
     run.mkdir(exist_ok=True, mode=0o700)

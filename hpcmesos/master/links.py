@@ -41,7 +41,7 @@ def bind(listen: str) -> tuple[socket.socket, str]:
     except OSError:
         bound.close()
         raise
-    shown = socket.getfqdn() if host in ("", "0.0.0.0", "::") else host  # noqa: S104
+    shown = socket.getfqdn() if host in ("", "0.0.0.0", "::") else host  # noqa: S104  (compared, not bound)
     return (
         bound,
         f"[{shown}]:{bound.getsockname()[1]}" if ":" in shown else f"{shown}:{bound.getsockname()[1]}",

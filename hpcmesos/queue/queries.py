@@ -20,7 +20,7 @@ def _one_job(table: Table) -> Select[Any]:
 
 def _shares(table: Table) -> Select[Any]:
     key = (table.c.seq, table.c.element, table.c.number, table.c.position)
-    columns = [table.c[name] for name in t.shares.c.keys()]  # noqa: SIM118
+    columns = [table.c[name] for name in t.shares.c.keys()]  # noqa: SIM118  (no mapping)
     return select(*columns).where(table.c.seq == func.any(_SEQS)).order_by(*key)
 
 
@@ -35,7 +35,7 @@ def _attempts(table: Table, steps: Table, *, tails: bool) -> Select[Any]:
     of_attempt = select(func.coalesce(func.jsonb_agg(order), literal([], JSONB), type_=JSONB)).where(*same)
     columns = [
         literal(b"").label(name) if name in _TAILS and not tails else table.c[name]
-        for name in t.attempts.c.keys()  # noqa: SIM118
+        for name in t.attempts.c.keys()  # noqa: SIM118  (no mapping)
     ]
     wanted = select(*columns, of_attempt.scalar_subquery().label("steps"))
     wanted = wanted.where(table.c.seq == func.any(_SEQS))
