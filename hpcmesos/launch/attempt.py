@@ -27,6 +27,8 @@ from hpcmesos.launch.steps import Steps, checked
 NODE_LOST = "NODE_LOST"
 _HURRY = 5.0
 """Seconds of grace, at most, when a member is lost: the whole gang has to be gone 30 s after the loss."""
+_LAST_ANSWER = 1.0
+"""Seconds that the other members may take to answer when a script has ended with 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,10 @@ class Gang(Protocol):
 
     def suspect(self) -> str | None:
         """The node that this member blames for a loss that nobody has explained; only a head has an opinion."""
+        ...
+
+    async def all_there(self) -> None:
+        """Returns when every other member has said that it is there; perhaps never."""
         ...
 
     def rank(self, message: dict[str, Any], node: str) -> None:
@@ -102,6 +108,8 @@ class Attempt:
         self._hurry = False
         self._killed = False
         self._forced = False
+        self.lost = False
+        """A command or ranks on another member were cut off."""
         self._wake = asyncio.Event()
         self._pid = 0
         self._status: int | None = None
@@ -278,6 +286,22 @@ class Attempt:
         self._status = status
         self.charge(usage)
         self._wake.set()
+        if self.gang and self.phase == "running":
+            self._work(self._close_gang(self.gang))
+        else:
+            self._close()
+
+    async def _close_gang(self, gang: Gang) -> None:
+        """The script has ended, perhaps because a node was lost: then it is the gang's clock that says so.
+
+        Launchers have returned 0 for a lost host, others 255. A script that says 0 while a member is merely silent is
+        believed.
+        """
+        if self._walltime:
+            self._walltime.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_ANSWER if self._status == 0 and not self.lost else None):
+                await gang.all_there()
         self._close()
 
     def charge(self, usage: resource.struct_rusage) -> None:
@@ -366,7 +390,9 @@ class Attempt:
         self._hurry = False
         left = await enclosure.clear(self.enclosure)
         if self._mpi_since is not None:
-            proxies.clean(self.owner.uid, self._mpi_since)
+            litter = (self.owner.uid, self._mpi_since, time.time())
+            if not proxies.clean(*litter):
+                self._work(proxies.clean_again(*litter))
         if self.head:
             await self._wait_over(enclosure.UNKILLABLE)  # it has ended; SIGCHLD may still be on its way
         message = f"processes that cannot be killed: {' '.join(map(str, left))}" if left else ""

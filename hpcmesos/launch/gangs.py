@@ -44,7 +44,23 @@ class HeadGang:
         self._links: dict[str, Channel] = {}
         self._heard: dict[str, float] = {}
         self._order: Order | None = None
+        self._absent: set[str] = set()  # of whom we have asked for a word
+        self._complete = asyncio.Event()
         self._clock = asyncio.get_running_loop().create_task(self._watch())
+
+    async def all_there(self) -> None:
+        """Returns when every member has answered; of a lost one the clock will tell."""
+        self._absent = set(self._heard)
+        self._complete.clear()
+        for channel in self._links.values():
+            channel.say({"ask": True})
+        if self._absent:
+            await self._complete.wait()
+
+    def _there(self, node: str) -> None:
+        self._absent.discard(node)
+        if not self._absent:
+            self._complete.set()
 
     def end(self, order: Order) -> None:
         self._order = order
@@ -77,6 +93,7 @@ class HeadGang:
         if before := self._links.pop(node, None):
             before.close()
         self._links[node] = channel
+        self._there(node)
         while message := await channel.hear():
             self._heard[node] = time.monotonic()
             self._hear(node, message)
@@ -87,6 +104,8 @@ class HeadGang:
         for kind in ("rank", "rank_end"):
             if kind in message:
                 self._attempt.hear_rank(message[kind], node)
+        if "here" in message:
+            self._there(node)
         if "sweep" in message:
             self._attempt.sweep(str(message["sweep"]), node)
         if "ended" in message and not self._order:
@@ -114,7 +133,9 @@ class HeadGang:
             for node, heard in self._heard.items():
                 if now - heard > self._config.gang_silence:
                     text = f"{node} has been silent for {self._config.gang_silence:g} s"
-                    self._attempt.end(Order.lost(self.suspect() or node, text, self._attempt.spec["kill_delay"]))
+                    self._attempt.end(
+                        Order.lost(self.suspect() or node, text, self._attempt.spec["kill_delay"])
+                    )
                     return
             for channel in self._links.values():
                 channel.say({"ping": count})
@@ -145,6 +166,9 @@ class MemberGang:
 
     def suspect(self) -> None:
         return None
+
+    async def all_there(self) -> None:
+        """Only a head asks."""
 
     def rank(self, message: dict[str, Any], node: str) -> None:
         if self._channel:
@@ -193,6 +217,8 @@ class MemberGang:
         self._heard = time.monotonic()
         if "joined" in message:
             self._attempt.ready()
+        if "ask" in message and self._channel:
+            self._channel.say({"here": True})
         if "end" in message:
             self._attempt.end(_order(message))
         for kind in ("rank", "rank_end"):

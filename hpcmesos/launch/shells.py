@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from contextlib import suppress
+from enum import Enum, auto
 from typing import Any
 
 from hpcmesos.launch import protocol, proxies, streams
@@ -150,8 +151,16 @@ class Command:
                 os.killpg(self._pid, number)
 
 
-async def relay(caller: Channel, target: Channel, node: str) -> bool:
-    """Passes frames both ways until the target has said its last or one side is gone; False when it is the caller."""
+class Relayed(Enum):
+    """How a relay ended."""
+
+    ANSWERED = auto()
+    CALLER_GONE = auto()
+    TARGET_LOST = auto()
+
+
+async def relay(caller: Channel, target: Channel, node: str) -> Relayed:
+    """Passes frames both ways until the target has said its last or one side is gone."""
 
     async def forward() -> None:
         while frame := await caller.receive():
@@ -164,14 +173,14 @@ async def relay(caller: Channel, target: Channel, node: str) -> bool:
         while frame := await target.receive():
             caller.send(protocol.frame(*frame))
             if not await caller.drain():
-                return False
+                return Relayed.CALLER_GONE
             if frame[0] == protocol.MESSAGE and "exit" in protocol.decode(frame[1]):
-                return True
+                return Relayed.ANSWERED
         if forwarding.done():
-            return False
+            return Relayed.CALLER_GONE
         caller.say({**answer(error=f"the connection to {node} was lost"), "lost": True})
         await caller.drain()
-        return True
+        return Relayed.TARGET_LOST
     finally:
         forwarding.cancel()
         target.close()
