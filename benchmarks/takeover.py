@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import signal
 import statistics
 import subprocess
@@ -143,7 +144,7 @@ class Flow:
         self._thread.join()
 
 
-def once(bench: Bench, number: signal.Signals) -> dict[str, float]:
+def once(bench: Bench, number: signal.Signals) -> dict[str, Any]:
     """One leader is signalled; seconds until there is a next one, and until the next job's script runs."""
     pid, term = bench.leader()
     flowing = bench.one("SELECT count(*) FROM attempts")
@@ -162,22 +163,25 @@ def once(bench: Bench, number: signal.Signals) -> dict[str, float]:
         until(lambda: not Path(f"/proc/{supervisor}").exists(), "the master ends")
         bench.up()
     until(lambda: bench.warmed() > warmed, "a warm standby")
-    return {"next_leader_s": elected - began, "next_job_s": float(ran) - began}
+    at = time.strftime("%H:%M:%S", time.gmtime(began))
+    return {"at": at, "next_leader_s": elected - began, "next_job_s": float(ran) - began}
 
 
 @contextlib.contextmanager
-def running(state: Path) -> Iterator[Bench]:
+def running(state: Path, logs: Path | None) -> Iterator[Bench]:
     bench = Bench(state)
     try:
         yield bench
     finally:
         bench.down()
+        if logs is not None:
+            shutil.copytree(state / "log", logs, dirs_exist_ok=True)
 
 
-def measure(pending: int, kills: int, number: signal.Signals) -> dict[str, Any]:
+def measure(pending: int, kills: int, number: signal.Signals, logs: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="hpcmesos-takeover-", dir="/tmp") as place:
         os.chmod(place, 0o711)
-        with running(Path(place) / "state") as bench:
+        with running(Path(place) / "state", logs) as bench:
             bench.fill(pending)
             until(lambda: bench.warmed() >= 1, "a warm standby")
             with Flow(bench) as flow:
@@ -214,15 +218,19 @@ def main() -> None:
         "--stop", action="store_true", help="SIGTERM to the master instead of SIGKILL to the leader"
     )
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--logs", type=Path, help="copy the daemons' logs there")
     arguments = parser.parse_args()
     try:
         found = measure(
-            arguments.pending, arguments.kills, signal.SIGTERM if arguments.stop else signal.SIGKILL
+            arguments.pending,
+            arguments.kills,
+            signal.SIGTERM if arguments.stop else signal.SIGKILL,
+            arguments.logs,
         )
     except HpcmesosError as error:
         sys.exit(str(error))
     for run in found["runs"]:
-        print(f"next job after {run['next_job_s']:.2f} s")
+        print(f"{run['at']} next job after {run['next_job_s']:.2f} s")
     print(
         f"{found['pending']} pending, {len(found['runs'])} x {found['signal']}: median {found['median_s']:.2f} s,"
         f" longest {found['max_s']:.2f} s; slowest qsub {found['slowest_qsub_s']:.2f} s;"
