@@ -11,7 +11,8 @@ signal   index, signal (number)                                        passes th
 node     node, action ("offline" "clear" "note" "gone"), note or None  changes the node; ``seq`` is None
 ======== ============================================================= ===========================================
 
-``index`` is an array's element, or None for the job itself. The rights of ``user`` were checked when the row was
+``index`` is an array's element, or None for the job itself. Instead ``elements`` may name several, as half-open ranges;
+elements without a row can only be deleted. The rights of ``user`` were checked when the row was
 written; a wish that its job has outrun is dropped.
 """
 
