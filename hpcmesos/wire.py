@@ -134,6 +134,7 @@ class Hello(Message, frozen=True, kw_only=True):
     seen_term: int = 0  # the highest leader term this agent obeyed
     pid: int = 0
     shepherd_pid: int = 0
+    journal: str = ""  # names the node's memory of attempts; another one: it has forgotten them
 
 
 class Pong(Message, frozen=True, kw_only=True):

@@ -51,6 +51,8 @@ _NODE_FIELDS = (
     "address",
     "peer_port",
     "boot_id",
+    "journal",
+    "gone",
     "version",
     "hostname",
     "os",
@@ -171,6 +173,10 @@ class LeaderTransaction:
     def set_node_offline(self, name: str, offline: bool, note: str | None = None) -> None:
         """An operator's wish; ``note`` None: unchanged. Raises UnknownNode."""
         self._change_node(name, offline=offline, **({} if note is None else {"note": note}))
+
+    def set_node_gone(self, name: str) -> None:
+        """Somebody vouches that it is off; its next hello says otherwise. Raises UnknownNode."""
+        self._change_node(name, gone=True)
 
     def _change_node(self, name: str, **values: Any) -> None:
         changed = update(t.nodes).where(t.nodes.c.name == name).values(**values)

@@ -185,7 +185,8 @@ class GpuRecord:
 class NodeRecord:
     """A node as its agent last described it, and what is given out of it.
 
-    ``up``: its agent is linked. ``offline``: an operator keeps jobs off it. ``ends_at``: when a foreign allocation
+    ``up``: its agent is linked. ``offline``: an operator keeps jobs off it. ``gone``: an operator, or the site's fence,
+    says that it is off; until it comes back. ``ends_at``: when a foreign allocation
     that the agent lives in ends; None: never.
     """
 
@@ -194,12 +195,14 @@ class NodeRecord:
     mem: int
     up: bool = True
     offline: bool = False
+    gone: bool = False
     cpus_used: int = 0
     mem_used: int = 0
     gpus: tuple[GpuRecord, ...] = ()
     address: str = ""
     peer_port: int = 0
     boot_id: str = ""
+    journal: str = ""  # names the node's memory of attempts
     version: str = ""
     hostname: str = ""
     os: str = ""

@@ -22,7 +22,9 @@ from tests.chaos.plan import CONTROL, PlannedFault
 from tests.chaos.verdict import Fault
 from tests.e2e.cluster_kit import wait_until
 
-_NODES_AT_ONCE = 2
+FAILED = "failed"
+"""Kind of a fault that could not be done."""
+_NODES_AT_ONCE = 3
 _POSTGRES_ENDS = (signal.SIGQUIT, signal.SIGKILL, signal.SIGINT)  # immediate, crash, fast
 Say = Callable[[str], None]
 
@@ -49,24 +51,25 @@ class Injector:
         self._pool.shutdown(wait=True)
 
     def _guarded(self, fault: PlannedFault) -> None:
-        began = time.time()
-        try:
-            nodes, what = self._do(fault)
-        except Exception as error:
-            nodes, what = (), f"could not be done: {error!r}"
-            self._say(f"{fault.kind}: {what}")
-            self.done.append(Fault("failed", began, time.time(), nodes, f"{fault.kind}: {what}"))
-            return
-        self.done.append(Fault(fault.kind, began, time.time(), nodes, what))
-        self._say(f"{fault.kind:<17} {time.time() - began:5.1f} s  {' '.join(nodes)} {what}")
+        with self._place(fault) as nodes:
+            began = time.time()
+            try:
+                what = getattr(self, f"_{fault.kind.replace('-', '_')}")(fault, *nodes)
+                kind = fault.kind
+            except Exception as error:
+                kind, what = FAILED, f"{fault.kind} could not be done: {error!r}"
+            self.done.append(Fault(kind, began, time.time(), nodes, what))
+            self._say(f"{kind:<17} {time.time() - began:5.1f} s  {' '.join(nodes)} {what}")
 
-    def _do(self, fault: PlannedFault) -> tuple[tuple[str, ...], str]:
+    @contextlib.contextmanager
+    def _place(self, fault: PlannedFault) -> Iterator[tuple[str, ...]]:
+        """Waits for its turn, which is no part of the fault; the nodes that it is about."""
         if fault.kind in CONTROL:
             with self._control:
-                return (), getattr(self, f"_{fault.kind.replace('-', '_')}")(fault)
-        with self._chosen(fault, 2 if fault.kind == "link-cut" else 1) as nodes:
-            what = getattr(self, f"_{fault.kind.replace('-', '_')}")(fault, *nodes)
-            return nodes, what
+                yield ()
+        else:
+            with self._chosen(fault, 2 if fault.kind == "link-cut" else 1) as nodes:
+                yield nodes
 
     @contextlib.contextmanager
     def _chosen(self, fault: PlannedFault, count: int) -> Iterator[tuple[str, ...]]:

@@ -17,11 +17,11 @@ from pathlib import Path
 import psycopg
 
 from hpcmesos.model import JobId
-from hpcmesos.queue.records import AttemptRecord, JobFilter, JobRecord
+from hpcmesos.queue.records import AttemptRecord, JobFilter, JobRecord, ShareRecord
 from hpcmesos.queue.store import Store
 from tests.chaos import clusters, script
 from tests.chaos.clusters import Loopback, Namespaces
-from tests.chaos.faults import Injector
+from tests.chaos.faults import FAILED, Injector
 from tests.chaos.plan import Plan, PlannedJob
 from tests.chaos.verdict import Fault, Outcome, Verdict, judge
 from tests.e2e.cluster_kit import wait_until
@@ -65,7 +65,7 @@ def run(plan: Plan, say: Say, keep: Path | None = None) -> Run:
         verdict = judge(outcomes, injector.done)
         _add_violations(verdict, cluster, submitter, watch, drained)
         verdict.violations["a fault that could not be done"] += [
-            fault.what for fault in injector.done if fault.kind == "failed"
+            fault.what for fault in injector.done if fault.kind == FAILED
         ]
         done = Run(verdict, injector.done, time.monotonic() - began, watch.looks)
         done.notes = {"seconds": f"{done.seconds:.0f}", "invariants looked at": str(watch.looks)}
@@ -188,6 +188,9 @@ def _outcomes(
         records: dict[int, JobRecord] = {
             job.seq: job for job in store.jobs(JobFilter(history=True, brief=True)) if job.index is None
         }
+        shares: dict[int, list[ShareRecord]] = {}
+        for share in store.shares(list(records)):
+            shares.setdefault(share.attempt.seq, []).append(share)
         attempts: dict[int, list[AttemptRecord]] = {}
         for attempt in store.attempts(list(records), tails=False):
             attempts.setdefault(attempt.key.seq, []).append(attempt)
@@ -198,7 +201,8 @@ def _outcomes(
         if name := ids.get(plan.key):
             seq = JobId.parse(name, "hpcm").seq
             lines = script.read(runs, plan.key)
-            found.append(Outcome(plan, name, lines, records.get(seq), attempts.get(seq, [])))
+            ran = attempts.get(seq, []), shares.get(seq, [])
+            found.append(Outcome(plan, name, lines, records.get(seq), *ran))
     return found
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hpcmesos.model import Cause, JobState
-from hpcmesos.queue.records import AttemptRecord, JobRecord
-from tests.chaos.plan import PlannedJob
+from hpcmesos.queue.records import AttemptRecord, JobRecord, ShareRecord
+from tests.chaos.plan import LINKS, PlannedJob
 from tests.chaos.script import Line
 
 NOTICED = 30.0
@@ -41,6 +41,11 @@ class Outcome:
     lines: Sequence[Line]
     job: JobRecord | None
     attempts: Sequence[AttemptRecord] = ()
+    shares: Sequence[ShareRecord] = ()
+
+    def members(self, attempt: AttemptRecord) -> set[str]:
+        """The nodes of an attempt."""
+        return {share.node for share in self.shares if share.attempt == attempt.key}
 
 
 @dataclass(slots=True)
@@ -88,7 +93,7 @@ def _wrongs(outcome: Outcome, faults: Sequence[Fault]) -> Iterator[tuple[str, st
     if text := _wrong_status(outcome, job):
         yield "a wrong exit status", text
     for attempt in outcome.attempts:
-        if attempt.cause is Cause.NODE_LOST and not _explained(attempt, faults):
+        if attempt.cause is Cause.NODE_LOST and not _explained(attempt, outcome.members(attempt), faults):
             at = attempt.ended_at.timestamp() if attempt.ended_at else 0
             text = f"attempt {attempt.key.number}: {attempt.culprit}: {attempt.message} at {at:.1f}"
             yield "a NODE_LOST without a fault", text
@@ -125,14 +130,17 @@ def _overlaps(lines: Sequence[Line]) -> Iterator[str]:
                     yield f"attempt {line.attempt} began before attempt {attempt} ended"
 
 
-def _explained(attempt: AttemptRecord, faults: Iterable[Fault]) -> bool:
-    """Whether a fault hit the culprit's node not long before."""
+def _explained(attempt: AttemptRecord, members: set[str], faults: Iterable[Fault]) -> bool:
+    """Whether a fault hit the culprit's node not long before, or a cut one of its gang: of two nodes that no longer
+    hear each other nobody can say which one is away.
+    """
     if attempt.ended_at is None:
         return False
     at = attempt.ended_at.timestamp()
     culprits = set((attempt.culprit or "").split("+"))
     return any(
-        culprits & set(fault.nodes) and fault.began - 1.0 <= at <= fault.ended + NOTICED + _SLACK
+        set(fault.nodes) & (culprits | (members if fault.kind in LINKS else set()))
+        and fault.began - 1.0 <= at <= fault.ended + NOTICED + _SLACK
         for fault in faults
     )
 

@@ -69,7 +69,9 @@ CHECKS: dict[str, str] = {
     "a complete job in two places": "SELECT seq, element FROM jobs INTERSECT SELECT seq, element FROM jobs_history",
 }
 
-EACH_SECOND = tuple(what for what in CHECKS if "GPU" in what or "allocation" in what or "used counters" in what)
+EACH_SECOND = tuple(
+    what for what in CHECKS if "GPU" in what or "allocation" in what or "used counters" in what
+)
 """What is about GPUs and what is given out, and looks at nothing but live rows."""
 
 SETTLED: dict[str, str] = {
