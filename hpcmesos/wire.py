@@ -238,6 +238,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
     """What the command has to send along before it can be done: the same request again, completed."""
 
     script: str | None = None  # read this file; "-": standard input
+    terminal: list[str] | None = None  # full-client argv to run instead, if standard input is a terminal
     environ: list[str] | None = None  # these variables; ["*"]: all
 
 

@@ -128,6 +128,7 @@ class Cluster:
         self.attempts: dict[str, Attempt] = {}
         self.nodes: dict[str, Node] = {}
         self.queues: dict[str, QueueRecord] = {queue.name: queue for queue in state.queues}
+        self.attributes: dict[str, str] = dict(state.server)  # of the server, as qmgr sets them
         self.blocked: set[JobKey] = set()  # an earlier attempt's parts may still run somewhere
         self.changed = True  # something that scheduling looks at
         self.ports = Ports()
@@ -269,8 +270,18 @@ class Cluster:
             for uuid in attempt.shares[node].gpus
         }
 
+    def put_queue(self, name: str, queue: QueueRecord | None) -> None:
+        """Takes in a queue as it is now; None: it is deleted."""
+        if queue is None:
+            self.queues.pop(name, None)
+        else:
+            self.queues[name] = queue
+        self.changed = True
+
     def stopped_queues(self) -> frozenset[str]:
-        return frozenset(name for name, queue in self.queues.items() if not queue.started)
+        """Queues whose jobs do not start; all of them while the server's scheduling is off."""
+        idle = self.attributes.get("scheduling") == "False"
+        return frozenset(name for name, queue in self.queues.items() if idle or not queue.started)
 
 
 def _released(word: GpuState | None) -> GpuState:

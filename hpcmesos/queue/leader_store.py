@@ -20,7 +20,15 @@ from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import begin, make_engine
 from hpcmesos.queue.leadership import APPLICATION
 from hpcmesos.queue.moves import CHANGEABLE, move_jobs
-from hpcmesos.queue.reads import Reads, read_attempts, read_jobs, read_nodes, read_queues
+from hpcmesos.queue.reads import (
+    SERVER_SETTING,
+    Reads,
+    read_attempts,
+    read_jobs,
+    read_nodes,
+    read_queues,
+    read_server,
+)
 from hpcmesos.queue.records import (
     AttemptRecord,
     InboxRow,
@@ -180,9 +188,25 @@ class LeaderTransaction:
     def put_queue(self, queue: QueueRecord) -> None:
         """Creates or replaces a queue."""
         row = {name: getattr(queue, name) for name in ("enabled", "started", "priority")}
-        row["defaults"] = dict(queue.defaults)
+        row["attributes"] = dict(queue.attributes)
         new = insert(t.queues).values(name=queue.name, **row)
         self._connection.execute(new.on_conflict_do_update(index_elements=["name"], set_=row))
+
+    def delete_queue(self, name: str) -> None:
+        """Forgets a queue; jobs that name it are not looked at."""
+        self._connection.execute(delete(t.queues).where(t.queues.c.name == name))
+
+    def put_server(self, attributes: Mapping[str, str]) -> None:
+        """Replaces the attributes of the server."""
+        new = insert(t.settings).values(name=SERVER_SETTING, value=dict(attributes))
+        self._connection.execute(
+            new.on_conflict_do_update(index_elements=["name"], set_={"value": new.excluded.value})
+        )
+
+    def tell(self, events: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Writes events that are about no job: their kinds and payloads."""
+        rows = [{"kind": kind, "payload": dict(payload)} for kind, payload in events]
+        self._connection.execute(insert(t.events), rows)
 
     # schedules; see schedules.py for the rule
 
@@ -273,4 +297,5 @@ def _load(connection: Connection) -> LeaderState:
         shares=tuple(share_record(row) for row in connection.execute(live)),
         nodes=tuple(read_nodes(connection)),
         queues=tuple(read_queues(connection)),
+        server=read_server(connection),
     )
