@@ -29,8 +29,8 @@ exec {python} -m hpcmesos.cli "$@"
 """
 
 
-def write(directory: Path, socket: Path) -> None:
-    """Writes all commands for the API behind ``socket``; each is replaced in one step: a running one is safe."""
+def write(directory: Path, *sockets: Path) -> None:
+    """Writes all commands for the masters behind ``sockets``; each is replaced in one step: a running one is safe."""
     interpreter = os.path.realpath(sys.executable)
     packages = str(Path(hpcmesos.__file__).parents[1])
     for personality in PERSONALITIES:
@@ -43,7 +43,7 @@ def write(directory: Path, socket: Path) -> None:
                 python=interpreter,
                 packages=packages,
                 command=command,
-                socket=str(socket),
+                socket=",".join(map(str, sockets)),
                 personality=personality,
                 client=str(client),
             )

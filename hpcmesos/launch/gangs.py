@@ -114,7 +114,9 @@ class HeadGang:
             for node, heard in self._heard.items():
                 if now - heard > self._config.gang_silence:
                     text = f"{node} has been silent for {self._config.gang_silence:g} s"
-                    self._attempt.end(Order.lost(self.suspect() or node, text, self._attempt.spec["kill_delay"]))
+                    self._attempt.end(
+                        Order.lost(self.suspect() or node, text, self._attempt.spec["kill_delay"])
+                    )
                     return
             for channel in self._links.values():
                 channel.say({"ping": count})

@@ -70,14 +70,23 @@ class Links:
         )
         self._tick()
 
+    def hand_over(self, leader: str) -> None:
+        """Stops listening and tells every agent where its next leader listens."""
+        self._stop()
+        for connection in list(self.nodes.values()):
+            connection.reject("another master leads now", leader)
+
     def close(self) -> None:
         """Stops listening and parts from everybody."""
+        self._stop()
+        for connection in list(self._open):
+            connection.abort("the leader stops")
+
+    def _stop(self) -> None:
         if self._ticker:
             self._ticker.cancel()
         if self._server:
             self._server.close()
-        for connection in list(self._open):
-            connection.abort("the leader stops")
 
     def send(self, messages: Iterable[tuple[str, wire.ToAgent]]) -> None:
         """Sends each message to its node, in order; those to nodes without a link are lost, as on a real wire."""
@@ -187,10 +196,13 @@ class Connection(asyncio.Protocol):
         if self._transport.get_write_buffer_size() > _MAX_UNSENT:
             self.abort("the agent does not read")
 
-    def reject(self, reason: str) -> None:
-        log.warning("link rejected node=%s reason=%r", self.name, reason)
+    def reject(self, reason: str, leader: str | None = None) -> None:
+        """Parts with a word; ``leader``: who is to be dialled instead."""
+        log.log(
+            logging.INFO if leader else logging.WARNING, "link rejected node=%s reason=%r", self.name, reason
+        )
         self._why = reason
-        self.write(wire.encode(wire.Rejected(reason=reason)))
+        self.write(wire.encode(wire.Rejected(reason=reason, leader=leader)))
         if self._transport:
             self._transport.close()
 

@@ -17,8 +17,9 @@ from hpcmesos.errors import LostLeadership, UnknownNode
 from hpcmesos.model import GpuState, JobState
 from hpcmesos.queue import history, starts
 from hpcmesos.queue import tables as t
-from hpcmesos.queue.engine import begin, make_engine
+from hpcmesos.queue.engine import Snapshots, begin, make_engine
 from hpcmesos.queue.leadership import APPLICATION
+from hpcmesos.queue.live_jobs import Changes, LiveJobs
 from hpcmesos.queue.moves import CHANGEABLE, move_jobs
 from hpcmesos.queue.reads import (
     SERVER_SETTING,
@@ -43,7 +44,6 @@ from hpcmesos.queue.records import (
     StartRecord,
 )
 from hpcmesos.queue.rows import recordset, share_record
-from hpcmesos.queue.states import LIVE
 
 __all__ = ["CHANGEABLE", "LeaderStore", "LeaderTransaction"]
 
@@ -253,18 +253,18 @@ class LeaderStore(Reads):
                 raise LostLeadership(f"term {self.term} is over")
             yield LeaderTransaction(connection, now)
 
-    def load(self) -> LeaderState:
-        """Everything from one snapshot; read-only, and not limited to 2 s.
+    def load(self, live: LiveJobs | None = None) -> tuple[LeaderState, Changes]:
+        """Everything from one snapshot, and what ``live`` (if given: looked before) did not know yet of the jobs.
 
-        A caller that stops the garbage collector meanwhile halves the time: 100,000 jobs are millions of objects.
+        Read-only, and not limited to 2 s. A caller that stops the garbage collector meanwhile halves the time: 100,000
+        jobs are millions of objects.
         """
-        engine = make_engine(self._url, APPLICATION, pool=1)
-        snapshot = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        snapshot = Snapshots(self._url, APPLICATION)
         try:
-            with begin(snapshot) as connection:
-                return _load(connection)
+            with snapshot.one() as connection:
+                return _load(connection, live or LiveJobs())
         finally:
-            engine.dispose()
+            snapshot.close()
 
     def sweep(self, now: datetime, keep_completed: timedelta, limit: int = 2000) -> int:
         """Moves at most ``limit`` jobs that ended before ``now - keep_completed`` into history, with all that belongs
@@ -284,14 +284,15 @@ class LeaderStore(Reads):
             return history.drop_partitions(transaction._connection, before)
 
 
-def _load(connection: Connection) -> LeaderState:
-    jobs = read_jobs(connection, JobFilter(states=LIVE, brief=True))
+def _load(connection: Connection, live_jobs: LiveJobs) -> tuple[LeaderState, Changes]:
+    changes = live_jobs.look(connection)
+    jobs = live_jobs.jobs.values()
     running = [job for job in jobs if job.state in (JobState.RUNNING, JobState.EXITING)]
     last = {job.attempt_key for job in running}
     attempts = read_attempts(connection, [job.seq for job in running], tails=False)
     live = select(t.shares).where(t.shares.c.released_at.is_(None))
     live = live.order_by(t.shares.c.seq, t.shares.c.element, t.shares.c.number, t.shares.c.position)
-    return LeaderState(
+    state = LeaderState(
         jobs=tuple(jobs),
         attempts=tuple(attempt for attempt in attempts if attempt.key in last),
         shares=tuple(share_record(row) for row in connection.execute(live)),
@@ -299,3 +300,4 @@ def _load(connection: Connection) -> LeaderState:
         queues=tuple(read_queues(connection)),
         server=read_server(connection),
     )
+    return state, changes
