@@ -215,13 +215,15 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueRecord:
-    """``enabled``: takes jobs; ``started``: its jobs start. ``defaults``: e.g. {"walltime": "01:00:00"}."""
+    """``enabled``: takes jobs; ``started``: its jobs start. ``attributes``: all others that are set, by PBS' names, as
+    qmgr shows them: {"resources_default.walltime": "01:00:00", "acl_users": "ann,bob", "ring": "check"}.
+    """
 
     name: str
     enabled: bool = True
     started: bool = True
     priority: int = 0
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,3 +339,4 @@ class LeaderState:
     shares: tuple[ShareRecord, ...]
     nodes: tuple[NodeRecord, ...]
     queues: tuple[QueueRecord, ...]
+    server: Mapping[str, str] = field(default_factory=dict)  # its attributes that are set

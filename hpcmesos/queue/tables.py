@@ -346,7 +346,7 @@ queues = Table(
     _flag("enabled", True),
     _flag("started", True),
     _number("priority"),
-    _json("defaults"),
+    _json("attributes"),
     PrimaryKeyConstraint("name"),
 )
 tokens = Table(

@@ -215,7 +215,7 @@ CREATE TABLE queues (
     enabled BOOLEAN DEFAULT true NOT NULL,
     started BOOLEAN DEFAULT true NOT NULL,
     priority INTEGER DEFAULT 0 NOT NULL,
-    defaults JSONB DEFAULT '{}'::jsonb NOT NULL,
+    attributes JSONB DEFAULT '{}'::jsonb NOT NULL,
     CONSTRAINT queues_pkey PRIMARY KEY (name)
 );
 
