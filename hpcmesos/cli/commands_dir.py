@@ -11,7 +11,10 @@ from pathlib import Path
 
 import hpcmesos
 
-COMMANDS = ("qsub", "qstat", "qdel", "qhold", "qrls", "pbsnodes")
+COMMANDS = (
+    *("qsub", "qstat", "qdel", "qhold", "qrls", "pbsnodes"),
+    *("qmgr", "qenable", "qdisable", "qstart", "qstop"),
+)
 PERSONALITIES = ("torque", "pbspro")
 
 STUB = """#!{python} -IS

@@ -372,7 +372,7 @@ def test_unknown_node(leader: LeaderStore) -> None:
 
 
 def test_queues(store: Store, leader: LeaderStore) -> None:
-    gpu = QueueRecord(name="gpu", started=False, priority=3, defaults={"walltime": "01:00:00"})
+    gpu = QueueRecord(name="gpu", started=False, priority=3, attributes={"ring": "check"})
     with leader.transaction() as transaction:
         transaction.put_queue(QueueRecord(name="gpu"))
         transaction.put_queue(gpu)
