@@ -113,7 +113,7 @@ class Uplink:
         address, _, errors = await staggered_race(questions, _NEXT_MASTER)
         if address is None:
             raise MasterUnreachable("; ".join(dict.fromkeys(str(error) for error in errors)))
-        return address
+        return str(address)
 
     async def _ask(self, master: str) -> str:
         context = self._context if master.startswith("https") else None
