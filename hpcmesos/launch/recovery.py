@@ -32,7 +32,7 @@ class Recovered:
     def forget(self, services: Services) -> bool:
         attempt = self.spec["attempt"]
         services.journal.remove(attempt)
-        files.remove_tree(services.children, files.attempt_directory(services.config, attempt))
+        services.directories.remove(files.attempt_directory(services.config, attempt))
         return True
 
 
@@ -70,9 +70,8 @@ async def _end(services: Services, name: str, records: list[dict[str, Any]]) -> 
         "steps": [],
         **_output(config, spec),
     }
-    entry = services.journal.reopen(name, records)
-    entry.end(ended)
-    entry.close()
+    services.journal.reopen(name).end(ended)
+    await services.journal.synced()
     return ended
 
 
