@@ -60,9 +60,9 @@ class MasterSettings:
 class AgentSettings:
     """One agent and its shepherd.
 
-    ``master``: "unix:PATH" or "https://HOST:PORT" of any API, where the agent joins and asks who leads. ``sockets``:
-    directory of the unix sockets (short path). ``cpus``, ``memory``: declared values; None: found.
-    ``gpus``: "none", "auto" (NVML), "simulated:N", or "uuid:GPU-...,GPU-...".
+    ``master``: "unix:PATH" or "https://HOST:PORT" of an API, where the agent joins and asks who leads; several masters
+    are separated by commas. ``sockets``: directory of the unix sockets (short path). ``cpus``, ``memory``: declared
+    values; None: found. ``gpus``: "none", "auto" (NVML), "simulated:N", or "uuid:GPU-...,GPU-...".
     """
 
     node: str
@@ -86,7 +86,9 @@ class AgentSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
-    """Where commands find the API: ``socket`` if it exists, else ``url`` with the bearer token in ``token_file``."""
+    """Where commands find the API: ``url`` (https://HOST:PORT of one master or of several, separated by commas) with
+    the bearer token in ``token_file``, else ``socket``.
+    """
 
     socket: Path = Path("/run/hpcmesos/api.sock")
     url: str = ""

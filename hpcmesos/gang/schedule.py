@@ -42,9 +42,11 @@ def schedule(snapshot: Snapshot, policy: Policy, now: float) -> Plan:
             failed[key].append(job)
         elif blocker is not None:
             held_back.setdefault(key, []).append(job)
-        elif (start := _start(job, ledger, explainer)) is not None:
-            starts.append(start)
         else:
+            begun = _starts(job, ledger, explainer)
+            starts += begun
+            if len(begun) == job.count:
+                continue
             failed[key] = [job]
             # A reservation in time for this job, and jobs that may run before it (backfill), belong here.
             if policy.strict and explainer.could_start_on_empty(job):
@@ -54,6 +56,14 @@ def schedule(snapshot: Snapshot, policy: Policy, now: float) -> Plan:
     for jobs in held_back.values():
         reasons.update(dict.fromkeys([job.id for job in jobs], explainer.waiting(jobs[0], blocker)))
     return Plan(tuple(starts), reasons)
+
+
+def _starts(job: JobView, ledger: Ledger, explainer: explain.Explainer) -> list[Start]:
+    """As many of the job's equal elements as fit, up to its count; of a plain job one or none."""
+    begun: list[Start] = []
+    while len(begun) < job.count and (start := _start(job, ledger, explainer)) is not None:
+        begun.append(start)
+    return begun
 
 
 def _start(job: JobView, ledger: Ledger, explainer: explain.Explainer) -> Start | None:

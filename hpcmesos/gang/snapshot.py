@@ -40,7 +40,7 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """One waiting job that may start now, but for room."""
+    """One waiting job that may start now, but for room; or the next elements of an array, which are all alike."""
 
     id: JobId
     request: Request
@@ -48,6 +48,7 @@ class JobView:
     queued_at: float  # epoch seconds since which it may start
     queue: str
     excluded: frozenset[NodeName] = frozenset()  # nodes that this job's earlier attempts failed on
+    count: int = 1  # of an array: so many of its elements may start now, its own slot limit considered
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One job to start, whole; ``members[0]`` is the head."""
+    """One job to start, whole; ``members[0]`` is the head. An array (its parent's id) may have several, one for each
+    element; whoever carries out the plan gives them the lowest indexes, in the order of the plan.
+    """
 
     job: JobId
     members: tuple[Member, ...]
@@ -92,7 +95,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The answer: every pending job is either in ``starts`` (in order of decision) or has a reason."""
+    """The answer: every pending job has as many ``starts`` (in order of decision) as its count, or a reason why not."""
 
     starts: tuple[Start, ...]
     reasons: Mapping[JobId, PendingReason]

@@ -94,6 +94,10 @@ class Directories:
             if name.startswith("."):
                 self._remove_by_process(os.path.join(self._attempts, name))
 
+    def names(self) -> list[str]:
+        """The attempts that have a directory."""
+        return [name for name in os.listdir(self._attempts) if not name.startswith(".")]
+
     def make(
         self, spec: dict[str, Any], paths: mpi.JobPaths, owner: Owner, tasks: dict[str, Any] | None = None
     ) -> None:

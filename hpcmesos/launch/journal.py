@@ -4,7 +4,8 @@ The first record of an attempt is its spec, the last one its end; that it is for
 forced to the disk, all that come together at once: a crash of the node ends the attempts anyway, and until then the
 page cache outlives the shepherd. A full disk cannot lose an end: room for it is allocated before the attempt may start,
 and where the whole report does not fit, it is written without its tails and tables. Files of which no line counts any
-more are used again: to allocate and to free costs more than to write.
+more are used again: to allocate and to free costs more than to write. A line says in which file it belongs, so that
+nothing counts which the file held before, and damage costs the lines that it hits alone.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ _SEGMENT = 4 * 1024 * 1024
 _ROOM = 64 * 1024
 """Bytes kept free for the phases and the end of each attempt."""
 _DISPENSABLE = ("stdout_tail", "stderr_tail", "ranks", "steps")
+_FRAME = 24
+"""Bytes around a line, at most."""
 _SUFFIX, _SPARE = ".journal", ".spare"
 _MOST_SPARES = 2
+_IDENTITY = "identity"
 _MANY = 8
 """Files from which on the few lines that count are moved out of the oldest one."""
 
@@ -51,18 +55,21 @@ class _Segment:
 
     def write(self, name: str, line: bytes) -> None:
         """Outlives this process when it returns. Raises OSError."""
-        # The zero ends what counts: behind it may stand what the file held before.
-        view, offset = memoryview(line + b"\0"), self.offset
+        view, offset = memoryview(self.framed(line)), self.offset
         while view:
             written = os.pwrite(self.fd, view, offset)
             view, offset = view[written:], offset + written
-        self.offset = offset - 1
+        self.offset = offset
         self.names.add(name)
         self.dirty = True
 
+    def framed(self, line: bytes) -> bytes:
+        return b"%d %b\n" % (self.number, line)
+
     @property
     def free(self) -> int:
-        return self.size - self.offset - 1
+        """Bytes that a line may still have."""
+        return self.size - self.offset - _FRAME
 
 
 class Journal:
@@ -73,6 +80,8 @@ class Journal:
         os.makedirs(directory, 0o700, exist_ok=True)
         self._segments: list[_Segment] = []
         self._spares = [entry.path for entry in os.scandir(directory) if entry.name.endswith(_SPARE)]
+        self.identity = _identity(os.path.join(directory, _IDENTITY))
+        """Another one than before: all that was written down here is lost."""
         self._entries: dict[str, Entry] = {}
         self._number = 0
         self._open = 0  # entries without an end
@@ -106,7 +115,7 @@ class Journal:
         self._recycle()
 
     def load(self) -> dict[str, list[dict[str, Any]]]:
-        """What an earlier shepherd left: the records of each attempt, in order; an unreadable rest is dropped."""
+        """What an earlier shepherd left: the records of each attempt, in order, the first with the spec."""
         found: dict[str, list[dict[str, Any]]] = {}
         places: dict[str, set[_Segment]] = {}
         for path in sorted(entry.path for entry in os.scandir(self._directory)):
@@ -200,7 +209,7 @@ class Journal:
         """Begins the next file, with at least ``size`` bytes."""
         self._number += 1
         spare = self._spares.pop() if self._spares else None
-        self._segments.append(_Segment(self._directory, self._number, max(_SEGMENT, size + 1), spare))
+        self._segments.append(_Segment(self._directory, self._number, max(_SEGMENT, size + _FRAME), spare))
         if len(self._segments) > _MANY and not self._compacting:
             self._compacting = True
             with suppress(OSError):
@@ -276,19 +285,38 @@ def _allocate(directory: str, number: int) -> str:
     return path
 
 
+def _identity(path: str) -> str:
+    """What the file says; a new one is written where there is none."""
+    try:
+        with open(path, encoding="ascii") as file:
+            if found := file.read().strip():
+                return found
+    except (OSError, ValueError):
+        pass
+    made = os.urandom(16).hex()
+    draft = f"{path}.new"
+    with open(draft, "w", encoding="ascii") as file:
+        file.write(made)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    return made
+
+
 def _encode(attempt: str, record: dict[str, Any] | None) -> bytes:
     value = {"attempt": attempt, "record": record}
-    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 def _lines(segment: _Segment) -> Iterator[tuple[str, dict[str, Any] | None, int]]:
     """(attempt, record, offset behind it) of each line that counts."""
     content, offset = os.pread(segment.fd, segment.size, 0), 0
-    for line in content.partition(b"\0")[0].split(b"\n"):
-        try:
-            value = json.loads(line)
-            name, record = value["attempt"], value["record"]
-        except (ValueError, KeyError, TypeError):
-            return
+    mark = b"%d " % segment.number
+    for line in content.split(b"\n")[:-1]:
         offset += len(line) + 1
-        yield name, record, offset
+        if line.startswith(mark):
+            try:
+                value = json.loads(line[len(mark) :])
+                yield value["attempt"], value["record"], offset
+            except (ValueError, KeyError, TypeError):
+                continue

@@ -127,15 +127,22 @@ class Cluster:
         self.dependents: dict[int, set[JobKey]] = {}
         self.attempts: dict[str, Attempt] = {}
         self.nodes: dict[str, Node] = {}
-        self.queues: dict[str, QueueRecord] = {queue.name: queue for queue in state.queues}
+        self.queues: dict[str, QueueRecord] = {}
+        self.attributes: dict[str, str] = {}  # of the server, as qmgr sets them
         self.blocked: set[JobKey] = set()  # an earlier attempt's parts may still run somewhere
         self.changed = True  # something that scheduling looks at
         self.ports = Ports()
+        for job in state.jobs:
+            self.put(job)
+        self.take_in(state)
+
+    def take_in(self, state: LeaderState) -> None:
+        """Everything but the jobs, which are there already; once."""
+        self.queues = {queue.name: queue for queue in state.queues}
+        self.attributes = dict(state.server)
         for record in state.nodes:
             gpus = {gpu.uuid: gpu for gpu in record.gpus}
             self.nodes[record.name] = Node(replace(record, gpus=()), gpus, record.cpus_used, record.mem_used)
-        for job in state.jobs:
-            self.put(job)
         self._load_attempts(state.shares)
 
     def _load_attempts(self, shares: Iterable[ShareRecord]) -> None:
@@ -174,16 +181,21 @@ class Cluster:
 
     def put(self, job: JobRecord) -> None:
         """Takes in a job as it is now; a complete one is forgotten."""
-        self._forget(job.key)
         if job.state is JobState.COMPLETE:
-            self.blocked.discard(job.key)
+            self.forget(job.key)
             return
+        self._forget(job.key)
         self.jobs[job.key] = job
         for dependency in job.dependencies:
             self.dependents.setdefault(dependency.seq, set()).add(job.key)
         if job.state is JobState.QUEUED and job.todo is None:
             self.pending.put(job.key, cycle.job_view(job))
             self.changed = True
+
+    def forget(self, key: JobKey) -> None:
+        """As put() of a complete job."""
+        self._forget(key)
+        self.blocked.discard(key)
 
     def _forget(self, key: JobKey) -> None:
         old = self.jobs.pop(key, None)
@@ -269,8 +281,18 @@ class Cluster:
             for uuid in attempt.shares[node].gpus
         }
 
+    def put_queue(self, name: str, queue: QueueRecord | None) -> None:
+        """Takes in a queue as it is now; None: it is deleted."""
+        if queue is None:
+            self.queues.pop(name, None)
+        else:
+            self.queues[name] = queue
+        self.changed = True
+
     def stopped_queues(self) -> frozenset[str]:
-        return frozenset(name for name, queue in self.queues.items() if not queue.started)
+        """Queues whose jobs do not start; all of them while the server's scheduling is off."""
+        idle = self.attributes.get("scheduling") == "False"
+        return frozenset(name for name, queue in self.queues.items() if idle or not queue.started)
 
 
 def _released(word: GpuState | None) -> GpuState:

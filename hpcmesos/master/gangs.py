@@ -202,6 +202,9 @@ class Gangs:
         )
 
     def _report(self, attempt: Attempt, report: wire.Ended) -> AttemptRecord:
+        culprit = report.culprit or attempt.culprit
+        if report.cause == Cause.NODE_LOST and attempt.culprit:
+            culprit = attempt.culprit  # of a head that is cut off and a member, the member told us first
         return AttemptRecord(
             key=attempt.key,
             started_at=moment(report.started_at or attempt.started_at),
@@ -210,7 +213,7 @@ class Gangs:
             code=report.code,
             signal=report.signal,
             forced=report.forced,
-            culprit=clean(report.culprit or attempt.culprit),
+            culprit=clean(culprit),
             message=clean(report.message),
             usage=report.usage,
             ranks=tuple(clean(report.ranks)),

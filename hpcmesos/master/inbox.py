@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from hpcmesos import wire
 from hpcmesos.errors import InvalidValue
+from hpcmesos.master import objects
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.gangs import Gangs, resting_state
 from hpcmesos.master.reconcile import Nodes
@@ -60,6 +61,9 @@ class Inbox:
         """One row. Raises InvalidValue for a payload that makes no sense."""
         if row.kind == wishes.NODE:
             self._on_node(row.payload)
+            return
+        if row.kind == wishes.OBJECT:
+            objects.on_wish(self.desk, row)
             return
         if row.seq is None:
             raise InvalidValue(f"an inbox row of kind {row.kind} without a job")

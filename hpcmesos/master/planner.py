@@ -21,7 +21,7 @@ from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable, InvalidValue, LostLeadership
 from hpcmesos.master import cycle
 from hpcmesos.master.alarms import Alarms
-from hpcmesos.master.cluster import Cluster, Phase
+from hpcmesos.master.cluster import Phase
 from hpcmesos.master.effects import Desk, Effects, Outcome
 from hpcmesos.master.events import Asked, Event, InboxHint, LinkDown, LinkUp, Received, Stop
 from hpcmesos.master.gangs import GANG_LOSS, Gangs
@@ -29,6 +29,7 @@ from hpcmesos.master.inbox import Inbox
 from hpcmesos.master.passes import Passes
 from hpcmesos.master.reasons import Reasons
 from hpcmesos.master.reconcile import Nodes
+from hpcmesos.master.standby import WarmPicture
 from hpcmesos.model import JobState
 from hpcmesos.queue.accounting import AccountingFiles
 from hpcmesos.queue.leader_store import LeaderStore, LeaderTransaction
@@ -62,13 +63,15 @@ class Planner:
         links: Wire,
         events: SimpleQueue[Event],
         clock: Callable[[], float] = time.monotonic,
+        picture: WarmPicture | None = None,
     ) -> None:
+        """``picture``: a standby's; None: everything is loaded now."""
         self.events = events
         self._settings = settings
         self._store = store
         self._links = links
         self._alarms = Alarms(clock)
-        self._desk = Desk(Cluster(store.load(), settings.server), settings, store, self._alarms)
+        self._desk = Desk((picture or self._blank()).take(store), settings, store, self._alarms)
         self._gangs = Gangs(self._desk)
         self._nodes = Nodes(self._desk, self._gangs)
         self._inbox = Inbox(self._desk, self._gangs, self._nodes)
@@ -315,12 +318,15 @@ class Planner:
                 self._attempt(work, f"job {job.key}", partial(self._inbox.settle, job))
         self._write(work, look=False)
 
+    def _blank(self) -> WarmPicture:
+        return WarmPicture(self._settings.server)
+
     def _reload(self) -> None:
         """The picture anew from the database; agents dial again and tell what they hold."""
         log.warning("loading the picture anew")
         self._reload_wanted = False
         self._alarms.clear()
-        self._desk.cluster = Cluster(self._store.load(), self._settings.server)
+        self._desk.cluster = self._blank().take(self._store)
         self._links.drop_all("the leader loads its picture anew")
         self._begin()
 

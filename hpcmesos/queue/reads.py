@@ -38,6 +38,9 @@ from hpcmesos.queue.rows import (
     share_record,
 )
 
+SERVER_SETTING = "server"
+"""Where the server's attributes lie in ``settings``."""
+
 
 class Reads:
     """Thread-safe reads over one engine."""
@@ -127,6 +130,11 @@ class Reads:
         with begin(self._single) as connection:
             return read_queues(connection)
 
+    def server(self) -> dict[str, str]:
+        """The attributes of the server that are set, as qmgr shows them."""
+        with begin(self._single) as connection:
+            return read_server(connection)
+
     def leader(self) -> LeaderRecord:
         """Who leads now, or led last."""
         wanted = select(t.leadership, (t.leadership.c.expires_at > func.clock_timestamp()).label("live"))
@@ -147,6 +155,11 @@ def read_timeline(connection: Connection) -> int:
 def read_queues(connection: Connection) -> list[QueueRecord]:
     rows = connection.execute(select(t.queues).order_by(t.queues.c.name))
     return [QueueRecord(**row._mapping) for row in rows]
+
+
+def read_server(connection: Connection) -> dict[str, str]:
+    value = connection.scalar(select(t.settings.c.value).where(t.settings.c.name == SERVER_SETTING))
+    return dict(value or {})
 
 
 def read_nodes(connection: Connection) -> list[NodeRecord]:

@@ -185,7 +185,8 @@ class GpuRecord:
 class NodeRecord:
     """A node as its agent last described it, and what is given out of it.
 
-    ``up``: its agent is linked. ``offline``: an operator keeps jobs off it. ``ends_at``: when a foreign allocation
+    ``up``: its agent is linked. ``offline``: an operator keeps jobs off it. ``gone``: an operator, or the site's fence,
+    says that it is off; until it comes back. ``ends_at``: when a foreign allocation
     that the agent lives in ends; None: never.
     """
 
@@ -194,12 +195,14 @@ class NodeRecord:
     mem: int
     up: bool = True
     offline: bool = False
+    gone: bool = False
     cpus_used: int = 0
     mem_used: int = 0
     gpus: tuple[GpuRecord, ...] = ()
     address: str = ""
     peer_port: int = 0
     boot_id: str = ""
+    journal: str = ""  # names the node's memory of attempts
     version: str = ""
     hostname: str = ""
     os: str = ""
@@ -212,13 +215,15 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueRecord:
-    """``enabled``: takes jobs; ``started``: its jobs start. ``defaults``: e.g. {"walltime": "01:00:00"}."""
+    """``enabled``: takes jobs; ``started``: its jobs start. ``attributes``: all others that are set, by PBS' names, as
+    qmgr shows them: {"resources_default.walltime": "01:00:00", "acl_users": "ann,bob", "ring": "check"}.
+    """
 
     name: str
     enabled: bool = True
     started: bool = True
     priority: int = 0
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,3 +339,4 @@ class LeaderState:
     shares: tuple[ShareRecord, ...]
     nodes: tuple[NodeRecord, ...]
     queues: tuple[QueueRecord, ...]
+    server: Mapping[str, str] = field(default_factory=dict)  # its attributes that are set

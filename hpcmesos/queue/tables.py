@@ -303,9 +303,11 @@ nodes = Table(
     _number("mem_used", 0, BigInteger),
     _flag("up", True),
     _flag("offline", False),
+    _flag("gone", False),
     _text("address"),
     _number("peer_port"),
     _text("boot_id"),
+    _text("journal"),
     _text("version"),
     _text("hostname"),
     _text("os"),
@@ -344,7 +346,7 @@ queues = Table(
     _flag("enabled", True),
     _flag("started", True),
     _number("priority"),
-    _json("defaults"),
+    _json("attributes"),
     PrimaryKeyConstraint("name"),
 )
 tokens = Table(

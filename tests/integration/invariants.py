@@ -69,6 +69,11 @@ CHECKS: dict[str, str] = {
     "a complete job in two places": "SELECT seq, element FROM jobs INTERSECT SELECT seq, element FROM jobs_history",
 }
 
+EACH_SECOND = tuple(
+    what for what in CHECKS if "GPU" in what or "allocation" in what or "used counters" in what
+)
+"""What is about GPUs and what is given out, and looks at nothing but live rows."""
+
 SETTLED: dict[str, str] = {
     "an attempt is over, its node is up, and still holds its share": """
         SELECT s.seq, s.element, s.number, s.node FROM shares s JOIN nodes n ON n.name = s.node
@@ -91,6 +96,14 @@ FIRST = """
         WHERE source IS NOT NULL AND element = -1 ORDER BY seq, element, id) AS first
     WHERE NOT (source = ANY(%s))
 """
+
+
+def check_moment(url: str) -> list[str]:
+    """Violations of what is cheap enough to look at each second, under load."""
+    with psycopg.connect(url, connect_timeout=2) as connection:
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        found = {what: connection.execute(CHECKS[what]).fetchall() for what in EACH_SECOND}
+    return [f"{what}: {row}" for what, rows in found.items() for row in rows[:5]]
 
 
 def check_invariants(url: str, *, drained: bool = False, settled: bool = False) -> list[str]:

@@ -107,3 +107,18 @@ def test_a_directory_is_used_again_by_its_owner_only(tmp_path: Path) -> None:
             assert listing(5, "nobody")[2:] == first[2:]
     finally:
         shutil.rmtree(place)
+
+
+def test_an_attempt_whose_records_are_damaged_was_here_all_the_same(node: kit.Node, tmp_path: Path) -> None:
+    run = begin(node, tmp_path, 1, "sleep 600\n")
+    pid = run.started()["pid"]
+    node.kill()
+    for file in (node.state / "journal").glob("*.journal"):
+        file.write_bytes(bytes(file.stat().st_size))
+    node.start()
+    ended = run.ended()
+    assert (ended["cause"], ended["code"], ended["message"]) == ("NODE_LOST", None, "its journal is damaged")
+    kit.wait_until(lambda: not kit.is_alive(pid), "what it left is killed")
+    node.agent.send(op="forget", attempt=run.attempt)
+    directory = node.state / "attempts" / run.attempt
+    kit.wait_until(lambda: not directory.exists(), "it is forgotten")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hpcmesos.gang.feasible import can_ever_fit
 from hpcmesos.gang.ledger import Ledger, LedgerBroken
 from hpcmesos.gang.schedule import schedule
@@ -240,3 +242,21 @@ def test_a_double_use_names_both_owners() -> None:
         assert str(error) == "GPU a-0 on a is given to 1.hpcm and to 2.hpcm"
     else:
         raise AssertionError("check() did not see the double use")
+
+
+# --- arrays
+
+
+def test_as_many_elements_of_an_array_start_as_fit_and_the_rest_says_why() -> None:
+    array = replace(job(1, scatter(1, cpus=4)), count=100)
+    answer = plan([node("a"), node("b", cpus=8)], array, job(2, scatter(1)))
+    assert [start.job.seq for start in answer.starts] == [1] * 6
+    assert why(answer, 1)[0] is ReasonCode.INSUFFICIENT
+    assert why(answer, 2)[0] is ReasonCode.INSUFFICIENT
+
+
+def test_no_more_elements_start_than_the_count() -> None:
+    array = replace(job(1, scatter(1, cpus=4)), count=3)
+    answer = plan(FOUR, array, job(2, scatter(1)))
+    assert [start.job.seq for start in answer.starts] == [1, 1, 1, 2]
+    assert not answer.reasons

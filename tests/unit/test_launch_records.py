@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,48 @@ def record(name: str, **more: Any) -> dict[str, Any]:
 
 
 def test_journal_is_read_back_and_continued(tmp_path: Path) -> None:
-    entry = Journal(str(tmp_path)).create("1.h#1", record("1.h#1"))
-    entry.append({"phase": "running"})
-    file = next(tmp_path.glob("*.journal"))
-    torn = file.read_bytes().partition(b"\0")[0] + b'{"attempt":"2.h#1","record":{"sp'
-    file.write_bytes(torn + b"\0" * 1_000_000)
+    journal = Journal(str(tmp_path))
+    journal.create("1.h#1", record("1.h#1")).append({"phase": "running"})
     again = Journal(str(tmp_path))
     assert again.load() == {"1.h#1": [record("1.h#1"), {"phase": "running"}]}
     again.reopen("1.h#1").end({"event": "ended"})
-    assert Journal(str(tmp_path)).load()["1.h#1"] == [
-        record("1.h#1"),
-        {"phase": "running"},
-        {"event": "ended"},
-    ]
+    assert Journal(str(tmp_path)).load() == {
+        "1.h#1": [record("1.h#1"), {"phase": "running"}, {"event": "ended"}]
+    }
+    assert again.identity == journal.identity
+
+
+def test_damage_costs_the_lines_that_it_hits(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path))
+    for number in (1, 2, 3):
+        journal.create(f"{number}.h#1", record(f"{number}.h#1")).append({"phase": "running"})
+    file = next(tmp_path.glob("*.journal"))
+    content = file.read_bytes()
+    hit = content.index(b"2.h#1")
+    file.write_bytes(content[:hit] + bytes(5) + content[hit + 5 :])
+    again = Journal(str(tmp_path))
+    assert again.load() == {name: [record(name), {"phase": "running"}] for name in ("1.h#1", "3.h#1")}
+    again.create("4.h#1", record("4.h#1"))
+    assert set(Journal(str(tmp_path)).load()) == {"1.h#1", "3.h#1", "4.h#1"}
+
+
+@pytest.mark.parametrize("missing", [1, 5, 30])
+def test_a_record_that_is_torn_is_dropped_and_written_anew(tmp_path: Path, missing: int) -> None:
+    Journal(str(tmp_path)).create("1.h#1", record("1.h#1")).append({"phase": "running"})
+    file = next(tmp_path.glob("*.journal"))
+    os.truncate(file, len(file.read_bytes().rstrip(b"\0")) - missing)
+    again = Journal(str(tmp_path))
+    assert again.load()["1.h#1"][0] == record("1.h#1")
+    again.reopen("1.h#1").end({"event": "ended"})
+    records = Journal(str(tmp_path)).load()["1.h#1"]
+    assert (records[0], records[-1]) == (record("1.h#1"), {"event": "ended"})
+
+
+def test_a_journal_that_was_removed_has_another_identity(tmp_path: Path) -> None:
+    before = Journal(str(tmp_path / "journal")).identity
+    assert Journal(str(tmp_path / "journal")).identity == before
+    shutil.rmtree(tmp_path / "journal")
+    assert Journal(str(tmp_path / "journal")).identity != before
 
 
 def test_what_is_forgotten_stays_forgotten_however_often_files_are_used(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         )
     if asked.script is not None and not _holds(request, asked.script):
         return CommandReply(need=Need(script=asked.script))
-    script = _script(request.script) if asked.script is not None else None
+    script = decoded(request.script) if asked.script is not None else None
     text = None if script is None else pbs.check_script(script)
     wanted = pbs.environment_names(request.argv, text)
     if need := _missing(wanted, caller.user, request):
@@ -82,7 +82,8 @@ def _holds(request: CommandRequest, operand: str) -> bool:
     return request.script is not None and request.script_path in (None, operand)
 
 
-def _script(encoded: str | None) -> bytes | None:
+def decoded(encoded: str | None) -> bytes | None:
+    """A script, or other standard input, as clients send it. Raises InvalidScript."""
     if encoded is None:
         return None
     try:
@@ -131,7 +132,7 @@ def _context(site: Site, caller: Caller, request: CommandRequest) -> pbs.SubmitC
         environ=request.environ,
         server=site.settings.server,
         now=datetime.now(client_zone(request.environ.get("TZ"))),
-        default_queue=site.settings.default_queue,
+        default_queue=site.default_queue,
     )
 
 
@@ -146,7 +147,7 @@ def _new_job(
     site: Site, caller: Caller, request: CommandRequest, built: pbs.Submission, script: bytes | None
 ) -> NewJob:
     _refuse_unserved(built)
-    queue = _queue(site, built.queue or site.settings.default_queue)
+    queue = _queue(site, built.queue or site.default_queue)
     asked = _with_defaults(built.request, queue)
     _check_fits(site, asked)
     dependencies = _dependencies(site, built.dependencies)
@@ -196,10 +197,10 @@ def _queue(site: Site, name: str) -> QueueRecord:
 
 
 def _with_defaults(request: Request, queue: QueueRecord) -> Request:
-    walltime = queue.defaults.get("walltime")
+    walltime = queue.attributes.get("resources_default.walltime")
     if request.walltime is not None or walltime is None:
         return request
-    return replace(request, walltime=parse_duration(str(walltime)))
+    return replace(request, walltime=parse_duration(walltime))
 
 
 def _check_fits(site: Site, request: Request) -> None:

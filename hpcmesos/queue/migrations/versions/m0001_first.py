@@ -192,9 +192,11 @@ CREATE TABLE nodes (
     mem_used BIGINT DEFAULT 0 NOT NULL,
     up BOOLEAN DEFAULT true NOT NULL,
     offline BOOLEAN DEFAULT false NOT NULL,
+    gone BOOLEAN DEFAULT false NOT NULL,
     address TEXT DEFAULT '' NOT NULL,
     peer_port INTEGER DEFAULT 0 NOT NULL,
     boot_id TEXT DEFAULT '' NOT NULL,
+    journal TEXT DEFAULT '' NOT NULL,
     version TEXT DEFAULT '' NOT NULL,
     hostname TEXT DEFAULT '' NOT NULL,
     os TEXT DEFAULT '' NOT NULL,
@@ -213,7 +215,7 @@ CREATE TABLE queues (
     enabled BOOLEAN DEFAULT true NOT NULL,
     started BOOLEAN DEFAULT true NOT NULL,
     priority INTEGER DEFAULT 0 NOT NULL,
-    defaults JSONB DEFAULT '{}'::jsonb NOT NULL,
+    attributes JSONB DEFAULT '{}'::jsonb NOT NULL,
     CONSTRAINT queues_pkey PRIMARY KEY (name)
 );
 
