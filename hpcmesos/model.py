@@ -177,6 +177,7 @@ class ReasonCode(StrEnum):
     RESERVED = "reserved"  # what is free is kept for a job that comes before; names it and the time
     WINDOW = "window"  # nodes are kept for a reservation or for maintenance
     LIMIT = "limit"  # a limit of the user, project, queue or server
+    ARRAY_LIMIT = "array-limit"  # as many elements run as the array's slot limit lets
 
 
 @dataclass(frozen=True, slots=True)

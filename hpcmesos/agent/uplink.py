@@ -28,15 +28,22 @@ _MAX_UNSENT = 64 * 1024 * 1024
 class Uplink:
     """At most one link at a time, numbered; ``send`` to a link that is gone is dropped.
 
-    ``load``: (load, free memory) for the answers to pings.
+    ``master``: one API or several, separated by commas. ``load``: (load, free memory) for the answers to pings.
+    ``contact``: called with each ping of the leader.
     """
 
     def __init__(
-        self, master: str, state: Path, sink: Callable[[Event], None], load: Callable[[], tuple[float, int]]
+        self,
+        master: str,
+        state: Path,
+        sink: Callable[[Event], None],
+        load: Callable[[], tuple[float, int]],
+        contact: Callable[[], None],
     ) -> None:
-        self._master = master
+        self._masters = api.several(master)
         self._sink = sink
         self._load = load
+        self._contact = contact
         self._context = link_context(state)
         self._link = 0
         self._writer: asyncio.StreamWriter | None = None
@@ -98,12 +105,20 @@ class Uplink:
                     await writer.wait_closed()
 
     async def _ask_leader(self) -> str:
-        context = self._context if self._master.startswith("https") else None
-        answer = await asyncio.to_thread(api.call, self._master, "GET", "/v1/leader", None, context)
-        address = msgspec.convert(answer, wire.LeaderReply).address
-        if address is None:
-            raise MasterUnreachable("there is no leader now")
-        return address
+        """The leader's address, from the first master that knows; the others are asked first next time."""
+        problem = ""
+        for master in list(self._masters):
+            context = self._context if master.startswith("https") else None
+            try:
+                answer = await asyncio.to_thread(api.call, master, "GET", "/v1/leader", None, context)
+            except HpcmesosError as error:
+                problem = str(error)
+            else:
+                if address := msgspec.convert(answer, wire.LeaderReply).address:
+                    return address
+                problem = "there is no leader now"
+            self._masters.append(self._masters.pop(0))
+        raise MasterUnreachable(problem)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         silence = _DIAL_TIMEOUT
@@ -115,13 +130,14 @@ class Uplink:
                 message = wire.decode_to_agent(await reader.readexactly(size))
             match message:
                 case wire.Ping(nonce=nonce):
+                    self._contact()
                     load, memory = self._load()
                     self.send(self._link, wire.Pong(nonce=nonce, load=load, memory_free=memory))
                 case wire.Rejected(reason=reason, leader=leader):
                     self._redirect = leader
                     raise ProtocolError(f"the leader rejects this agent: {reason}")
                 case wire.Welcome():
-                    if message.protocol != wire.PROTOCOL:
+                    if message.protocol not in wire.SPOKEN:
                         raise ProtocolError(
                             f"the leader speaks protocol {message.protocol}, this agent {wire.PROTOCOL}"
                         )

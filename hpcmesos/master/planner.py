@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable, InvalidValue, LostLeadership
 from hpcmesos.master import cycle
 from hpcmesos.master.alarms import Alarms
-from hpcmesos.master.cluster import Cluster, Phase
+from hpcmesos.master.cluster import Phase
 from hpcmesos.master.effects import Desk, Effects, Outcome
 from hpcmesos.master.events import Asked, Event, InboxHint, LinkDown, LinkUp, Received, Stop
 from hpcmesos.master.gangs import GANG_LOSS, Gangs
@@ -29,10 +30,12 @@ from hpcmesos.master.inbox import Inbox
 from hpcmesos.master.passes import Passes
 from hpcmesos.master.reasons import Reasons
 from hpcmesos.master.reconcile import Nodes
+from hpcmesos.master.standby import WarmPicture
 from hpcmesos.model import JobState
+from hpcmesos.queue import elements
 from hpcmesos.queue.accounting import AccountingFiles
 from hpcmesos.queue.leader_store import LeaderStore, LeaderTransaction
-from hpcmesos.queue.records import InboxRow, JobKey, StartRecord
+from hpcmesos.queue.records import InboxRow, JobKey, JobRecord, StartRecord
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +65,15 @@ class Planner:
         links: Wire,
         events: SimpleQueue[Event],
         clock: Callable[[], float] = time.monotonic,
+        picture: WarmPicture | None = None,
     ) -> None:
+        """``picture``: a standby's; None: everything is loaded now."""
         self.events = events
         self._settings = settings
         self._store = store
         self._links = links
         self._alarms = Alarms(clock)
-        self._desk = Desk(Cluster(store.load(), settings.server), settings, store, self._alarms)
+        self._desk = Desk((picture or self._blank()).take(store), settings, store, self._alarms)
         self._gangs = Gangs(self._desk)
         self._nodes = Nodes(self._desk, self._gangs)
         self._inbox = Inbox(self._desk, self._gangs, self._nodes)
@@ -105,7 +110,7 @@ class Planner:
             self._reload()
         if self._passes.full_due() and not self._reload_wanted:
             self._full_pass()
-        self._inbox.fresh.clear()
+        self._gangs.submissions.keep(self._desk.cluster.arrays.live.keys())
         self._reasons.turn(self._alarms.clock() - began, len(batch))
 
     # --- events
@@ -215,19 +220,31 @@ class Planner:
         begun = [record for record in decided if record.attempt.job in started]
         if not begun:
             return
-        self._inbox.load_fresh([record.attempt.job for record in begun], self._store)
-        scripts = self._store.scripts(list({record.attempt.seq for record in begun}))
+        cluster, now = self._desk.cluster, self._desk.now
+        self._gangs.submissions.load({record.attempt.seq for record in begun})
+        parents = self._take_elements(begun, now)
         work: list[tuple[str, Effects]] = []
         for record in begun:
             key = record.attempt.job
-            job = replace(self._desk.cluster.jobs[key], state=JobState.RUNNING, attempt=record.attempt.number)
-            attempt = self._desk.cluster.begin(replace(job, started_at=self._desk.now), record.shares)
+            if record.new and key.index is not None:
+                job = elements.started(parents[key.seq], key.index, now)
+            else:
+                number = record.attempt.number
+                job = replace(cluster.jobs[key], state=JobState.RUNNING, attempt=number, started_at=now)
+            attempt = cluster.begin(job, record.shares)
             self._gangs.watch(attempt)
-            fresh = self._inbox.fresh.get(key)
-            prepare = partial(self._gangs.prepare, attempt, attempt.nodes, fresh, scripts.get(key.seq))
+            prepare = partial(self._gangs.prepare, attempt, attempt.nodes)
             self._attempt(work, f"PREPARE of {attempt.name}", prepare)
-            self._recheck |= self._desk.cluster.dependents.get(key.seq, set())
+            self._recheck |= cluster.dependents.get(key.seq, set())
         self._after(work, Outcome())
+
+    def _take_elements(self, begun: Iterable[StartRecord], now: datetime) -> dict[int, JobRecord]:
+        """The arrays of which elements get rows, as they are without them."""
+        indexes: defaultdict[int, list[int]] = defaultdict(list)
+        for record in begun:
+            if record.new and record.attempt.index is not None:
+                indexes[record.attempt.seq].append(record.attempt.index)
+        return {seq: self._desk.cluster.take_elements(seq, found, now) for seq, found in indexes.items()}
 
     def _take_rows(
         self, rows: Sequence[InboxRow], work: list[tuple[str, Effects]], transaction: LeaderTransaction
@@ -315,12 +332,15 @@ class Planner:
                 self._attempt(work, f"job {job.key}", partial(self._inbox.settle, job))
         self._write(work, look=False)
 
+    def _blank(self) -> WarmPicture:
+        return WarmPicture(self._settings.server)
+
     def _reload(self) -> None:
         """The picture anew from the database; agents dial again and tell what they hold."""
         log.warning("loading the picture anew")
         self._reload_wanted = False
         self._alarms.clear()
-        self._desk.cluster = Cluster(self._store.load(), self._settings.server)
+        self._desk.cluster = self._blank().take(self._store)
         self._links.drop_all("the leader loads its picture anew")
         self._begin()
 

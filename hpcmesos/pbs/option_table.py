@@ -207,6 +207,28 @@ COMMANDS: Mapping[str, Command] = {
         Command("qmove", f"destination {_JOBS}", "move jobs to another queue", _COMMON),
         Command("qorder", "job_id job_id", "exchange the places of two jobs", _COMMON),
         Command(
+            "qmgr",
+            "[server ...]",
+            "show and change queues, the server and nodes",
+            (
+                Option("a", None, "stop at the first directive that fails"),
+                Option("c", "directive", "do this; without -c the directives come from standard input"),
+                Option("e", None, "print each directive before it is done"),
+                Option("n", None, "check the grammar, do nothing"),
+                Option("z", None, "no error messages"),
+                *_COMMON,
+            ),
+        ),
+        *(
+            Command(name, "queue ...", summary, _COMMON)
+            for name, summary in (
+                ("qenable", "let queues take jobs"),
+                ("qdisable", "let queues take no jobs"),
+                ("qstart", "let jobs of queues start"),
+                ("qstop", "let no jobs of queues start"),
+            )
+        ),
+        Command(
             "qselect",
             "",
             "list the ids of jobs",

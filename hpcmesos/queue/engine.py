@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import msgspec
@@ -112,6 +112,23 @@ def begin(engine: Engine) -> Iterator[Connection]:
         if isinstance(error, UnicodeEncodeError) or isinstance(error.orig, UnicodeEncodeError):
             raise InvalidValue(f"the database cannot store text that is not Unicode: {error}") from error
         raise
+
+
+class Snapshots:
+    """Read-only looks at one moment of the database each, on one connection that is kept."""
+
+    def __init__(self, url: str, application: str) -> None:
+        self._engine = make_engine(url, application, pool=1)
+        self._one = self._engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
+
+    def one(self) -> AbstractContextManager[Connection]:
+        """A transaction that sees one snapshot. Raises DatabaseUnavailable."""
+        return begin(self._one)
+
+    def close(self) -> None:
+        self._engine.dispose()
 
 
 def _is_outage(error: DBAPIError) -> bool:

@@ -12,6 +12,12 @@ from hpcmesos.errors import (
     InvalidValue,
     JobFinished,
     NeverFits,
+    QueueBusy,
+    QueueDenied,
+    QueueDisabled,
+    QueueExists,
+    QueueLimit,
+    TooManyJobs,
     Unauthorized,
     UnknownJob,
     UnknownQueue,
@@ -21,8 +27,17 @@ from hpcmesos.pbs.options import help_text, parse
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.wire import CommandReply
 
+_FIRST_ERROR = 14848  # 58 * 256: 15001 & 255 is 153
+_FIRST_ERROR_CODE = 153
+
 _PBSPRO_CODES: Mapping[type[HpcmesosError], int] = {
     InvalidValue: 166,
+    QueueExists: 177,
+    QueueBusy: 179,
+    QueueDenied: 159,
+    QueueLimit: 188,
+    QueueDisabled: 173,
+    TooManyJobs: 38,
     WrongState: 168,
     UnknownQueue: 170,
     NeverFits: 188,
@@ -55,6 +70,12 @@ def exit_code(error: HpcmesosError, personality: Personality) -> int:
     if personality is Personality.PBSPRO:
         return _PBSPRO_CODES.get(type(error), error.exit_code)
     return error.exit_code
+
+
+def error_number(error: HpcmesosError, personality: Personality) -> int:
+    """The server's error number of the family, of which the exit code is the last byte."""
+    code = exit_code(error, personality)
+    return _FIRST_ERROR + code if code >= _FIRST_ERROR_CODE else _FIRST_ERROR + 256 + code
 
 
 def information(command: str, argv: Sequence[str], personality: Personality) -> CommandReply | None:

@@ -9,9 +9,12 @@ hold     index, kinds (letters of u o s)                               adds the 
 release  index, kinds (letters of u o s)                               takes the holds away; none left: H becomes Q
 signal   index, signal (number)                                        passes the signal to the head
 node     node, action ("offline" "clear" "note" "gone"), note or None  changes the node; ``seq`` is None
+object   kind ("queue" "server"), name, action ("create" "delete"      changes it; ``seq`` is None
+         "set" "unset"), changes ([name, operator, value] each)
 ======== ============================================================= ===========================================
 
-``index`` is an array's element, or None for the job itself. The rights of ``user`` were checked when the row was
+``index`` is an array's element, or None for the job itself. Instead ``elements`` may name several, as half-open ranges;
+elements without a row can only be deleted. The rights of ``user`` were checked when the row was
 written; a wish that its job has outrun is dropped.
 """
 
@@ -30,6 +33,7 @@ HOLD = "hold"
 RELEASE = "release"
 SIGNAL = "signal"
 NODE = "node"
+OBJECT = "object"
 
 PATIENCE = 2.0
 """Seconds that a command waits for the leader to take its wishes, so that a following qstat shows them."""
