@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from hpcmesos import wire
 from hpcmesos.errors import InvalidValue
 from hpcmesos.master import objects
+from hpcmesos.master.changes import Changes
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.gangs import Gangs, resting_state
 from hpcmesos.master.reconcile import Nodes
@@ -44,6 +45,7 @@ class Inbox:
         self.desk = desk
         self.gangs = gangs
         self.nodes = nodes
+        self.changes = Changes(desk, gangs, self)
         self.fresh: dict[JobKey, JobRecord] = {}  # with their submissions, which the picture is too small for
 
     def load_submitted(self, rows: Sequence[InboxRow], reader: JobReader) -> None:
@@ -84,6 +86,8 @@ class Inbox:
                 self._set_holds(job, "released", row, set(job.holds) - _kinds(row))
             case wishes.SIGNAL:
                 self._on_signal(job, row)
+            case _ if self.changes.take(job, row):
+                pass
             case _:
                 log.warning("unknown wish kind=%s job=%d user=%s", row.kind, row.seq, row.user)
                 self.desk.move(job, job.state, "ignored", {"wish": row.kind, "user": row.user})
@@ -130,9 +134,9 @@ class Inbox:
             comment = "a job that it depends on did not end as it must, or is unknown"
             self._complete_unrun(job, "dependency failed", comment)
         elif verdict is Verdict.SATISFIED and held:
-            self._rest(job, "dependency satisfied", set(job.holds) - {DEPENDENCY_HOLD})
+            self.rest(job, "dependency satisfied", set(job.holds) - {DEPENDENCY_HOLD})
         elif verdict is Verdict.WAITING and not held:
-            self._rest(job, "dependency waits", {*job.holds, DEPENDENCY_HOLD})
+            self.rest(job, "dependency waits", {*job.holds, DEPENDENCY_HOLD})
 
     def _outcomes(self, job: JobRecord) -> Mapping[int, Outcome]:
         return self.desk.reader.outcomes([dependency.seq for dependency in job.dependencies])
@@ -170,10 +174,10 @@ class Inbox:
             self.gangs.end(attempt, Cause.DELETED, None, message, None if delay is None else float(delay))
 
     def _set_holds(self, job: JobRecord, event: str, row: InboxRow, holds: set[str]) -> None:
-        self._rest(job, event, holds, user=row.user)
+        self.rest(job, event, holds, user=row.user)
 
-    def _rest(self, job: JobRecord, event: str, holds: set[str], user: str = "") -> None:
-        """The job with these holds, in the state that follows from them."""
+    def rest(self, job: JobRecord, event: str, holds: set[str], user: str = "") -> None:
+        """The job with these holds, in the state that follows from them and from its time."""
         text = "".join(sorted(holds))
         target = job.state if job.state in _RUNNING else resting_state(text, job.not_before, self.desk.now)
         changes: dict[str, object] = {"holds": text}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -76,6 +76,11 @@ def dependencies_json(dependencies: Iterable[Dependency]) -> list[list[Any]]:
     return [[str(d.kind), d.seq] for d in dependencies]
 
 
+def dependencies_of(stored: Iterable[Sequence[Any]]) -> tuple[Dependency, ...]:
+    """From the form that dependencies_json() makes."""
+    return tuple(Dependency(DependencyKind(kind), seq) for kind, seq in stored)
+
+
 def ranges_text(ranges: Ranges | None) -> str | None:
     """As PostgreSQL reads a multirange."""
     return None if ranges is None else "{" + ",".join(f"[{start},{stop})" for start, stop in ranges) + "}"
@@ -113,11 +118,7 @@ def job_record(row: Row[Any]) -> JobRecord:
         values["cause"] = Cause(values["cause"])
     values["request"] = msgspec.convert(values["request"], Request)
     values["excluded"] = tuple(values["excluded"])
-    if values["dependencies"]:
-        pairs = values["dependencies"]
-        values["dependencies"] = tuple(Dependency(DependencyKind(kind), seq) for kind, seq in pairs)
-    else:
-        values["dependencies"] = ()
+    values["dependencies"] = dependencies_of(values["dependencies"] or ())
     if values["todo"] is not None:
         values["todo"] = tuple((r.lower, r.upper) for r in values["todo"])
     values.setdefault("submission", {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hpcmesos.errors import HpcmesosError, JobFinished, Unauthorized, WrongState
@@ -31,7 +32,7 @@ def qdel(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         auth.check_operator(caller, "purge jobs")
     ids = _all_ids(site, caller) if query.all else query.ids
     payload = _delete_payload(query)
-    return _each(site, caller, "qdel", ids, personality, lambda job: (wishes.DELETE, payload))
+    return Command(site, caller, "qdel", personality).each(ids, lambda job: (wishes.DELETE, payload))
 
 
 def delete(site: Site, caller: Caller, text: str) -> None:
@@ -70,30 +71,35 @@ def _hold(command: str, kind: str, site: Site, caller: Caller, request: CommandR
             raise WrongState("invalid state for job - RUNNING")
         return kind, {"kinds": kinds}
 
-    return _each(site, caller, command, query.ids, personality, wanted)
+    return Command(site, caller, command, personality).each(query.ids, wanted)
 
 
-def _each(
-    site: Site,
-    caller: Caller,
-    command: str,
-    ids: Sequence[str],
-    personality: Personality,
-    wanted: Callable[[JobRecord], tuple[str, Mapping[str, Any]]],
-) -> CommandReply:
-    """Sends the wish for every id that passes; the refusals of the others are the reply."""
-    refusals = Refusals(command, personality)
-    sent: list[int] = []
-    for text in dict.fromkeys(ids):
-        try:
-            job = _unfinished(site, caller, text)
-            kind, payload = wanted(job)
-        except HpcmesosError as error:
-            refusals.add(full_id(site, text), error)
-            continue
-        sent.append(site.store.wish(kind, job.seq, _name(caller), {"index": job.index, **payload}))
-    _send(site, sent)
-    return refusals.reply()
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command over several ids."""
+
+    site: Site
+    caller: Caller
+    name: str
+    personality: Personality
+
+    def each(
+        self, ids: Sequence[str], wanted: Callable[[JobRecord], tuple[str, Mapping[str, Any]]]
+    ) -> CommandReply:
+        """Sends the wish for every id that passes; the refusals of the others are the reply."""
+        refusals = Refusals(self.name, self.personality)
+        sent: list[int] = []
+        for text in dict.fromkeys(ids):
+            try:
+                job = _unfinished(self.site, self.caller, text)
+                kind, payload = wanted(job)
+            except HpcmesosError as error:
+                refusals.add(full_id(self.site, text), error)
+                continue
+            wish = {"index": job.index, **payload}
+            sent.append(self.site.store.wish(kind, job.seq, _name(self.caller), wish))
+        _send(self.site, sent)
+        return refusals.reply()
 
 
 def _send(site: Site, sent: Sequence[int]) -> None:

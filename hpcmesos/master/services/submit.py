@@ -6,10 +6,11 @@ import base64
 import binascii
 import hashlib
 import pwd
+import socket
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,12 @@ from hpcmesos.errors import (
     InvalidScript,
     InvalidValue,
     NeverFits,
-    QueueDisabled,
-    UnknownQueue,
     UsageError,
 )
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import output_paths
+from hpcmesos.master.services.admission import Applicant, admit, default_resources
 from hpcmesos.master.services.replies import information
 from hpcmesos.master.services.site import Site, client_zone
 from hpcmesos.model import JobId, JobState, Request
@@ -34,8 +34,7 @@ from hpcmesos.pbs import submission as pbs
 from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
-from hpcmesos.queue.records import NewJob, QueueRecord
-from hpcmesos.units import format_duration, parse_duration
+from hpcmesos.queue.records import NewJob
 from hpcmesos.wire import CommandReply, CommandRequest, Need
 
 ALWAYS_SENT = frozenset({"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG", "PBS_DPREFIX"})
@@ -133,6 +132,7 @@ def _context(site: Site, caller: Caller, request: CommandRequest) -> pbs.SubmitC
         server=site.settings.server,
         now=datetime.now(client_zone(request.environ.get("TZ"))),
         default_queue=site.default_queue,
+        default_resources=partial(default_resources, site),
     )
 
 
@@ -147,27 +147,35 @@ def _new_job(
     site: Site, caller: Caller, request: CommandRequest, built: pbs.Submission, script: bytes | None
 ) -> NewJob:
     _refuse_unserved(built)
-    queue = _queue(site, built.queue or site.default_queue)
-    asked = _with_defaults(built.request, queue)
-    _check_fits(site, asked)
-    dependencies = _dependencies(site, built.dependencies)
-    holds = ("u" if built.hold else "") + ("d" if dependencies else "")
+    applicant = Applicant(
+        user=caller.user,
+        host=socket.gethostname() if caller.local else request.host,
+        resources=built.resource_list,
+        groups=built.group_list,
+        interactive=built.interactive,
+        array=built.array is not None,
+        rerunable=built.rerunable,
+    )
+    queue = admit(site, built.queue or site.default_queue, applicant)
+    check_fits(site, built.request)
+    parents = dependencies(site, built.dependencies)
+    holds = ("u" if built.hold else "") + ("d" if parents else "")
     waits = built.not_before is not None and built.not_before > datetime.now(UTC)
     state = JobState.HELD if holds else JobState.WAITING if waits else JobState.QUEUED
-    stored = _stored(site, request, built, asked)
+    stored = _stored(site, request, built)
     _check_storable([built.name, request.host, request.key or "", stored])
     return NewJob(
         name=built.name,
         owner=caller.user,
         server=site.settings.server,
         queue=queue.name,
-        request=asked,
+        request=built.request,
         state=state,
         priority=built.priority,
         holds=holds,
         not_before=built.not_before.astimezone(UTC) if built.not_before else None,
         rerunable=built.rerunable,
-        dependencies=dependencies,
+        dependencies=parents,
         submit_host=request.host,
         submission=stored,
         script=script,
@@ -184,26 +192,7 @@ def _refuse_unserved(built: pbs.Submission) -> None:
         )
 
 
-def _queue(site: Site, name: str) -> QueueRecord:
-    queue = site.queues.recent().get(name)
-    if queue is None or not queue.enabled:
-        queue = site.queues.fresh().get(name)
-    if queue is None:
-        known = ", ".join(sorted(site.queues.recent())) or "none yet"
-        raise UnknownQueue(f"Unknown queue '{name}'; known are: {known}")
-    if not queue.enabled:
-        raise QueueDisabled(f"Queue '{name}' is not enabled")
-    return queue
-
-
-def _with_defaults(request: Request, queue: QueueRecord) -> Request:
-    walltime = queue.attributes.get("resources_default.walltime")
-    if request.walltime is not None or walltime is None:
-        return request
-    return replace(request, walltime=parse_duration(walltime))
-
-
-def _check_fits(site: Site, request: Request) -> None:
+def check_fits(site: Site, request: Request) -> None:
     """Raises NeverFits; what was known a moment ago may accept a job, only a fresh look may refuse it."""
     known = site.nodes.recent()
     if known.nodes and known.why_never(request) is None:
@@ -212,7 +201,8 @@ def _check_fits(site: Site, request: Request) -> None:
         raise NeverFits(f"Job exceeds what the cluster could ever give: {reason.text}")
 
 
-def _dependencies(site: Site, terms: tuple[pbs.Dependency, ...]) -> tuple[Dependency, ...]:
+def dependencies(site: Site, terms: tuple[pbs.Dependency, ...]) -> tuple[Dependency, ...]:
+    """The dependencies that the terms name. Raises BadDependency for a kind or job that there is not."""
     found = tuple(dependency for term in terms for dependency in _term(site, term))
     known = site.store.outcomes([dependency.seq for dependency in found]) if found else {}
     for dependency in found:
@@ -240,11 +230,8 @@ def _term(site: Site, term: pbs.Dependency) -> Iterator[Dependency]:
         yield Dependency(kind, job.seq)
 
 
-def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: Request) -> dict[str, Any]:
+def _stored(site: Site, request: CommandRequest, built: pbs.Submission) -> dict[str, Any]:
     """What the leader and the status commands need later, as JSON; nothing that is not set."""
-    resources = dict(built.resource_list)
-    if asked.walltime is not None:
-        resources["walltime"] = format_duration(asked.walltime)
     content = {
         "environment": dict(built.environment),
         "workdir": built.workdir,
@@ -258,9 +245,9 @@ def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: R
         "ring": built.ring,
         "submit_host": request.host,
         "submit_dir": request.cwd,
-        "stdout_template": None if built.capture else output_paths.stored(_resolved(site, built.stdout_path)),
-        "stderr_template": None if built.capture else output_paths.stored(_resolved(site, built.stderr_path)),
-        "resource_list": resources,
+        "stdout_template": None if built.capture else output_paths.stored(resolved(site, built.stdout_path)),
+        "stderr_template": None if built.capture else output_paths.stored(resolved(site, built.stderr_path)),
+        "resource_list": dict(built.resource_list),
         "submit_args": built.submit_args,
         "personality": request.personality,
         "mail_points": built.mail_points,
@@ -274,7 +261,7 @@ def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: R
     return {key: value for key, value in content.items() if value is not None}
 
 
-def _resolved(site: Site, template: PathTemplate) -> PathTemplate:
+def resolved(site: Site, template: PathTemplate) -> PathTemplate:
     """A path that is a directory here, where submit hosts and nodes see alike, gets the default name in it."""
     path = template.path
     if path is None or not any(Path(path).is_relative_to(tree) for tree in site.settings.shared_paths):
