@@ -47,6 +47,7 @@ class MasterSettings:
     node_silence: float = 15.0  # seconds without a pong until a node counts as down (its jobs go on)
     lease: float = 3.0  # seconds of leadership after the last renewal
     max_attempts: int = 3
+    max_array_size: int = 1_000_000  # elements of one array
     keep_completed: float = 300.0  # seconds that plain qstat shows finished jobs (Torque)
     keep_history_days: int = 30
     job_path: tuple[str, ...] = ()  # directories put before the job's login PATH, behind our launchers' front

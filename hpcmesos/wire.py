@@ -1,7 +1,8 @@
 """Versioned messages between master and agent, and between clients and the API.
 
 Link (agent dials the leader, mutually authenticated TLS): frames of a 4-byte big-endian length and one msgpack message.
-Every message is a tagged struct; an agent and a leader whose ``PROTOCOL`` differ part with a clear line.
+Every message is a tagged struct. A leader takes agents of its own ``PROTOCOL`` and of the one before, and speaks to
+each as it knows; others part with a clear line. Fields are only ever added, with defaults.
 Times are seconds since the epoch (UTC), sizes bytes, durations seconds.
 """
 
@@ -11,7 +12,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-PROTOCOL = 1
+PROTOCOL = 2
+"""1: the first. 2: a hello names the node's journal."""
+SPOKEN = (PROTOCOL - 1, PROTOCOL)
 MAX_FRAME = 16 * 1024 * 1024
 
 
@@ -134,6 +137,7 @@ class Hello(Message, frozen=True, kw_only=True):
     seen_term: int = 0  # the highest leader term this agent obeyed
     pid: int = 0
     shepherd_pid: int = 0
+    journal: str = ""  # names the node's memory of attempts; another one: it has forgotten them
 
 
 class Pong(Message, frozen=True, kw_only=True):

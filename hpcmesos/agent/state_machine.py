@@ -126,6 +126,7 @@ class _Step(Draft):
             attempts=tuple(_report(a) for a in state.attempts.values()),
             seen_term=state.obeyed[1],
             peer_port=state.shepherd.peer_port if state.shepherd else 0,
+            journal=state.shepherd.journal if state.shepherd else "",
             shepherd_pid=state.shepherd.pid if state.shepherd else 0,
         )
         self.effects.append(ToLeader(link, hello))
@@ -291,7 +292,7 @@ class _Step(Draft):
                 self._end_here(attempt, Cause.NODE_LOST, "the shepherd does not know this attempt")
 
     def _on_shepherd_hello(self, message: dict[str, Any]) -> None:
-        shepherd = Shepherd(message["pid"], message["peer_port"])
+        shepherd = Shepherd(message["pid"], message["peer_port"], message.get("journal", ""))
         if self.state.link is not None:
             self.effects.append(CloseLink(self.state.link, "another shepherd: the leader has to be told"))
             self._set(link=None, welcomed=False)

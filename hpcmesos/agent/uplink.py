@@ -29,14 +29,21 @@ class Uplink:
     """At most one link at a time, numbered; ``send`` to a link that is gone is dropped.
 
     ``master``: one API or several, separated by commas. ``load``: (load, free memory) for the answers to pings.
+    ``contact``: called with each ping of the leader.
     """
 
     def __init__(
-        self, master: str, state: Path, sink: Callable[[Event], None], load: Callable[[], tuple[float, int]]
+        self,
+        master: str,
+        state: Path,
+        sink: Callable[[Event], None],
+        load: Callable[[], tuple[float, int]],
+        contact: Callable[[], None],
     ) -> None:
         self._masters = api.several(master)
         self._sink = sink
         self._load = load
+        self._contact = contact
         self._context = link_context(state)
         self._link = 0
         self._writer: asyncio.StreamWriter | None = None
@@ -123,13 +130,14 @@ class Uplink:
                 message = wire.decode_to_agent(await reader.readexactly(size))
             match message:
                 case wire.Ping(nonce=nonce):
+                    self._contact()
                     load, memory = self._load()
                     self.send(self._link, wire.Pong(nonce=nonce, load=load, memory_free=memory))
                 case wire.Rejected(reason=reason, leader=leader):
                     self._redirect = leader
                     raise ProtocolError(f"the leader rejects this agent: {reason}")
                 case wire.Welcome():
-                    if message.protocol != wire.PROTOCOL:
+                    if message.protocol not in wire.SPOKEN:
                         raise ProtocolError(
                             f"the leader speaks protocol {message.protocol}, this agent {wire.PROTOCOL}"
                         )

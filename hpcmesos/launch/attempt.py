@@ -25,6 +25,8 @@ from hpcmesos.launch.settings import Config
 from hpcmesos.launch.steps import Steps, checked
 
 NODE_LOST = "NODE_LOST"
+_LOOK = 0.1
+"""Seconds between two looks whether a member is back."""
 _HURRY = 5.0
 """Seconds of grace, at most, when a member is lost: the whole gang has to be gone 30 s after the loss."""
 
@@ -52,6 +54,10 @@ class Gang(Protocol):
 
     def suspect(self) -> str | None:
         """The node that this member blames for a loss that nobody has explained; only a head has an opinion."""
+        ...
+
+    def doubtful(self) -> bool:
+        """Whether a member may be lost; the gang clock will say so, or that it is not."""
         ...
 
     def rank(self, message: dict[str, Any], node: str) -> None:
@@ -278,6 +284,17 @@ class Attempt:
         self._status = status
         self.charge(usage)
         self._wake.set()
+        if self.gang and self.phase == "running" and self.gang.doubtful():
+            self._work(self._await_members(self.gang))
+        else:
+            self._close()
+
+    async def _await_members(self, gang: Gang) -> None:
+        """A script whose other members are gone ends with any code: what counts is whether one was lost."""
+        if self._walltime:
+            self._walltime.cancel()
+        while self.phase == "running" and gang.doubtful():
+            await asyncio.sleep(_LOOK)
         self._close()
 
     def charge(self, usage: resource.struct_rusage) -> None:

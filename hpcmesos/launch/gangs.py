@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 
 from hpcmesos.launch import protocol
 from hpcmesos.launch.attempt import Attempt, Order
 from hpcmesos.launch.channel import Channel
+from hpcmesos.launch.clock import boottime
 from hpcmesos.launch.peers import FIRST_WORD, PeerError, Peers
 from hpcmesos.launch.settings import Refusal
 
@@ -73,12 +73,12 @@ class HeadGang:
             await channel.drain()
             return
         channel.say({"joined": True})
-        self._heard[node] = time.monotonic()
+        self._heard[node] = boottime()
         if before := self._links.pop(node, None):
             before.close()
         self._links[node] = channel
         while message := await channel.hear():
-            self._heard[node] = time.monotonic()
+            self._heard[node] = boottime()
             self._hear(node, message)
         if self._links.get(node) is channel:
             del self._links[node]
@@ -99,18 +99,23 @@ class HeadGang:
 
     def suspect(self) -> str | None:
         """Who is to blame for a lost member: one that is silent, or this node when it hears none of several."""
-        limit = time.monotonic() - max(self._config.gang_silence / 2, 2 * self._config.gang_ping)
+        limit = boottime() - max(self._config.gang_silence / 2, 2 * self._config.gang_ping)
         silent = [node for node, heard in self._heard.items() if heard < limit]
         if len(silent) > 1 and len(silent) == len(self._attempt.spec["members"]) - 1:
             return self._config.node
         return silent[0] if silent else None
+
+    def doubtful(self) -> bool:
+        """Whether a member that had joined is away, or has not been heard for more than two pings."""
+        limit = boottime() - 2.5 * self._config.gang_ping
+        return any(node not in self._links or heard < limit for node, heard in self._heard.items())
 
     async def _watch(self) -> None:
         count = 0
         while True:
             await asyncio.sleep(self._config.gang_ping)
             count += 1
-            now = time.monotonic()
+            now = boottime()
             for node, heard in self._heard.items():
                 if now - heard > self._config.gang_silence:
                     text = f"{node} has been silent for {self._config.gang_silence:g} s"
@@ -147,6 +152,9 @@ class MemberGang:
 
     def suspect(self) -> None:
         return None
+
+    def doubtful(self) -> bool:
+        return False
 
     def rank(self, message: dict[str, Any], node: str) -> None:
         if self._channel:
@@ -192,7 +200,7 @@ class MemberGang:
             channel.close()
 
     def _hear(self, message: dict[str, Any]) -> None:
-        self._heard = time.monotonic()
+        self._heard = boottime()
         if "joined" in message:
             self._attempt.ready()
         if "end" in message:
@@ -211,9 +219,9 @@ class MemberGang:
             self._attempt.end(Order.lost(self._head["node"], reason, self._attempt.spec["kill_delay"]))
 
     async def _watch(self) -> None:
-        begun, patience, count = time.monotonic(), self._attempt.spec["prepare_timeout"], 0
+        begun, patience, count = boottime(), self._attempt.spec["prepare_timeout"], 0
         while True:
-            silence = time.monotonic() - (self._heard or begun)
+            silence = boottime() - (self._heard or begun)
             limit = self._config.gang_silence if self._heard else patience
             if silence > limit:
                 reason = self._trouble or f"{self._head['node']} has been silent for {limit:g} s"

@@ -3,7 +3,8 @@
 The first record is the spec, the last one the end. Only the end is forced to the disk: a crash of the node ends the
 attempt anyway, and until then the page cache outlives the shepherd. A full disk cannot lose an end: the room for it is
 allocated before the attempt may start, and when the whole report does not fit, it is written without its tails and
-tables. Files of forgotten attempts are used again: to allocate and to free costs more than to write.
+tables. A damaged file still says by its name that the attempt was here. Files of forgotten attempts are used again: to
+allocate and to free costs more than to write.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ _DISPENSABLE = ("stdout_tail", "stderr_tail", "ranks", "steps")
 _SUFFIX = ".jsonl"
 _SPARE = "spare."
 _MOST_SPARES = 64
+_IDENTITY = "identity"
 
 
 class Journal:
@@ -28,6 +30,8 @@ class Journal:
         self._directory = directory
         os.makedirs(directory, 0o700, exist_ok=True)
         self._spares = [name for name in os.listdir(directory) if name.startswith(_SPARE)]
+        self.identity = _identity(os.path.join(directory, _IDENTITY))
+        """Another one than before: all that was written down here is lost."""
 
     def create(self, attempt: str, record: dict[str, Any]) -> Entry:
         """A new entry, with room for its end. Raises OSError: the attempt must not start."""
@@ -56,22 +60,26 @@ class Journal:
                 os.unlink(path)
 
     def load(self) -> dict[str, list[dict[str, Any]]]:
-        """What an earlier shepherd left: the records of each attempt, in order; an unreadable rest is dropped."""
-        found = {}
+        """What an earlier shepherd left: the records of each attempt, in order; an unreadable rest is dropped.
+
+        No records: the file is damaged, and nobody knows how far the attempt was.
+        """
+        found: dict[str, list[dict[str, Any]]] = {}
         for name in sorted(os.listdir(self._directory)):
             if name.endswith(_SUFFIX):
                 with open(os.path.join(self._directory, name), "rb") as file:
-                    records = _decode(file.read())
+                    content = file.read()
                 attempt = name.removesuffix(_SUFFIX)
-                if records and records[0].get("spec", {}).get("attempt") == attempt:
-                    found[attempt] = records
-                else:
+                records = _decode(content)
+                if _untouched(content, records, attempt):
                     os.unlink(file.name)  # it died before the spec was written: nothing had started
+                else:
+                    found[attempt] = records if _is_spec(records, attempt) else []
         return found
 
     def reopen(self, attempt: str, records: list[dict[str, Any]]) -> Entry:
         """The entry of an earlier shepherd, to be continued."""
-        fd = os.open(self._path(attempt), os.O_RDWR)
+        fd = os.open(self._path(attempt), os.O_RDWR | os.O_CREAT, 0o600)
         return Entry(fd, sum(len(_encode(record)) for record in records))
 
     def _path(self, attempt: str) -> str:
@@ -106,6 +114,35 @@ class Entry:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def _identity(path: str) -> str:
+    """What the file says; a new one is written where there is none."""
+    try:
+        with open(path, encoding="ascii") as file:
+            if found := file.read().strip():
+                return found
+    except (OSError, ValueError):
+        pass
+    made = os.urandom(16).hex()
+    draft = f"{path}.new"
+    with open(draft, "w", encoding="ascii") as file:
+        file.write(made)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    return made
+
+
+def _is_spec(records: list[dict[str, Any]], attempt: str) -> bool:
+    return bool(records) and records[0].get("spec", {}).get("attempt") == attempt
+
+
+def _untouched(content: bytes, records: list[dict[str, Any]], attempt: str) -> bool:
+    """Allocated, but not written to yet: zeros, or the whole record of the attempt that had the file before."""
+    if len(content) < _ROOM:
+        return False
+    return content[0] == 0 or (bool(records) and "spec" in records[0] and not _is_spec(records, attempt))
 
 
 def _encode(record: dict[str, Any]) -> bytes:

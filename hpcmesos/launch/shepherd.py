@@ -16,6 +16,7 @@ from hpcmesos import pidfile
 from hpcmesos.launch import control, enclosure, files, gangs, logs, ranks, shells
 from hpcmesos.launch.attempt import Attempt, Order, Services
 from hpcmesos.launch.channel import Channel
+from hpcmesos.launch.deadman import DeadMan
 from hpcmesos.launch.journal import Journal
 from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.peers import Identity, Peers
@@ -48,6 +49,7 @@ class Shepherd:
         )
         self.peers = Peers(config)
         self._ranks = ranks.Ranks(self.attempts, self.services.trees, self.peers, config.node)
+        self.deadman = DeadMan(config.node, self.attempts.values)
         self._owners = Owners()
         self._arrivals: dict[str, asyncio.Event] = {}
         self._refused: OrderedDict[str, dict[str, Any]] = OrderedDict()
@@ -62,6 +64,7 @@ class Shepherd:
             "pid": os.getpid(),
             "started_at": self._started_at,
             "peer_port": self.peers.port,
+            "journal": self.services.journal.identity,
             "attempts": [attempt.summary() for attempt in self._held()],
         }
 
@@ -73,6 +76,7 @@ class Shepherd:
 
     def prepare(self, spec: dict[str, Any]) -> None:
         """Makes everything ready for an attempt; a repeated request repeats the answer."""
+        self.deadman.contact()
         name = spec["attempt"]
         known = self.attempts.get(name) or self.recovered.get(name)
         if known or name in self._refused:
@@ -201,8 +205,10 @@ class Shepherd:
             await control.listen(self.config.ranks_socket, 0o666, self._ranks.serve),
             await control.listen(self.config.control_socket, 0o600, self.control.serve),
         ]
+        watching = asyncio.create_task(self.deadman.watch())
         gc.freeze()  # fewer pages to copy at each fork
         await self._stopping.wait()
+        watching.cancel()
         for door in doors:
             door.close()
         for path in (self.config.control_socket, self.config.ranks_socket):

@@ -23,7 +23,7 @@ from hpcmesos.model import Cause, JobState, Request
 from hpcmesos.queue.records import InboxRow, JobKey, JobRecord
 from hpcmesos.queue.rows import dependencies_of
 
-_PLAIN_FIELDS = frozenset({"name", "priority", "rerunable"})
+_PLAIN_FIELDS = frozenset({"name", "priority", "rerunable", "array_spec"})
 _DEPENDENCY = "d"
 
 
@@ -67,6 +67,8 @@ class Changes:
             changes["not_before"] = _time(fields["not_before"])
         if "dependencies" in fields:
             changes["dependencies"] = dependencies_of(fields["dependencies"])
+        if (limit := row.payload.get("limit")) is not None and job.array_spec is not None:
+            changes["array_spec"] = replace(job.array_spec, limit=int(limit))
         if job.state not in WAITING_STATES:
             changes = _while_running(job, changes)
         shown = {name: str(value) for name, value in fields.items() if name != "request"}
@@ -76,6 +78,7 @@ class Changes:
         if submission is not None:
             altered = replace(altered, submission={})  # the picture has none
             self.desk.cluster.put(altered)
+            self.gangs.submissions.change(job.seq, submission)
             if attempt := self.desk.cluster.current(job.key):
                 attempt.billing = {}  # read again when it is needed
         self._after(job, altered, fields, row.user)
@@ -99,8 +102,7 @@ class Changes:
     def _merged(self, job: JobRecord, given: Mapping[str, Any]) -> dict[str, Any] | None:
         if not given:
             return None
-        full = self.desk.reader.job(job.seq, job.index)
-        old = dict(full.submission) if full is not None else {}
+        old = dict(self.gangs.submissions.current(job.seq))
         nested = {name: {**old.get(name, {}), **value} for name, value in given.items() if name in _NESTED}
         merged = {**old, **given, **nested}
         return {name: value for name, value in merged.items() if value is not None}

@@ -125,7 +125,8 @@ class Links:
         if older := self.nodes.get(hello.node):
             older.reject(f"a newer agent of {hello.node} dialled in")
         self.nodes[hello.node] = connection
-        connection.write(wire.encode(self.welcome))
+        welcome = msgspec.structs.replace(self.welcome, protocol=hello.protocol)
+        connection.write(wire.encode(welcome))
         self.sink(LinkUp(hello.node, connection.number, hello))
 
     def ask(self, connection: Connection, question: links_client.Question) -> None:
@@ -215,7 +216,7 @@ class Connection(asyncio.Protocol):
         message = wire.decode_to_leader(body)
         if not isinstance(message, wire.Hello):
             raise ValueError("the first message is no hello")
-        if message.protocol != wire.PROTOCOL:
+        if message.protocol not in wire.SPOKEN:
             self.reject(f"this leader speaks protocol {wire.PROTOCOL}, the agent {message.protocol}")
         elif message.node != self.name:
             self.reject(f"the certificate is of {self.name}, the agent says it is {message.node}")

@@ -32,7 +32,7 @@ class Nodes:
         """Takes in the node as it is, then brings its attempts and ours together."""
         hello = event.hello
         before = self.desk.cluster.nodes.get(event.node)
-        rebooted = before is not None and before.record.boot_id != hello.boot_id
+        forgot = _why_forgotten(before.record, hello) if before is not None else ""
         node = self._take_in(event.node, hello, hello.inventory)
         node.link = event.link
         log.info("node up node=%s address=%s attempts=%d", event.node, hello.address, len(hello.attempts))
@@ -41,7 +41,7 @@ class Nodes:
             if event.node in attempt.shares:
                 report = reports.get(attempt.name)
                 if report is None:
-                    self._denied(attempt, event.node, rebooted)
+                    self._denied(attempt, event.node, forgot)
                 else:
                     self._held(attempt, event.node, report.phase)
         for name, report in reports.items():
@@ -118,6 +118,7 @@ class Nodes:
                 address=hello.address,
                 peer_port=hello.peer_port,
                 boot_id=hello.boot_id,
+                journal=hello.journal,
                 version=hello.version,
             )
         elif node is not None:
@@ -127,6 +128,7 @@ class Nodes:
                 address=old.address,
                 peer_port=old.peer_port,
                 boot_id=old.boot_id,
+                journal=old.journal,
                 version=old.version,
             )
         if node is None:
@@ -179,22 +181,22 @@ class Nodes:
         self.gangs.prepare(attempt, attempt.missing)
         attempt.missing.clear()
 
-    def _denied(self, attempt: Attempt, node: str, rebooted: bool) -> None:
-        """The node has no such part: never had, or lost it."""
+    def _denied(self, attempt: Attempt, node: str, forgot: str) -> None:
+        """The node has no such part: never had, or lost it. ``forgot``: why it may not know what it had."""
         if attempt.end is not None or attempt.phase is Phase.OVER:
             self.gangs.part_lost(attempt, node, "it knows nothing of the attempt")
-        elif attempt.phase is Phase.PREPARING and not (rebooted and node in attempt.ready):
+        elif attempt.phase is Phase.PREPARING and not (forgot and node in attempt.ready):
             attempt.ready.discard(node)
             self.gangs.prepare(attempt, [node])
         elif attempt.phase is Phase.PREPARING:
             self.desk.release(attempt, node)
-            self.gangs.start_failed(attempt, node, f"node {node} was rebooted while the attempt was prepared")
-        elif attempt.phase is Phase.UNSURE and not rebooted:
+            self.gangs.start_failed(attempt, node, f"node {node}: {forgot}, while the attempt was prepared")
+        elif attempt.phase is Phase.UNSURE and not forgot:
             attempt.missing.add(node)
             if node == attempt.head:
                 self._resume_start(attempt)
         else:
-            self.gangs.part_lost(attempt, node, "it was rebooted" if rebooted else "it denies the attempt")
+            self.gangs.part_lost(attempt, node, forgot or "it denies the attempt")
 
     def _stranger(self, node: str, name: str, phase: str, gpus: tuple[str, ...]) -> None:
         """An attempt that holds nothing here, by our books."""
@@ -225,8 +227,8 @@ class Nodes:
             return True
         identity = AttemptId.parse(name)
         key = JobKey(identity.job.seq, identity.job.index)
-        for record in self.desk.reader.attempts([key.seq]):
-            if record.key.job == key and record.key.number == identity.number and record.ended_at:
+        for record in self.desk.reader.attempts([key]):
+            if record.key.number == identity.number and record.ended_at:
                 self._finished.add(name)
                 return True
         return False
@@ -265,6 +267,15 @@ class Nodes:
             self.desk.send(node, wire.Acknowledged(attempt=message.attempt))
         else:
             self._stranger(node, message.attempt, "ended", ())
+
+
+def _why_forgotten(before: NodeRecord, hello: wire.Hello) -> str:
+    """Why the node may have held what it does not report; empty: what it denies it never had."""
+    if before.boot_id != hello.boot_id:
+        return "it was rebooted"
+    if before.journal and before.journal != hello.journal:
+        return "its state directory is a new one"
+    return ""
 
 
 def _gpu_record(node: str, gpu: wire.Gpu, held: bool) -> GpuRecord:

@@ -41,6 +41,8 @@ from tests.e2e.namespace_kit import Host, Hosts
 ROOT = Path(__file__).parents[2]
 VENV = Path(sys.executable).parent
 CPUS, MEMORY = 16, 8 * 1024**3
+API_PORT = 15443
+"""Fixed, for agents have it in their settings: a master that starts again has to be found there."""
 PREPARE_TIMEOUT = 12.0
 """Seconds; above those of one try to reach a peer."""
 LITTER = ("hydra_hwloc_xmlfile_", "prted.", "ompi.", "openmpi-sessions-", "(null).", "pmix")
@@ -124,10 +126,11 @@ class Job:
 class NamespaceCluster(LiveCluster):
     """Hosts, PostgreSQL, one master, an agent on each of the nodes."""
 
-    def __init__(self, nodes: Sequence[str], gpus: int = 4) -> None:
+    def __init__(self, nodes: Sequence[str], gpus: int = 4, cpus: int = CPUS) -> None:
         super().__init__(len(nodes), gpus * len(nodes))
         self.nodes = list(nodes)
         self.gpus = gpus
+        self.cpus = cpus
         self.hosts = Hosts(["head", *nodes])
         self.agents: dict[str, AgentSettings] = {}
         self.count = 0
@@ -153,7 +156,7 @@ class NamespaceCluster(LiveCluster):
         self.state.mkdir(mode=0o711)
         (self.state / "log").mkdir()
         cluster = Cluster.create(
-            self.state, len(self.nodes), self.gpus * len(self.nodes), CPUS, MEMORY, "hpcm"
+            self.state, len(self.nodes), self.gpus * len(self.nodes), self.cpus, MEMORY, "hpcm"
         )
         cluster.sockets.mkdir(parents=True, mode=0o755)
         self._start_master(cluster, postgres.start(self.state / "postgres", cluster.sockets / "pg"))
@@ -175,7 +178,7 @@ class NamespaceCluster(LiveCluster):
             api_database_url=database.api_url,
             state=state,
             socket=cluster.api_socket,
-            listen=f"{head.address}:0",
+            listen=f"{head.address}:{API_PORT}",
             link=f"{head.address}:0",
             api_processes=1,
             cluster=cluster.identity,
@@ -200,7 +203,7 @@ class NamespaceCluster(LiveCluster):
             state=state,
             sockets=cluster.sockets / name,
             address=self.hosts[name].address,
-            cpus=CPUS,
+            cpus=self.cpus,
             memory=MEMORY,
             gpus=f"simulated:{self.gpus}",
             cluster=cluster.identity,

@@ -166,6 +166,14 @@ def test_qselect(own: LiveCluster) -> None:
     ):
         done = own.run("qselect", *words)
         assert (done.returncode, done.stdout.split(), done.stderr) == (0, found, ""), words
+    array = own.qsub(SLEEP, "-h", "-t", "1-3")
+    elements = [array.replace("[]", f"[{index}]") for index in (1, 2, 3)]
+    assert own.run("qselect", "-s", "H").stdout.split() == [held, *elements]
+    pbspro = {"PATH": own.environ["PATH"].replace("/torque:", "/pbspro:")}
+    assert own.run("qselect", "-s", "H", environ=pbspro).stdout.split() == [held, array]
+    assert own.run("qselect", "-J", environ=pbspro).stdout.split() == [array]
+    silent(own, "qalter", "-t", "%2", array)
+    assert own.job(array)["max_run_subjobs"] == 2
     assert own.run("qselect", "-q", "nosuch").returncode == 172
     assert own.run("qselect", "-s", "Z").returncode == 2
     silent(own, "qdel", "-W", "0", *own.run("qselect").stdout.split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,54 @@ def test_journal_is_read_back_and_continued(tmp_path: Path) -> None:
     entry = journal.create("1.h#1", record("1.h#1"))
     entry.append({"phase": "running"})
     entry.close()
-    (tmp_path / "2.h#1.jsonl").write_bytes(b'{"spec"')
     again = Journal(str(tmp_path))
     assert again.load() == {"1.h#1": [record("1.h#1"), {"phase": "running"}]}
     entry = again.reopen("1.h#1", again.load()["1.h#1"])
     entry.end({"event": "ended"})
     entry.close()
     assert again.load()["1.h#1"][-1] == {"event": "ended"}
-    assert not (tmp_path / "2.h#1.jsonl").exists()
+    assert again.identity == journal.identity
+
+
+def test_a_file_that_was_not_written_to_is_nobodys(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path))
+    (tmp_path / "2.h#1.jsonl").write_bytes(bytes(70000))
+    entry = journal.create("1.h#1", record("1.h#1"))
+    entry.close()
+    (tmp_path / "1.h#1.jsonl").rename(tmp_path / "3.h#1.jsonl")  # of an earlier attempt, to be used again
+    assert journal.load() == {}
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("left", [0, 1, 20])
+def test_a_torn_file_still_says_that_its_attempt_was_here(tmp_path: Path, left: int) -> None:
+    journal = Journal(str(tmp_path))
+    entry = journal.create("1.h#1", record("1.h#1"))
+    entry.append({"phase": "running"})
+    entry.close()
+    os.truncate(tmp_path / "1.h#1.jsonl", left)
+    assert Journal(str(tmp_path)).load() == {"1.h#1": []}
+
+
+def test_a_record_that_is_torn_is_dropped_and_written_anew(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path))
+    entry = journal.create("1.h#1", record("1.h#1"))
+    entry.append({"phase": "running"})
+    entry.close()
+    os.truncate(tmp_path / "1.h#1.jsonl", len(b'{"spec":{"attempt":"1.h#1"}}\n') + 5)
+    (records,) = Journal(str(tmp_path)).load().values()
+    assert records == [record("1.h#1")]
+    entry = journal.reopen("1.h#1", records)
+    entry.end({"event": "ended"})
+    entry.close()
+    assert journal.load() == {"1.h#1": [record("1.h#1"), {"event": "ended"}]}
+
+
+def test_a_journal_that_was_removed_has_another_identity(tmp_path: Path) -> None:
+    before = Journal(str(tmp_path / "journal")).identity
+    assert Journal(str(tmp_path / "journal")).identity == before
+    shutil.rmtree(tmp_path / "journal")
+    assert Journal(str(tmp_path / "journal")).identity != before
 
 
 def test_a_file_used_again_shows_nothing_of_its_past(tmp_path: Path) -> None:
@@ -45,7 +86,7 @@ def test_a_file_used_again_shows_nothing_of_its_past(tmp_path: Path) -> None:
     entry = journal.create("2.h#1", record("2.h#1"))
     entry.close()
     assert Journal(str(tmp_path)).load() == {"2.h#1": [record("2.h#1")]}
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.glob("*.jsonl"))) == 1
 
 
 def test_a_full_disk_cannot_lose_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

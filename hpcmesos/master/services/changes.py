@@ -226,7 +226,7 @@ def _applicant(job: JobRecord) -> Applicant:
         host=job.submit_host,
         resources=submission.get("resource_list", {}),
         groups=tuple(submission.get("group_list", ())),
-        array=job.todo is not None,
+        array=job.array_spec is not None,
         rerunable=job.rerunable,
     )
 

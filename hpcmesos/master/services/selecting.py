@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from hpcmesos.errors import UnknownQueue
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services.facts import Surroundings, job_facts
+from hpcmesos.master.services.listing import Listed, expanded
 from hpcmesos.master.services.replies import information
 from hpcmesos.master.services.site import Site, client_zone
-from hpcmesos.model import JobState
+from hpcmesos.model import JobId, JobState
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.selection import Selection, parse_qselect
 from hpcmesos.queue.records import JobFilter, JobRecord
@@ -28,22 +29,27 @@ def qselect(site: Site, caller: Caller, request: CommandRequest) -> CommandReply
     for name in selection.queues:
         if name not in site.queues.recent() and name not in site.queues.fresh():
             raise UnknownQueue("Unknown queue destination")
-    jobs = [job for job in site.store.jobs(_filter(selection)) if _shown(selection, job)]
+    found = site.store.jobs(_filter(selection))
+    listed = expanded(found) if selection.elements else [Listed(job) for job in found if job.index is None]
     nothing = Surroundings()
-    facts = (job_facts(job, nothing, now, private=False) for job in jobs)
-    return CommandReply(stdout="".join(f"{job.id}\n" for job in facts if selection.chooses(job)))
+    lines = [
+        f"{job_id}\n"
+        for entry in listed
+        if _shown(selection, entry.job)
+        and selection.chooses(job_facts(entry.job, nothing, now, private=False))
+        for job_id in _ids(entry)
+    ]
+    return CommandReply(stdout="".join(lines))
 
 
 def _filter(selection: Selection) -> JobFilter:
+    """What has to be read: elements may be in other states than their array."""
     live = frozenset(JobState) - {JobState.COMPLETE}
-    states = frozenset(JobState) if selection.history else live
-    if selection.states:
-        asked = frozenset(state for state in JobState if state.value in selection.states)
-        states = asked if selection.history else asked | (frozenset() if asked else live)
+    asked = frozenset(state for state in JobState if state.value in selection.states)
     return JobFilter(
         owners=selection.users or None,
         queues=selection.queues or None,
-        states=states,
+        states=frozenset(JobState) if selection.history else live | asked,
         history=selection.history,
     )
 
@@ -53,5 +59,10 @@ def _shown(selection: Selection, job: JobRecord) -> bool:
     if selection.states and job.state.value not in selection.states:
         return False
     if selection.arrays_only:
-        return job.todo is not None and job.index is None
-    return job.index is None or selection.elements
+        return job.array_spec is not None
+    return job.array_spec is None or not selection.elements
+
+
+def _ids(entry: Listed) -> list[JobId]:
+    job = entry.job
+    return [JobId(job.seq, job.server, index) for index in entry.indexes] or [job.id]

@@ -1,0 +1,46 @@
+"""The control clock of a node: attempts of queues with ``silence=fence:T`` end when no leader was heard for T seconds.
+
+The leader gives the node up T seconds and a margin after it heard it last, and may then run such a job elsewhere: what
+runs here has to be gone by then, with or without an agent. All other attempts wait for a leader as long as it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from hpcmesos.launch.attempt import Attempt, Order
+from hpcmesos.launch.clock import boottime
+
+_LOOK = 1.0
+"""Seconds between two looks at the clock."""
+
+
+class DeadMan:
+    """``attempts``: those that this node holds now; ``clock``: seconds, suspension included."""
+
+    def __init__(
+        self, node: str, attempts: Callable[[], Iterable[Attempt]], clock: Callable[[], float] = boottime
+    ) -> None:
+        self._node = node
+        self._attempts = attempts
+        self._clock = clock
+        self._heard = clock()
+
+    def contact(self) -> None:
+        """The agent has heard a leader."""
+        self._heard = self._clock()
+
+    async def watch(self) -> None:
+        """Until cancelled."""
+        while True:
+            self.look()
+            await asyncio.sleep(_LOOK)
+
+    def look(self) -> None:
+        silence = self._clock() - self._heard
+        for attempt in list(self._attempts()):
+            limit = attempt.spec.get("silence")
+            if limit is not None and silence > limit and attempt.phase in ("preparing", "ready", "running"):
+                text = f"no leader was heard for {limit:g} s"
+                attempt.end(Order.lost(self._node, text, attempt.spec["kill_delay"]))
