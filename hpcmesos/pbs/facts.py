@@ -60,6 +60,9 @@ class JobFacts:
     array: ArraySpec | None = None  # of an array's parent
     array_index: int | None = None  # of an array's element
     run_count: int = 0
+    earlier: tuple[
+        Mapping[str, str], ...
+    ] = ()  # attempts before the last, e.g. {"cause": "NODE_LOST", "culprit": "n2", "nodes": "n1+n2"}
     steps: tuple[
         Mapping[str, str], ...
     ] = ()  # e.g. {"step": "0.1", "command": "mpiexec -n 4 a.out", "code": "7"}
