@@ -68,6 +68,8 @@ class Nodes:
         if name not in self.desk.cluster.nodes:
             raise InvalidValue(f"a wish about an unknown node: {name}")
         match action:
+            case "gone" if self.desk.cluster.nodes[name].link is not None:
+                raise InvalidValue(f"{name} is linked: it is not gone")
             case "gone":
                 self.absence.gone(name, f"{user or 'an operator'} says that the node is gone")
             case "offline" | "clear":
