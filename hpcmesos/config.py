@@ -48,6 +48,7 @@ class MasterSettings:
     fence_command: str = ""  # run with the name of a node that is down and holds jobs; 0 says that it is off
     lease: float = 3.0  # seconds of leadership after the last renewal
     max_attempts: int = 3
+    max_array_size: int = 1_000_000  # elements of one array
     keep_completed: float = 300.0  # seconds that plain qstat shows finished jobs (Torque)
     keep_history_days: int = 30
     job_path: tuple[str, ...] = ()  # directories put before the job's login PATH, behind our launchers' front

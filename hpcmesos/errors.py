@@ -63,6 +63,14 @@ class QueueDisabled(Rejection):
     http_status = 409
 
 
+class ArrayTooLarge(Rejection):
+    """More elements than the site lets one array have; as OpenPBS' qsub exits."""
+
+    code = "array-too-large"
+    exit_code = 3
+    http_status = 400
+
+
 class QueueExists(Rejection):
     code = "queue-exists"  # PBSE_QUEEXIST, OpenPBS 15025
     exit_code = 179

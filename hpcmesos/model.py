@@ -174,6 +174,7 @@ class ReasonCode(StrEnum):
     WAITING = "waiting"
     DEPENDENCY = "dependency"
     QUEUE_STOPPED = "queue-stopped"
+    ARRAY_LIMIT = "array-limit"  # as many elements run as the array's slot limit lets
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,10 @@ Touched by the planner's thread only. Changes nothing in the database and decide
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -17,6 +19,7 @@ from hpcmesos.gang.snapshot import JobView, NodeView
 from hpcmesos.master import cycle
 from hpcmesos.master.ports import Ports
 from hpcmesos.model import AttemptId, Cause, GpuState, JobId, JobState
+from hpcmesos.queue import arrays
 from hpcmesos.queue.records import (
     AttemptKey,
     GpuRecord,
@@ -29,6 +32,7 @@ from hpcmesos.queue.records import (
 )
 
 WAITING_STATES = frozenset({JobState.QUEUED, JobState.HELD, JobState.WAITING})
+HOLDING_STATES = frozenset({JobState.RUNNING, JobState.EXITING})
 
 
 class Phase(StrEnum):
@@ -119,6 +123,40 @@ class Pending:
         return self._views[key]
 
 
+class Arrays:
+    """Of each array, its elements that have a row and are not complete."""
+
+    def __init__(self) -> None:
+        self.live: defaultdict[int, set[JobKey]] = defaultdict(set)
+        self.running: Counter[int] = Counter()  # what counts against the slot limit: elements in R and E
+        self.queued: Counter[int] = Counter()  # elements that wait to run again
+
+    def take_in(self, job: JobRecord) -> None:
+        if job.index is not None:
+            self.live[job.seq].add(job.key)
+            self._count(job, 1)
+
+    def forget(self, job: JobRecord) -> None:
+        if job.index is not None:
+            self.live[job.seq].discard(job.key)
+            self._count(job, -1)
+            if not self.live[job.seq]:
+                del self.live[job.seq], self.running[job.seq], self.queued[job.seq]
+
+    def _count(self, job: JobRecord, change: int) -> None:
+        if job.state in HOLDING_STATES:
+            self.running[job.seq] += change
+        elif job.state is JobState.QUEUED:
+            self.queued[job.seq] += change
+
+
+def may_start(job: JobRecord) -> bool:
+    """Whether the job, or elements of the array, wait for nothing but room."""
+    if job.array_spec is None:
+        return job.state is JobState.QUEUED
+    return bool(job.todo) and not job.holds and job.state in (JobState.QUEUED, JobState.RUNNING)
+
+
 class Cluster:
     """Jobs that are not complete, attempts that hold something, nodes, queues."""
 
@@ -126,6 +164,7 @@ class Cluster:
         self.server = server
         self.jobs: dict[JobKey, JobRecord] = {}
         self.pending = Pending()
+        self.arrays = Arrays()
         self.dependents: dict[int, set[JobKey]] = {}
         self.attempts: dict[str, Attempt] = {}
         self.nodes: dict[str, Node] = {}
@@ -174,7 +213,7 @@ class Cluster:
 
     def job_id(self, key: JobKey) -> JobId:
         job = self.jobs.get(key)
-        return JobId(key.seq, job.server if job else self.server, key.index)
+        return job.id if job else JobId(key.seq, self.server, key.index)
 
     def name(self, key: AttemptKey) -> str:
         """How the wire calls an attempt."""
@@ -189,9 +228,10 @@ class Cluster:
             return
         self._forget(job.key)
         self.jobs[job.key] = job
+        self.arrays.take_in(job)
         for dependency in job.dependencies:
             self.dependents.setdefault(dependency.seq, set()).add(job.key)
-        if job.state is JobState.QUEUED and job.todo is None:
+        if may_start(job):
             self.pending.put(job.key, cycle.job_view(job))
             self.changed = True
 
@@ -203,11 +243,31 @@ class Cluster:
     def _forget(self, key: JobKey) -> None:
         old = self.jobs.pop(key, None)
         self.pending.remove(key)
+        if old:
+            self.arrays.forget(old)
         for dependency in old.dependencies if old else ():
             waiting = self.dependents.get(dependency.seq, set())
             waiting.discard(key)
             if not waiting:
                 self.dependents.pop(dependency.seq, None)
+
+    def tally(self, seq: int, succeeded: int, failed: int) -> None:
+        """So many more elements of an array are complete."""
+        parent = self.jobs[JobKey(seq)]
+        # Nothing that scheduling looks at: the rest of the picture stays.
+        self.jobs[parent.key] = replace(
+            parent, succeeded=(parent.succeeded or 0) + succeeded, failed=(parent.failed or 0) + failed
+        )
+
+    def take_elements(self, seq: int, indexes: list[int], now: datetime) -> JobRecord:
+        """Elements of an array get rows; answers the parent, without them."""
+        parent = self.jobs[JobKey(seq)]
+        left = arrays.subtract(parent.todo or (), arrays.of(indexes))
+        begun = replace(
+            parent, state=JobState.RUNNING, todo=left, started_at=parent.started_at or now, modified_at=now
+        )
+        self.put(begun)
+        return begun
 
     def current(self, key: JobKey) -> Attempt | None:
         """The attempt that the job runs in now."""

@@ -33,6 +33,9 @@ class Effects:
     finished: list[AttemptRecord] = field(default_factory=list)
     releases: list[Release] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
+    tallies: dict[int, tuple[int, int]] = field(
+        default_factory=dict
+    )  # of arrays: elements that ended well, or not
     gpus: dict[str, tuple[GpuState, str]] = field(default_factory=dict)
     messages: list[tuple[str, wire.ToAgent]] = field(default_factory=list)
     recheck: set[JobKey] = field(default_factory=set)  # dependents to judge when this is committed
@@ -51,6 +54,7 @@ class Effects:
             self.finished,
             self.releases,
             self.moves,
+            self.tallies,
             self.gpus,
         )
         return any(rows) or bool(self.audit)
@@ -60,8 +64,14 @@ class Effects:
             getattr(self, name).extend(getattr(other, name))
         for name in ("up", "offline", "gone", "gpus", "recheck", "queues"):
             getattr(self, name).update(getattr(other, name))
+        for seq, counts in other.tallies.items():
+            self.tally(seq, *counts)
         if other.server is not None:
             self.server = other.server
+
+    def tally(self, seq: int, succeeded: int, failed: int) -> None:
+        before = self.tallies.get(seq, (0, 0))
+        self.tallies[seq] = before[0] + succeeded, before[1] + failed
 
     def write(self, transaction: LeaderTransaction) -> Outcome:
         """Everything into the database."""
@@ -81,6 +91,8 @@ class Effects:
         if self.moves:
             moved = transaction.move_jobs(self.moves)
             outcome.outrun = {move.key for move in self.moves} - moved
+        if self.tallies:
+            transaction.tally(self.tallies)
         if self.gpus:
             states = {uuid: state for uuid, (state, _) in self.gpus.items()}
             transaction.set_gpu_states(states, {uuid: note for uuid, (_, note) in self.gpus.items()})
@@ -149,6 +161,11 @@ class Desk:
         if target in (JobState.RUNNING, JobState.COMPLETE):
             self.effects.recheck |= self.cluster.dependents.get(job.seq, set())
         return moved
+
+    def tally(self, seq: int, succeeded: int, failed: int) -> None:
+        """So many more elements of an array are complete."""
+        self.effects.tally(seq, succeeded, failed)
+        self.cluster.tally(seq, succeeded, failed)
 
     def send(self, node: str, message: wire.ToAgent) -> None:
         self.effects.messages.append((node, message))

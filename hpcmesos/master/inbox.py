@@ -6,7 +6,7 @@ The rights of who wishes were checked when the row was written. A wish that its 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -14,12 +14,14 @@ from typing import Protocol
 from hpcmesos import wire
 from hpcmesos.errors import InvalidValue
 from hpcmesos.master import objects
+from hpcmesos.master.arrays import without
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.gangs import Gangs, resting_state
 from hpcmesos.master.reconcile import Nodes
 from hpcmesos.master.services import wishes
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
+from hpcmesos.queue.arrays import Ranges, normal
 from hpcmesos.queue.dependencies import Verdict, judge_all
 from hpcmesos.queue.records import InboxRow, JobFilter, JobKey, JobRecord, Outcome
 from hpcmesos.queue.states import exit_status
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 DEPENDENCY_HOLD = "d"
 _RUNNING = (JobState.RUNNING, JobState.EXITING)
+_EVERY: Ranges = ((0, 2**31),)
 
 
 class JobReader(Protocol):
@@ -44,18 +47,15 @@ class Inbox:
         self.desk = desk
         self.gangs = gangs
         self.nodes = nodes
-        self.fresh: dict[JobKey, JobRecord] = {}  # with their submissions, which the picture is too small for
+        self.fresh: dict[int, JobRecord] = {}  # new jobs of the rows that are looked at, by ``seq``
 
     def load_submitted(self, rows: Sequence[InboxRow], reader: JobReader) -> None:
         """The new jobs that these rows are about, in one read."""
-        keys = [JobKey(row.seq) for row in rows if row.kind == SUBMIT and row.seq is not None]
-        self.load_fresh(keys, reader)
-
-    def load_fresh(self, keys: Iterable[JobKey], reader: JobReader) -> None:
-        """Reads those of these jobs that are not in ``fresh``."""
-        seqs = tuple({key.seq for key in keys if key not in self.fresh})
-        jobs = reader.jobs(JobFilter(seqs=seqs)) if seqs else ()
-        self.fresh |= {job.key: job for job in jobs}
+        seqs = tuple({row.seq for row in rows if row.kind == SUBMIT and row.seq is not None})
+        jobs = reader.jobs(JobFilter(seqs=seqs, elements=False)) if seqs else ()
+        self.fresh = {job.seq: job for job in jobs}
+        for job in jobs:
+            self.gangs.submissions.put(job.seq, job.submission)
 
     def on_row(self, row: InboxRow) -> None:
         """One row. Raises InvalidValue for a payload that makes no sense."""
@@ -68,14 +68,19 @@ class Inbox:
             return
         if row.seq is None:
             raise InvalidValue(f"an inbox row of kind {row.kind} without a job")
-        key = JobKey(row.seq, row.payload.get("index"))
         if row.kind == SUBMIT:
-            self._on_submit(self.fresh.get(key))
+            self._on_submit(self.fresh.get(row.seq))
             return
-        job = self.desk.cluster.jobs.get(key)
+        if (parent := self.gangs.arrays.find(row.seq)) is not None:
+            self._on_array(parent, row)
+            return
+        job = self.desk.cluster.jobs.get(JobKey(row.seq, row.payload.get("index")))
         if job is None:
             log.info("wish outrun kind=%s job=%d user=%s", row.kind, row.seq, row.user)
             return
+        self._on_job(job, row)
+
+    def _on_job(self, job: JobRecord, row: InboxRow) -> None:
         match row.kind:
             case wishes.DELETE:
                 self._on_delete(job, row)
@@ -86,8 +91,26 @@ class Inbox:
             case wishes.SIGNAL:
                 self._on_signal(job, row)
             case _:
-                log.warning("unknown wish kind=%s job=%d user=%s", row.kind, row.seq, row.user)
+                log.warning("unknown wish kind=%s job=%s user=%s", row.kind, job.id, row.user)
                 self.desk.move(job, job.state, "ignored", {"wish": row.kind, "user": row.user})
+
+    def _on_array(self, parent: JobRecord, row: InboxRow) -> None:
+        """A wish about an array, or about some of its elements."""
+        arrays, wanted = self.gangs.arrays, _elements(row.payload)
+        rows = arrays.rows(parent, _EVERY if wanted is None else wanted)
+        match row.kind:
+            case wishes.DELETE:
+                message = str(row.payload.get("message") or "")
+                arrays.delete_waiting(parent, _EVERY if wanted is None else wanted, row.user, message)
+                for element in rows:
+                    self._on_delete(element, row)
+                arrays.settle(parent.seq)
+            case wishes.SIGNAL:
+                for element in rows:
+                    self._on_signal(element, row)
+            case _:
+                for job in [parent] if wanted is None else rows:
+                    self._on_job(job, row)
 
     # --- new jobs, times and dependencies
 
@@ -125,6 +148,8 @@ class Inbox:
         job = self.desk.cluster.jobs.get(key)
         if job is None or job.state in _RUNNING or not job.dependencies:
             return
+        if job.array_spec is not None and job.started_at is not None:
+            return  # it has begun, and is held now
         verdict = judge_all(job.dependencies, self._outcomes(job))
         held = DEPENDENCY_HOLD in job.holds
         if verdict is Verdict.IMPOSSIBLE:
@@ -135,17 +160,20 @@ class Inbox:
         elif verdict is Verdict.WAITING and not held:
             self._rest(job, "dependency waits", {*job.holds, DEPENDENCY_HOLD})
 
-    def _outcomes(self, job: JobRecord) -> Mapping[int, Outcome]:
-        return self.desk.reader.outcomes([dependency.seq for dependency in job.dependencies])
+    def _outcomes(self, job: JobRecord) -> Mapping[JobKey, Outcome]:
+        return self.desk.reader.outcomes(JobKey(*dependency.parent) for dependency in job.dependencies)
 
     def _complete_unrun(self, job: JobRecord, event: str, comment: str, user: str = "") -> None:
         changes: dict[str, object] = {"cause": Cause.DELETED, "comment": comment[:1000]}
+        if job.array_spec is not None:
+            changes |= without(job, job.todo or ())
         if job.attempt:  # it ran once, and waited to run again
             changes["exit_status"] = exit_status(Cause.DELETED, None, None, False)
         done = self.desk.move(job, JobState.COMPLETE, event, {"user": user} if user else {}, **changes)
         now = self.desk.now
         entry = accounting.deleted(done, user, now) if user else accounting.aborted(done, now)
         self.desk.effects.accounting.append(entry)
+        self.gangs.arrays.element_over(done)
 
     # --- wishes
 
@@ -176,7 +204,9 @@ class Inbox:
     def _rest(self, job: JobRecord, event: str, holds: set[str], user: str = "") -> None:
         """The job with these holds, in the state that follows from them."""
         text = "".join(sorted(holds))
-        target = job.state if job.state in _RUNNING else resting_state(text, job.not_before, self.desk.now)
+        target = resting_state(text, job.not_before, self.desk.now)
+        if job.state in _RUNNING and not (text and job.array_spec):
+            target = job.state  # of an array that has begun no more elements start, those that run go on
         changes: dict[str, object] = {"holds": text}
         if job.state is JobState.HELD and target is JobState.QUEUED:
             changes["queued_at"] = self.desk.now
@@ -194,6 +224,14 @@ class Inbox:
             signal = wire.Signal(attempt=attempt.name, signal=number)
             self.desk.send(attempt.head, signal)
         self.desk.move(job, job.state, "signalled", {"user": row.user, "signal": number})
+
+
+def _elements(payload: Mapping[str, Any]) -> Ranges | None:
+    """The elements that a wish names; None: the whole job."""
+    if (index := payload.get("index")) is not None:
+        return ((int(index), int(index) + 1),)
+    given = payload.get("elements")
+    return None if given is None else normal((int(start), int(stop)) for start, stop in given)
 
 
 def _kinds(row: InboxRow) -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,9 +33,10 @@ from hpcmesos.master.reasons import Reasons
 from hpcmesos.master.reconcile import Nodes
 from hpcmesos.master.standby import WarmPicture
 from hpcmesos.model import JobState
+from hpcmesos.queue import elements
 from hpcmesos.queue.accounting import AccountingFiles
 from hpcmesos.queue.leader_store import LeaderStore, LeaderTransaction
-from hpcmesos.queue.records import InboxRow, JobKey, StartRecord
+from hpcmesos.queue.records import InboxRow, JobKey, JobRecord, StartRecord
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +113,7 @@ class Planner:
             self._reload()
         if self._passes.full_due() and not self._reload_wanted:
             self._full_pass()
-        self._inbox.fresh.clear()
+        self._gangs.submissions.keep(self._desk.cluster.arrays.live.keys())
         self._reasons.turn(self._alarms.clock() - began, len(batch))
 
     # --- events
@@ -223,19 +225,31 @@ class Planner:
         begun = [record for record in decided if record.attempt.job in started]
         if not begun:
             return
-        self._inbox.load_fresh([record.attempt.job for record in begun], self._store)
-        scripts = self._store.scripts(list({record.attempt.seq for record in begun}))
+        cluster, now = self._desk.cluster, self._desk.now
+        self._gangs.submissions.load({record.attempt.seq for record in begun})
+        parents = self._take_elements(begun, now)
         work: list[tuple[str, Effects]] = []
         for record in begun:
             key = record.attempt.job
-            job = replace(self._desk.cluster.jobs[key], state=JobState.RUNNING, attempt=record.attempt.number)
-            attempt = self._desk.cluster.begin(replace(job, started_at=self._desk.now), record.shares)
+            if record.new and key.index is not None:
+                job = elements.started(parents[key.seq], key.index, now)
+            else:
+                number = record.attempt.number
+                job = replace(cluster.jobs[key], state=JobState.RUNNING, attempt=number, started_at=now)
+            attempt = cluster.begin(job, record.shares)
             self._gangs.watch(attempt)
-            fresh = self._inbox.fresh.get(key)
-            prepare = partial(self._gangs.prepare, attempt, attempt.nodes, fresh, scripts.get(key.seq))
+            prepare = partial(self._gangs.prepare, attempt, attempt.nodes)
             self._attempt(work, f"PREPARE of {attempt.name}", prepare)
-            self._recheck |= self._desk.cluster.dependents.get(key.seq, set())
+            self._recheck |= cluster.dependents.get(key.seq, set())
         self._after(work, Outcome())
+
+    def _take_elements(self, begun: Iterable[StartRecord], now: datetime) -> dict[int, JobRecord]:
+        """The arrays of which elements get rows, as they are without them."""
+        indexes: defaultdict[int, list[int]] = defaultdict(list)
+        for record in begun:
+            if record.new and record.attempt.index is not None:
+                indexes[record.attempt.seq].append(record.attempt.index)
+        return {seq: self._desk.cluster.take_elements(seq, found, now) for seq, found in indexes.items()}
 
     def _take_rows(
         self, rows: Sequence[InboxRow], work: list[tuple[str, Effects]], transaction: LeaderTransaction

@@ -223,8 +223,8 @@ class Nodes:
             return True
         identity = AttemptId.parse(name)
         key = JobKey(identity.job.seq, identity.job.index)
-        for record in self.desk.reader.attempts([key.seq]):
-            if record.key.job == key and record.key.number == identity.number and record.ended_at:
+        for record in self.desk.reader.attempts([key]):
+            if record.key.number == identity.number and record.ended_at:
                 self._finished.add(name)
                 return True
         return False

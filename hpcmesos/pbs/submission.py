@@ -13,7 +13,7 @@ from hpcmesos.errors import InvalidScript, InvalidValue, UsageError
 from hpcmesos.gang import frameworks
 from hpcmesos.model import Request
 from hpcmesos.pbs import resources
-from hpcmesos.pbs.arrays import ArraySpec, parse_array
+from hpcmesos.pbs.arrays import parse_array
 from hpcmesos.pbs.directives import DEFAULT_PREFIX, MAX_SCRIPT_BYTES, check_script, scan_directives
 from hpcmesos.pbs.options import ParsedCommand, parse
 from hpcmesos.pbs.paths import PathTemplate, parse_path
@@ -32,6 +32,7 @@ from hpcmesos.pbs.values import (
     parse_umask,
     parse_variables,
 )
+from hpcmesos.queue.arrays import ArraySpec
 
 __all__ = [
     "MAX_SCRIPT_BYTES",
@@ -67,6 +68,7 @@ _KEPT_OPTIONS = {
 }
 _TYPED_ATTRIBUTES = frozenset(
     {"depend", "umask", "block", "interactive", "group_list", "ring", "gpubind", "image", "job_array_request"}
+    | {"max_run_subjobs"}
     | {"framework", "capture"}
 )
 
@@ -251,7 +253,7 @@ class _Merged:
             project=self.last("P"),
             group_list=split_list(self.attributes.get("group_list", "")),
             checkpoint=self.last("c") or "u",
-            array=parse_array(array) if array else None,
+            array=self._array(array) if array else None,
             interactive=self.interactive,
             silent=self.has("z"),
             submit_args=submit_args,
@@ -261,6 +263,12 @@ class _Merged:
             image=self.attributes.get("image") or None,
             capture=self._flag("capture"),
         )
+
+    def _array(self, text: str) -> ArraySpec:
+        """``-W max_run_subjobs=N`` is OpenPBS' other way to write %N."""
+        spec = parse_array(text)
+        limit = self.attributes.get("max_run_subjobs")
+        return spec if limit is None else parse_array(f"{replace(spec, limit=None)}%{limit}")
 
     @property
     def interactive(self) -> bool:

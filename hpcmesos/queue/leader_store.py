@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from hpcmesos.errors import LostLeadership, UnknownNode
 from hpcmesos.model import GpuState, JobState
-from hpcmesos.queue import history, starts
+from hpcmesos.queue import element_rows, history, starts
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import Snapshots, begin, make_engine
 from hpcmesos.queue.leadership import APPLICATION
@@ -99,6 +99,10 @@ class LeaderTransaction:
         Raises IllegalTransition, before anything is written, for an edge that states.TRANSITIONS does not have.
         """
         return move_jobs(self._connection, moves)
+
+    def tally(self, counts: Mapping[int, tuple[int, int]]) -> None:
+        """Adds to arrays' counts of complete elements: (with exit status 0, otherwise), by ``seq``."""
+        element_rows.tally(self._connection, counts)
 
     def apply_starts(self, gangs: Sequence[StartRecord]) -> set[JobKey]:
         """Q -> R with attempt, shares, allocations and used counters; a gang that no longer fits is dropped whole.
@@ -295,7 +299,7 @@ def _load(connection: Connection, live_jobs: LiveJobs) -> tuple[LeaderState, Cha
     jobs = live_jobs.jobs.values()
     running = [job for job in jobs if job.state in (JobState.RUNNING, JobState.EXITING)]
     last = {job.attempt_key for job in running}
-    attempts = read_attempts(connection, [job.seq for job in running], tails=False)
+    attempts = read_attempts(connection, [job.key for job in running], tails=False)
     live = select(t.shares).where(t.shares.c.released_at.is_(None))
     live = live.order_by(t.shares.c.seq, t.shares.c.element, t.shares.c.number, t.shares.c.position)
     state = LeaderState(

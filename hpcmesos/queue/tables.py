@@ -115,7 +115,12 @@ def _job_columns() -> list[Column[Any]]:
         _json("dependencies", "[]"),
         _text("submit_host"),
         _json("submission"),
+        # Of an array's parent only; its elements become rows when they start.
+        Column("array_spec", JSONB(none_as_null=True)),
         Column("todo", INT4MULTIRANGE),
+        Column("deleted", INT4MULTIRANGE),
+        Column("succeeded", Integer),
+        Column("failed", Integer),
     ]
 
 

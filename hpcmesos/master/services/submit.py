@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import pwd
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 
 from hpcmesos.errors import (
+    ArrayTooLarge,
     BadDependency,
     InvalidScript,
     InvalidValue,
@@ -34,7 +36,7 @@ from hpcmesos.pbs import submission as pbs
 from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
-from hpcmesos.queue.records import NewJob, QueueRecord
+from hpcmesos.queue.records import JobKey, NewJob, QueueRecord
 from hpcmesos.units import format_duration, parse_duration
 from hpcmesos.wire import CommandReply, CommandRequest, Need
 
@@ -42,6 +44,7 @@ ALWAYS_SENT = frozenset({"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG
 """Variables that clients send unasked where they are set."""
 
 _ASKED_BEFORE = 4096
+_NUMBERED = re.compile(r"(\d+\[\](?:\.[^\[\]]+)?)\[(\d{1,9})\]", re.ASCII)
 
 
 def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
@@ -72,7 +75,7 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
     seq = site.store.submit(new, request.key, digest).seq
     site.notifier.poke()
-    job_id = str(JobId(seq, site.settings.server))
+    job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
     then = ["wait", "--exit-status", job_id] if built.block else None
     return CommandReply(stdout="" if built.silent else f"{job_id}\n", then=then)
 
@@ -147,6 +150,7 @@ def _new_job(
     site: Site, caller: Caller, request: CommandRequest, built: pbs.Submission, script: bytes | None
 ) -> NewJob:
     _refuse_unserved(built)
+    _check_array(site, built, Personality(request.personality))
     queue = _queue(site, built.queue or site.default_queue)
     asked = _with_defaults(built.request, queue)
     _check_fits(site, asked)
@@ -171,6 +175,7 @@ def _new_job(
         submit_host=request.host,
         submission=stored,
         script=script,
+        array_spec=built.array,
     )
 
 
@@ -178,10 +183,21 @@ def _refuse_unserved(built: pbs.Submission) -> None:
     """What we cannot do yet is refused, rather than dropped in silence."""
     if built.image:
         raise InvalidValue(f"-W image={built.image}: containers are not served by this version")
-    if built.array is not None:
-        raise InvalidValue(
-            f"-t {built.array}: arrays are not served by this version; submit the jobs one by one"
+
+
+def _check_array(site: Site, built: pbs.Submission, personality: Personality) -> None:
+    """What a family refuses of arrays, and the site's limit."""
+    if built.array is None:
+        return
+    if built.array.size > site.settings.max_array_size:
+        raise ArrayTooLarge(
+            f"Array job exceeds server or queue size limit: {built.array.size} elements, at most"
+            f" {site.settings.max_array_size}"
         )
+    if personality is Personality.PBSPRO and built.array.size < 2:
+        raise UsageError("illegal -J value: an array has at least two elements")
+    if personality is Personality.PBSPRO and not built.rerunable:
+        raise UsageError("cannot submit non-rerunable Array Job")
 
 
 def _queue(site: Site, name: str) -> QueueRecord:
@@ -217,11 +233,16 @@ def _check_fits(site: Site, request: Request) -> None:
 
 def _dependencies(site: Site, terms: tuple[pbs.Dependency, ...]) -> tuple[Dependency, ...]:
     found = tuple(dependency for term in terms for dependency in _term(site, term))
-    known = site.store.outcomes([dependency.seq for dependency in found]) if found else {}
+    known = site.store.outcomes(JobKey(*dependency.parent) for dependency in found) if found else {}
     for dependency in found:
-        if dependency.seq not in known:
-            unknown = JobId(dependency.seq, site.settings.server)
+        outcome = known.get(JobKey(*dependency.parent))
+        if outcome is None:
+            unknown = JobId(dependency.seq, site.settings.server, dependency.element)
             raise BadDependency(f"dependency {dependency.kind}:{dependency.seq}: Unknown Job Id {unknown}")
+        if dependency.number and (outcome.progress is None or dependency.number > outcome.progress.total):
+            raise BadDependency(
+                f"dependency {dependency.kind}:{dependency.seq}[][{dependency.number}]: it has fewer elements"
+            )
     return found
 
 
@@ -232,15 +253,19 @@ def _term(site: Site, term: pbs.Dependency) -> Iterator[Dependency]:
         served = ", ".join(DependencyKind)
         raise BadDependency(f"dependency '{term.kind}' is not served; use one of {served}") from None
     for text in term.jobs:
+        # Torque: 12[][5], five elements of the array
+        plain, number = (
+            (text, None) if not (found := _NUMBERED.fullmatch(text)) else (found[1], int(found[2]))
+        )
         try:
-            job = JobId.parse(text, site.settings.server)
+            job = JobId.parse(plain, site.settings.server)
         except InvalidValue as error:
             raise BadDependency(f"dependency {term.kind}: {error}") from None
-        if job.index is not None or job.server != site.settings.server or job.seq >= 2**31:
-            raise BadDependency(
-                f"dependency {term.kind}:{text}: no whole job of server {site.settings.server}"
-            )
-        yield Dependency(kind, job.seq)
+        if job.server != site.settings.server or job.seq >= 2**63 or (job.index or 0) >= 2**31:
+            raise BadDependency(f"dependency {term.kind}:{text}: no job of server {site.settings.server}")
+        if number is not None and not kind.counts:
+            raise BadDependency(f"dependency {term.kind}:{text}: only kinds that end in array take a number")
+        yield Dependency(kind, job.seq, job.index, number)
 
 
 def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: Request) -> dict[str, Any]:
@@ -248,6 +273,8 @@ def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: R
     resources = dict(built.resource_list)
     if asked.walltime is not None:
         resources["walltime"] = format_duration(asked.walltime)
+    pbspro = request.personality == Personality.PBSPRO
+    paths = [replace(_resolved(site, path), pbspro=pbspro) for path in (built.stdout_path, built.stderr_path)]
     content = {
         "environment": dict(built.environment),
         "workdir": built.workdir,
@@ -261,8 +288,8 @@ def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: R
         "ring": built.ring,
         "submit_host": request.host,
         "submit_dir": request.cwd,
-        "stdout_template": None if built.capture else output_paths.stored(_resolved(site, built.stdout_path)),
-        "stderr_template": None if built.capture else output_paths.stored(_resolved(site, built.stderr_path)),
+        "stdout_template": None if built.capture else output_paths.stored(paths[0]),
+        "stderr_template": None if built.capture else output_paths.stored(paths[1]),
         "resource_list": resources,
         "submit_args": built.submit_args,
         "personality": request.personality,

@@ -13,7 +13,8 @@ object   kind ("queue" "server"), name, action ("create" "delete"      changes i
          "set" "unset"), changes ([name, operator, value] each)
 ======== ============================================================= ===========================================
 
-``index`` is an array's element, or None for the job itself. The rights of ``user`` were checked when the row was
+``index`` is an array's element, or None for the job itself. Instead ``elements`` may name several, as half-open ranges;
+elements without a row can only be deleted. The rights of ``user`` were checked when the row was
 written; a wish that its job has outrun is dropped.
 """
 

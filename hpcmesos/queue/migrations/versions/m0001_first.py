@@ -41,7 +41,11 @@ CREATE TABLE jobs (
     dependencies JSONB DEFAULT '[]'::jsonb NOT NULL,
     submit_host TEXT DEFAULT '' NOT NULL,
     submission JSONB DEFAULT '{}'::jsonb NOT NULL,
+    array_spec JSONB,
     todo INT4MULTIRANGE,
+    deleted INT4MULTIRANGE,
+    succeeded INTEGER,
+    failed INTEGER,
     CONSTRAINT jobs_pkey PRIMARY KEY (seq, element),
     CONSTRAINT jobs_state CHECK (state IN ('Q', 'H', 'W', 'R', 'E', 'C')),
     CONSTRAINT jobs_complete_means_ended CHECK ((state = 'C') = (ended_at IS NOT NULL)),
@@ -89,7 +93,11 @@ CREATE TABLE jobs_history (
     dependencies JSONB DEFAULT '[]'::jsonb NOT NULL,
     submit_host TEXT DEFAULT '' NOT NULL,
     submission JSONB DEFAULT '{}'::jsonb NOT NULL,
+    array_spec JSONB,
     todo INT4MULTIRANGE,
+    deleted INT4MULTIRANGE,
+    succeeded INTEGER,
+    failed INTEGER,
     CONSTRAINT jobs_history_pkey PRIMARY KEY (seq, element, ended_at)
 ) PARTITION BY RANGE (ended_at);
 
