@@ -144,7 +144,8 @@ class Attempt:
             self.services.emit({"event": "ready", "attempt": self.id})
 
     def discard(self) -> None:
-        """Nothing was started: leaves no trace."""
+        """Nothing was started: leaves no trace, and nothing can be started any more."""
+        self.phase = "ended"
         if hasattr(self, "enclosure"):
             self.enclosure.remove()
         self._journal.close()

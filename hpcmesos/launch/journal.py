@@ -113,7 +113,9 @@ class Entry:
         os.fdatasync(self._fd)
 
     def close(self) -> None:
-        os.close(self._fd)
+        """A record that comes later fails, instead of going to whatever file has the number then."""
+        fd, self._fd = self._fd, -1
+        os.close(fd)
 
 
 def _identity(path: str) -> str:

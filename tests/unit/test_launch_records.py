@@ -69,6 +69,18 @@ def test_a_record_that_is_torn_is_dropped_and_written_anew(tmp_path: Path) -> No
     assert journal.load() == {"1.h#1": [record("1.h#1"), {"event": "ended"}]}
 
 
+def test_nothing_is_written_after_the_close(tmp_path: Path) -> None:
+    entry = Journal(str(tmp_path)).create("1.h#1", record("1.h#1"))
+    entry.close()
+    with (tmp_path / "other").open("w"):  # has the number of the file that was closed
+        for write in (entry.append, entry.end):
+            with pytest.raises(OSError):
+                write({"event": "ended"})
+        with pytest.raises(OSError):
+            entry.close()
+    assert not (tmp_path / "other").read_bytes()
+
+
 def test_a_journal_that_was_removed_has_another_identity(tmp_path: Path) -> None:
     before = Journal(str(tmp_path / "journal")).identity
     assert Journal(str(tmp_path / "journal")).identity == before
