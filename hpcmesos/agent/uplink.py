@@ -7,7 +7,9 @@ import contextlib
 import logging
 import random
 import ssl
+from asyncio.staggered import staggered_race
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,6 +23,7 @@ from hpcmesos.launch.clock import boottime
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # s between two dials, with jitter
+_NEXT_MASTER = 0.5  # s that a master may take to say who leads until the next one is asked, too
 _DIAL_TIMEOUT = 5.0
 _SILENT_PINGS = 5  # pings that fail to come until the link counts as dead
 _HELLO = 0  # stands for the hello among the nonces of pings
@@ -115,20 +118,20 @@ class Uplink:
             self._sent = {sent: when for sent, when in self._sent.items() if sent > nonce}
 
     async def _ask_leader(self) -> str:
-        """The leader's address, from the first master that knows; the others are asked first next time."""
-        problem = ""
-        for master in list(self._masters):
-            context = self._context if master.startswith("https") else None
-            try:
-                answer = await asyncio.to_thread(api.call, master, "GET", "/v1/leader", None, context)
-            except HpcmesosError as error:
-                problem = str(error)
-            else:
-                if address := msgspec.convert(answer, wire.LeaderReply).address:
-                    return address
-                problem = "there is no leader now"
-            self._masters.append(self._masters.pop(0))
-        raise MasterUnreachable(problem)
+        """The leader's address, from the first master that knows it; a slow one does not hold up the others."""
+        questions = [partial(self._ask, master) for master in self._masters]
+        address, _, errors = await staggered_race(questions, _NEXT_MASTER)
+        if address is None:
+            raise MasterUnreachable("; ".join(dict.fromkeys(str(error) for error in errors)))
+        return str(address)
+
+    async def _ask(self, master: str) -> str:
+        context = self._context if master.startswith("https") else None
+        answer = await asyncio.to_thread(api.call, master, "GET", "/v1/leader", None, context)
+        address = msgspec.convert(answer, wire.LeaderReply).address
+        if address is None:
+            raise MasterUnreachable("there is no leader now")
+        return address
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         silence = _DIAL_TIMEOUT

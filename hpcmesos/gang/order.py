@@ -1,10 +1,124 @@
-"""The total order in which waiting jobs are considered."""
+"""The total order in which waiting jobs are considered.
+
+An order is a function from columns to sort keys, smallest first. Ties go to the older job, then to the lower id.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from hpcmesos.gang.snapshot import JobView
+import numpy as np
+
+from hpcmesos.gang import tables
+from hpcmesos.gang.policy import Policy
+from hpcmesos.gang.room import Floats, Ints
+from hpcmesos.gang.snapshot import JobView, Snapshot
+from hpcmesos.gang.tables import JobTable
+
+Order = Callable[["Columns"], Sequence[Floats]]
+
+
+class Columns:
+    """What orders look at: columns of the jobs, an entry a job."""
+
+    def __init__(self, values: Floats, policy: Policy, now: float) -> None:
+        self.now = now
+        self.priority = values[:, tables.PRIORITY]
+        self.queued_at = values[:, tables.QUEUED_AT]
+        self.tie = values[:, tables.TIE]
+        self.procs = np.maximum(
+            values[:, tables.GPUS], np.where(values[:, tables.GPUS] > 0, 0, values[:, tables.CPUS])
+        )
+        self._values = values
+        self._assumed = policy.assumed_walltime
+
+    @property
+    def walltime(self) -> Floats:
+        named = self._values[:, tables.WALLTIME]
+        return np.where(np.isnan(named), self._assumed, named)
+
+    @property
+    def remaining(self) -> Floats:
+        known = self._values[:, tables.REMAINING]
+        return np.where(np.isnan(known), self.walltime, known)
+
+    @property
+    def wait(self) -> Floats:
+        waited: Floats = np.maximum(self.now - self.queued_at, 0.0)
+        return waited
+
+
+def _fcfs(jobs: Columns) -> Sequence[Floats]:
+    """First come, first served."""
+    return ()
+
+
+def _sjf(jobs: Columns) -> Sequence[Floats]:
+    """Shortest walltime first."""
+    return (jobs.walltime,)
+
+
+def _f1(jobs: Columns) -> Sequence[Floats]:
+    """Carastan-Santos and de Camargo (SC17)."""
+    return (
+        np.log10(np.maximum(jobs.walltime, 0.1)) * jobs.procs
+        + 870 * np.log10(np.maximum(jobs.queued_at, 0.1)),
+    )
+
+
+def _wfp3(jobs: Columns) -> Sequence[Floats]:
+    """Tang et al. (Cluster 2009): waiting as part of the walltime, cubed, times processors."""
+    return (-((jobs.wait / jobs.walltime) ** 3) * jobs.procs,)
+
+
+def _unicep(jobs: Columns) -> Sequence[Floats]:
+    """Tang et al. (Cluster 2009): waiting by size and walltime."""
+    return (-jobs.wait / (np.log2(np.maximum(jobs.procs, 2)) * jobs.walltime),)
+
+
+def _lxf(jobs: Columns) -> Sequence[Floats]:
+    """Largest expansion factor first: the slowdown that a job has reached."""
+    return (-(jobs.wait + jobs.walltime) / jobs.walltime,)
+
+
+def _srsf(jobs: Columns) -> Sequence[Floats]:
+    """Shortest remaining service first: time still needed times GPUs."""
+    return (jobs.remaining * jobs.procs,)
+
+
+def _srtf(jobs: Columns) -> Sequence[Floats]:
+    """Shortest remaining time first."""
+    return (jobs.remaining,)
+
+
+def _priority(jobs: Columns) -> Sequence[Floats]:
+    """Higher priority first."""
+    return (-jobs.priority,)
+
+
+ORDERS: dict[str, Order] = {
+    "fcfs": _fcfs,
+    "priority": _priority,
+    "sjf": _sjf,
+    "f1": _f1,
+    "wfp3": _wfp3,
+    "unicep": _unicep,
+    "lxf": _lxf,
+    "srsf": _srsf,
+    "srtf": _srtf,
+}
+
+
+def ranked(snapshot: Snapshot, pending: JobTable, name: str, policy: Policy, now: float) -> Ints:
+    """The slots of the waiting jobs, first to start first."""
+    slots = pending.all_slots()
+    jobs = Columns(pending.values[slots], policy, now)
+    keys = [*ORDERS[name](jobs), jobs.queued_at, jobs.tie]
+    if policy.patience is not None:
+        overdue = jobs.wait > policy.patience
+        keys = [np.where(overdue, jobs.queued_at, np.inf), *keys]
+    first: Ints = slots[np.lexsort(keys[::-1])]
+    return first
 
 
 def order_key(job: JobView) -> tuple[int, float, int, str, int]:

@@ -32,8 +32,8 @@ class Recovered:
         return [self.ended]
 
     def forget(self, services: Services) -> bool:
+        services.directories.remove(files.attempt_directory(services.config, self.name))
         services.journal.remove(self.name)
-        files.remove_tree(services.children, files.attempt_directory(services.config, self.name))
         return True
 
 
@@ -44,7 +44,10 @@ async def recover(services: Services) -> dict[str, Recovered]:
     """
     await _kill_strangers(services.config, services.trees.marker)
     found = {}
-    for name, records in services.journal.load().items():
+    left = services.journal.load()
+    # A directory without records: they are damaged, and nobody knows how far the attempt was.
+    left |= {name: [] for name in services.directories.names() if name not in left}
+    for name, records in left.items():
         last = records[-1] if records else {}
         if last.get("event") != "ended":
             last = await _end(services, name, records)
@@ -77,10 +80,9 @@ async def _end(services: Services, name: str, records: list[dict[str, Any]]) -> 
         "steps": [],
         **(_output(config, spec) if spec else {}),
     }
-    entry = services.journal.reopen(name, records)
     if spec:
-        entry.end(ended)
-    entry.close()
+        services.journal.reopen(name).end(ended)
+        await services.journal.synced()
     return ended
 
 

@@ -44,6 +44,7 @@ class Shepherd:
             config=config,
             children=self.children,
             journal=Journal(os.path.join(config.state, "journal")),
+            directories=files.Directories(config, self.children),
             trees=enclosure.Trees(marker),
             emit=self.control.emit,
         )
@@ -198,6 +199,9 @@ class Shepherd:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.shutdown, False)
         files.write_commands(self.config)
+        self.services.directories.clean()
+        if self.config.cgroup:
+            self.children.use_starter()
         self.recovered = await recover(self.services)
         doors = [
             await self.peers.listen(self._answer_peer),
