@@ -18,6 +18,7 @@ from hpcmesos.errors import InvalidValue
 from hpcmesos.master.cluster import WAITING_STATES, Phase
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.gangs import Gangs
+from hpcmesos.master.objects import fenced
 from hpcmesos.master.services import wishes
 from hpcmesos.model import Cause, JobState, Request
 from hpcmesos.queue.records import InboxRow, JobKey, JobRecord
@@ -108,12 +109,13 @@ class Changes:
         return {name: value for name, value in merged.items() if value is not None}
 
     def _on_move(self, job: JobRecord, row: InboxRow) -> None:
-        queue = str(row.payload.get("queue"))
-        if queue not in self.desk.cluster.queues:
-            raise InvalidValue(f"a move to an unknown queue: {queue}")
+        queue = self.desk.cluster.queues.get(str(row.payload.get("queue")))
+        if queue is None:
+            raise InvalidValue(f"a move to an unknown queue: {row.payload.get('queue')}")
         if job.state in WAITING_STATES:
-            payload = {"user": row.user, "from": job.queue, "to": queue}
-            self.desk.move(job, job.state, "moved", payload, queue=queue)
+            payload = {"user": row.user, "from": job.queue, "to": queue.name}
+            request = fenced(job.request, queue)
+            self.desk.move(job, job.state, "moved", payload, queue=queue.name, request=request)
 
     def _on_order(self, job: JobRecord, row: InboxRow) -> None:
         """Places are times of becoming eligible: two jobs that wait exchange theirs."""

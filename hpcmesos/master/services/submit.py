@@ -28,6 +28,7 @@ from hpcmesos.errors import (
 )
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
+from hpcmesos.master.objects import fenced
 from hpcmesos.master.services import output_paths
 from hpcmesos.master.services.admission import Applicant, admit, default_resources
 from hpcmesos.master.services.replies import information
@@ -174,7 +175,7 @@ def _new_job(
         owner=caller.user,
         server=site.settings.server,
         queue=queue.name,
-        request=built.request,
+        request=fenced(built.request, queue),
         state=state,
         priority=built.priority,
         holds=holds,
