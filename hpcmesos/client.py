@@ -5,7 +5,8 @@
         status = client.wait(reply.stdout.strip())
 
 Every refusal is raised as the leaf of :mod:`hpcmesos.errors` that the server named. A connection that breaks is made
-anew for ``patience`` seconds; a submission carries one idempotency key through all its tries, so it makes one job.
+anew, at the next master where several are named, for ``patience`` seconds; a submission carries one idempotency key
+through all its tries, so it makes one job.
 A client belongs to one thread, but for ``logs``, which uses connections of its own.
 """
 
@@ -20,6 +21,7 @@ import socket as sockets
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
@@ -27,7 +29,15 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from hpcmesos import wire
-from hpcmesos.errors import MasterUnreachable, ProtocolError, Unauthenticated, Unavailable, UsageError, leaves
+from hpcmesos.errors import (
+    DatabaseUnavailable,
+    MasterUnreachable,
+    ProtocolError,
+    Unauthenticated,
+    Unavailable,
+    UsageError,
+    leaves,
+)
 
 T = TypeVar("T")
 
@@ -35,6 +45,7 @@ _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 _POLL = 30.0  # seconds that one wait request may stay open
 _CHUNK = 65536
+_UNMET = 5.0  # seconds, at most ``patience``, that masters are looked for of which none has answered yet
 
 
 class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +63,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A node for programs; ``memory`` in bytes. ``declared``: CPUs and memory were stated, not found."""
 
     name: str
-    state: str  # "free", "down", "offline"
+    state: str  # free, busy, offline, draining (offline, and jobs still run), down, gone (down, and known to be off)
     cpus: int
     memory: int
     declared: bool = False
@@ -63,31 +74,60 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an API process listens: a unix socket, or TLS at ``host``:``port``."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 443
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """``https://HOST:PORT`` or ``unix:PATH``. Raises UsageError."""
+        if text.startswith("unix:/"):
+            return cls(path=text.removeprefix("unix:"))
+        try:
+            url = urlsplit(text)
+            if url.scheme == "https" and url.hostname:
+                return cls(host=url.hostname, port=url.port or 443)
+        except ValueError:
+            pass
+        raise UsageError(f"'{text}' is no address of an API; write https://HOST:PORT")
+
+    def __str__(self) -> str:
+        return self.path or f"{self.host}:{self.port}"
+
+
 class Client:
-    """One connection to an API process, kept open between calls."""
+    """One connection to an API process, kept open between calls; to the next one when it breaks."""
 
     def __init__(
         self,
         *,
-        socket: str | Path | None = None,
-        url: str | None = None,
+        socket: str | Path | Sequence[str | Path] | None = None,
+        url: str | Sequence[str] | None = None,
         token: str | None = None,
         ca: str | Path | None = None,
         timeout: float = 60.0,
-        patience: float = 5.0,
+        patience: float = 30.0,
     ) -> None:
-        """``socket`` (a path) or ``url`` (``https://host:port``, with ``token`` and the cluster's ``ca`` file)."""
+        """``socket`` (a path) or ``url`` (``https://host:port``, with ``token`` and the cluster's ``ca`` file).
+
+        Both may be several, in a sequence or (``url``) separated by commas: any master serves.
+        """
         if (socket is None) == (url is None):
             raise UsageError("a client needs either socket= or url=")
-        self._socket = str(socket) if socket is not None else None
-        self._url = urlsplit(url or "")
-        if url is not None and (self._url.scheme != "https" or not self._url.hostname):
-            raise UsageError(f"'{url}' is no address of an API; write https://HOST:PORT")
+        self._places = _places(socket, url)
         self._token = token
         self._timeout = timeout
         self._patience = patience
-        self._ssl = _tls_context(cafile=str(ca) if ca is not None else None) if url else None
+        self._ssl = _tls_context(cafile=str(ca) if ca is not None else None) if self._over_tls else None
         self._connection: http.client.HTTPConnection | None = None
+
+    @property
+    def _over_tls(self) -> bool:
+        return any(place.host for place in self._places)
 
     def __enter__(self) -> Client:
         return self
@@ -172,8 +212,9 @@ class Client:
                     return
             except TimeoutError:
                 deadline = time.monotonic() + self._patience  # a quiet job, not a broken connection
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, MasterUnreachable, DatabaseUnavailable) as error:
                 self._give_up_after(deadline, error)
+                self._turn()
                 time.sleep(_FIRST_PAUSE)
 
     def nodes(self) -> list[NodeStatus]:
@@ -200,7 +241,7 @@ class Client:
             Unauthenticated: the server is not of the cluster that the token was made for, or refuses the token.
         """
         ca_pem = self._authority(token)
-        if self._url.hostname:
+        if self._over_tls:
             self.close()
             self._ssl = _tls_context(cadata=ca_pem)
         request = wire.JoinRequest(token=token, node=node, csr=csr)
@@ -208,7 +249,7 @@ class Client:
 
     def _authority(self, token: str) -> str:
         """The server's CA certificate if it is the one that the token names."""
-        if self._url.hostname:
+        if self._over_tls:
             self._ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             self._ssl.check_hostname = False
             self._ssl.verify_mode = ssl.CERT_NONE  # the fingerprint decides, below
@@ -224,18 +265,23 @@ class Client:
     def _call(
         self, method: str, path: str, kind: type[T], body: Any = None, patience: float | None = None
     ) -> T:
-        """One request and its typed answer, tried again while the connection breaks."""
+        """One request and its typed answer, tried again at every master while connections break."""
         data = None if body is None else msgspec.json.encode(body)
-        deadline = time.monotonic() + (self._patience if patience is None else patience)
-        pause = _FIRST_PAUSE
+        patience = self._patience if patience is None else patience
+        began, pause, tried = time.monotonic(), _FIRST_PAUSE, 0
+        met = self._connection is not None
         while True:
             try:
                 return self._once(method, path, kind, data)
             except (OSError, http.client.HTTPException, Unavailable) as error:
+                met = met or isinstance(error, Unavailable) or self._connected
                 self.close()
-                self._give_up_after(deadline, error)
-                time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                self._give_up_after(began + (patience if met else min(patience, _UNMET)), error)
+                self._turn()
+                tried += 1
+                if tried % len(self._places) == 0:
+                    time.sleep(pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _once(self, method: str, path: str, kind: type[T], data: bytes | None) -> T:
         if self._connection is None:
@@ -259,14 +305,23 @@ class Client:
         return connection.getresponse()
 
     def _open(self) -> _Connection | _TlsConnection:
-        if self._socket is not None:
-            return _Connection(self._socket, self._timeout)
-        assert self._ssl is not None and self._url.hostname is not None
-        return _TlsConnection(self._url.hostname, self._url.port or 443, self._timeout, self._ssl)
+        place = self._places[0]
+        if place.path:
+            return _Connection(place.path, self._timeout)
+        assert self._ssl is not None
+        return _TlsConnection(place.host, place.port, self._timeout, self._ssl)
+
+    def _turn(self) -> None:
+        """The next try goes to the next master."""
+        self._places.append(self._places.pop(0))
+
+    @property
+    def _connected(self) -> bool:
+        return self._connection is not None and self._connection.sock is not None
 
     def _give_up_after(self, deadline: float, error: Exception) -> None:
         """Raises what the caller gets to see, when it is time to or trying again cannot help."""
-        where = self._socket or self._url.netloc
+        where = self._places[0]
         if isinstance(error, ssl.SSLCertVerificationError):
             raise Unauthenticated(
                 f"server {where} is not of this cluster ({error.verify_message})"
@@ -329,6 +384,18 @@ def _tls_context(cafile: str | None = None, cadata: str | None = None) -> ssl.SS
     context = ssl.create_default_context(cafile=cafile, cadata=cadata)
     context.check_hostname = cafile is None and cadata is None
     return context
+
+
+def _places(socket: str | Path | Sequence[str | Path] | None, url: str | Sequence[str] | None) -> list[Place]:
+    if socket is not None:
+        paths = [socket] if isinstance(socket, str | Path) else list(socket)
+        places = [Place(path=str(path)) for path in paths]
+    else:
+        urls = url.split(",") if isinstance(url, str) else list(url or ())
+        places = [Place.parse(text.strip()) for text in urls]
+    if not places:
+        raise UsageError("a client needs the address of at least one master")
+    return places
 
 
 def _job_path(job_id: str) -> str:

@@ -45,8 +45,10 @@ class MasterSettings:
     kill_delay: float = 10.0  # seconds between SIGTERM and SIGKILL
     prepare_timeout: float = 30.0
     node_silence: float = 15.0  # seconds without a pong until a node counts as down (its jobs go on)
+    fence_command: str = ""  # run with the name of a node that is down and holds jobs; 0 says that it is off
     lease: float = 3.0  # seconds of leadership after the last renewal
     max_attempts: int = 3
+    max_array_size: int = 1_000_000  # elements of one array
     keep_completed: float = 300.0  # seconds that plain qstat shows finished jobs (Torque)
     keep_history_days: int = 30
     job_path: tuple[str, ...] = ()  # directories put before the job's login PATH, behind our launchers' front
@@ -60,9 +62,9 @@ class MasterSettings:
 class AgentSettings:
     """One agent and its shepherd.
 
-    ``master``: "unix:PATH" or "https://HOST:PORT" of any API, where the agent joins and asks who leads. ``sockets``:
-    directory of the unix sockets (short path). ``cpus``, ``memory``: declared values; None: found.
-    ``gpus``: "none", "auto" (NVML), "simulated:N", or "uuid:GPU-...,GPU-...".
+    ``master``: "unix:PATH" or "https://HOST:PORT" of an API, where the agent joins and asks who leads; several masters
+    are separated by commas. ``sockets``: directory of the unix sockets (short path). ``cpus``, ``memory``: declared
+    values; None: found. ``gpus``: "none", "auto" (NVML), "simulated:N", or "uuid:GPU-...,GPU-...".
     """
 
     node: str
@@ -86,7 +88,9 @@ class AgentSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
-    """Where commands find the API: ``socket`` if it exists, else ``url`` with the bearer token in ``token_file``."""
+    """Where commands find the API: ``url`` (https://HOST:PORT of one master or of several, separated by commas) with
+    the bearer token in ``token_file``, else ``socket``.
+    """
 
     socket: Path = Path("/run/hpcmesos/api.sock")
     url: str = ""

@@ -63,6 +63,69 @@ class QueueDisabled(Rejection):
     http_status = 409
 
 
+class ArrayTooLarge(Rejection):
+    """More elements than the site lets one array have; as OpenPBS' qsub exits."""
+
+    code = "array-too-large"
+    exit_code = 3
+    http_status = 400
+
+
+class QueueExists(Rejection):
+    code = "queue-exists"  # PBSE_QUEEXIST, OpenPBS 15025
+    exit_code = 179
+    http_status = 409
+
+
+class QueueBusy(Rejection):
+    """A queue that holds jobs cannot be deleted (PBSE_QUEBUSY)."""
+
+    code = "queue-busy"
+    exit_code = 181
+    http_status = 409
+
+
+class QueueDenied(Rejection):
+    """An access list of a queue or the server leaves the caller out (PBSE_QACESS 15024 & 255)."""
+
+    code = "queue-denied"
+    exit_code = 176
+    http_status = 403
+
+
+class QueueLimit(Rejection):
+    """The request is outside the limits of its queue or the server (PBSE_EXCQRESC)."""
+
+    code = "queue-limit"
+    exit_code = 190
+
+
+class TooManyJobs(Rejection):
+    """The queue, or its owner in it, has as many jobs as are allowed (PBSE_MAXQUED, PBSE_MAXUSERQUED)."""
+
+    code = "too-many-jobs"
+    exit_code = 228
+    http_status = 409
+
+
+class BadDirective(Rejection):
+    """A line that qmgr cannot read; the message has the line and marks where."""
+
+    code = "bad-directive"
+    exit_code = 4
+
+
+class UnknownAttribute(Rejection):
+    code = "unknown-attribute"  # PBSE_NOATTR 15002 & 255
+    exit_code = 154
+
+
+class ReadOnlyAttribute(Rejection):
+    code = "read-only-attribute"  # PBSE_ATTRRO 15003 & 255
+    exit_code = 155
+    http_status = 403
+
+
 class UnknownJob(Rejection):
     code = "unknown-job"  # PBSE_UNKJOBID 15001 & 255
     exit_code = 153
@@ -87,6 +150,25 @@ class WrongState(Rejection):
     code = "wrong-state"
     exit_code = 170
     http_status = 409
+
+
+class RunningJob(Rejection):
+    """What cannot change any more once the job runs (PBSE_MODATRRUN)."""
+
+    code = "running-job"
+    exit_code = 169
+    http_status = 409
+
+
+class NotRerunable(Rejection):
+    code = "not-rerunable"  # PBSE_NORERUN
+    exit_code = 192
+    http_status = 409
+
+
+class BadSignal(Rejection):
+    code = "bad-signal"  # PBSE_UNKSIG
+    exit_code = 167
 
 
 class BadDependency(Rejection):

@@ -1,7 +1,8 @@
 """Versioned messages between master and agent, and between clients and the API.
 
 Link (agent dials the leader, mutually authenticated TLS): frames of a 4-byte big-endian length and one msgpack message.
-Every message is a tagged struct; an agent and a leader whose ``PROTOCOL`` differ part with a clear line.
+Every message is a tagged struct. A leader takes agents of its own ``PROTOCOL`` and of the one before, and speaks to
+each as it knows; others part with a clear line. Fields are only ever added, with defaults.
 Times are seconds since the epoch (UTC), sizes bytes, durations seconds.
 """
 
@@ -11,7 +12,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-PROTOCOL = 1
+PROTOCOL = 2
+"""1: the first. 2: a hello names the node's journal."""
+SPOKEN = (PROTOCOL - 1, PROTOCOL)
 MAX_FRAME = 16 * 1024 * 1024
 
 
@@ -134,6 +137,7 @@ class Hello(Message, frozen=True, kw_only=True):
     seen_term: int = 0  # the highest leader term this agent obeyed
     pid: int = 0
     shepherd_pid: int = 0
+    journal: str = ""  # names the node's memory of attempts; another one: it has forgotten them
 
 
 class Pong(Message, frozen=True, kw_only=True):
@@ -185,6 +189,18 @@ class Signal(Message, frozen=True, kw_only=True):
     signal: int
 
 
+class Alter(Message, frozen=True, kw_only=True):
+    """Of an attempt that runs or is about to: its walltime (s from its start, None: no limit) or a line for its output.
+
+    ``streams``: "o", "e", both, or none: then it is the walltime that changes.
+    """
+
+    attempt: str
+    walltime: int | None = None
+    streams: str = ""
+    text: str = ""
+
+
 class Acknowledged(Message, frozen=True, kw_only=True):
     """The end of this node's part is durable in the database; the node may forget it."""
 
@@ -192,11 +208,14 @@ class Acknowledged(Message, frozen=True, kw_only=True):
 
 
 class Ping(Message, frozen=True, kw_only=True):
+    """``heard``: the nonce of the last pong that the leader has had on this link; 0: none yet."""
+
     nonce: int
+    heard: int = 0
 
 
 ToLeader: TypeAlias = Hello | Ready | Refused | Started | Ended | GpuReport | InventoryReport | Pong
-ToAgent: TypeAlias = Welcome | Rejected | Prepare | Go | End | Signal | Acknowledged | Ping
+ToAgent: TypeAlias = Welcome | Rejected | Prepare | Go | End | Signal | Alter | Acknowledged | Ping
 
 _encoder = msgspec.msgpack.Encoder()
 _to_leader: msgspec.msgpack.Decoder[ToLeader] = msgspec.msgpack.Decoder(ToLeader)
@@ -238,6 +257,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
     """What the command has to send along before it can be done: the same request again, completed."""
 
     script: str | None = None  # read this file; "-": standard input
+    terminal: list[str] | None = None  # full-client argv to run instead, if standard input is a terminal
     environ: list[str] | None = None  # these variables; ["*"]: all
 
 

@@ -52,6 +52,11 @@ def call(
     return cast(dict[str, Any], answer)
 
 
+def several(master: str) -> list[str]:
+    """The masters of a setting that names one or several, separated by commas."""
+    return [one.strip() for one in master.split(",") if one.strip()]
+
+
 def host_and_port(master: str) -> tuple[str, int]:
     """Of ``https://HOST:PORT``."""
     try:

@@ -91,7 +91,7 @@ class Agent:
         self.state = first_state(hello, settings.clean_timeout, _read_pair(self._term), self._loop.time())
         self._claims = inventory.Claims()
         self._control = Control(settings, shepherd_config(settings, cluster), self.handle)
-        self._uplink = Uplink(settings.master, settings.state, self.handle, inventory.load)
+        self._uplink = Uplink(settings.master, settings.state, self.handle, inventory.load, self._contact)
         self._probe: Probe | None = None
         if inventory.wants_probe(settings.gpus):
             self._probe = Probe(lambda uuid: self._ours(settings.gpus, uuid), self.handle)
@@ -135,6 +135,11 @@ class Agent:
                 self._loop.call_soon(self._uplink.close, link, reason)
             case Note(text):
                 log.warning("%s", text)
+
+    def _contact(self, at: float) -> None:
+        """Winds the shepherd's dead-man timer, but not for a leader that is not obeyed."""
+        if self.state.welcomed:
+            self._control.send({"op": "contact", "at": at})
 
     def _ready(self) -> bool:
         """Hello tells the leader what is here; it waits until shepherd and probe have said so."""

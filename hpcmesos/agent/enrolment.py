@@ -54,14 +54,18 @@ def join(node: str, address: str, master: str, state: Path, token_file: Path) ->
 def main() -> int:
     """One attempt to join; the reason of a failure goes to standard error in one line."""
     words: dict[str, Any] = json.load(sys.stdin)
-    try:
-        join(
-            words["node"], words["address"], words["master"], Path(words["state"]), Path(words["token_file"])
-        )
-    except HpcmesosError as error:
-        print(error, file=sys.stderr)
-        return RETRY if error.transient else error.exit_code
-    return 0
+    state, token_file = Path(words["state"]), Path(words["token_file"])
+    for master in (masters := api.several(words["master"])):
+        try:
+            join(words["node"], words["address"], master, state, token_file)
+            return 0
+        except HpcmesosError as error:
+            if error.transient and master != masters[-1]:
+                continue
+            print(error, file=sys.stderr)
+            return RETRY if error.transient else error.exit_code
+    print(f"'{words['master']}' names no master", file=sys.stderr)
+    return ConfigError.exit_code
 
 
 def _authority(master: str, fingerprint: str) -> bytes:

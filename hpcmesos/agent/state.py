@@ -62,6 +62,7 @@ class Attempt:
 class Shepherd:
     pid: int
     peer_port: int
+    journal: str = ""  # names what it remembers; empty: of a release that did not say
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,7 @@ class _Step(Draft):
             attempts=tuple(_report(a) for a in state.attempts.values()),
             seen_term=state.obeyed[1],
             peer_port=state.shepherd.peer_port if state.shepherd else 0,
+            journal=state.shepherd.journal if state.shepherd else "",
             shepherd_pid=state.shepherd.pid if state.shepherd else 0,
         )
         self.effects.append(ToLeader(link, hello))
@@ -146,6 +147,10 @@ class _Step(Draft):
                 case wire.Signal():
                     if message.attempt in self.state.attempts:
                         self._command("signal", message.attempt, signal=message.signal)
+                case wire.Alter():
+                    if message.attempt in self.state.attempts:
+                        given = {"walltime": message.walltime, "streams": message.streams, "text": message.text}
+                        self._command("alter", message.attempt, **given)
                 case wire.Acknowledged():
                     self._on_acknowledged(message.attempt)
 
@@ -287,7 +292,7 @@ class _Step(Draft):
                 self._end_here(attempt, Cause.NODE_LOST, "the shepherd does not know this attempt")
 
     def _on_shepherd_hello(self, message: dict[str, Any]) -> None:
-        shepherd = Shepherd(message["pid"], message["peer_port"])
+        shepherd = Shepherd(message["pid"], message["peer_port"], message.get("journal", ""))
         if self.state.link is not None:
             self.effects.append(CloseLink(self.state.link, "another shepherd: the leader has to be told"))
             self._set(link=None, welcomed=False)

@@ -33,6 +33,9 @@ GIB = 1024**3
     "--gpus", type=click.IntRange(0), help="GPUs in all, dealt out among the agents.  [default: 4 an agent]"
 )
 @click.option(
+    "--masters", type=click.IntRange(1, 9), help="Masters: one leads, the others stand by.  [default: 1]"
+)
+@click.option(
     "--cpus", type=click.IntRange(1), help="CPUs declared for each agent.  [default: 2 a GPU, at least 4]"
 )
 @click.option("--memory", default="8gb", show_default=True, help="Memory declared for each agent.")
@@ -43,6 +46,7 @@ def up(
     state: Path,
     agents: int | None,
     gpus: int | None,
+    masters: int | None,
     cpus: int | None,
     memory: str,
     server: str,
@@ -55,14 +59,14 @@ def up(
     with _interruptible(detach) as interrupted:
         # The lock is not kept while a foreground `up` waits: a second `up` may restore what was killed meanwhile.
         with lifecycle.locked(state):
-            cluster = _described(state, agents, gpus, cpus, memory, server)
+            cluster = _described(state, agents, gpus, masters, cpus, memory, server)
             try:
                 lifecycle.bring_up(cluster, _say, interrupted)
             except (HpcmesosError, KeyboardInterrupt):
                 if not detach:
                     lifecycle.take_down(cluster, _say)
                 raise
-            commands_dir.write(cluster.state / "bin", cluster.api_socket)
+            commands_dir.write(cluster.state / "bin", *cluster.api_sockets)
         _say(f"up: {cluster.agents} agents, {cluster.gpus} GPUs; use it: {_env_hint(state)}")
         if detach:
             return
@@ -71,17 +75,23 @@ def up(
 
 
 def _described(
-    state: Path, agents: int | None, gpus: int | None, cpus: int | None, memory: str, server: str
+    state: Path,
+    agents: int | None,
+    gpus: int | None,
+    masters: int | None,
+    cpus: int | None,
+    memory: str,
+    server: str,
 ) -> Cluster:
     """The cluster of ``state`` as it was made, grown if asked, or a new one."""
     if (state / "cluster.json").exists():
-        cluster = Cluster.load(state).grown(agents, gpus)
+        cluster = Cluster.load(state).grown(agents, gpus, masters)
         cluster.save()
         return cluster
     count = agents or 2
     total = 4 * count if gpus is None else gpus
     declared = cpus or max(4, 2 * -(-total // count))
-    return Cluster.create(state, count, total, declared, parse_size(memory), server)
+    return Cluster.create(state, count, total, declared, parse_size(memory), server, masters or 1)
 
 
 @contextlib.contextmanager

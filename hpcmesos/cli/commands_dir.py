@@ -11,7 +11,11 @@ from pathlib import Path
 
 import hpcmesos
 
-COMMANDS = ("qsub", "qstat", "qdel", "qhold", "qrls", "pbsnodes")
+COMMANDS = (
+    *("qsub", "qstat", "qdel", "qhold", "qrls", "pbsnodes"),
+    *("qalter", "qmove", "qorder", "qrerun", "qsig", "qmsg", "qselect"),
+    *("qmgr", "qenable", "qdisable", "qstart", "qstop"),
+)
 PERSONALITIES = ("torque", "pbspro")
 
 STUB = """#!{python} -IS
@@ -26,8 +30,8 @@ exec {python} -m hpcmesos.cli "$@"
 """
 
 
-def write(directory: Path, socket: Path) -> None:
-    """Writes all commands for the API behind ``socket``; each is replaced in one step: a running one is safe."""
+def write(directory: Path, *sockets: Path) -> None:
+    """Writes all commands for the masters behind ``sockets``; each is replaced in one step: a running one is safe."""
     interpreter = os.path.realpath(sys.executable)
     packages = str(Path(hpcmesos.__file__).parents[1])
     for personality in PERSONALITIES:
@@ -40,7 +44,7 @@ def write(directory: Path, socket: Path) -> None:
                 python=interpreter,
                 packages=packages,
                 command=command,
-                socket=str(socket),
+                socket=",".join(map(str, sockets)),
                 personality=personality,
                 client=str(client),
             )

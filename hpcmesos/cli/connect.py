@@ -20,7 +20,7 @@ def connect(state: Path | None = None) -> Client:
     site = Path("/etc/hpcmesos/client.toml")
     settings = load(ClientSettings, {"state": state}, os.environ, site if site.is_file() else None)
     if settings.state and (state or "HPCMESOS_SOCKET" not in os.environ):
-        return Client(socket=Cluster.load(settings.state).api_socket, timeout=settings.timeout)
+        return Client(socket=Cluster.load(settings.state).api_sockets, timeout=settings.timeout)
     if settings.url:
         return Client(
             url=settings.url, token=_token(settings.token_file), ca=settings.ca_file, timeout=settings.timeout

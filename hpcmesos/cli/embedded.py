@@ -32,12 +32,17 @@ class Cluster:
     sockets: Path  # the short directory of the unix sockets; as it was made, whoever asks
     server: str = "hpcm"
     user: str = ""
+    masters: int = 1
 
     @classmethod
-    def create(cls, state: Path, agents: int, gpus: int, cpus: int, memory: int, server: str) -> Cluster:
+    def create(
+        cls, state: Path, agents: int, gpus: int, cpus: int, memory: int, server: str, masters: int = 1
+    ) -> Cluster:
         user = pwd.getpwuid(os.getuid()).pw_name
         identity = uuid.uuid4().hex[:8]
-        cluster = cls(state, identity, agents, gpus, cpus, memory, _sockets_of(identity), server, user)
+        cluster = cls(
+            state, identity, agents, gpus, cpus, memory, _sockets_of(identity), server, user, masters
+        )
         cluster.save()
         return cluster
 
@@ -63,17 +68,21 @@ class Cluster:
         draft.write_text(json.dumps(content, indent=2) + "\n")
         draft.replace(target)
 
-    def grown(self, agents: int | None, gpus: int | None) -> Cluster:
-        """The cluster with more agents; the GPUs of a node that exists never change.
+    def grown(self, agents: int | None, gpus: int | None, masters: int | None = None) -> Cluster:
+        """The cluster with more agents or masters; the GPUs of a node that exists never change.
 
         Raises:
-            ConfigError: fewer agents, or another number of GPUs for each agent.
+            ConfigError: fewer agents or masters, or another number of GPUs for each agent.
         """
+        if masters is not None and masters < self.masters:
+            raise ConfigError(
+                f"{self.state} has {self.masters} masters; `hpcmesos down` it first to have fewer"
+            )
         if agents is not None and agents < self.agents:
             raise ConfigError(
                 f"{self.state} has {self.agents} agents; `hpcmesos down` it first to have fewer"
             )
-        wanted = replace(self, agents=agents or self.agents)
+        wanted = replace(self, agents=agents or self.agents, masters=masters or self.masters)
         wanted = replace(wanted, gpus=gpus if gpus is not None else self.gpus)
         if wanted.agents == self.agents and wanted.gpus != self.gpus:
             raise ConfigError(
@@ -83,7 +92,17 @@ class Cluster:
 
     @property
     def api_socket(self) -> Path:
-        return self.sockets / "api.sock"
+        return self.api_sockets[0]
+
+    @property
+    def api_sockets(self) -> list[Path]:
+        """One for each master, the first's first."""
+        return [self.sockets / f"api{name.removeprefix('master')}.sock" for name in self.master_names]
+
+    @property
+    def master_names(self) -> list[str]:
+        """master, master2, master3...: also their directories below the state, and their logs."""
+        return ["master", *(f"master{number}" for number in range(2, self.masters + 1))]
 
     @property
     def names(self) -> list[str]:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from hpcmesos import pidfile
@@ -60,9 +61,10 @@ def bring_up(cluster: Cluster, say: Say, interrupted: threading.Event) -> None:
     _make_sockets(cluster)
     (cluster.state / "log").mkdir(exist_ok=True)
     database = _start_postgres(cluster, say)
-    _start_master(cluster, database, say)
-    client = Client(socket=cluster.api_socket)
-    _wait(lambda: _leads(client), "master", cluster, interrupted)
+    for name in cluster.master_names:
+        _start_master(cluster, name, database, say)
+    client = Client(socket=cluster.api_sockets)
+    _wait(lambda: _leads(client) and _all_serve(cluster), "master", cluster, interrupted)
     real = find_real_gpus() if cluster.gpus else []
     for name in cluster.names:
         _start_agent(cluster, name, client, real, say)
@@ -77,10 +79,11 @@ def take_down(cluster: Cluster, say: Say) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    master = cluster.state / "master"
-    if not pidfile.stop(str(master / "master.pid"), term_timeout=10):
-        say("down: the master does not end; look at its log")
-    _end_newborn("master", "--config", str(master / "master.toml"))
+    for name in reversed(cluster.master_names):  # the first leads as a rule, and hands over to nobody
+        master = cluster.state / name
+        if not pidfile.stop(str(master / "master.pid"), term_timeout=10):
+            say(f"down: the {name} does not end; look at its log")
+        _end_newborn("master", "--config", str(master / "master.toml"))
     postgres.stop(cluster.state / "postgres")
     shutil.rmtree(cluster.sockets, ignore_errors=True)
     say("down: nothing of this cluster runs any more")
@@ -99,19 +102,20 @@ def _start_postgres(cluster: Cluster, say: Say) -> postgres.EmbeddedPostgres:
     return started
 
 
-def _start_master(cluster: Cluster, database: postgres.EmbeddedPostgres, say: Say) -> None:
-    state = cluster.state / "master"
+def _start_master(cluster: Cluster, name: str, database: postgres.EmbeddedPostgres, say: Say) -> None:
+    state = cluster.state / name
     if daemon := pidfile.living(str(state / "master.pid")):
-        say(f"up: the master runs (pid {daemon.pid})")
+        say(f"up: the {name} runs (pid {daemon.pid})")
         return
     state.mkdir(exist_ok=True, mode=0o711)
+    _share_authority(cluster, state)
     root = os.getuid() == 0
     settings = MasterSettings(
         database_url=database.url,
         leader_database_url=database.leader_url,
         api_database_url=database.api_url,
         state=state,
-        socket=cluster.api_socket,
+        socket=cluster.api_sockets[cluster.master_names.index(name)],
         server=cluster.server,
         cluster=cluster.identity,
         managers=(cluster.user,),
@@ -121,8 +125,22 @@ def _start_master(cluster: Cluster, database: postgres.EmbeddedPostgres, say: Sa
         migrate=True,
     )
     write_settings(settings, state / "master.toml")
-    process = _spawn(cluster, "master", ["master", "--config", str(state / "master.toml")])
-    say(f"up: the master started (pid {process.pid})")
+    process = _spawn(cluster, name, ["master", "--config", str(state / "master.toml")])
+    say(f"up: the {name} started (pid {process.pid})")
+
+
+def _share_authority(cluster: Cluster, state: Path) -> None:
+    """The masters of a cluster have one certificate authority: the first's, copied as an administrator would."""
+    from hpcmesos.master.pki import ensure_ca  # cryptography is large; `down` and `env` need none
+
+    first = cluster.state / cluster.master_names[0]
+    if cluster.masters > 1:
+        ensure_ca(first)
+    if state != first and not (state / "ca").exists():
+        draft = state / "ca.new"
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(first / "ca", draft)
+        draft.rename(state / "ca")
 
 
 def _start_agent(cluster: Cluster, name: str, client: Client, real: list[str], say: Say) -> None:
@@ -144,14 +162,15 @@ def _start_agent(cluster: Cluster, name: str, client: Client, real: list[str], s
 def settings_of(cluster: Cluster, name: str, real: list[str]) -> AgentSettings:
     """The settings of one agent: real GPUs dealt out in turn when there are any, else simulated ones."""
     state = cluster.state / "agents" / name
+    masters = ",".join(f"unix:{socket}" for socket in cluster.api_sockets)
     if existing := agent_settings(state / "agent.toml"):
-        return existing
+        return replace(existing, master=masters)
     count = cluster.gpus_of(name)
     mine = real[cluster.names.index(name) :: cluster.agents][:count]
     sockets = cluster.sockets / name
     return AgentSettings(
         node=name,
-        master=f"unix:{cluster.api_socket}",
+        master=masters,
         state=state,
         sockets=sockets,
         address=cluster.address(name),
@@ -205,6 +224,14 @@ def _leads(client: Client) -> bool:
     return client.leader().address is not None
 
 
+def _all_serve(cluster: Cluster) -> bool:
+    """Every master answers by itself; one that was killed leaves a socket at which nobody listens."""
+    for socket in cluster.api_sockets:
+        with Client(socket=socket, patience=0.0) as client:
+            client.leader()
+    return True
+
+
 def _all_run(cluster: Cluster, client: Client) -> bool:
     """A node stays up for a while after its agent died, so that both are asked: the process and the leader."""
     pid_files = [str(cluster.state / "agents" / name / "agent.pid") for name in cluster.names]
@@ -212,7 +239,7 @@ def _all_run(cluster: Cluster, client: Client) -> bool:
 
 
 def _up_nodes(client: Client) -> set[str]:
-    return {node.name for node in client.nodes() if node.state != "down"}
+    return {node.name for node in client.nodes() if node.state not in ("down", "gone")}
 
 
 def _wait(done: Callable[[], bool], what: str, cluster: Cluster, interrupted: threading.Event) -> None:

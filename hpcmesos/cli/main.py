@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from hpcmesos.cli.commands_dir import COMMANDS as Q_COMMANDS
 from hpcmesos.errors import HpcmesosError
 
 COMMANDS = {
@@ -16,12 +17,7 @@ COMMANDS = {
     "master": "daemons",
     "agent": "daemons",
     "migrate": "daemons",
-    "qsub": "pbs_commands",
-    "qstat": "pbs_commands",
-    "qdel": "pbs_commands",
-    "qhold": "pbs_commands",
-    "qrls": "pbs_commands",
-    "pbsnodes": "pbs_commands",
+    **dict.fromkeys((*Q_COMMANDS, "qmgr-shell"), "pbs_commands"),
     "mpirun": "mpirun",
     "logs": "jobs",
     "wait": "jobs",

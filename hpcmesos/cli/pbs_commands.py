@@ -6,6 +6,7 @@ and whatever has to go on after the answer (``-W block=true``).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import uuid
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import click
 
+from hpcmesos.cli.commands_dir import COMMANDS as Q_COMMANDS
 from hpcmesos.cli.connect import connect
 from hpcmesos.client import Client
 from hpcmesos.errors import HpcmesosError, InvalidScript
+from hpcmesos.pbs.option_table import COMMANDS
 from hpcmesos.wire import CommandReply
 
 ALWAYS_SENT = ("HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG")
@@ -61,6 +64,8 @@ def _ask(client: Client, command: str, argv: list[str]) -> CommandReply:
         )
         if reply.need is None:
             return reply
+        if reply.need.terminal and sys.stdin.isatty():
+            os.execv(sys.argv[0], [sys.argv[0], *reply.need.terminal])  # noqa: S606 - this very program
         if reply.need.script is not None:
             script, script_path = _read_script(reply.need.script), reply.need.script
         if reply.need.environ is not None:
@@ -89,9 +94,28 @@ def _command(name: str, summary: str) -> click.Command:
     return command
 
 
-qsub = _command("qsub", "Submit a job script.")
-qstat = _command("qstat", "Show jobs and queues.")
-qdel = _command("qdel", "Delete jobs.")
-qhold = _command("qhold", "Hold jobs.")
-qrls = _command("qrls", "Release held jobs.")
-pbsnodes = _command("pbsnodes", "Show nodes.")
+def __getattr__(name: str) -> click.Command:
+    """The q-commands by their names."""
+    if name in Q_COMMANDS:
+        return _command(name, COMMANDS[name].summary)
+    raise AttributeError(name)
+
+
+@click.command(hidden=True)
+def qmgr_shell() -> None:
+    """What qmgr is at a terminal: directives one by one."""
+    client = connect()
+    active: dict[str, str] = {}
+    with contextlib.suppress(EOFError):
+        while True:
+            line = input("Qmgr: ")
+            words = line.split()
+            if not words:
+                continue
+            if words[0] in ("quit", "exit", "q"):
+                return
+            reply = client.command("qmgr", ["-c", "\n".join((*active.values(), line))])
+            sys.stdout.write(reply.stdout)
+            sys.stderr.write(reply.stderr)
+            if len(words) > 1 and "active".startswith(words[0]) and not reply.code:
+                active[words[1][0]] = line

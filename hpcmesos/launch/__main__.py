@@ -6,7 +6,17 @@ Works without ``site`` and without the environment of the user. The directory th
 
 import sys
 
-_PROGRAMS = ("shepherd", "remote_shell", "mpiexec", "rank_wrapper", "pbsdsh", "qstub", "command", "ring")
+_PROGRAMS = (
+    "shepherd",
+    "starter",
+    "remote_shell",
+    "mpiexec",
+    "rank_wrapper",
+    "pbsdsh",
+    "qstub",
+    "command",
+    "ring",
+)
 
 
 def main() -> None:

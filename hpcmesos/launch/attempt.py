@@ -27,8 +27,8 @@ from hpcmesos.launch.steps import Steps, checked
 NODE_LOST = "NODE_LOST"
 _HURRY = 5.0
 """Seconds of grace, at most, when a member is lost: the whole gang has to be gone 30 s after the loss."""
-_LAST_ANSWER = 1.0
-"""Seconds that the other members may take to answer when a script has ended with 0."""
+_STARTER_PATIENCE = 5.0
+"""Seconds that the starter may take to begin a script; then it is killed, and the shepherd forks by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,8 @@ class Gang(Protocol):
         """The node that this member blames for a loss that nobody has explained; only a head has an opinion."""
         ...
 
-    async def all_there(self) -> None:
-        """Returns when every other member has said that it is there; perhaps never."""
+    async def confirm(self) -> None:
+        """Comes back once every other member has been heard from now on, or when the attempt is ended."""
         ...
 
     def rank(self, message: dict[str, Any], node: str) -> None:
@@ -76,6 +76,7 @@ class Services:
     config: Config
     children: Children
     journal: Journal
+    directories: files.Directories
     trees: enclosure.Trees
     emit: Callable[[dict[str, Any]], None]
     tasks: set[asyncio.Task[None]] = field(default_factory=set)  # the loop itself keeps none alive
@@ -98,7 +99,7 @@ class Attempt:
         )
         self._mpi_since: int | None = None
         self.gang: Gang | None = None
-        self.paths = files.job_paths(services.config, files.attempt_directory(services.config, self.id))
+        self.paths = files.job_paths(services.config, spec)
         self.tasks: dict[str, Any] = {}  # of a framework, on this node
         self.enclosure: enclosure.Enclosure
         self.ended: dict[str, Any] | None = None
@@ -108,10 +109,10 @@ class Attempt:
         self._hurry = False
         self._killed = False
         self._forced = False
-        self.lost = False
-        """A command or ranks on another member were cut off."""
         self._wake = asyncio.Event()
         self._pid = 0
+        self._report: socket.socket | None = None
+        self._forking: asyncio.TimerHandle | None = None  # the starter was asked, and has not answered
         self._status: int | None = None
         self._cpu = 0.0
         self._peak = 0
@@ -131,7 +132,7 @@ class Attempt:
             ports.check(self.spec["members"][self.spec["me"]])
             if self.spec.get("framework"):
                 self.tasks = tasks.of_node(self.spec)
-            files.write_attempt(self.spec, self.paths, self.owner, self.tasks)
+            self.services.directories.make(self.spec, self.paths, self.owner, self.tasks)
             if config.cgroup:
                 self.enclosure = enclosure.Cgroup(config.cgroup, self.id)
             else:
@@ -146,12 +147,12 @@ class Attempt:
             self.services.emit({"event": "ready", "attempt": self.id})
 
     def discard(self) -> None:
-        """Nothing was started: leaves no trace."""
+        """Nothing was started: leaves no trace, and nothing can be started any more."""
+        self.phase = "ended"
         if hasattr(self, "enclosure"):
             self.enclosure.remove()
-        self._journal.close()
+        self.services.directories.remove(self.paths, self.owner)
         self.services.journal.remove(self.id)
-        files.remove_tree(self.services.children, self.paths.directory)
 
     # --- the script -------------------------------------------------------------------------------------------------
 
@@ -182,17 +183,30 @@ class Attempt:
         started_at = time.time()
         try:
             self._journal.append({"phase": "running", "at": started_at})
-            self._pid, report = self.services.children.spawn(self._launch(), self._exited)
+            self._fork(quickly=isinstance(self.enclosure, enclosure.Cgroup))
         except Exception as error:  # no process, no memory, no disk: a job that runs nowhere must not stay
             self.end(Order("START_FAILED", 0.0, f"cannot start the job: {error}"))
             return
-        self.enclosure.adopt(self._pid)
         if self.spec["walltime"] is not None:
             loop = asyncio.get_running_loop()
             self._walltime = loop.call_later(self.spec["walltime"], self._over_walltime)
-        self._report: socket.socket | None = report
         self._started_at = started_at
-        asyncio.get_running_loop().add_reader(report.fileno(), self._read_report)
+
+    def _fork(self, quickly: bool) -> None:
+        """The child is known at once, or (``quickly``) by its report."""
+        children, launch = self.services.children, self._launch()
+        if quickly and isinstance(self.enclosure, enclosure.Cgroup):
+            self._pid, report = children.start(launch, self.enclosure.directory, self._exited)
+        else:
+            self._pid, report = children.spawn(launch, self._exited)
+        self._report = report
+        loop = asyncio.get_running_loop()
+        self._forking = None
+        if self._pid:
+            self.enclosure.adopt(self._pid)
+        else:
+            self._forking = loop.call_later(_STARTER_PATIENCE, children.give_up_starter)
+        loop.add_reader(report.fileno(), self._read_report)
 
     def _launch(self) -> Launch:
         spec = self.spec
@@ -262,7 +276,39 @@ class Attempt:
 
     def _read_report(self) -> None:
         """What the child opened; its end is the start of the program."""
-        if self._report is None or not read_report(self._report, self.output.opened):
+        if self._report is None:
+            return
+        over = read_report(self._report, self.output.opened)
+        if self._forking and (over or self.output.opened.pid):
+            self._claim(self._report)
+        if over:
+            self._close_report()
+
+    def _claim(self, report: socket.socket) -> None:
+        """The starter's child is known now, or there is none."""
+        opened = self.output.opened
+        if self._forking:
+            self._forking.cancel()
+        self._forking = None
+        self._pid = opened.pid
+        self.services.children.claim(report, self._pid, self._exited)
+        if opened.unable:
+            self.services.children.give_up_starter()
+        if self._pid:
+            return
+        asyncio.get_running_loop().remove_reader(report.fileno())
+        report.close()
+        self._report = None
+        self._wake.set()
+        if self.phase == "running":  # it told nothing, so it executed nothing: it may be begun again, by us
+            opened.failure = ""
+            try:
+                self._fork(quickly=False)
+            except Exception as error:
+                self.end(Order("START_FAILED", 0.0, f"cannot start the job: {error}"))
+
+    def _close_report(self) -> None:
+        if self._report is None:
             return
         asyncio.get_running_loop().remove_reader(self._report.fileno())
         self._report.close()
@@ -282,26 +328,21 @@ class Attempt:
                 self.output.note(f"=>> hpcmesos: {self._ring}")
 
     def _exited(self, status: int, usage: resource.struct_rusage) -> None:
-        self._read_report()
         self._status = status
+        self._read_report()
+        self._close_report()  # the starter may hold its copy of the other end still
         self.charge(usage)
         self._wake.set()
         if self.gang and self.phase == "running":
-            self._work(self._close_gang(self.gang))
+            self._work(self._confirm(self.gang))
         else:
             self._close()
 
-    async def _close_gang(self, gang: Gang) -> None:
-        """The script has ended, perhaps because a node was lost: then it is the gang's clock that says so.
-
-        Launchers have returned 0 for a lost host, others 255. A script that says 0 while a member is merely silent is
-        believed.
-        """
+    async def _confirm(self, gang: Gang) -> None:
+        """A script whose other members are gone ends with any code: what counts is whether one was lost."""
         if self._walltime:
             self._walltime.cancel()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_ANSWER if self._status == 0 and not self.lost else None):
-                await gang.all_there()
+        await gang.confirm()
         self._close()
 
     def charge(self, usage: resource.struct_rusage) -> None:
@@ -359,6 +400,20 @@ class Attempt:
         if self.phase in ("ready", "running"):
             self.enclosure.signal(number)
 
+    def alter(self, walltime: int | None, streams: str, text: str) -> None:
+        """Another walltime (s from the start, None: no limit), or with ``streams`` a line for the script's output."""
+        if streams:
+            if self.phase == "running":
+                for letter in streams:
+                    self.output.note(text, {"o": "stdout", "e": "stderr"}[letter])
+            return
+        self.spec["walltime"] = walltime
+        if self._walltime:
+            self._walltime.cancel()
+        if walltime is not None and self.phase == "running":
+            left = walltime - (time.monotonic() - self._since)
+            self._walltime = asyncio.get_running_loop().call_later(max(0.0, left), self._over_walltime)
+
     def _over_walltime(self) -> None:
         limit = self.spec["walltime"]
         elapsed = int(time.monotonic() - self._since)
@@ -381,6 +436,8 @@ class Attempt:
 
     async def _finish(self) -> None:
         order = self._order
+        if self._forking:
+            await self._wait_for_child()
         if order and not self._over():
             if order.kill_delay > 0:
                 self.enclosure.signal(signal.SIGTERM)
@@ -396,12 +453,17 @@ class Attempt:
         if self.head:
             await self._wait_over(enclosure.UNKILLABLE)  # it has ended; SIGCHLD may still be on its way
         message = f"processes that cannot be killed: {' '.join(map(str, left))}" if left else ""
-        self._finished(message)
+        await self._finished(message)
+
+    async def _wait_for_child(self) -> None:
+        """What the starter was asked is begun or given up: until then nothing could be killed for good."""
+        while self._forking and self.enclosure.empty():
+            await asyncio.sleep(0.002)
 
     def _over(self) -> bool:
         """The head is over with its script, another member with its processes."""
         if self.head:
-            return not self._pid or self._status is not None
+            return not (self._pid or self._forking) or self._status is not None
         return self.enclosure.empty()
 
     async def _wait_over(self, seconds: float) -> None:
@@ -425,12 +487,12 @@ class Attempt:
             return "OK"
         return "SIGNAL" if os.WIFSIGNALED(self._status) else "APP"
 
-    def _finished(self, trouble: str) -> None:
+    async def _finished(self, trouble: str) -> None:
         order, status, opened = self._order, self._status, self.output.opened
         cpu, peak = self.enclosure.usage()
         ranks, steps = self.steps.tables()
         messages = [order.message if order else "", opened.failure, trouble]
-        self.ended = {
+        ended = {
             "event": "ended",
             "attempt": self.id,
             "head": self.head,
@@ -456,14 +518,15 @@ class Attempt:
             "undelivered": opened.undelivered or self._spooled(),
         }
         try:
-            self._journal.end(self.ended)
+            self._journal.end(ended)
+            await self.services.journal.synced()
         except OSError as error:  # the disk is gone; the report is not, for as long as this shepherd lives
             with suppress(OSError):
                 sys.stderr.write(f"shepherd: the end of {self.id} cannot be written down: {error}\n")
-        self._journal.close()
         self.enclosure.remove()
+        self.ended = ended
         self.phase = "ended"
-        self.services.emit(self.ended)
+        self.services.emit(ended)
 
     def _spooled(self) -> str:
         """Why output lies in the spool though every place could be opened: nobody named another one."""
@@ -485,8 +548,8 @@ class Attempt:
         if self.phase != "ended":
             return False
         self.output.close()
+        self.services.directories.remove(self.paths, self.owner)
         self.services.journal.remove(self.id)
-        files.remove_tree(self.services.children, self.paths.directory)
         return True
 
     # --- what the agent hears ---------------------------------------------------------------------------------------

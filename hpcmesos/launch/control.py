@@ -11,12 +11,14 @@ from typing import Any, Protocol
 from hpcmesos.launch import protocol
 from hpcmesos.launch.attempt import Attempt, Order
 from hpcmesos.launch.channel import Channel
+from hpcmesos.launch.deadman import DeadMan
 
 
 class Holder(Protocol):
     """What the agent commands: the shepherd."""
 
     attempts: dict[str, Attempt]
+    deadman: DeadMan
 
     def hello(self) -> dict[str, Any]: ...
     def replay(self) -> list[dict[str, Any]]: ...
@@ -54,6 +56,7 @@ class Control:
         operations: dict[str, Callable[[Channel, dict[str, Any]], None]] = {
             "hello": self._hello,
             "prepare": lambda _, r: self._holder.prepare(r["spec"]),
+            "contact": lambda _, r: self._holder.deadman.contact(float(r["at"])),
             "forget": lambda _, r: self._holder.forget(r["attempt"]),
             "shutdown": lambda _, r: self._holder.shutdown(bool(r.get("force"))),
         }
@@ -73,6 +76,8 @@ class Control:
             attempt.go()
         elif request["op"] == "signal":
             attempt.signal(int(request["signal"]))
+        elif request["op"] == "alter":
+            attempt.alter(request["walltime"], request["streams"], request["text"])
         elif request["op"] == "end":
             if attempt.ended:
                 channel.say(attempt.ended)

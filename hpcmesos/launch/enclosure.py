@@ -273,11 +273,12 @@ def attempt_of_environment(pid: int, marker: str) -> str | None:
     return None
 
 
-async def clear_by_environment(attempt: str, marker: str) -> None:
-    """Kills what a dead shepherd left of an attempt: known by nothing but its environment."""
+async def clear_by_environment(attempt: str | None, marker: str) -> None:
+    """Kills what a dead shepherd left of an attempt (None: of any): known by nothing but its environment."""
     deadline = time.monotonic() + UNKILLABLE
     while time.monotonic() < deadline:
-        left = [p for p in process_table() if attempt_of_environment(p, marker) == attempt]
+        found = {pid: attempt_of_environment(pid, marker) for pid in process_table()}
+        left = [pid for pid, name in found.items() if name and name == (attempt or name)]
         if not left:
             return
         for pid in left:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import shlex
 import shutil
+import stat
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +27,12 @@ _COMMANDS = {
 
 RING_FILES = ("ring.txt", "ring.json")
 """The table and the report of the ring, in the job's own directory."""
+_OURS = frozenset(
+    {"script", "enter", "nodes", "gpus", "hosts", "ompi_hosts", "tasks", "stdout", "stderr", *RING_FILES}
+)
+_ALL = _OURS | {"tmp"}
+_PRIVATE = stat.S_IFDIR | 0o700
+_MOST_SPARES = 64
 
 
 def attempt_directory(config: Config, attempt: str) -> str:
@@ -34,15 +42,21 @@ def attempt_directory(config: Config, attempt: str) -> str:
     return os.path.join(config.state, "attempts", attempt)
 
 
-def job_paths(config: Config, directory: str) -> mpi.JobPaths:
+def job_paths(config: Config, spec: dict[str, Any]) -> mpi.JobPaths:
+    """Where an attempt's things lie. The host files of all that have one host, and as many slots, are the same ones."""
+    directory = attempt_directory(config, spec["attempt"])
+    hosts = directory
+    if len(spec["members"]) == 1:
+        content = mpi.nodefile(spec) + mpi.hostfile_hydra(spec)
+        hosts = os.path.join(config.state, "hosts", hashlib.sha256(content.encode()).hexdigest()[:16])
     return mpi.JobPaths(
         directory=directory,
         bin=config.bin,
         remote_shell=os.path.join(config.bin, "pbs_tmrsh"),
-        nodefile=os.path.join(directory, "nodes"),
+        nodefile=os.path.join(hosts, "nodes"),
         gpufile=os.path.join(directory, "gpus"),
-        hostfile=os.path.join(directory, "hosts"),
-        ompi_hostfile=os.path.join(directory, "ompi_hosts"),
+        hostfile=os.path.join(hosts, "hosts"),
+        ompi_hostfile=os.path.join(hosts, "ompi_hosts"),
         tasks=os.path.join(directory, "tasks"),
         tmpdir=os.path.join(directory, "tmp"),
     )
@@ -61,24 +75,141 @@ def write_commands(config: Config) -> None:
         os.replace(file.name, path)
 
 
-def write_attempt(
-    spec: dict[str, Any], paths: mpi.JobPaths, owner: Owner, tasks: dict[str, Any] | None = None
-) -> None:
-    """Makes the directory with everything in it, and only then gives it to the owner, who could set links in it.
+class Directories:
+    """``STATE/attempts``. Empty ones are used again for jobs of the same owner: to make and to remove costs more."""
 
-    ``tasks``: what those of a framework are told, if there is one.
+    def __init__(self, config: Config, children: Children) -> None:
+        self._attempts = os.path.join(config.state, "attempts")
+        self._hosts = os.path.join(config.state, "hosts")
+        self._children = children
+        self._spares: dict[int, list[str]] = {}
+        self._kept = 0  # ever; names of spares are never used twice
+        self._shared: set[str] = set()  # directories of host files that this shepherd has written
 
-    Raises:
-        OSError: it cannot be written.
-    """
-    if os.path.lexists(paths.directory):
-        shutil.rmtree(paths.directory)
-    os.mkdir(paths.directory, 0o700)
-    files = {
-        paths.nodefile: (mpi.nodefile(spec).encode(), 0o600),
-        paths.hostfile: (mpi.hostfile_hydra(spec).encode(), 0o600),
-        paths.ompi_hostfile: (mpi.hostfile_openmpi(spec).encode(), 0o600),
-    }
+    def clean(self) -> None:
+        """Removes what an earlier shepherd kept. Attempts' own names begin with no dot."""
+        for directory in (self._attempts, self._hosts):
+            os.makedirs(directory, 0o711, exist_ok=True)
+        for name in os.listdir(self._attempts):
+            if name.startswith("."):
+                self._remove_by_process(os.path.join(self._attempts, name))
+
+    def names(self) -> list[str]:
+        """The attempts that have a directory."""
+        return [name for name in os.listdir(self._attempts) if not name.startswith(".")]
+
+    def make(
+        self, spec: dict[str, Any], paths: mpi.JobPaths, owner: Owner, tasks: dict[str, Any] | None = None
+    ) -> None:
+        """Makes the directory with everything in it, and only then gives it to the owner, who could set links in it.
+
+        ``tasks``: what those of a framework are told, if there is one.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if os.path.lexists(paths.directory):
+            shutil.rmtree(paths.directory)
+        reused = self._take_spare(paths.directory, owner)
+        if not reused:
+            os.mkdir(paths.directory, 0o700)
+        hosts = {
+            paths.nodefile: (mpi.nodefile(spec).encode(), 0o600),
+            paths.hostfile: (mpi.hostfile_hydra(spec).encode(), 0o600),
+            paths.ompi_hostfile: (mpi.hostfile_openmpi(spec).encode(), 0o600),
+        }
+        own = _own_files(spec, paths, tasks)
+        if os.path.dirname(paths.nodefile) == paths.directory:
+            own |= hosts
+        else:
+            self._share(os.path.dirname(paths.nodefile), hosts)
+        for path, (content, mode) in own.items():
+            _write(path, content, mode, owner)
+        if reused:
+            return
+        os.mkdir(paths.tmpdir, 0o700)
+        if owner.switch:
+            os.chown(paths.tmpdir, owner.uid, owner.gid)
+            os.chown(paths.directory, owner.uid, owner.gid)
+
+    def remove(self, paths: mpi.JobPaths | str, owner: Owner | None = None) -> None:
+        """A small one at once, a large one by a process, for that may take minutes."""
+        directory = paths if isinstance(paths, str) else paths.directory
+        with suppress(OSError):
+            found = set(os.listdir(directory))
+            for name in _OURS & found:
+                os.unlink(os.path.join(directory, name))
+            if "tmp" in found:
+                temporary = os.path.join(directory, "tmp")
+                if owner and found <= _ALL and not os.listdir(temporary) and self._keep(directory, owner):
+                    return
+                os.rmdir(temporary)
+            os.rmdir(directory)
+        if os.path.lexists(directory):
+            self._remove_by_process(directory)
+
+    def _keep(self, directory: str, owner: Owner) -> bool:
+        spares = self._spares.setdefault(owner.uid, [])
+        if sum(map(len, self._spares.values())) >= _MOST_SPARES:
+            return False
+        self._kept += 1
+        spare = os.path.join(self._attempts, f".spare.{self._kept}")
+        os.rename(directory, spare)
+        spares.append(spare)
+        return True
+
+    def _take_spare(self, directory: str, owner: Owner) -> bool:
+        """An empty directory of this owner, as if it had just been made; what somebody has changed is removed."""
+        spares = self._spares.get(owner.uid)
+        if not spares:
+            return False
+        spare = spares.pop()
+        os.rename(spare, directory)
+        temporary = os.path.join(directory, "tmp")
+        for path in (directory, temporary):
+            status = os.lstat(path)
+            if status.st_mode != _PRIVATE or status.st_uid != owner.uid or status.st_gid != owner.gid:
+                break
+        else:
+            if os.listdir(directory) == ["tmp"] and not os.listdir(temporary):
+                return True
+        shutil.rmtree(directory)
+        return False
+
+    def _share(self, directory: str, files: dict[str, tuple[bytes, int]]) -> None:
+        """Host files, readable to all; written once by each shepherd."""
+        if directory in self._shared:
+            return
+        os.makedirs(directory, 0o755, exist_ok=True)
+        for path, (content, _) in files.items():
+            with open(path + ".new", "wb") as file:
+                file.write(content)
+            os.replace(file.name, path)
+        self._shared.add(directory)
+
+    def _remove_by_process(self, directory: str) -> None:
+        null = os.open("/dev/null", os.O_RDWR)
+        try:
+            launch = Launch(
+                program="rm",
+                argv=["rm", "-rf", "--", directory],
+                environ={"PATH": "/usr/bin:/bin"},
+                directories=("/",),
+                owner=Owner("", 0, 0, (), "/", "", switch=False),
+                umask=0o077,
+                cgroup=None,
+                stdio=(None, null, null),
+            )
+            self._children.spawn(launch, lambda status, usage: None)[1].close()
+        finally:
+            os.close(null)
+
+
+def _own_files(
+    spec: dict[str, Any], paths: mpi.JobPaths, tasks: dict[str, Any] | None
+) -> dict[str, tuple[bytes, int]]:
+    """What is this attempt's alone: content and mode of each file."""
+    files: dict[str, tuple[bytes, int]] = {}
     if gpus := mpi.gpufile(spec):
         files[paths.gpufile] = (gpus.encode(), 0o600)
     if spec["me"] == 0 and spec["argv"] is None:
@@ -88,51 +219,7 @@ def write_attempt(
             files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, script), 0o700)
     if tasks:
         files[paths.tasks] = (json.dumps(tasks).encode(), 0o600)
-    for path, (content, mode) in files.items():
-        _write(path, content, mode, owner)
-    os.mkdir(paths.tmpdir, 0o700)
-    if owner.switch:
-        os.chown(paths.tmpdir, owner.uid, owner.gid)
-        os.chown(paths.directory, owner.uid, owner.gid)
-
-
-def remove_tree(children: Children, directory: str) -> None:
-    """Removes an attempt's directory: a small one at once, a large one by a process, for that may take minutes."""
-    named = (
-        "script",
-        "enter",
-        "nodes",
-        "gpus",
-        "hosts",
-        "ompi_hosts",
-        "tasks",
-        "stdout",
-        "stderr",
-        *RING_FILES,
-    )
-    for name in named:
-        with suppress(OSError):
-            os.unlink(os.path.join(directory, name))
-    for path in (os.path.join(directory, "tmp"), directory):
-        with suppress(OSError):
-            os.rmdir(path)
-    if not os.path.lexists(directory):
-        return
-    null = os.open("/dev/null", os.O_RDWR)
-    try:
-        launch = Launch(
-            program="rm",
-            argv=["rm", "-rf", "--", directory],
-            environ={"PATH": "/usr/bin:/bin"},
-            directories=("/",),
-            owner=Owner("", 0, 0, (), "/", "", switch=False),
-            umask=0o077,
-            cgroup=None,
-            stdio=(None, null, null),
-        )
-        children.spawn(launch, lambda status, usage: None)[1].close()
-    finally:
-        os.close(null)
+    return files
 
 
 def _enter(spec: dict[str, Any], paths: mpi.JobPaths, script: str) -> bytes:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 
 from hpcmesos.launch import protocol
 from hpcmesos.launch.attempt import Attempt, Order
 from hpcmesos.launch.channel import Channel
+from hpcmesos.launch.clock import boottime
 from hpcmesos.launch.peers import FIRST_WORD, PeerError, Peers
 from hpcmesos.launch.settings import Refusal
 
@@ -44,26 +44,12 @@ class HeadGang:
         self._links: dict[str, Channel] = {}
         self._heard: dict[str, float] = {}
         self._order: Order | None = None
-        self._absent: set[str] = set()  # of whom we have asked for a word
-        self._complete = asyncio.Event()
+        self._news = asyncio.Event()  # somebody was heard, or the end has come
         self._clock = asyncio.get_running_loop().create_task(self._watch())
-
-    async def all_there(self) -> None:
-        """Returns when every member has answered; of a lost one the clock will tell."""
-        self._absent = set(self._heard)
-        self._complete.clear()
-        for channel in self._links.values():
-            channel.say({"ask": True})
-        if self._absent:
-            await self._complete.wait()
-
-    def _there(self, node: str) -> None:
-        self._absent.discard(node)
-        if not self._absent:
-            self._complete.set()
 
     def end(self, order: Order) -> None:
         self._order = order
+        self._news.set()
         self._clock.cancel()
         for channel in self._links.values():
             channel.say(_order_message(order))
@@ -89,23 +75,24 @@ class HeadGang:
             await channel.drain()
             return
         channel.say({"joined": True})
-        self._heard[node] = time.monotonic()
+        self._note(node)
         if before := self._links.pop(node, None):
             before.close()
         self._links[node] = channel
-        self._there(node)
         while message := await channel.hear():
-            self._heard[node] = time.monotonic()
+            self._note(node)
             self._hear(node, message)
         if self._links.get(node) is channel:
             del self._links[node]
+
+    def _note(self, node: str) -> None:
+        self._heard[node] = boottime()
+        self._news.set()
 
     def _hear(self, node: str, message: dict[str, Any]) -> None:
         for kind in ("rank", "rank_end"):
             if kind in message:
                 self._attempt.hear_rank(message[kind], node)
-        if "here" in message:
-            self._there(node)
         if "sweep" in message:
             self._attempt.sweep(str(message["sweep"]), node)
         if "ended" in message and not self._order:
@@ -118,18 +105,27 @@ class HeadGang:
 
     def suspect(self) -> str | None:
         """Who is to blame for a lost member: one that is silent, or this node when it hears none of several."""
-        limit = time.monotonic() - max(self._config.gang_silence / 2, 2 * self._config.gang_ping)
+        limit = boottime() - max(self._config.gang_silence / 2, 2 * self._config.gang_ping)
         silent = [node for node, heard in self._heard.items() if heard < limit]
         if len(silent) > 1 and len(silent) == len(self._attempt.spec["members"]) - 1:
             return self._config.node
         return silent[0] if silent else None
+
+    async def confirm(self) -> None:
+        """Asks every member whether it is there; one that does not answer is given the time of the gang clock."""
+        since = boottime()
+        for channel in self._links.values():
+            channel.say({"ask": True})
+        while self._order is None and any(heard <= since for heard in self._heard.values()):
+            self._news.clear()
+            await self._news.wait()
 
     async def _watch(self) -> None:
         count = 0
         while True:
             await asyncio.sleep(self._config.gang_ping)
             count += 1
-            now = time.monotonic()
+            now = boottime()
             for node, heard in self._heard.items():
                 if now - heard > self._config.gang_silence:
                     text = f"{node} has been silent for {self._config.gang_silence:g} s"
@@ -167,8 +163,8 @@ class MemberGang:
     def suspect(self) -> None:
         return None
 
-    async def all_there(self) -> None:
-        """Only a head asks."""
+    async def confirm(self) -> None:
+        """Only a head has a script whose end is to be confirmed."""
 
     def rank(self, message: dict[str, Any], node: str) -> None:
         if self._channel:
@@ -214,11 +210,11 @@ class MemberGang:
             channel.close()
 
     def _hear(self, message: dict[str, Any]) -> None:
-        self._heard = time.monotonic()
+        self._heard = boottime()
         if "joined" in message:
             self._attempt.ready()
         if "ask" in message and self._channel:
-            self._channel.say({"here": True})
+            self._channel.say({"ping": 0})
         if "end" in message:
             self._attempt.end(_order(message))
         for kind in ("rank", "rank_end"):
@@ -235,9 +231,9 @@ class MemberGang:
             self._attempt.end(Order.lost(self._head["node"], reason, self._attempt.spec["kill_delay"]))
 
     async def _watch(self) -> None:
-        begun, patience, count = time.monotonic(), self._attempt.spec["prepare_timeout"], 0
+        begun, patience, count = boottime(), self._attempt.spec["prepare_timeout"], 0
         while True:
-            silence = time.monotonic() - (self._heard or begun)
+            silence = boottime() - (self._heard or begun)
             limit = self._config.gang_silence if self._heard else patience
             if silence > limit:
                 reason = self._trouble or f"{self._head['node']} has been silent for {limit:g} s"

@@ -1,32 +1,27 @@
-"""Forks processes of attempts and reaps them. A child goes straight to exec."""
+"""Starts processes of attempts and reaps them. A child goes straight to exec."""
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import signal
 import socket
+import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
-from hpcmesos.launch import quick
+from hpcmesos.launch import child, programs, quick, starter
 from hpcmesos.launch.owners import Owner
-
-NOT_FOUND = 127
-NOT_EXECUTABLE = 126
-NOT_STARTED = 125
-"""Exit code of a child that could not become what it should be (identity, cgroup)."""
-
-_RESET = (
-    signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD,
-    signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
-)  # fmt: skip
 
 _EVERY_SIGNAL = tuple(
     map(int, signal.valid_signals())
 )  # the enums of signal.pthread_sigmask cost more than a fork
+
+_SHORT_LIFE = 1.0
+"""Seconds; a starter that ends sooner does not work here."""
 
 OnExit = Callable[[int, resource.struct_rusage], None]
 
@@ -58,10 +53,54 @@ class Launch:
 
 
 class Children:
-    """Every child of this process: started here, adopted (the shepherd is a subreaper), reaped here."""
+    """Every child of this process: of our own or the starter's making, or adopted (we are a subreaper); reaped here."""
 
     def __init__(self) -> None:
         self._watched: dict[int, OnExit] = {}
+        self._starter: Starter | None = None
+        self._unclaimed: dict[socket.socket, float] = {}
+        self._strays: dict[int, tuple[float, int, resource.struct_rusage]] = {}
+
+    def use_starter(self) -> None:
+        """From now on `start` has a process of little memory fork, where the kernel can do it."""
+        self._starter = Starter()
+
+    def start(self, launch: Launch, into: str, on_exit: OnExit) -> tuple[int, socket.socket]:
+        """As `spawn`, into the cgroup directory ``into``, but cheaper; a pid of 0 is told by the report, see `claim`.
+
+        Raises:
+            OSError: when the fork fails.
+        """
+        if self._starter:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                sent = self._starter.ask(launch, into, theirs)
+            if sent:
+                ours.setblocking(False)
+                self._unclaimed[ours] = time.monotonic()
+                return 0, ours
+            ours.close()
+        return self.spawn(launch, on_exit)
+
+    def claim(self, report: socket.socket, pid: int, on_exit: OnExit) -> None:
+        """``report`` of `start` has said which process it is, or with a ``pid`` of 0 that there is none.
+
+        Calls ``on_exit`` at once if that process was reaped before anybody knew whose it was.
+        """
+        asked = self._unclaimed.pop(report)
+        stray = self._strays.pop(pid, None)
+        if not self._unclaimed:
+            self._strays.clear()
+        if stray and stray[0] >= asked:
+            on_exit(*stray[1:])
+        elif pid:
+            self._watched[pid] = on_exit
+
+    def give_up_starter(self) -> None:
+        """It does not answer, or cannot do what it should: what it was asked and has not begun will not begin."""
+        if self._starter:
+            self._starter.kill()
+            self._starter = None
 
     def spawn(self, launch: Launch, on_exit: OnExit) -> tuple[int, socket.socket]:
         """Forks. Answers the pid and a socket that tells of the outputs (`read_report`) and ends at exec.
@@ -75,7 +114,7 @@ class Children:
         try:
             pid = os.fork()
             if pid == 0:
-                _child(launch, theirs)
+                _become(launch, theirs)
         except OSError:
             ours.close()
             raise
@@ -97,12 +136,75 @@ class Children:
                 return
             if on_exit := self._watched.pop(pid, None):
                 on_exit(status, usage)
+            elif self._starter and pid == self._starter.pid:
+                # Whoever killed it: what it has started is ours all the same. One that cannot live is not made again.
+                lived = time.monotonic() - self._starter.since
+                self._starter = Starter() if lived > _SHORT_LIFE else None
+            elif self._unclaimed:
+                self._strays[pid] = (time.monotonic(), status, usage)
+
+
+class Starter:
+    """The process that forks for us; see starter.py. Raises OSError when it cannot be made."""
+
+    def __init__(self) -> None:
+        self.since = time.monotonic()
+        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._connection.setblocking(False)
+        words = [sys.executable, "-IS", programs.START, "starter", str(theirs.fileno())]
+        with theirs:
+            theirs.set_inheritable(True)
+            null = os.open("/dev/null", os.O_RDWR)
+            onto = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1)]
+            self.pid = os.posix_spawn(words[0], words, {}, file_actions=onto, setsid=True)
+            os.close(null)
+
+    def ask(self, launch: Launch, into: str, report: socket.socket) -> bool:
+        """False: this one is too large for it, or it does not listen."""
+        assert launch.outputs is not None
+        owner, outputs = launch.owner, launch.outputs
+        values = {
+            "into": into,
+            "program": launch.program,
+            "argv": launch.argv,
+            "environ": launch.environ,
+            "directories": launch.directories,
+            "owner": {"switch": owner.switch, "uid": owner.uid, "gid": owner.gid, "groups": owner.groups},
+            "umask": launch.umask,
+            "cgroup": None,
+            "stdio": None,
+            "inherit": None,
+            "outputs": {
+                "stdout": outputs.stdout,
+                "stderr": outputs.stderr,
+                "join": outputs.join,
+                "truncate": outputs.truncate,
+            },
+        }
+        data = quick.dumps(values).encode("ascii")
+        if len(data) > starter.LARGEST:
+            return False
+        try:
+            socket.send_fds(self._connection, [data], [report.fileno()])
+        except OSError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        self._connection.close()
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
 
 @dataclass(slots=True)
 class Report:
-    """What the child opened. ``stderr`` is None when it is joined to ``stdout``, and the other way round."""
+    """What the child opened. ``stderr`` is None when it is joined to ``stdout``, and the other way round.
 
+    ``pid``: the child's, once it has spoken; ``unable``: errno with which the starter could not make it.
+    """
+
+    pid: int = 0
+    unable: int = 0
     stdout: int | None = None
     stderr: int | None = None
     stdout_path: str = ""
@@ -125,120 +227,12 @@ def read_report(connection: socket.socket, report: Report) -> bool:
         value = quick.loads(data.decode("utf-8", "surrogateescape"))
         for name, fd in zip(value.get("streams", ()), fds, strict=False):
             setattr(report, name, fd)
-        for name in ("stdout_path", "stderr_path", "undelivered", "failure"):
+        for name in ("pid", "unable", "stdout_path", "stderr_path", "undelivered", "failure"):
             if name in value:
                 setattr(report, name, value[name])
 
 
-# --- in the child ---------------------------------------------------------------------------------------------------
-
-
-def _child(launch: Launch, report: socket.socket) -> NoReturn:
-    code = NOT_STARTED
-    try:
-        signal.set_wakeup_fd(-1)
-        for number in _RESET:
-            quick.signal.signal(number, quick.signal.SIG_DFL)
-        quick.signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.setsid()
-        _become(launch)
-        _connect(launch, report)
-        _enter(launch.directories)
-        code = _execute(launch)
-    except BaseException as error:  # whatever it is: a copy of the shepherd must not live on
-        _tell(report, {"failure": f"cannot start the job: {error}"})
-    finally:
-        os._exit(code)
-
-
-def _become(launch: Launch) -> None:
-    if launch.cgroup:
-        fd = os.open(launch.cgroup, os.O_WRONLY)
-        os.write(fd, b"0")
-        os.close(fd)
-    if launch.owner.switch:
-        os.setgroups(launch.owner.groups)
-        os.setgid(launch.owner.gid)
-        os.setuid(launch.owner.uid)
-    os.umask(launch.umask)
-
-
-def _connect(launch: Launch, report: socket.socket) -> None:
-    if launch.stdio:
-        stdin, stdout, stderr = launch.stdio
-    else:
-        stdin = None
-        stdout, stderr = _open_outputs(launch, report)
-    null = os.open("/dev/null", os.O_RDONLY) if stdin is None else stdin
-    for fd, target in ((null, 0), (stdout, 1), (stderr, 2)):
-        os.dup2(fd, target)
-    if launch.inherit is not None:
-        os.set_inheritable(launch.inherit, True)
-
-
-def _open_outputs(launch: Launch, report: socket.socket) -> tuple[int, int]:
-    assert launch.outputs is not None
-    outputs = launch.outputs
-    troubles: list[str] = []
-    found: dict[str, tuple[int, str]] = {}
-    for name, places in (("stdout", outputs.stdout), ("stderr", outputs.stderr)):
-        if outputs.join == ("eo" if name == "stdout" else "oe"):
-            continue
-        fd, path, trouble = _open_first(places, outputs.truncate)
-        found[name] = (fd, path)
-        troubles += trouble
-    message = {f"{name}_path": path for name, (_, path) in found.items()}
-    _tell(
-        report,
-        {"streams": list(found), "undelivered": "; ".join(troubles), **message},
-        [fd for fd, _ in found.values()],
-    )
-    one = next(iter(found.values()))[0]
-    return found.get("stdout", (one, ""))[0], found.get("stderr", (one, ""))[0]
-
-
-def _open_first(places: list[str], truncate: bool) -> tuple[int, str, list[str]]:
-    troubles: list[str] = []
-    flags = os.O_CREAT | os.O_APPEND | os.O_RDWR | os.O_NOCTTY | (os.O_TRUNC if truncate else 0)
-    for path in places:
-        try:
-            return os.open(path, flags, 0o666), path, troubles
-        except OSError as error:
-            troubles.append(f"{path}: {error.strerror}")
-    raise OSError(errno.EIO, "no output file can be opened: " + "; ".join(troubles))
-
-
-def _enter(directories: tuple[str, ...]) -> None:
-    for directory in directories:
-        try:
-            return os.chdir(directory)
-        except OSError as error:
-            _say(f"cannot enter {directory}: {error.strerror}")
-    os.chdir("/")
-
-
-def _execute(launch: Launch) -> int:
-    try:
-        os.execvpe(launch.program, launch.argv, launch.environ)  # noqa: S606  (an argument list is the point)
-    except OSError as error:
-        if error.errno == errno.ENOEXEC:
-            return _execute_as_script(launch)
-        _say(f"{launch.argv[0]}: {error.strerror}")
-        return NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
-
-
-def _execute_as_script(launch: Launch) -> int:
-    """A file without ``#!`` is run by sh, as execvp(3) does."""
-    try:
-        os.execve("/bin/sh", ["sh", launch.program, *launch.argv[1:]], launch.environ)  # noqa: S606  (no shell is the point)
-    except OSError as error:
-        _say(f"/bin/sh: {error.strerror}")
-        return NOT_EXECUTABLE
-
-
-def _say(line: str) -> None:
-    os.write(2, f"hpcmesos: {line}\n".encode("utf-8", "surrogateescape"))
-
-
-def _tell(report: socket.socket, value: dict[str, object], fds: list[int] | None = None) -> None:
-    socket.send_fds(report, [quick.dumps(value).encode("ascii")], fds or [])
+def _become(launch: Launch, report: socket.socket) -> NoReturn:
+    """In the child of a fork."""
+    signal.set_wakeup_fd(-1)
+    child.run(launch, report)

@@ -1,4 +1,7 @@
-"""The command stub: ``qstub COMMAND SOCKET PERSONALITY FULL_CLIENT ARGS...``; milliseconds long.
+"""The command stub: ``qstub COMMAND SOCKETS PERSONALITY FULL_CLIENT ARGS...``; milliseconds long.
+
+``SOCKETS``: of one master or of several on this host, separated by commas. Where none is, and HPCMESOS_URL is set, the
+full client asks over the network.
 
 It knows no option. It sends the command line to the API as typed, with the script when the last argument looks like
 one, sends more when the answer asks for more, prints what comes back and exits with its code.
@@ -21,12 +24,26 @@ UNREACHABLE = 255
 _ALWAYS = ("HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG")
 _LARGEST_SCRIPT = 1024 * 1024
 """Bytes; one more is sent, so that the API can say that it is too much."""
-_PATIENCE = 5.0
-"""Seconds that a broken connection is tried again."""
+_PATIENCE = 30.0
+"""Seconds that a request is tried again that broke, or that the API cannot serve now."""
+
+_SILENCE = 20.0
+"""Seconds without a byte after which another master is asked, where there is one."""
+
+_UNMET = 5.0
+"""The same while nobody has ever listened: a master may just be starting."""
 
 
 class _Broken(Exception):
     """The connection ended before the whole answer was there; the same request may be sent again."""
+
+
+class _Later(_Broken):
+    """The API cannot serve the request now; with what it said and the exit code."""
+
+
+class _Absent(FileNotFoundError):
+    """No master is on this host; nothing was sent."""
 
 
 class _Refused(Exception):
@@ -39,9 +56,16 @@ def main(argv: list[str]) -> int:
     try:
         reply = _ask(path, f"/v1/commands/{command}", request)
         while need := reply.get("need"):
+            if need.get("terminal") and sys.stdin.isatty():
+                os.execv(client, [client, *need["terminal"]])  # noqa: S606  (an argument list is the point)
             _complete(request, need)
             reply = _ask(path, f"/v1/commands/{command}", request)
+    except _Later as error:
+        sys.stderr.write(f"{command}: {error.args[0]}\n")
+        return int(error.args[1])
     except (OSError, _Broken) as error:
+        if isinstance(error, _Absent) and os.environ.get("HPCMESOS_URL"):
+            os.execv(client, [client, command, *arguments])  # noqa: S606  (an argument list is the point)
         reason = getattr(error, "strerror", None) or error
         sys.stderr.write(f"{command}: cannot connect to server ({path}: {reason}); is the master running?\n")
         return UNREACHABLE
@@ -88,9 +112,11 @@ def _add_script(request: dict[str, Any], path: str) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return
+    if os.fstat(fd).st_mode & 0o170000 != 0o100000:
+        os.close(fd)
+        return
     with open(fd, "rb", buffering=0) as file:
-        if os.fstat(fd).st_mode & 0o170000 == 0o100000:
-            _attach(request, path, _read(file))
+        _attach(request, path, _read(file))
 
 
 def _attach(request: dict[str, Any], path: str, content: bytes) -> None:
@@ -134,33 +160,37 @@ def _print(reply: dict[str, Any]) -> None:
 # --- HTTP/1.1 over a unix socket, as much as one request needs ------------------------------------------------------
 
 
-def _ask(path: str, target: str, request: dict[str, Any]) -> dict[str, Any]:
-    """The API's answer; a connection that breaks is tried again with the same key, so that nothing is done twice.
-
-    A socket at which nobody listens is tried again too, but only after a connection that had been made was lost.
-    """
+def _ask(paths: str, target: str, request: dict[str, Any]) -> dict[str, Any]:
+    """The API's answer; what breaks is tried again, at the next master, with the same key: nothing is done twice."""
     body = quick.dumps(request).encode("ascii")
     head = (
         f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
-    deadline, pause, met = monotonic() + _PATIENCE, 0.05, False
+    began, pause, met = monotonic(), 0.05, False
     while True:
-        try:
-            return _exchange(path, head.encode("ascii") + body)
-        except _Broken:
-            met = True
-            if monotonic() > deadline:
-                raise
-        except OSError:
-            if not met or monotonic() > deadline:
-                raise
+        last: Exception | None = None
+        several = paths.split(",")
+        for path in several:
+            try:
+                return _exchange(path, _SILENCE if len(several) > 1 else None, head.encode("ascii") + body)
+            except _Broken as error:
+                last, met = error, True
+            except OSError as error:
+                if last is None or isinstance(last, FileNotFoundError):
+                    last = error
+        assert last is not None
+        if isinstance(last, FileNotFoundError) and not met:
+            raise _Absent(last.errno, last.strerror)
+        if monotonic() > began + (_PATIENCE if met else _UNMET):
+            raise last
         sleep(pause)
         pause = min(pause * 2, 0.5)
 
 
-def _exchange(path: str, data: bytes) -> dict[str, Any]:
+def _exchange(path: str, silence: float | None, data: bytes) -> dict[str, Any]:
     connection = quick.socket.socket(quick.socket.AF_UNIX, quick.socket.SOCK_STREAM)
+    connection.settimeout(silence)
     try:
         connection.connect(path)
         try:  # noqa: SIM105  (contextlib costs 3 ms to import)
@@ -189,7 +219,9 @@ def _answer(connection: Any) -> dict[str, Any]:
         value = quick.loads(content.decode("utf-8"))
     except ValueError:
         value = None
-    if status in (502, 503, 504) and not isinstance(value, dict):
+    if status in (502, 503, 504):
+        if isinstance(value, dict) and "message" in value:
+            raise _Later(value["message"], value.get("exit_code", UNREACHABLE))
         raise _Broken(f"status {status}")
     if not isinstance(value, dict):
         raise _Refused(f"the server answered status {status} and no JSON", UNREACHABLE)
@@ -226,7 +258,7 @@ def _receive(connection: Any) -> bytes:
     try:
         data = connection.recv(65536)
     except OSError as error:
-        raise _Broken(error.strerror) from error
+        raise _Broken(error.strerror or error) from error
     if not data:
         raise _Broken("the connection was closed before the answer")
     return bytes(data)

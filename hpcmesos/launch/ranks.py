@@ -106,13 +106,10 @@ class Ranks:
             try:
                 target = await self._peers.dial(member)
             except PeerError as error:
-                attempt.lost = True
                 channel.say(shells.answer(error=str(error)))
             else:
                 target.say({**request, "attempt": attempt.id})
-                relayed = await shells.relay(channel, target, member["node"])
-                ended = relayed is not shells.Relayed.CALLER_GONE
-                attempt.lost |= relayed is shells.Relayed.TARGET_LOST
+                ended = await shells.relay(channel, target, member["node"])
         if not ended and request["op"] == "shell":
             attempt.steps.fail(str(environ.get("HPCMESOS_STEP", "")), f"the remote shell to {host} is gone")
             if launcher:

@@ -18,61 +18,71 @@ from hpcmesos.launch.settings import Config, Refusal
 class Recovered:
     """An attempt of an earlier shepherd. It has ended; only its report is left to be acknowledged."""
 
-    def __init__(self, spec: dict[str, Any], ended: dict[str, Any]) -> None:
-        self.spec = spec
+    def __init__(self, name: str, spec: dict[str, Any] | None, ended: dict[str, Any]) -> None:
+        self.name = name
+        self.spec = spec  # None: its journal is damaged
         self.ended = ended
 
     def summary(self) -> dict[str, Any]:
-        gpus = [gpu["uuid"] for gpu in self.spec["members"][self.spec["me"]]["gpus"]]
-        return {"attempt": self.spec["attempt"], "phase": "ended", "head": self.spec["me"] == 0, "gpus": gpus}
+        member = self.spec["members"][self.spec["me"]] if self.spec else {"gpus": []}
+        gpus = [gpu["uuid"] for gpu in member["gpus"]]
+        return {"attempt": self.name, "phase": "ended", "head": self.ended["head"], "gpus": gpus}
 
     def replay(self) -> list[dict[str, Any]]:
         return [self.ended]
 
     def forget(self, services: Services) -> bool:
-        attempt = self.spec["attempt"]
-        services.journal.remove(attempt)
-        files.remove_tree(services.children, files.attempt_directory(services.config, attempt))
+        services.directories.remove(files.attempt_directory(services.config, self.name))
+        services.journal.remove(self.name)
         return True
 
 
 async def recover(services: Services) -> dict[str, Recovered]:
-    """Reads the journal, kills what is left of attempts without an end, and ends them in the journal too."""
+    """Reads the journal, kills what is left of attempts without an end, and ends them in the journal too.
+
+    What runs here of attempts that the journal does not know is killed as well: no live shepherd, no work.
+    """
+    await _kill_strangers(services.config, services.trees.marker)
     found = {}
-    for name, records in services.journal.load().items():
-        spec, last = records[0]["spec"], records[-1]
+    left = services.journal.load()
+    # A directory without records: they are damaged, and nobody knows how far the attempt was.
+    left |= {name: [] for name in services.directories.names() if name not in left}
+    for name, records in left.items():
+        last = records[-1] if records else {}
         if last.get("event") != "ended":
             last = await _end(services, name, records)
-        found[name] = Recovered(spec, last)
+        found[name] = Recovered(name, records[0]["spec"] if records else None, last)
     return found
 
 
 async def _end(services: Services, name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
-    spec, config = records[0]["spec"], services.config
-    same_boot = records[0].get("boot_id") == config.boot_id
-    if same_boot:
+    config = services.config
+    spec = records[0]["spec"] if records else None
+    rebooted = bool(records) and records[0].get("boot_id") != config.boot_id
+    why = "the node was rebooted" if rebooted else "shepherd died" if spec else "its journal is damaged"
+    if not rebooted:
         await _kill(config, name, services.trees.marker)
     started_at = next((r["at"] for r in records if r.get("phase") == "running"), None)
     ended = {
         "event": "ended",
         "attempt": name,
-        "head": spec["me"] == 0,
+        "head": spec is not None and spec["me"] == 0,
         "cause": NODE_LOST,
         "code": None,
         "signal": None,
         "forced": True,
         "culprit": config.node,
-        "message": "shepherd died" if same_boot else "the node was rebooted",
+        "message": why,
         "started_at": started_at,
         "ended_at": time.time(),
         "usage": {},
         "ranks": [],
         "steps": [],
-        **_output(config, spec),
+        **(_output(config, spec) if spec else {}),
     }
-    entry = services.journal.reopen(name, records)
-    entry.end(ended)
-    entry.close()
+    if spec:
+        services.journal.reopen(name).end(ended)
+        await services.journal.synced()
     return ended
 
 
@@ -82,6 +92,16 @@ async def _kill(config: Config, name: str, marker: str) -> None:
         await enclosure.clear(cgroup)
         cgroup.remove()
     await enclosure.clear_by_environment(name, marker)
+
+
+async def _kill_strangers(config: Config, marker: str) -> None:
+    """Ends what an earlier shepherd left whose journal is gone."""
+    if config.cgroup and os.path.isdir(config.cgroup):
+        for name in os.listdir(config.cgroup):
+            if os.path.isdir(os.path.join(config.cgroup, name)):
+                await _kill(config, name, marker)
+    else:
+        await enclosure.clear_by_environment(None, marker)
 
 
 def _output(config: Config, spec: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import os
 import resource
 import signal
 from contextlib import suppress
-from enum import Enum, auto
 from typing import Any
 
 from hpcmesos.launch import protocol, proxies, streams
@@ -151,16 +150,8 @@ class Command:
                 os.killpg(self._pid, number)
 
 
-class Relayed(Enum):
-    """How a relay ended."""
-
-    ANSWERED = auto()
-    CALLER_GONE = auto()
-    TARGET_LOST = auto()
-
-
-async def relay(caller: Channel, target: Channel, node: str) -> Relayed:
-    """Passes frames both ways until the target has said its last or one side is gone."""
+async def relay(caller: Channel, target: Channel, node: str) -> bool:
+    """Passes frames both ways until the target has said its last or one side is gone; False when it is the caller."""
 
     async def forward() -> None:
         while frame := await caller.receive():
@@ -173,14 +164,14 @@ async def relay(caller: Channel, target: Channel, node: str) -> Relayed:
         while frame := await target.receive():
             caller.send(protocol.frame(*frame))
             if not await caller.drain():
-                return Relayed.CALLER_GONE
+                return False
             if frame[0] == protocol.MESSAGE and "exit" in protocol.decode(frame[1]):
-                return Relayed.ANSWERED
+                return True
         if forwarding.done():
-            return Relayed.CALLER_GONE
+            return False
         caller.say({**answer(error=f"the connection to {node} was lost"), "lost": True})
         await caller.drain()
-        return Relayed.TARGET_LOST
+        return True
     finally:
         forwarding.cancel()
         target.close()

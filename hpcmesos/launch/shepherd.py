@@ -16,6 +16,7 @@ from hpcmesos import pidfile
 from hpcmesos.launch import control, enclosure, files, gangs, logs, ranks, shells
 from hpcmesos.launch.attempt import Attempt, Order, Services
 from hpcmesos.launch.channel import Channel
+from hpcmesos.launch.deadman import DeadMan
 from hpcmesos.launch.journal import Journal
 from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.peers import Identity, Peers
@@ -43,11 +44,13 @@ class Shepherd:
             config=config,
             children=self.children,
             journal=Journal(os.path.join(config.state, "journal")),
+            directories=files.Directories(config, self.children),
             trees=enclosure.Trees(marker),
             emit=self.control.emit,
         )
         self.peers = Peers(config)
         self._ranks = ranks.Ranks(self.attempts, self.services.trees, self.peers, config.node)
+        self.deadman = DeadMan(config.node, self.attempts.values)
         self._owners = Owners()
         self._arrivals: dict[str, asyncio.Event] = {}
         self._refused: OrderedDict[str, dict[str, Any]] = OrderedDict()
@@ -62,6 +65,7 @@ class Shepherd:
             "pid": os.getpid(),
             "started_at": self._started_at,
             "peer_port": self.peers.port,
+            "journal": self.services.journal.identity,
             "attempts": [attempt.summary() for attempt in self._held()],
         }
 
@@ -195,14 +199,19 @@ class Shepherd:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.shutdown, False)
         files.write_commands(self.config)
+        self.services.directories.clean()
+        if self.config.cgroup:
+            self.children.use_starter()
         self.recovered = await recover(self.services)
         doors = [
             await self.peers.listen(self._answer_peer),
             await control.listen(self.config.ranks_socket, 0o666, self._ranks.serve),
             await control.listen(self.config.control_socket, 0o600, self.control.serve),
         ]
+        watching = asyncio.create_task(self.deadman.watch())
         gc.freeze()  # fewer pages to copy at each fork
         await self._stopping.wait()
+        watching.cancel()
         for door in doors:
             door.close()
         for path in (self.config.control_socket, self.config.ranks_socket):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, cast
 
 from litestar import Litestar, MediaType, Request, Response, delete, get, post
@@ -26,7 +27,18 @@ from hpcmesos.errors import HpcmesosError, InvalidValue, UsageError
 from hpcmesos.master import auth
 from hpcmesos.master.metrics import CONTENT_TYPE, Metrics
 from hpcmesos.master.peercred import Peer
-from hpcmesos.master.services import control, logs, nodes, status, submit, tokens, wait
+from hpcmesos.master.services import (
+    changes,
+    control,
+    logs,
+    manager,
+    nodes,
+    selecting,
+    status,
+    submit,
+    tokens,
+    wait,
+)
 from hpcmesos.master.services.lookup import find_own
 from hpcmesos.master.services.replies import exit_code, one_line
 from hpcmesos.master.services.site import Site
@@ -47,6 +59,15 @@ COMMANDS: Mapping[str, Service] = {
     "qhold": control.qhold,
     "qrls": control.qrls,
     "pbsnodes": nodes.pbsnodes,
+    "qalter": changes.qalter,
+    "qmove": changes.qmove,
+    "qorder": changes.qorder,
+    "qrerun": changes.qrerun,
+    "qsig": changes.qsig,
+    "qmsg": changes.qmsg,
+    "qselect": selecting.qselect,
+    "qmgr": manager.qmgr,
+    **{name: partial(manager.switch, name) for name in ("qenable", "qdisable", "qstart", "qstop")},
 }
 
 
@@ -194,7 +215,8 @@ def _caller(request: ApiRequest) -> auth.Caller:
     """Who is at the other end; Unauthenticated when nobody is known there."""
     site = _site(request)
     peer = request.scope.get("state", {}).get("peer", Peer())
-    return auth.identify(peer, request.headers.get("authorization"), site.settings, site.store)
+    given = site.server.recent()
+    return auth.identify(peer, request.headers.get("authorization"), site.settings, site.store, given)
 
 
 def _check_text(data: wire.CommandRequest) -> None:

@@ -7,13 +7,17 @@ of our authority: an agent (O=agent) or another master (O=master). uid 0 is nobo
 from __future__ import annotations
 
 import pwd
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import RootRefused, Unauthenticated, Unauthorized
 from hpcmesos.master.peercred import Peer
 from hpcmesos.model import Role
 from hpcmesos.queue.store import Store
+
+NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
 
 _BEARER = "bearer "
 
@@ -25,6 +29,7 @@ class Caller:
     user: str
     role: Role = Role.USER
     node: str | None = None
+    local: bool = False  # on this host, by its unix socket
 
     @property
     def privileged(self) -> bool:
@@ -36,16 +41,22 @@ class Caller:
         return self.privileged or (self.user != "" and self.user == owner)
 
 
-def identify(peer: Peer, authorization: str | None, settings: MasterSettings, store: Store) -> Caller:
-    """The caller on this connection.
+def identify(
+    peer: Peer,
+    authorization: str | None,
+    settings: MasterSettings,
+    store: Store,
+    server: Mapping[str, str] = NO_ATTRIBUTES,
+) -> Caller:
+    """The caller on this connection. ``server``: its attributes; they may name managers and operators beside ours.
 
     Raises:
         Unauthenticated: no credential, or a wrong one.
     """
     if peer.uid is not None:
-        return _user(_name_of(peer.uid), settings)
+        return replace(_user(_name_of(peer.uid), settings, server), local=True)
     if authorization is not None:
-        return _user(_token_user(authorization, store), settings)
+        return _user(_token_user(authorization, store), settings, server)
     if peer.organization == "master":
         return Caller("", Role.MANAGER)
     if peer.organization == "agent" and peer.common_name:
@@ -82,10 +93,16 @@ def check_operator(caller: Caller, what: str) -> None:
         raise Unauthorized(f"only operators may {what}")
 
 
-def _user(name: str, settings: MasterSettings) -> Caller:
-    if name in settings.managers:
+def _user(name: str, settings: MasterSettings, server: Mapping[str, str]) -> Caller:
+    if name in settings.managers or _listed(name, server.get("managers", "")):
         return Caller(name, Role.MANAGER)
-    return Caller(name, Role.OPERATOR if name in settings.operators else Role.USER)
+    operator = name in settings.operators or _listed(name, server.get("operators", ""))
+    return Caller(name, Role.OPERATOR if operator else Role.USER)
+
+
+def _listed(name: str, users: str) -> bool:
+    """Whether ``user@host,...`` names the user; users are the same on all hosts of a cluster."""
+    return name in (entry.partition("@")[0].strip() for entry in users.split(","))
 
 
 def _name_of(uid: int) -> str:

@@ -6,8 +6,10 @@ Touched by the planner's thread only. Changes nothing in the database and decide
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -17,6 +19,7 @@ from hpcmesos.gang.snapshot import JobView, NodeView
 from hpcmesos.master import cycle
 from hpcmesos.master.ports import Ports
 from hpcmesos.model import AttemptId, Cause, GpuState, JobId, JobState
+from hpcmesos.queue import arrays
 from hpcmesos.queue.records import (
     AttemptKey,
     GpuRecord,
@@ -29,6 +32,7 @@ from hpcmesos.queue.records import (
 )
 
 WAITING_STATES = frozenset({JobState.QUEUED, JobState.HELD, JobState.WAITING})
+HOLDING_STATES = frozenset({JobState.RUNNING, JobState.EXITING})
 
 
 class Phase(StrEnum):
@@ -55,6 +59,7 @@ class Attempt:
     missing: set[str] = field(default_factory=set)  # members that denied it while it was UNSURE
     end: wire.End | None = None  # what members were told, for those that were away
     culprit: str | None = None
+    silence: int | None = None  # s without a leader after which its nodes end it; None: never
     started_at: float | None = None
     spec: dict[str, Any] | None = None  # until it runs, to send PREPARE again
     billing: Mapping[str, Any] = field(default_factory=dict)  # what accounting wants of the submission
@@ -78,6 +83,7 @@ class Node:
     cpus_used: int
     mem_used: int
     link: int | None = None
+    away_since: float = 0.0  # by the leader's clock, while there is no link
     words: dict[str, GpuState] = field(default_factory=dict)  # what the node itself said last of each GPU
     view: NodeView | None = None  # cached; None: has changed
 
@@ -117,6 +123,40 @@ class Pending:
         return self._views[key]
 
 
+class Arrays:
+    """Of each array, its elements that have a row and are not complete."""
+
+    def __init__(self) -> None:
+        self.live: defaultdict[int, set[JobKey]] = defaultdict(set)
+        self.running: Counter[int] = Counter()  # what counts against the slot limit: elements in R and E
+        self.queued: Counter[int] = Counter()  # elements that wait to run again
+
+    def take_in(self, job: JobRecord) -> None:
+        if job.index is not None:
+            self.live[job.seq].add(job.key)
+            self._count(job, 1)
+
+    def forget(self, job: JobRecord) -> None:
+        if job.index is not None:
+            self.live[job.seq].discard(job.key)
+            self._count(job, -1)
+            if not self.live[job.seq]:
+                del self.live[job.seq], self.running[job.seq], self.queued[job.seq]
+
+    def _count(self, job: JobRecord, change: int) -> None:
+        if job.state in HOLDING_STATES:
+            self.running[job.seq] += change
+        elif job.state is JobState.QUEUED:
+            self.queued[job.seq] += change
+
+
+def may_start(job: JobRecord) -> bool:
+    """Whether the job, or elements of the array, wait for nothing but room."""
+    if job.array_spec is None:
+        return job.state is JobState.QUEUED
+    return bool(job.todo) and not job.holds and job.state in (JobState.QUEUED, JobState.RUNNING)
+
+
 class Cluster:
     """Jobs that are not complete, attempts that hold something, nodes, queues."""
 
@@ -124,18 +164,26 @@ class Cluster:
         self.server = server
         self.jobs: dict[JobKey, JobRecord] = {}
         self.pending = Pending()
+        self.arrays = Arrays()
         self.dependents: dict[int, set[JobKey]] = {}
         self.attempts: dict[str, Attempt] = {}
         self.nodes: dict[str, Node] = {}
-        self.queues: dict[str, QueueRecord] = {queue.name: queue for queue in state.queues}
+        self.queues: dict[str, QueueRecord] = {}
+        self.attributes: dict[str, str] = {}  # of the server, as qmgr sets them
         self.blocked: set[JobKey] = set()  # an earlier attempt's parts may still run somewhere
         self.changed = True  # something that scheduling looks at
         self.ports = Ports()
+        for job in state.jobs:
+            self.put(job)
+        self.take_in(state)
+
+    def take_in(self, state: LeaderState) -> None:
+        """Everything but the jobs, which are there already; once."""
+        self.queues = {queue.name: queue for queue in state.queues}
+        self.attributes = dict(state.server)
         for record in state.nodes:
             gpus = {gpu.uuid: gpu for gpu in record.gpus}
             self.nodes[record.name] = Node(replace(record, gpus=()), gpus, record.cpus_used, record.mem_used)
-        for job in state.jobs:
-            self.put(job)
         self._load_attempts(state.shares)
 
     def _load_attempts(self, shares: Iterable[ShareRecord]) -> None:
@@ -156,6 +204,7 @@ class Cluster:
                 {share.node: share for share in parts},
                 Phase.UNSURE if live else Phase.OVER,
                 tuple(parts),
+                silence=job.request.silence if job else None,
             )
             if not live:
                 self.blocked.add(key.job)
@@ -164,7 +213,7 @@ class Cluster:
 
     def job_id(self, key: JobKey) -> JobId:
         job = self.jobs.get(key)
-        return JobId(key.seq, job.server if job else self.server, key.index)
+        return job.id if job else JobId(key.seq, self.server, key.index)
 
     def name(self, key: AttemptKey) -> str:
         """How the wire calls an attempt."""
@@ -174,25 +223,51 @@ class Cluster:
 
     def put(self, job: JobRecord) -> None:
         """Takes in a job as it is now; a complete one is forgotten."""
-        self._forget(job.key)
         if job.state is JobState.COMPLETE:
-            self.blocked.discard(job.key)
+            self.forget(job.key)
             return
+        self._forget(job.key)
         self.jobs[job.key] = job
+        self.arrays.take_in(job)
         for dependency in job.dependencies:
             self.dependents.setdefault(dependency.seq, set()).add(job.key)
-        if job.state is JobState.QUEUED and job.todo is None:
+        if may_start(job):
             self.pending.put(job.key, cycle.job_view(job))
             self.changed = True
+
+    def forget(self, key: JobKey) -> None:
+        """As put() of a complete job."""
+        self._forget(key)
+        self.blocked.discard(key)
 
     def _forget(self, key: JobKey) -> None:
         old = self.jobs.pop(key, None)
         self.pending.remove(key)
+        if old:
+            self.arrays.forget(old)
         for dependency in old.dependencies if old else ():
             waiting = self.dependents.get(dependency.seq, set())
             waiting.discard(key)
             if not waiting:
                 self.dependents.pop(dependency.seq, None)
+
+    def tally(self, seq: int, succeeded: int, failed: int) -> None:
+        """So many more elements of an array are complete."""
+        parent = self.jobs[JobKey(seq)]
+        # Nothing that scheduling looks at: the rest of the picture stays.
+        self.jobs[parent.key] = replace(
+            parent, succeeded=(parent.succeeded or 0) + succeeded, failed=(parent.failed or 0) + failed
+        )
+
+    def take_elements(self, seq: int, indexes: list[int], now: datetime) -> JobRecord:
+        """Elements of an array get rows; answers the parent, without them."""
+        parent = self.jobs[JobKey(seq)]
+        left = arrays.subtract(parent.todo or (), arrays.of(indexes))
+        begun = replace(
+            parent, state=JobState.RUNNING, todo=left, started_at=parent.started_at or now, modified_at=now
+        )
+        self.put(begun)
+        return begun
 
     def current(self, key: JobKey) -> Attempt | None:
         """The attempt that the job runs in now."""
@@ -212,6 +287,7 @@ class Cluster:
             {share.node: share for share in shares},
             Phase.PREPARING,
             shares,
+            silence=job.request.silence,
         )
         self.attempts[attempt.name] = attempt
         for share in shares:
@@ -269,8 +345,18 @@ class Cluster:
             for uuid in attempt.shares[node].gpus
         }
 
+    def put_queue(self, name: str, queue: QueueRecord | None) -> None:
+        """Takes in a queue as it is now; None: it is deleted."""
+        if queue is None:
+            self.queues.pop(name, None)
+        else:
+            self.queues[name] = queue
+        self.changed = True
+
     def stopped_queues(self) -> frozenset[str]:
-        return frozenset(name for name, queue in self.queues.items() if not queue.started)
+        """Queues whose jobs do not start; all of them while the server's scheduling is off."""
+        idle = self.attributes.get("scheduling") == "False"
+        return frozenset(name for name, queue in self.queues.items() if idle or not queue.started)
 
 
 def _released(word: GpuState | None) -> GpuState:

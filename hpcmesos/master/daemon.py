@@ -183,7 +183,7 @@ class Supervisor:
         self._wakeups = wakeups
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT; then stops the API first, so that nothing is accepted that nobody hears of."""
+        """Until SIGTERM or SIGINT; what is accepted until then is in the database, for the next leader."""
         for process in self._children:
             process.start()
         log.info(
@@ -197,8 +197,7 @@ class Supervisor:
                 self._look()
         finally:
             log.info("stopping")
-            self._stop([p for p in self._children if p.name != "leader"])
-            self._stop([p for p in self._children if p.name == "leader"])
+            self._stop(self._children)
 
     def _look(self) -> None:
         for process in self._children:

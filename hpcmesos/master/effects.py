@@ -19,7 +19,7 @@ from hpcmesos.model import GpuState, JobState
 from hpcmesos.queue.accounting import Entry
 from hpcmesos.queue.leader_store import LeaderTransaction
 from hpcmesos.queue.reads import Reads
-from hpcmesos.queue.records import AttemptRecord, JobKey, JobRecord, Move, NodeRecord, Release
+from hpcmesos.queue.records import AttemptRecord, JobKey, JobRecord, Move, NodeRecord, QueueRecord, Release
 
 
 @dataclass(slots=True)
@@ -29,24 +29,49 @@ class Effects:
     nodes: list[NodeRecord] = field(default_factory=list)
     up: dict[str, bool] = field(default_factory=dict)
     offline: dict[str, tuple[bool, str | None]] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
     finished: list[AttemptRecord] = field(default_factory=list)
     releases: list[Release] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
+    tallies: dict[int, tuple[int, int]] = field(
+        default_factory=dict
+    )  # of arrays: elements that ended well, or not
     gpus: dict[str, tuple[GpuState, str]] = field(default_factory=dict)
     messages: list[tuple[str, wire.ToAgent]] = field(default_factory=list)
     recheck: set[JobKey] = field(default_factory=set)  # dependents to judge when this is committed
     accounting: list[Entry] = field(default_factory=list)
+    queues: dict[str, QueueRecord | None] = field(default_factory=dict)  # None: deleted
+    server: dict[str, str] | None = None  # all attributes of the server; None: unchanged
+    audit: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)  # events about no job
 
     def __bool__(self) -> bool:
         """Whether there is anything to write."""
-        rows = (self.nodes, self.up, self.offline, self.finished, self.releases, self.moves, self.gpus)
-        return any(rows)
+        rows = (
+            self.nodes,
+            self.up,
+            self.offline,
+            self.gone,
+            self.finished,
+            self.releases,
+            self.moves,
+            self.tallies,
+            self.gpus,
+        )
+        return any(rows) or bool(self.audit)
 
     def add(self, other: Effects) -> None:
-        for name in ("nodes", "finished", "releases", "moves", "messages", "accounting"):
+        for name in ("nodes", "finished", "releases", "moves", "messages", "accounting", "audit"):
             getattr(self, name).extend(getattr(other, name))
-        for name in ("up", "offline", "gpus", "recheck"):
+        for name in ("up", "offline", "gone", "gpus", "recheck", "queues"):
             getattr(self, name).update(getattr(other, name))
+        for seq, counts in other.tallies.items():
+            self.tally(seq, *counts)
+        if other.server is not None:
+            self.server = other.server
+
+    def tally(self, seq: int, succeeded: int, failed: int) -> None:
+        before = self.tallies.get(seq, (0, 0))
+        self.tallies[seq] = before[0] + succeeded, before[1] + failed
 
     def write(self, transaction: LeaderTransaction) -> Outcome:
         """Everything into the database."""
@@ -57,6 +82,8 @@ class Effects:
             transaction.set_node_up(name, up)
         for name, (offline, note) in self.offline.items():
             transaction.set_node_offline(name, offline, note)
+        for name in self.gone:
+            transaction.set_node_gone(name)
         if self.finished:
             transaction.finish_attempts(self.finished)
         if self.releases:
@@ -64,10 +91,24 @@ class Effects:
         if self.moves:
             moved = transaction.move_jobs(self.moves)
             outcome.outrun = {move.key for move in self.moves} - moved
+        if self.tallies:
+            transaction.tally(self.tallies)
         if self.gpus:
             states = {uuid: state for uuid, (state, _) in self.gpus.items()}
             transaction.set_gpu_states(states, {uuid: note for uuid, (_, note) in self.gpus.items()})
+        self._write_objects(transaction)
         return outcome
+
+    def _write_objects(self, transaction: LeaderTransaction) -> None:
+        for name, queue in self.queues.items():
+            if queue is None:
+                transaction.delete_queue(name)
+            else:
+                transaction.put_queue(queue)
+        if self.server is not None:
+            transaction.put_server(self.server)
+        if self.audit:
+            transaction.tell(self.audit)
 
 
 @dataclass(slots=True)
@@ -120,6 +161,11 @@ class Desk:
         if target in (JobState.RUNNING, JobState.COMPLETE):
             self.effects.recheck |= self.cluster.dependents.get(job.seq, set())
         return moved
+
+    def tally(self, seq: int, succeeded: int, failed: int) -> None:
+        """So many more elements of an array are complete."""
+        self.effects.tally(seq, succeeded, failed)
+        self.cluster.tally(seq, succeeded, failed)
 
     def send(self, node: str, message: wire.ToAgent) -> None:
         self.effects.messages.append((node, message))

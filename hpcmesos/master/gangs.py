@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 from hpcmesos import wire
 from hpcmesos.gang.feasible import can_ever_fit
 from hpcmesos.master import cycle
+from hpcmesos.master.arrays import Arrays
 from hpcmesos.master.cluster import Attempt, Phase
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.spec import build_spec
+from hpcmesos.master.submissions import Submissions
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
 from hpcmesos.queue.records import AttemptRecord, JobRecord
@@ -40,35 +42,29 @@ class Gangs:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
+        self.arrays = Arrays(desk)
+        self.submissions = Submissions(desk.reader)
 
     # --- start
 
-    def prepare(
-        self,
-        attempt: Attempt,
-        nodes: Iterable[str],
-        job: JobRecord | None = None,
-        script: bytes | None = None,
-    ) -> None:
-        """Sends PREPARE to these members. ``job``: with its submission, and ``script``, when they are at hand."""
+    def prepare(self, attempt: Attempt, nodes: Iterable[str]) -> None:
+        """Sends PREPARE to these members."""
         if attempt.spec is None:
-            if job is None:
-                job = self.desk.reader.job(attempt.key.seq, attempt.key.index)
-                script = self.desk.reader.script(attempt.key.seq)
-            attempt.spec = self._spec(attempt, job, script)
+            attempt.spec = self._spec(attempt)
         for node in nodes:
             spec = attempt.spec | {"me": attempt.nodes.index(node)}
             self.desk.send(node, wire.Prepare(attempt=attempt.name, spec=spec))
 
-    def _spec(self, attempt: Attempt, job: JobRecord | None, script: bytes | None) -> dict[str, Any]:
-        assert job is not None, "a job that runs is in the database"
-        attempt.billing = {key: job.submission.get(key) or {} for key in _BILLED}
+    def _spec(self, attempt: Attempt) -> dict[str, Any]:
+        submitted = self.submissions.get(attempt.key.seq)
+        job = replace(self.desk.cluster.jobs[attempt.key.job], submission=submitted.submission)
+        attempt.billing = _billing(submitted.submission)
         nodes = self.desk.cluster.nodes
         members = []
         for name in attempt.nodes:
             node = nodes[name]
             members.append((attempt.shares[name], replace(node.record, gpus=tuple(node.gpus.values()))))
-        return build_spec(replace(job, attempt=attempt.key.number), members, script, self.desk.settings)
+        return build_spec(job, members, submitted.script, self.desk.settings)
 
     def watch(self, attempt: Attempt) -> None:
         """Gives the members until now + prepare_timeout to get ready."""
@@ -108,8 +104,8 @@ class Gangs:
 
     def _billed(self, job: JobRecord, attempt: Attempt) -> JobRecord:
         """The job with what accounting wants to know; the picture's jobs have no submission."""
-        if not attempt.billing and (full := self.desk.reader.job(job.seq, job.index)):
-            attempt.billing = {key: full.submission.get(key) or {} for key in _BILLED}
+        if not attempt.billing:
+            attempt.billing = _billing(self.submissions.get(job.seq).submission)
         return replace(job, submission=attempt.billing)
 
     def on_refused(self, attempt: Attempt, node: str, culprit: str, reason: str) -> None:
@@ -127,6 +123,13 @@ class Gangs:
         if attempt.end is None:
             self.end(attempt, Cause.START_FAILED, culprit, reason)
         self.finish(attempt, record)
+
+    def tell_walltime(self, attempt: Attempt) -> None:
+        """Tells the head the walltime that holds now; it had one from the start."""
+        job = self.desk.cluster.jobs[attempt.key.job]
+        if attempt.spec is not None:
+            attempt.spec["walltime"] = job.request.walltime  # for a PREPARE that is sent again
+        self.desk.send(attempt.head, wire.Alter(attempt=attempt.name, walltime=job.request.walltime))
 
     # --- end
 
@@ -202,6 +205,9 @@ class Gangs:
         )
 
     def _report(self, attempt: Attempt, report: wire.Ended) -> AttemptRecord:
+        culprit = report.culprit or attempt.culprit
+        if report.cause == Cause.NODE_LOST and attempt.culprit:
+            culprit = attempt.culprit  # of a head that is cut off and a member, the member told us first
         return AttemptRecord(
             key=attempt.key,
             started_at=moment(report.started_at or attempt.started_at),
@@ -210,7 +216,7 @@ class Gangs:
             code=report.code,
             signal=report.signal,
             forced=report.forced,
-            culprit=clean(report.culprit or attempt.culprit),
+            culprit=clean(culprit),
             message=clean(report.message),
             usage=report.usage,
             ranks=tuple(clean(report.ranks)),
@@ -305,6 +311,11 @@ class Gangs:
         done = self.desk.move(job, JobState.COMPLETE, "ended", payload, **changes)
         entry = accounting.ended(self._billed(done, attempt), record, attempt.placed, self.desk.now)
         self.desk.effects.accounting.append(entry)
+        self.arrays.element_over(done)
+
+
+def _billing(submission: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: submission.get(key) or {} for key in _BILLED}
 
 
 def resting_state(holds: str, not_before: datetime | None, now: datetime) -> JobState:

@@ -6,19 +6,23 @@ The rights of who wishes were checked when the row was written. A wish that its 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 from hpcmesos import wire
 from hpcmesos.errors import InvalidValue
+from hpcmesos.master import objects
+from hpcmesos.master.arrays import without
+from hpcmesos.master.changes import Changes
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.gangs import Gangs, resting_state
 from hpcmesos.master.reconcile import Nodes
 from hpcmesos.master.services import wishes
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
+from hpcmesos.queue.arrays import Ranges, normal
 from hpcmesos.queue.dependencies import Verdict, judge_all
 from hpcmesos.queue.records import InboxRow, JobFilter, JobKey, JobRecord, Outcome
 from hpcmesos.queue.states import exit_status
@@ -28,6 +32,7 @@ log = logging.getLogger(__name__)
 
 DEPENDENCY_HOLD = "d"
 _RUNNING = (JobState.RUNNING, JobState.EXITING)
+_EVERY: Ranges = ((0, 2**31),)
 
 
 class JobReader(Protocol):
@@ -43,34 +48,41 @@ class Inbox:
         self.desk = desk
         self.gangs = gangs
         self.nodes = nodes
-        self.fresh: dict[JobKey, JobRecord] = {}  # with their submissions, which the picture is too small for
+        self.changes = Changes(desk, gangs, self)
+        self.fresh: dict[int, JobRecord] = {}  # new jobs of the rows that are looked at, by ``seq``
 
     def load_submitted(self, rows: Sequence[InboxRow], reader: JobReader) -> None:
         """The new jobs that these rows are about, in one read."""
-        keys = [JobKey(row.seq) for row in rows if row.kind == SUBMIT and row.seq is not None]
-        self.load_fresh(keys, reader)
-
-    def load_fresh(self, keys: Iterable[JobKey], reader: JobReader) -> None:
-        """Reads those of these jobs that are not in ``fresh``."""
-        seqs = tuple({key.seq for key in keys if key not in self.fresh})
-        jobs = reader.jobs(JobFilter(seqs=seqs)) if seqs else ()
-        self.fresh |= {job.key: job for job in jobs}
+        seqs = tuple({row.seq for row in rows if row.kind == SUBMIT and row.seq is not None})
+        jobs = reader.jobs(JobFilter(seqs=seqs, elements=False)) if seqs else ()
+        self.fresh = {job.seq: job for job in jobs}
+        for job in jobs:
+            self.gangs.submissions.put(job.seq, job.submission)
 
     def on_row(self, row: InboxRow) -> None:
         """One row. Raises InvalidValue for a payload that makes no sense."""
         if row.kind == wishes.NODE:
-            self._on_node(row.payload)
+            words = row.payload
+            self.nodes.on_wish(str(words.get("node")), str(words.get("action")), words.get("note"), row.user)
+            return
+        if row.kind == wishes.OBJECT:
+            objects.on_wish(self.desk, row)
             return
         if row.seq is None:
             raise InvalidValue(f"an inbox row of kind {row.kind} without a job")
-        key = JobKey(row.seq, row.payload.get("index"))
         if row.kind == SUBMIT:
-            self._on_submit(self.fresh.get(key))
+            self._on_submit(self.fresh.get(row.seq))
             return
-        job = self.desk.cluster.jobs.get(key)
+        if (parent := self.gangs.arrays.find(row.seq)) is not None:
+            self._on_array(parent, row)
+            return
+        job = self.desk.cluster.jobs.get(JobKey(row.seq, row.payload.get("index")))
         if job is None:
             log.info("wish outrun kind=%s job=%d user=%s", row.kind, row.seq, row.user)
             return
+        self._on_job(job, row)
+
+    def _on_job(self, job: JobRecord, row: InboxRow) -> None:
         match row.kind:
             case wishes.DELETE:
                 self._on_delete(job, row)
@@ -80,9 +92,29 @@ class Inbox:
                 self._set_holds(job, "released", row, set(job.holds) - _kinds(row))
             case wishes.SIGNAL:
                 self._on_signal(job, row)
+            case _ if self.changes.take(job, row):
+                pass
             case _:
-                log.warning("unknown wish kind=%s job=%d user=%s", row.kind, row.seq, row.user)
+                log.warning("unknown wish kind=%s job=%s user=%s", row.kind, job.id, row.user)
                 self.desk.move(job, job.state, "ignored", {"wish": row.kind, "user": row.user})
+
+    def _on_array(self, parent: JobRecord, row: InboxRow) -> None:
+        """A wish about an array, or about some of its elements."""
+        arrays, wanted = self.gangs.arrays, _elements(row.payload)
+        rows = arrays.rows(parent, _EVERY if wanted is None else wanted)
+        match row.kind:
+            case wishes.DELETE:
+                message = str(row.payload.get("message") or "")
+                arrays.delete_waiting(parent, _EVERY if wanted is None else wanted, row.user, message)
+                for element in rows:
+                    self._on_delete(element, row)
+                arrays.settle(parent.seq)
+            case wishes.SIGNAL | wishes.RERUN | wishes.MESSAGE:
+                for element in rows:
+                    self._on_job(element, row)
+            case _:
+                for job in [parent] if wanted is None else rows:
+                    self._on_job(job, row)
 
     # --- new jobs, times and dependencies
 
@@ -120,27 +152,32 @@ class Inbox:
         job = self.desk.cluster.jobs.get(key)
         if job is None or job.state in _RUNNING or not job.dependencies:
             return
+        if job.array_spec is not None and job.started_at is not None:
+            return  # it has begun, and is held now
         verdict = judge_all(job.dependencies, self._outcomes(job))
         held = DEPENDENCY_HOLD in job.holds
         if verdict is Verdict.IMPOSSIBLE:
             comment = "a job that it depends on did not end as it must, or is unknown"
             self._complete_unrun(job, "dependency failed", comment)
         elif verdict is Verdict.SATISFIED and held:
-            self._rest(job, "dependency satisfied", set(job.holds) - {DEPENDENCY_HOLD})
+            self.rest(job, "dependency satisfied", set(job.holds) - {DEPENDENCY_HOLD})
         elif verdict is Verdict.WAITING and not held:
-            self._rest(job, "dependency waits", {*job.holds, DEPENDENCY_HOLD})
+            self.rest(job, "dependency waits", {*job.holds, DEPENDENCY_HOLD})
 
-    def _outcomes(self, job: JobRecord) -> Mapping[int, Outcome]:
-        return self.desk.reader.outcomes([dependency.seq for dependency in job.dependencies])
+    def _outcomes(self, job: JobRecord) -> Mapping[JobKey, Outcome]:
+        return self.desk.reader.outcomes(JobKey(*dependency.parent) for dependency in job.dependencies)
 
     def _complete_unrun(self, job: JobRecord, event: str, comment: str, user: str = "") -> None:
         changes: dict[str, object] = {"cause": Cause.DELETED, "comment": comment[:1000]}
+        if job.array_spec is not None:
+            changes |= without(job, job.todo or ())
         if job.attempt:  # it ran once, and waited to run again
             changes["exit_status"] = exit_status(Cause.DELETED, None, None, False)
         done = self.desk.move(job, JobState.COMPLETE, event, {"user": user} if user else {}, **changes)
         now = self.desk.now
         entry = accounting.deleted(done, user, now) if user else accounting.aborted(done, now)
         self.desk.effects.accounting.append(entry)
+        self.gangs.arrays.element_over(done)
 
     # --- wishes
 
@@ -166,12 +203,14 @@ class Inbox:
             self.gangs.end(attempt, Cause.DELETED, None, message, None if delay is None else float(delay))
 
     def _set_holds(self, job: JobRecord, event: str, row: InboxRow, holds: set[str]) -> None:
-        self._rest(job, event, holds, user=row.user)
+        self.rest(job, event, holds, user=row.user)
 
-    def _rest(self, job: JobRecord, event: str, holds: set[str], user: str = "") -> None:
-        """The job with these holds, in the state that follows from them."""
+    def rest(self, job: JobRecord, event: str, holds: set[str], user: str = "") -> None:
+        """The job with these holds, in the state that follows from them and from its time."""
         text = "".join(sorted(holds))
-        target = job.state if job.state in _RUNNING else resting_state(text, job.not_before, self.desk.now)
+        target = resting_state(text, job.not_before, self.desk.now)
+        if job.state in _RUNNING and not (text and job.array_spec):
+            target = job.state  # of an array that has begun no more elements start, those that run go on
         changes: dict[str, object] = {"holds": text}
         if job.state is JobState.HELD and target is JobState.QUEUED:
             changes["queued_at"] = self.desk.now
@@ -190,19 +229,13 @@ class Inbox:
             self.desk.send(attempt.head, signal)
         self.desk.move(job, job.state, "signalled", {"user": row.user, "signal": number})
 
-    def _on_node(self, payload: Mapping[str, Any]) -> None:
-        name, action, note = str(payload.get("node")), payload.get("action"), payload.get("note")
-        if name not in self.desk.cluster.nodes:
-            raise InvalidValue(f"a wish about an unknown node: {name}")
-        match action:
-            case "gone":
-                self.nodes.on_gone(name)
-            case "offline" | "clear":
-                self.nodes.on_offline(name, action == "offline", note)
-            case "note":
-                self.nodes.on_offline(name, None, note)
-            case _:
-                raise InvalidValue(f"an unknown wish about a node: {action}")
+
+def _elements(payload: Mapping[str, Any]) -> Ranges | None:
+    """The elements that a wish names; None: the whole job."""
+    if (index := payload.get("index")) is not None:
+        return ((int(index), int(index) + 1),)
+    given = payload.get("elements")
+    return None if given is None else normal((int(start), int(stop)) for start, stop in given)
 
 
 def _kinds(row: InboxRow) -> set[str]:

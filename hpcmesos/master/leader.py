@@ -1,12 +1,14 @@
-"""The leader candidate: waits until it may lead, then leads until any doubt arises, and ends.
+"""The leader candidate: stands by until it may lead, then leads until any doubt arises, and ends.
 
-Threads: the event loop with the links (main), the planner, the lease, the listener, the timers. Whichever of them can
-not go on ends the process at once; the supervisor starts a new candidate. Jobs and agents do not mind.
+While another leads it keeps a picture of the queue warm. Threads of a leader: the event loop with the links (main), the
+planner, the lease, the listener, the timers. Whichever of them can not go on ends the process at once; the supervisor
+starts a new candidate. Jobs and agents do not mind.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -30,16 +32,19 @@ from hpcmesos.master.events import Event, Stop
 from hpcmesos.master.links import Links, bind
 from hpcmesos.master.listener import listen
 from hpcmesos.master.planner import Planner
+from hpcmesos.master.standby import Standby
 from hpcmesos.master.timers import Timers
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.leadership import Leadership
 
 log = logging.getLogger(__name__)
 
-_ASK = 0.2  # seconds between two tries to get the lock
+_ASK = 0.1  # seconds between two tries to get the lock
 _LONGEST_PAUSE = 1.0  # the same, while PostgreSQL does not answer
 _SWITCH_INTERVAL = 0.0005  # the planner computes; links and the lease must not wait for it
 _STOP_TIMEOUT = 5.0
+_SUCCESSOR = 0.4  # seconds that a leader that steps down waits for the next one's address
+_FAREWELL = 0.2  # seconds that agents may take to close their links
 
 
 def die(why: str) -> NoReturn:
@@ -57,7 +62,7 @@ class Lease:
         self._seconds = seconds
         self._good_until = time.monotonic() + seconds
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=guarded(self._run), name="lease")
+        self._thread = threading.Thread(target=guarded(self._run, self._stop), name="lease")
         self._thread.start()
 
     def _run(self) -> None:
@@ -73,20 +78,27 @@ class Lease:
         if time.monotonic() > self._good_until:
             die("the lease ran out")
 
-    def give_up(self) -> None:
-        """Steps down."""
+    def give_up(self) -> bool:
+        """Steps down; whether there is somebody who may lead now."""
         self._stop.set()
         self._thread.join(_STOP_TIMEOUT)
-        self._leadership.release()
+        try:
+            return self._leadership.rivals()
+        except DatabaseUnavailable:
+            return False
+        finally:
+            self._leadership.release()
 
 
-def guarded(run: Callable[[], None]) -> Callable[[], None]:
-    """``run`` as the body of a thread without which this process cannot lead."""
+def guarded(run: Callable[[], None], stopped: threading.Event) -> Callable[[], None]:
+    """``run`` as the body of a thread without which this process cannot lead, unless it has ``stopped`` leading."""
 
     def body() -> None:
         try:
             run()
         except BaseException as error:
+            if stopped.is_set():
+                return
             log.exception("thread %s failed", threading.current_thread().name)
             die(f"{type(error).__name__}: {error}")
 
@@ -97,18 +109,16 @@ def acquire(leadership: Leadership, settings: MasterSettings) -> tuple[int, sock
     """Waits until this process leads; answers the term and the socket whose address is published."""
     holder = f"{socket.gethostname()}:{os.getpid()}"
     said, pause = "", _ASK
+    bound: tuple[socket.socket, str] | None = None
     while True:
-        bound: socket.socket | None = None
         try:
-            bound, address = bind(settings.link)
-            if (term := leadership.try_acquire(holder, address, settings.lease)) is not None:
-                log.info("leading term=%d address=%s", term, address)
-                return term, bound
+            bound = bound or bind(settings.link)
+            if (term := leadership.try_acquire(holder, bound[1], settings.lease)) is not None:
+                log.info("leading term=%d address=%s", term, bound[1])
+                return term, bound[0]
             text, pause = "another candidate leads", _ASK
         except (DatabaseUnavailable, OSError) as error:
             text, pause = str(error), min(_LONGEST_PAUSE, 2 * pause)
-        if bound is not None:
-            bound.close()
         if text != said:
             log.info("waiting: %s", text)
             said = text
@@ -118,16 +128,17 @@ def acquire(leadership: Leadership, settings: MasterSettings) -> tuple[int, sock
 class Leader:
     """One term of leadership."""
 
-    def __init__(self, config: child.Child, store: LeaderStore, lease: Lease) -> None:
+    def __init__(self, config: child.Child, store: LeaderStore, lease: Lease, standby: Standby) -> None:
         self._config = config
         self._settings = config.settings
         self._store = store
         self._lease = lease
+        self._standby = standby
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._stopped = threading.Event()
 
     async def run(self, bound: socket.socket) -> None:
-        """Until SIGTERM or SIGINT."""
+        """Until SIGTERM or SIGINT; then steps down and sends the agents to the next leader, if there is one."""
         settings, store = self._settings, self._store
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
@@ -141,28 +152,55 @@ class Leader:
             term=store.term,
         )
         links = Links(welcome, settings.node_silence, self._events.put)
-        # What is loaded stays: the collector need not walk through it, now or later.
-        gc.disable()
-        planner = await asyncio.to_thread(Planner, settings, store, links, self._events)
-        gc.freeze()
-        gc.enable()
         tls = pki.server_context(
             self._config.certificate, self._config.key, self._config.ca, require_client=True
         )
-        thread = self._thread("planner", planner.run)
+        await links.start(bound, tls)  # before the picture is there: agents need not dial twice
+        planner = await asyncio.to_thread(self._planner, links)
+        threads = [
+            self._thread("planner", planner.run),
+            self._thread("timers", lambda: Timers(store, settings).run(self._stopped)),
+        ]
         self._thread("listener", self._listen)
-        self._thread("timers", lambda: Timers(store, settings).run(self._stopped))
-        await links.start(bound, tls)
         log.info("serving term=%d", store.term)
         await stop.wait()
+        watch.cancel()
         self._stopped.set()
         self._events.put(Stop())
-        await asyncio.to_thread(thread.join, _STOP_TIMEOUT)
+        for thread in threads:
+            await asyncio.to_thread(thread.join, _STOP_TIMEOUT)
+        await self._part(links)
+
+    def _planner(self, links: Links) -> Planner:
+        """What is loaded stays: the collector need not walk through it, now or later."""
+        gc.disable()
+        picture = self._standby.take_over()
+        planner = Planner(self._settings, self._store, links, self._events, picture=picture)
+        gc.freeze()
+        gc.enable()
+        return planner
+
+    async def _part(self, links: Links) -> None:
+        if await asyncio.to_thread(self._lease.give_up) and (next_one := await self._successor()):
+            links.hand_over(next_one)
+            deadline = time.monotonic() + _FAREWELL
+            while links.nodes and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
         links.close()
-        watch.cancel()
+
+    async def _successor(self) -> str:
+        """The next leader's address; empty: there is none yet."""
+        deadline = time.monotonic() + _SUCCESSOR
+        while time.monotonic() < deadline:
+            with contextlib.suppress(DatabaseUnavailable):
+                leader = await asyncio.to_thread(self._store.leader)
+                if leader.live and leader.term > self._store.term:
+                    return leader.address
+            await asyncio.sleep(0.02)
+        return ""
 
     def _thread(self, name: str, run: Callable[[], None]) -> threading.Thread:
-        thread = threading.Thread(target=guarded(run), name=name, daemon=True)
+        thread = threading.Thread(target=guarded(run, self._stopped), name=name, daemon=True)
         thread.start()
         return thread
 
@@ -186,15 +224,17 @@ def main() -> int:
     child.log_to_stderr(config.settings.log_level)
     sys.setswitchinterval(_SWITCH_INTERVAL)
     leadership = Leadership(leader_url(config.settings))
+    standby = Standby(leader_url(config.settings), config.settings.server)
     term, bound = acquire(leadership, config.settings)
     lease = Lease(leadership, config.settings.lease)
     try:
         store = LeaderStore(leader_url(config.settings), term)
-        uvloop.run(Leader(config, store, lease).run(bound))  # asyncio's own TLS costs more than all decisions
+        uvloop.run(
+            Leader(config, store, lease, standby).run(bound)
+        )  # asyncio's own TLS costs more than all decisions
     except BaseException as error:
         log.exception("the leader failed")
         die(f"{type(error).__name__}: {error}")
-    lease.give_up()
     log.info("stepped down term=%d", term)
     logging.shutdown()
     os._exit(0)  # threads that wait for the database must not hold us up

@@ -70,14 +70,23 @@ class Links:
         )
         self._tick()
 
+    def hand_over(self, leader: str) -> None:
+        """Stops listening and tells every agent where its next leader listens."""
+        self._stop()
+        for connection in list(self.nodes.values()):
+            connection.reject("another master leads now", leader)
+
     def close(self) -> None:
         """Stops listening and parts from everybody."""
+        self._stop()
+        for connection in list(self._open):
+            connection.abort("the leader stops")
+
+    def _stop(self) -> None:
         if self._ticker:
             self._ticker.cancel()
         if self._server:
             self._server.close()
-        for connection in list(self._open):
-            connection.abort("the leader stops")
 
     def send(self, messages: Iterable[tuple[str, wire.ToAgent]]) -> None:
         """Sends each message to its node, in order; those to nodes without a link are lost, as on a real wire."""
@@ -116,7 +125,8 @@ class Links:
         if older := self.nodes.get(hello.node):
             older.reject(f"a newer agent of {hello.node} dialled in")
         self.nodes[hello.node] = connection
-        connection.write(wire.encode(self.welcome))
+        welcome = msgspec.structs.replace(self.welcome, protocol=hello.protocol)
+        connection.write(wire.encode(welcome))
         self.sink(LinkUp(hello.node, connection.number, hello))
 
     def ask(self, connection: Connection, question: links_client.Question) -> None:
@@ -128,14 +138,13 @@ class Links:
     def _tick(self) -> None:
         """Pings every link; parts from the silent ones."""
         self._nonce += 1
-        ping = wire.encode(wire.Ping(nonce=self._nonce))
         now = self._loop.time()
         for connection in list(self._open):
             limit = self.silence if connection.node else _HELLO_TIMEOUT
             if connection.organisation == "agent" and now - connection.heard > limit:
                 connection.abort(f"silent for {now - connection.heard:.0f} s")
             elif connection.node:
-                connection.write(ping)
+                connection.write(wire.encode(wire.Ping(nonce=self._nonce, heard=connection.answered)))
         self._ticker = self._loop.call_later(self.welcome.ping_interval, self._tick)
 
 
@@ -149,6 +158,7 @@ class Connection(asyncio.Protocol):
         self.organisation = ""
         self.name = ""
         self.heard = 0.0
+        self.answered = 0  # the nonce of the last pong
         self._why = "closed by the agent"
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
@@ -187,10 +197,13 @@ class Connection(asyncio.Protocol):
         if self._transport.get_write_buffer_size() > _MAX_UNSENT:
             self.abort("the agent does not read")
 
-    def reject(self, reason: str) -> None:
-        log.warning("link rejected node=%s reason=%r", self.name, reason)
+    def reject(self, reason: str, leader: str | None = None) -> None:
+        """Parts with a word; ``leader``: who is to be dialled instead."""
+        log.log(
+            logging.INFO if leader else logging.WARNING, "link rejected node=%s reason=%r", self.name, reason
+        )
         self._why = reason
-        self.write(wire.encode(wire.Rejected(reason=reason)))
+        self.write(wire.encode(wire.Rejected(reason=reason, leader=leader)))
         if self._transport:
             self._transport.close()
 
@@ -203,7 +216,7 @@ class Connection(asyncio.Protocol):
         message = wire.decode_to_leader(body)
         if not isinstance(message, wire.Hello):
             raise ValueError("the first message is no hello")
-        if message.protocol != wire.PROTOCOL:
+        if message.protocol not in wire.SPOKEN:
             self.reject(f"this leader speaks protocol {wire.PROTOCOL}, the agent {message.protocol}")
         elif message.node != self.name:
             self.reject(f"the certificate is of {self.name}, the agent says it is {message.node}")
@@ -214,7 +227,9 @@ class Connection(asyncio.Protocol):
 
     def _on_message(self, body: bytes) -> None:
         message = wire.decode_to_leader(body)
-        if not isinstance(message, wire.Pong):
+        if isinstance(message, wire.Pong):
+            self.answered = max(self.answered, message.nonce)
+        else:
             self.links.sink(Received(self.node, message))
 
     def _on_question(self, body: bytes) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator, Mapping
 
+from hpcmesos.gang.policy import Backfill, Policy
 from hpcmesos.gang.schedule import schedule
-from hpcmesos.gang.snapshot import Policy, Start
+from hpcmesos.gang.snapshot import Start
 from hpcmesos.master import cycle
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.reasons import Reasons
+from hpcmesos.model import JobId
 from hpcmesos.queue.records import StartRecord
 
 log = logging.getLogger(__name__)
@@ -24,9 +27,9 @@ class Passes:
         self.again = False
         self._desk = desk
         self._reasons = reasons
-        self._policy = Policy()
+        self._policy = Policy(order="priority", backfill=Backfill.NONE)
         self._stale = True  # something has changed since the last pass over the whole queue
-        self._passed = float("-inf")
+        self._passed = desk.alarms.clock()  # a new leader lets the front of the queue start first
 
     def wanted(self) -> bool:
         """Whether something changed that a pass may make use of."""
@@ -41,19 +44,28 @@ class Passes:
         cluster = self._desk.cluster
         if limit is not None and not self.wanted():
             return []
-        whole = limit is None or len(cluster.pending) <= limit
-        self._stale = not whole
-        if whole:
-            self._passed = self._desk.alarms.clock()
         cluster.changed = self.again = False
-        snapshot = cycle.snapshot(cluster, limit)
+        snapshot, whole = cycle.snapshot(cluster, limit)
+        self._stale = not whole
+        if whole or limit is None:
+            self._passed = self._desk.alarms.clock()
         plan = schedule(snapshot, self._policy, self._desk.now.timestamp())
         self._reasons.take(plan, whole)
         self.again = bool(plan.starts) and not whole
-        records = [self._record(start) for start in plan.starts]
+        indexes = self._indexes(plan.starts)
+        records = [self._record(start, indexes) for start in plan.starts]
         return [record for record in records if record is not None]
 
-    def _record(self, start: Start) -> StartRecord | None:
+    def _indexes(self, starts: Iterable[Start]) -> dict[JobId, Iterator[int]]:
+        """Of each array in the plan, the indexes that start next."""
+        found: dict[JobId, Iterator[int]] = {}
+        for job in {start.job for start in starts if start.job.array}:
+            record = self._desk.cluster.jobs[cycle.job_key(job)]
+            if record.array_spec is not None:
+                found[job] = record.array_spec.members(record.todo or ())
+        return found
+
+    def _record(self, start: Start, indexes: Mapping[JobId, Iterator[int]]) -> StartRecord | None:
         """The start with its ports; None when a host has not so many left: the job waits on."""
         cluster = self._desk.cluster
         job = cluster.jobs[cycle.job_key(start.job)]
@@ -61,7 +73,8 @@ class Passes:
         needed = cycle.ports_needed(start, job.request)
         ports = [cluster.ports.grant(host, count) for host, count in zip(hosts, needed, strict=True)]
         if [len(granted) for granted in ports] == list(needed):
-            return cycle.start_record(start, job, ports)
+            index = next(indexes[start.job]) if start.job.array else None
+            return cycle.start_record(start, job, ports, index)
         for host, granted in zip(hosts, ports, strict=True):
             cluster.ports.free(host, granted)
         log.warning("no ports left for %s on %s", start.job, ", ".join(m.node for m in start.members))

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from hpcmesos.gang.snapshot import Plan
+from hpcmesos.master import cycle
+from hpcmesos.master.cluster import may_start
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.links_client import Answer, Question
 from hpcmesos.model import JobId, JobState, PendingReason, ReasonCode
@@ -56,9 +58,16 @@ class Reasons:
             case JobState.QUEUED if job.key in self._desk.cluster.blocked:
                 text = "parts of its last attempt may still run; it starts again when they are gone, at most 30 s later"
                 return PendingReason(ReasonCode.EXCLUDED, text)
-            case JobState.QUEUED:
-                return self._known.get(JobId(job.seq, job.server, job.index), _UNSEEN)
+            case JobState.QUEUED | JobState.RUNNING if may_start(job):
+                if not cycle.Slots(self._desk.cluster).take(job.key) and (limit := self._limit(job)):
+                    text = f"the array's own limit: {limit} of its elements at once"
+                    return PendingReason(ReasonCode.ARRAY_LIMIT, text)
+                return self._known.get(job.id, _UNSEEN)
         return None
+
+    def _limit(self, job: JobRecord) -> int | None:
+        parent = self._desk.cluster.jobs.get(JobKey(job.seq))
+        return parent.array_spec.limit if parent and parent.array_spec else None
 
     def _metrics(self) -> dict[str, float]:
         cluster = self._desk.cluster

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
 
 from hpcmesos import wire
+from hpcmesos.errors import InvalidValue
+from hpcmesos.master.absence import Absence
 from hpcmesos.master.cluster import Attempt, Node, Phase
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.events import LinkDown, LinkUp
@@ -20,9 +21,10 @@ log = logging.getLogger(__name__)
 class Nodes:
     """Handlers of everything that comes from agents."""
 
-    def __init__(self, desk: Desk, gangs: Gangs) -> None:
+    def __init__(self, desk: Desk, gangs: Gangs, absence: Absence) -> None:
         self.desk = desk
         self.gangs = gangs
+        self.absence = absence
         self._finished: set[str] = set()  # strangers that the database knows as ended
         self._unknown: set[str] = set()
 
@@ -32,7 +34,7 @@ class Nodes:
         """Takes in the node as it is, then brings its attempts and ours together."""
         hello = event.hello
         before = self.desk.cluster.nodes.get(event.node)
-        rebooted = before is not None and before.record.boot_id != hello.boot_id
+        forgot = _why_forgotten(before.record, hello) if before is not None else ""
         node = self._take_in(event.node, hello, hello.inventory)
         node.link = event.link
         log.info("node up node=%s address=%s attempts=%d", event.node, hello.address, len(hello.attempts))
@@ -41,7 +43,7 @@ class Nodes:
             if event.node in attempt.shares:
                 report = reports.get(attempt.name)
                 if report is None:
-                    self._denied(attempt, event.node, rebooted)
+                    self._denied(attempt, event.node, forgot)
                 else:
                     self._held(attempt, event.node, report.phase)
         for name, report in reports.items():
@@ -56,25 +58,30 @@ class Nodes:
         node.link, node.view = None, None
         self.desk.cluster.changed = True
         log.warning("link down node=%s why=%r", event.node, event.why)
-        # An agent that restarts is back in a moment; only then the node counts as down for everybody.
-        self.desk.alarms.set(self.desk.settings.node_silence, partial(self._still_down, event.node))
-
-    def _still_down(self, name: str) -> None:
-        node = self.desk.cluster.nodes.get(name)
-        if node is not None and node.link is None and node.record.up:
-            node.record = replace(node.record, up=False)
-            self.desk.effects.up[name] = False
-            log.warning("node down node=%s", name)
-
-    def watch_absent(self) -> None:
-        """After a load: nodes that were up and do not call within ``node_silence`` are down."""
-        for name, node in self.desk.cluster.nodes.items():
-            if node.link is None and node.record.up:
-                self.desk.alarms.set(self.desk.settings.node_silence, partial(self._still_down, name))
+        # An agent that restarts is back in a moment; only later the node counts as down for everybody.
+        self.absence.begins(event.node)
 
     # --- operators' wishes
 
-    def on_offline(self, name: str, offline: bool | None, note: str | None) -> None:
+    def on_wish(self, name: str, action: str, note: str | None, user: str) -> None:
+        """``action``: "offline", "clear", "note" or "gone". Raises InvalidValue."""
+        if name not in self.desk.cluster.nodes:
+            raise InvalidValue(f"a wish about an unknown node: {name}")
+        match action:
+            case "gone" if self.desk.cluster.nodes[name].link is not None:
+                raise InvalidValue(f"{name} is linked: it is not gone")
+            case "gone":
+                self.absence.gone(name, f"{user or 'an operator'} says that the node is gone")
+            case "offline" | "clear":
+                self._set_offline(name, action == "offline", note)
+            case "note":
+                self._set_offline(name, None, note)
+            case _:
+                raise InvalidValue(f"an unknown wish about a node: {action}")
+        told = {"user": user, "node": name} | ({} if note is None else {"note": note})
+        self.desk.effects.audit.append((f"node {action}", told))
+
+    def _set_offline(self, name: str, offline: bool | None, note: str | None) -> None:
         """``offline`` None: only the note changes."""
         node = self.desk.cluster.nodes[name]
         wanted = node.record.offline if offline is None else offline
@@ -82,16 +89,6 @@ class Nodes:
         node.view = None
         self.desk.cluster.changed = True
         self.desk.effects.offline[name] = (wanted, note)
-
-    def on_gone(self, name: str) -> None:
-        """An operator vouches that the node is off: nothing of its attempts runs there."""
-        node = self.desk.cluster.nodes[name]
-        if node.link is not None:
-            log.warning("node gone by wish, but linked: left alone node=%s", name)
-            return
-        for attempt in list(self.desk.cluster.attempts.values()):
-            if name in attempt.shares:
-                self.gangs.part_lost(attempt, name, "an operator says that the node is gone")
 
     # --- inventory
 
@@ -118,6 +115,7 @@ class Nodes:
                 address=hello.address,
                 peer_port=hello.peer_port,
                 boot_id=hello.boot_id,
+                journal=hello.journal,
                 version=hello.version,
             )
         elif node is not None:
@@ -127,6 +125,7 @@ class Nodes:
                 address=old.address,
                 peer_port=old.peer_port,
                 boot_id=old.boot_id,
+                journal=old.journal,
                 version=old.version,
             )
         if node is None:
@@ -164,6 +163,7 @@ class Nodes:
             self._end_leftover(node, attempt.name)
         elif node == attempt.head and phase not in ("preparing", "ready"):
             self.gangs.on_started(attempt, None)
+            self.gangs.tell_walltime(attempt)  # it may have changed while the node was away
         elif node == attempt.head and attempt.phase is Phase.UNSURE:
             self._resume_start(attempt)
         if phase == "ready":
@@ -178,22 +178,22 @@ class Nodes:
         self.gangs.prepare(attempt, attempt.missing)
         attempt.missing.clear()
 
-    def _denied(self, attempt: Attempt, node: str, rebooted: bool) -> None:
-        """The node has no such part: never had, or lost it."""
+    def _denied(self, attempt: Attempt, node: str, forgot: str) -> None:
+        """The node has no such part: never had, or lost it. ``forgot``: why it may not know what it had."""
         if attempt.end is not None or attempt.phase is Phase.OVER:
             self.gangs.part_lost(attempt, node, "it knows nothing of the attempt")
-        elif attempt.phase is Phase.PREPARING and not (rebooted and node in attempt.ready):
+        elif attempt.phase is Phase.PREPARING and not (forgot and node in attempt.ready):
             attempt.ready.discard(node)
             self.gangs.prepare(attempt, [node])
         elif attempt.phase is Phase.PREPARING:
             self.desk.release(attempt, node)
-            self.gangs.start_failed(attempt, node, f"node {node} was rebooted while the attempt was prepared")
-        elif attempt.phase is Phase.UNSURE and not rebooted:
+            self.gangs.start_failed(attempt, node, f"node {node}: {forgot}, while the attempt was prepared")
+        elif attempt.phase is Phase.UNSURE and not forgot:
             attempt.missing.add(node)
             if node == attempt.head:
                 self._resume_start(attempt)
         else:
-            self.gangs.part_lost(attempt, node, "it was rebooted" if rebooted else "it denies the attempt")
+            self.gangs.part_lost(attempt, node, forgot or "it denies the attempt")
 
     def _stranger(self, node: str, name: str, phase: str, gpus: tuple[str, ...]) -> None:
         """An attempt that holds nothing here, by our books."""
@@ -224,8 +224,8 @@ class Nodes:
             return True
         identity = AttemptId.parse(name)
         key = JobKey(identity.job.seq, identity.job.index)
-        for record in self.desk.reader.attempts([key.seq]):
-            if record.key.job == key and record.key.number == identity.number and record.ended_at:
+        for record in self.desk.reader.attempts([key]):
+            if record.key.number == identity.number and record.ended_at:
                 self._finished.add(name)
                 return True
         return False
@@ -264,6 +264,15 @@ class Nodes:
             self.desk.send(node, wire.Acknowledged(attempt=message.attempt))
         else:
             self._stranger(node, message.attempt, "ended", ())
+
+
+def _why_forgotten(before: NodeRecord, hello: wire.Hello) -> str:
+    """Why the node may have held what it does not report; empty: what it denies it never had."""
+    if before.boot_id != hello.boot_id:
+        return "it was rebooted"
+    if before.journal and before.journal != hello.journal:
+        return "its state directory is a new one"
+    return ""
 
 
 def _gpu_record(node: str, gpu: wire.Gpu, held: bool) -> GpuRecord:

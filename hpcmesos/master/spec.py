@@ -9,6 +9,7 @@ from typing import Any
 from hpcmesos.config import MasterSettings
 from hpcmesos.master.services.output_paths import final_paths
 from hpcmesos.model import AttemptId, JobId
+from hpcmesos.pbs.personalities import Personality, element_name
 from hpcmesos.queue.records import JobRecord, NodeRecord, ShareRecord
 
 _SUBMITTED: Mapping[str, Any] = {
@@ -42,12 +43,13 @@ def build_spec(
         "job": str(job_id),
         "number": job.attempt,
         "index": job.index,
-        "name": job.name,
+        "name": _name(job),
         "queue": job.queue,
         "server": job.server,
         "owner": job.owner,
         "submit_host": job.submit_host,
         "walltime": job.request.walltime,
+        "silence": job.request.silence,
         "kill_delay": settings.kill_delay,
         "prepare_timeout": settings.prepare_timeout,
         "framework": job.request.framework or None,
@@ -59,6 +61,12 @@ def build_spec(
         "stdout": stdout,
         "stderr": stderr,
     }
+
+
+def _name(job: JobRecord) -> str:
+    """Torque names elements of arrays by their index, too."""
+    family = Personality(job.submission.get("personality", Personality.TORQUE))
+    return element_name(job.name, job.index, family)
 
 
 def _member(share: ShareRecord, node: NodeRecord) -> dict[str, Any]:

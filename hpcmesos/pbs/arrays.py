@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from itertools import pairwise
 
 from hpcmesos.errors import InvalidValue
+from hpcmesos.queue.arrays import ArraySpec
 
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?", re.ASCII)
 _LIMIT = re.compile(r"\d{1,9}", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class ArraySpec:
-    """The indices of an array: inclusive ``(first, last, step)`` ranges, sorted, without overlap."""
-
-    ranges: tuple[tuple[int, int, int], ...]
-    limit: int | None = None  # elements that may run at once; None: no limit
-
-    @property
-    def size(self) -> int:
-        return sum((last - first) // step + 1 for first, last, step in self.ranges)
-
-    def __contains__(self, index: int) -> bool:
-        return any(
-            first <= index <= last and (index - first) % step == 0 for first, last, step in self.ranges
-        )
-
-    def __str__(self) -> str:
-        ranges = ",".join(_range_text(*piece) for piece in self.ranges)
-        return ranges if self.limit is None else f"{ranges}%{self.limit}"
 
 
 def parse_array(text: str) -> ArraySpec:
@@ -61,9 +40,3 @@ def _parse_range(piece: str, whole: str) -> tuple[int, int, int]:
     if last < first or step == 0:
         raise InvalidValue(f"illegal array request '{whole}': a range runs upwards in steps of at least 1")
     return first, last - (last - first) % step, step
-
-
-def _range_text(first: int, last: int, step: int) -> str:
-    if first == last:
-        return str(first)
-    return f"{first}-{last}" if step == 1 else f"{first}-{last}:{step}"

@@ -7,10 +7,18 @@ need Job_Name right before Job_Owner, and job_state right before queue.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, tzinfo
 
 from hpcmesos.pbs.facts import JobFacts
-from hpcmesos.pbs.personalities import Personality, exec_host_text, exit_field, start_field, state_letter
+from hpcmesos.pbs.personalities import (
+    Personality,
+    element_name,
+    exec_host_text,
+    exit_field,
+    start_field,
+    state_letter,
+)
 
 Value = str | int | bool | datetime | Mapping[str, str]
 """A mapping is shown as NAME.KEY (text), as an element with children (XML), or as an object (JSON)."""
@@ -18,6 +26,7 @@ Value = str | int | bool | datetime | Mapping[str, str]
 VARIABLES = "Variable_List"
 
 _SUBSTATES = {"Q": 10, "H": 20, "W": 30, "R": 42, "E": 50, "C": 59}
+_SUBSTATE_BEGUN = 70  # of an array
 _SUBSTATE_FINISHED_PBSPRO = {True: 92, False: 93}  # ended with 0, ended otherwise
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -64,10 +73,11 @@ def _all_attributes(
     job: JobFacts, personality: Personality, private: bool
 ) -> Iterator[tuple[str, Value | None]]:
     torque = personality is Personality.TORQUE
-    yield "Job_Name", job.name
+    yield "Job_Name", element_name(job.name, job.array_index, personality)
     yield "Job_Owner", f"{job.owner}@{job.submit_host}"
     yield "resources_used", job.resources_used
-    yield "job_state", state_letter(job.state, personality, is_array=job.array is not None)
+    is_array, live = job.array is not None, job.in_live_array
+    yield "job_state", state_letter(job.state, personality, is_array=is_array, in_live_array=live)
     yield "queue", job.queue
     yield "server", job.server
     yield "Account_Name", job.account
@@ -115,7 +125,9 @@ def _torque_end(job: JobFacts, private: bool) -> Iterator[tuple[str, Value | Non
     yield "start_count", max(job.run_count, 1) if job.start_time else job.run_count
     yield "fault_tolerant", "False"
     yield "comp_time", job.comp_time
-    yield from _array(job)
+    yield "job_array_request", None if job.array is None else str(job.array)
+    yield "job_array_id", job.array_index
+    yield from _progress(job)
     yield "job_radix", 0
     yield "submit_host", job.submit_host
     yield "init_work_dir", job.workdir
@@ -125,23 +137,38 @@ def _torque_end(job: JobFacts, private: bool) -> Iterator[tuple[str, Value | Non
 
 
 def _pbspro_end(job: JobFacts, private: bool) -> Iterator[tuple[str, Value | None]]:
-    yield "run_count", job.run_count or None
-    yield from _array(job)
     yield "comment", job.comment or job.pending_reason
+    yield "run_count", job.run_count or None
     yield exit_field(Personality.PBSPRO), job.exit_status
     yield "Submit_arguments", job.submit_args if private else None
+    if job.array is not None:
+        yield "array", "True"
+        yield from _progress(job)
+    yield "array_id", job.array_id
+    yield "array_index", job.array_index
     yield "project", job.project or "_pbs_project_default"
     yield "Submit_Host", job.submit_host
+    if job.array is not None:
+        yield "max_run_subjobs", job.array.limit
 
 
-def _array(job: JobFacts) -> Iterator[tuple[str, Value | None]]:
-    yield "job_array_request", None if job.array is None else str(job.array)
-    yield "job_array_id", job.array_index
+def _progress(job: JobFacts) -> Iterator[tuple[str, Value | None]]:
+    """How far an array is, as OpenPBS writes it; Torque has no words for it."""
+    if job.array is None:
+        return
+    counts = job.array_counts
+    waiting = sum(counts.get(state, 0) for state in "QHW")
+    numbers = f"Running:{counts.get('R', 0)} Exiting:{counts.get('E', 0)} Expired:{counts.get('C', 0)}"
+    yield "array_state_count", f"Queued:{waiting} {numbers}"
+    yield "array_indices_submitted", str(replace(job.array, limit=None))
+    yield "array_indices_remaining", job.array_remaining
 
 
 def _ours(job: JobFacts) -> Iterator[tuple[str, Value | None]]:
     """What neither family has: why the attempt ended, and each step and rank of it."""
     yield "end_cause", job.cause
+    for number, record in enumerate(job.earlier, 1):
+        yield f"attempt_{number}", ";".join(f"{name}={value}" for name, value in record.items())
     yield "estimated_start", job.estimated_start
     yield "first_failed_rank", job.first_failed
     yield "last_lines", job.last_lines
@@ -155,6 +182,8 @@ def _ours(job: JobFacts) -> Iterator[tuple[str, Value | None]]:
 def _substate(job: JobFacts, torque: bool) -> int | None:
     if job.substate is not None:
         return job.substate
+    if job.array is not None and job.state == "R":
+        return _SUBSTATE_BEGUN
     if job.state == "C" and not torque:
         return _SUBSTATE_FINISHED_PBSPRO[job.exit_status == 0]
     return _SUBSTATES.get(job.state)

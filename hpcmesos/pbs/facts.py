@@ -5,11 +5,11 @@ Units: bytes, seconds; times are aware datetimes (any zone; the renderer convert
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from hpcmesos.pbs.arrays import ArraySpec
+from hpcmesos.queue.arrays import ArraySpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +58,18 @@ class JobFacts:
     account: str | None = None
     group: str | None = None
     array: ArraySpec | None = None  # of an array's parent
+    array_counts: Mapping[str, int] = field(
+        default_factory=dict
+    )  # of a parent: its elements, by state letter
+    array_remaining: str = ""  # of a parent: the indexes that have not started, as users write them
+    array_id: str | None = None  # of an array's element: its parent
     array_index: int | None = None  # of an array's element
+    in_live_array: bool = False  # an element of an array that is not complete
+    alike: tuple[int, ...] = ()  # this stands for these elements, which differ in nothing but index and paths
     run_count: int = 0
+    earlier: tuple[
+        Mapping[str, str], ...
+    ] = ()  # attempts before the last, e.g. {"cause": "NODE_LOST", "culprit": "n2", "nodes": "n1+n2"}
     steps: tuple[
         Mapping[str, str], ...
     ] = ()  # e.g. {"step": "0.1", "command": "mpiexec -n 4 a.out", "code": "7"}
@@ -73,6 +83,20 @@ class JobFacts:
     pending_reason: str | None = None  # the sentence a user reads
     estimated_start: datetime | None = None
     extra: Mapping[str, str] = field(default_factory=dict)  # further attributes, shown last
+
+
+def each(jobs: Iterable[JobFacts]) -> Iterator[JobFacts]:
+    """The jobs, elements that are alike one by one."""
+    for job in jobs:
+        if not job.alike:
+            yield job
+        for index in job.alike:
+            yield replace(job, id=element_id(job, index), array_index=index, alike=())
+
+
+def element_id(job: JobFacts, index: int) -> str:
+    """The id of another element of the same array."""
+    return f"{job.id.partition('[')[0]}[{index}].{job.server}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,10 @@ Rules: qsub(1B) of Torque 6.1.3 (``-o``, ``-e``, ``-j``) and T:src/server/job_fu
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 NULL_DEVICE = "/dev/null"
+_INDEX = "^array_index^"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,31 +23,41 @@ class PathTemplate:
     directory: str  # where the default name lies; absolute
     path: str | None = None  # absolute, may hold $PBS_JOBID and ^array_index^
     letter: str = "o"  # "o" or "e", the letter of the default name
+    pbspro: bool = False  # how elements of arrays are told apart
 
     def render(self, job_id: str, seq: int, index: int | None, name: str) -> str:
         """The absolute path on ``host``. Elements of arrays get ``-INDEX`` unless the path names the index itself.
 
+        As OpenPBS has it, only the default name tells them apart, by ``.INDEX``. An array shows where the index goes.
+
         The caller knows whether the path is a directory that exists; then ``as_directory()`` comes first.
         """
         if self.path is None or self.path.endswith("/"):
-            return posixpath.join(self.path or self.directory, self._default_name(seq, index, name))
+            name = f"{posixpath.basename(name) or name}.{self.letter}{seq}{self._tail(job_id, index)}"
+            return posixpath.join(self.path or self.directory, name)
         if self.path == NULL_DEVICE:
             return NULL_DEVICE
         text = self.path.replace("${PBS_JOBID}", job_id).replace("$PBS_JOBID", job_id)
-        number = "" if index is None else str(index)
-        if "^array_index^" in text:
-            return text.replace("^array_index^", number)
-        return text if index is None else f"{text}-{number}"
+        if _INDEX in text:
+            return text if _is_parent(job_id) else text.replace(_INDEX, "" if index is None else str(index))
+        tail = "" if self.pbspro else self._tail(job_id, index)
+        return f"{text}{tail}"
 
     def as_directory(self) -> PathTemplate:
         """The same for a path that turned out to be a directory: the default name goes into it."""
         if self.path is None or self.path.endswith("/") or self.path == NULL_DEVICE:
             return self
-        return PathTemplate(self.host, self.directory, f"{self.path}/", self.letter)
+        return replace(self, path=f"{self.path}/")
 
-    def _default_name(self, seq: int, index: int | None, name: str) -> str:
-        base = f"{posixpath.basename(name) or name}.{self.letter}{seq}"
-        return base if index is None else f"{base}-{index}"
+    def _tail(self, job_id: str, index: int | None) -> str:
+        if index is None and not _is_parent(job_id):
+            return ""
+        return f"{'.' if self.pbspro else '-'}{_INDEX if index is None else index}"
+
+
+def _is_parent(job_id: str) -> bool:
+    """Whether this is the id of an array."""
+    return "[]" in job_id
 
 
 def parse_path(text: str | None, letter: str, cwd: str, host: str) -> PathTemplate:

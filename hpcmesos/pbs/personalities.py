@@ -23,13 +23,24 @@ def start_field(personality: Personality) -> str:
     return "start_time" if personality is Personality.TORQUE else "stime"
 
 
-def state_letter(state: str, personality: Personality, *, is_array: bool = False) -> str:
-    """Torque's letter, or OpenPBS': ``F`` for finished, ``B`` for an array that has begun."""
+def state_letter(
+    state: str, personality: Personality, *, is_array: bool = False, in_live_array: bool = False
+) -> str:
+    """Torque's letter, or OpenPBS': ``F`` for finished, ``B`` for an array that has begun, ``X`` for an element that is
+    over while others of its array are not.
+    """
     if personality is Personality.TORQUE:
         return state
     if is_array and state == "R":
         return "B"
-    return "F" if state == "C" else state
+    if state == "C":
+        return "X" if in_live_array else "F"
+    return state
+
+
+def element_name(name: str, index: int | None, personality: Personality) -> str:
+    """The name that an element of an array shows (T:src/server/job_func.c); OpenPBS' have their array's."""
+    return name if index is None or personality is Personality.PBSPRO else f"{name}-{index}"
 
 
 def exec_host_text(hosts: Sequence[tuple[str, int]], personality: Personality) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from hpcmesos.pbs.facts import JobFacts, QueueFacts, ServerFacts
-from hpcmesos.pbs.personalities import Personality, exec_host_text, state_letter
+from hpcmesos.pbs.facts import JobFacts, QueueFacts, ServerFacts, element_id
+from hpcmesos.pbs.personalities import Personality, element_name, exec_host_text, state_letter
 from hpcmesos.units import format_duration, parse_duration
 
 _NONE = "-- "  # right-aligned, the way both families show what a job lacks
@@ -66,8 +66,8 @@ _STATE_WORDS = {
 def plain(jobs: Iterable[JobFacts], personality: Personality = Personality.TORQUE) -> str:
     """Plain ``qstat``; no job, no text at all."""
     torque = personality is Personality.TORQUE
-    row = _plain_torque if torque else _plain_pbspro
-    rows = "".join(row(job) for job in jobs)
+    table = _plain_torque if torque else _plain_pbspro
+    rows = "".join(row for job in jobs for row in table(job, _titles(job, personality)))
     return (_PLAIN_TORQUE if torque else _PLAIN_PBSPRO) + rows if rows else ""
 
 
@@ -160,22 +160,43 @@ def _why_sentence(job: JobFacts) -> str:
     return _one_line(job.pending_reason or job.comment or "has not been considered yet")
 
 
-def _plain_torque(job: JobFacts) -> str:
-    name = job.name if len(job.name) <= 16 else f"...{job.name[-13:]}"
-    used = job.resources_used.get("cput", "0")
-    return f"{job.id:<26} {name:<16} {job.owner:<15.15} {used:>8} {job.state:.1} {job.queue:<15}\n"
+def _titles(job: JobFacts, personality: Personality) -> Iterator[tuple[str, str]]:
+    """Id and name of the job, or of each of the elements that the facts stand for: a million of them may wait."""
+    if not job.alike:
+        yield job.id, shown_name(job, personality)
+    for index in job.alike:
+        yield element_id(job, index), element_name(job.name, index, personality)
 
 
-def _plain_pbspro(job: JobFacts) -> str:
+def shown_name(job: JobFacts, personality: Personality) -> str:
+    """The name, as the family names elements of arrays."""
+    return element_name(job.name, job.array_index, personality)
+
+
+def _plain_torque(job: JobFacts, titles: Iterable[tuple[str, str]]) -> Iterator[str]:
     used = job.resources_used.get("cput", "0")
-    state = state_letter(job.state, Personality.PBSPRO, is_array=job.array is not None)
-    names = f"{_star(job.id, 17):<17} {_star(job.name, 16):<16} {_star(job.owner, 16):<16}"
-    return f"{names}  {used:>8} {state:.1} {_star(job.queue, 16):<16}\n"
+    rest = f"{job.owner:<15.15} {used:>8} {job.state:.1} {job.queue:<15}\n"
+    for job_id, name in titles:
+        yield f"{job_id:<26} {name if len(name) <= 16 else f'...{name[-13:]}':<16} {rest}"
+
+
+def _plain_pbspro(job: JobFacts, titles: Iterable[tuple[str, str]]) -> Iterator[str]:
+    used = job.resources_used.get("cput", "0")
+    rest = f"{_star(job.owner, 16):<16}  {used:>8} {_letter(job):.1} {_star(job.queue, 16):<16}\n"
+    for job_id, name in titles:
+        yield f"{_star(job_id, 17):<17} {_star(name, 16):<16} {rest}"
+
+
+def _letter(job: JobFacts) -> str:
+    """The state as OpenPBS writes it."""
+    is_array, live = job.array is not None, job.in_live_array
+    return state_letter(job.state, Personality.PBSPRO, is_array=is_array, in_live_array=live)
 
 
 def _alternate_torque(job: JobFacts) -> str:
     wanted = job.resource_list
-    names = f"{job.id:<23.22} {job.owner:<11.11} {job.queue:<8.8} {job.name:<16.16}"
+    name = shown_name(job, Personality.TORQUE)
+    names = f"{job.id:<23.22} {job.owner:<11.11} {job.queue:<8.8} {name:<16.16}"
     session = _NONE if job.session_id is None else str(job.session_id)
     nodes, cpus, memory = (wanted.get(name, _NONE) for name in ("nodect", "ncpus", "mem"))
     numbers = f"{session:>6.6} {nodes:>5.5} {cpus:>6.6} {memory:>9.9} {wanted.get('walltime', _NONE):>9.9}"
@@ -193,9 +214,8 @@ def _alternate_pbspro(job: JobFacts) -> str:
     memory = wanted.get("mem", _NONE)
     walltime = _hours(parse_duration(wanted["walltime"])) if "walltime" in wanted else _NONE
     elapsed = _elapsed(job)
-    state = state_letter(job.state, Personality.PBSPRO, is_array=job.array is not None)
     numbers = f"{session:>6.6} {nodes:>3} {cpus:>3} {memory:>6.5} {walltime:>5.5}"
-    return f"{names} {numbers} {state:.1} {_NONE if elapsed is None else _hours(elapsed):>5.5}"
+    return f"{names} {numbers} {_letter(job):.1} {_NONE if elapsed is None else _hours(elapsed):>5.5}"
 
 
 def _elapsed(job: JobFacts) -> int | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -13,7 +12,7 @@ from hpcmesos.errors import InvalidScript, InvalidValue, UsageError
 from hpcmesos.gang import frameworks
 from hpcmesos.model import Request
 from hpcmesos.pbs import resources
-from hpcmesos.pbs.arrays import ArraySpec, parse_array
+from hpcmesos.pbs.arrays import parse_array
 from hpcmesos.pbs.directives import DEFAULT_PREFIX, MAX_SCRIPT_BYTES, check_script, scan_directives
 from hpcmesos.pbs.options import ParsedCommand, parse
 from hpcmesos.pbs.paths import PathTemplate, parse_path
@@ -21,6 +20,7 @@ from hpcmesos.pbs.quoting import split_list, unquote
 from hpcmesos.pbs.values import (
     Dependency,
     bare_names,
+    check_choice,
     check_name,
     default_name,
     merge_attribute,
@@ -32,6 +32,7 @@ from hpcmesos.pbs.values import (
     parse_umask,
     parse_variables,
 )
+from hpcmesos.queue.arrays import ArraySpec
 
 __all__ = [
     "MAX_SCRIPT_BYTES",
@@ -50,12 +51,6 @@ _ORIGIN_NAMES = ("PATH", "MAIL", "SHELL", "TZ", "LANG")
 _ASKED_NAMES = ("HOME", *_ORIGIN_NAMES, "PBS_DPREFIX")
 _PREFIX_VARIABLE = "PBS_DPREFIX"
 
-_CHOICES = {
-    "j": re.compile(r"oe|eo|n"),
-    "k": re.compile(r"n|d?(?:oe?|eo?)"),
-    "m": re.compile(r"[npabefj]+"),
-    "r": re.compile(r"[yn]"),
-}
 _ATTRIBUTE_CHOICES = {"ring": ("check", "none"), "gpubind": ("rank", "none")}
 _KEPT_OPTIONS = {
     "D": "init_root_dir",
@@ -67,8 +62,13 @@ _KEPT_OPTIONS = {
 }
 _TYPED_ATTRIBUTES = frozenset(
     {"depend", "umask", "block", "interactive", "group_list", "ring", "gpubind", "image", "job_array_request"}
+    | {"max_run_subjobs"}
     | {"framework", "capture"}
 )
+
+
+def _no_defaults(queue: str, asked: Mapping[str, str]) -> Mapping[str, str]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,8 @@ class SubmitContext:
     server: str
     now: datetime  # aware, in the client's zone: -a is read in it
     default_queue: str = "batch"
+    default_resources: Callable[[str, Mapping[str, str]], Mapping[str, str]] = _no_defaults
+    """Of a queue (its name) for a job that asks for these resources: what it gets beside them."""
     default_options: tuple[str, ...] = ()  # the server's default qsub arguments, below the directives
 
 
@@ -217,10 +219,12 @@ class _Merged:
         self.attributes = self._attributes()
 
     def submission(self, submit_args: str) -> Submission:
-        asked = resources.build(resources.collect(self._lists("l")))
+        queue = (self.last("q") or "").partition("@")[0] or None
+        words = resources.collect(self._lists("l"))
+        defaults = self.context.default_resources(queue or self.context.default_queue, words)
+        asked = resources.build({**defaults, **words})
         cwd, host = self.context.cwd, self.context.host
         when = self.last("a")
-        queue = (self.last("q") or "").partition("@")[0] or None
         array = self.last("t") or self.last("J") or self.attributes.get("job_array_request")
         if array and self.interactive:
             raise UsageError("an interactive job cannot be an array")
@@ -251,7 +255,7 @@ class _Merged:
             project=self.last("P"),
             group_list=split_list(self.attributes.get("group_list", "")),
             checkpoint=self.last("c") or "u",
-            array=parse_array(array) if array else None,
+            array=self._array(array) if array else None,
             interactive=self.interactive,
             silent=self.has("z"),
             submit_args=submit_args,
@@ -261,6 +265,12 @@ class _Merged:
             image=self.attributes.get("image") or None,
             capture=self._flag("capture"),
         )
+
+    def _array(self, text: str) -> ArraySpec:
+        """``-W max_run_subjobs=N`` is OpenPBS' other way to write %N."""
+        spec = parse_array(text)
+        limit = self.attributes.get("max_run_subjobs")
+        return spec if limit is None else parse_array(f"{replace(spec, limit=None)}%{limit}")
 
     @property
     def interactive(self) -> bool:
@@ -303,10 +313,7 @@ class _Merged:
         return replace(request, framework=str(framework))
 
     def _choice(self, name: str, default: str) -> str:
-        value = self.last(name) or default
-        if not _CHOICES[name].fullmatch(value):
-            raise InvalidValue(f"illegal -{name} value '{value}'; see qsub --help")
-        return value
+        return check_choice("qsub", name, self.last(name) or default)
 
     def _flag(self, name: str) -> bool:
         return parse_boolean(name, self.attributes[name]) if name in self.attributes else False

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from pathlib import Path
 
-from hpcmesos.model import JobId
 from hpcmesos.queue.records import AttemptRecord, JobRecord, ShareRecord
 from hpcmesos.units import format_duration
 
@@ -32,7 +31,8 @@ class Entry:
 
 
 def queued(job: JobRecord, at: datetime) -> Entry:
-    return Entry(at, "Q", job_name(job), {"queue": job.queue})
+    indices = {"array_indices": str(job.array_spec)} if job.array_spec else {}
+    return Entry(at, "Q", job_name(job), {"queue": job.queue, **indices})
 
 
 def started(job: JobRecord, shares: Sequence[ShareRecord], at: datetime) -> Entry:
@@ -54,9 +54,27 @@ def ended(job: JobRecord, attempt: AttemptRecord, shares: Sequence[ShareRecord],
     return Entry(at, "E", job_name(job), fields)
 
 
-def deleted(job: JobRecord, requestor: str, at: datetime) -> Entry:
-    """``requestor``: user@host."""
-    return Entry(at, "D", job_name(job), {"requestor": requestor})
+def deleted(job: JobRecord, requestor: str, at: datetime, name: str = "") -> Entry:
+    """``requestor``: user@host. ``name``: of elements of an array that never got a row; else the job's id."""
+    return Entry(at, "D", name or job_name(job), {"requestor": requestor})
+
+
+def array_ended(job: JobRecord, at: datetime) -> Entry:
+    """An array is complete; what its elements used is in their own records (OpenPBS)."""
+    fields = {
+        "user": job.owner,
+        "jobname": job.name,
+        "queue": job.queue,
+        "ctime": _epoch(job.created_at),
+        "qtime": _epoch(job.created_at),
+        "etime": _epoch(job.queued_at or job.created_at),
+        "start": _epoch(job.started_at),
+        "owner": f"{job.owner}@{job.submit_host}",
+        "array_indices": str(job.array_spec),
+        "end": str(int(at.timestamp())),
+        "Exit_status": str(job.exit_status),
+    }
+    return Entry(at, "E", job_name(job), fields)
 
 
 def aborted(job: JobRecord, at: datetime) -> Entry:
@@ -69,7 +87,7 @@ def requeued(job: JobRecord, at: datetime) -> Entry:
 
 
 def job_name(job: JobRecord) -> str:
-    return str(JobId(job.seq, job.server, job.index, array=job.todo is not None and job.index is None))
+    return str(job.id)
 
 
 class AccountingFiles:

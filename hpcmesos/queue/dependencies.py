@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hpcmesos.model import JobState
 
 if TYPE_CHECKING:
-    from hpcmesos.queue.records import Outcome
+    from hpcmesos.queue.records import JobKey, Outcome, Progress
 
 
 class DependencyKind(StrEnum):
@@ -19,13 +19,29 @@ class DependencyKind(StrEnum):
     AFTER_OK = "afterok"  # it ended with 0
     AFTER_NOT_OK = "afternotok"  # it ended otherwise
     AFTER_ANY = "afterany"  # it ended
+    # Of an array, each "so many of its elements", all when no number is given (Torque qsub(1B)).
+    AFTER_START_ARRAY = "afterstartarray"
+    AFTER_OK_ARRAY = "afterokarray"
+    AFTER_NOT_OK_ARRAY = "afternotokarray"
+    AFTER_ANY_ARRAY = "afteranyarray"
+
+    @property
+    def counts(self) -> bool:
+        """Whether it asks for a number of an array's elements."""
+        return self.endswith("array")
 
 
 class Dependency(NamedTuple):
-    """One parent and what must have happened to it."""
+    """One parent and what must have happened to it. ``element``: of an array; ``number``: see the kind."""
 
     kind: DependencyKind
     seq: int
+    element: int | None = None
+    number: int | None = None
+
+    @property
+    def parent(self) -> tuple[int, int | None]:
+        return self.seq, self.element
 
 
 class Verdict(StrEnum):
@@ -36,30 +52,56 @@ class Verdict(StrEnum):
 
 def judge(dependency: Dependency, parent: Outcome | None) -> Verdict:
     """The verdict on one dependency. ``parent`` None: the job is unknown (its history is dropped): impossible,
-    but for ``after`` and ``afterany``, which a job that is over satisfies however it ended.
+    but for those that a job that is over satisfies however it ended.
 
     A parent that was deleted before it ran has no exit status: it did not end ok, and it never started.
     """
     kind = dependency.kind
     if parent is None:
-        over = kind in (DependencyKind.AFTER, DependencyKind.AFTER_ANY)
+        over = kind in _WHATEVER_END
         return Verdict.SATISFIED if over else Verdict.IMPOSSIBLE
-    if kind is DependencyKind.AFTER and parent.state in (JobState.RUNNING, JobState.EXITING):
+    if kind.counts and parent.progress is not None:
+        return _judge_elements(dependency, parent.progress)
+    if kind in _STARTED and parent.state in (JobState.RUNNING, JobState.EXITING):
         return Verdict.SATISFIED
     if parent.state is not JobState.COMPLETE:
         return Verdict.WAITING
-    satisfied = {
-        DependencyKind.AFTER: parent.exit_status is not None,
-        DependencyKind.AFTER_OK: parent.exit_status == 0,
-        DependencyKind.AFTER_NOT_OK: parent.exit_status != 0,
-        DependencyKind.AFTER_ANY: True,
-    }[kind]
+    match kind:
+        case DependencyKind.AFTER | DependencyKind.AFTER_START_ARRAY:
+            satisfied = parent.exit_status is not None
+        case DependencyKind.AFTER_OK | DependencyKind.AFTER_OK_ARRAY:
+            satisfied = parent.exit_status == 0
+        case DependencyKind.AFTER_NOT_OK | DependencyKind.AFTER_NOT_OK_ARRAY:
+            satisfied = parent.exit_status != 0
+        case DependencyKind.AFTER_ANY | DependencyKind.AFTER_ANY_ARRAY:
+            satisfied = True
     return Verdict.SATISFIED if satisfied else Verdict.IMPOSSIBLE
 
 
-def judge_all(dependencies: Iterable[Dependency], parents: Mapping[int, Outcome]) -> Verdict:
+_STARTED = frozenset({DependencyKind.AFTER, DependencyKind.AFTER_START_ARRAY})
+_WHATEVER_END = _STARTED | {DependencyKind.AFTER_ANY, DependencyKind.AFTER_ANY_ARRAY}
+
+
+def _judge_elements(dependency: Dependency, array: Progress) -> Verdict:
+    """So many elements as asked, of those that there are; elements deleted before they started are over, not ok."""
+    over = array.succeeded + array.failed + array.deleted
+    open_ended = array.total - over
+    have, may_come = {
+        DependencyKind.AFTER_START_ARRAY: (array.started, array.total - array.started - array.deleted),
+        DependencyKind.AFTER_OK_ARRAY: (array.succeeded, open_ended),
+        DependencyKind.AFTER_NOT_OK_ARRAY: (array.failed + array.deleted, open_ended),
+        DependencyKind.AFTER_ANY_ARRAY: (over, open_ended),
+    }[dependency.kind]
+    wanted = array.total if dependency.number is None else dependency.number
+    if have >= wanted:
+        return Verdict.SATISFIED
+    return Verdict.WAITING if have + may_come >= wanted else Verdict.IMPOSSIBLE
+
+
+def judge_all(dependencies: Iterable[Dependency], parents: Mapping[JobKey, Outcome]) -> Verdict:
     """All of them together: one impossible makes the whole impossible, else one waiting makes it wait."""
-    verdicts = {judge(d, parents.get(d.seq)) for d in dependencies}
+    known = {(key.seq, key.index): outcome for key, outcome in parents.items()}
+    verdicts = {judge(d, known.get(d.parent)) for d in dependencies}
     for verdict in (Verdict.IMPOSSIBLE, Verdict.WAITING):
         if verdict in verdicts:
             return verdict

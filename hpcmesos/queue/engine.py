@@ -4,39 +4,22 @@ from __future__ import annotations
 
 import select
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import msgspec
 import psycopg
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from hpcmesos.errors import ConfigError, DatabaseUnavailable, InvalidValue
+from hpcmesos.errors import DatabaseUnavailable, InvalidValue
+from hpcmesos.queue.servers import check_url, connect
 
-_CONNECT_TIMEOUT = 5  # seconds
 _ENDED_BY_SERVER = {
     "25P03",
     "25P04",
 }  # idle-in-transaction and transaction timeouts; the driver calls them internal
-
-
-def parse_url(url: str) -> URL:
-    """``postgresql://...`` for our driver.
-
-    Raises:
-        ConfigError: no PostgreSQL URL.
-    """
-    try:
-        parsed = make_url(url)
-    except Exception as error:
-        raise ConfigError(f"malformed database URL: {error}") from error
-    if parsed.get_backend_name() != "postgresql":
-        raise ConfigError(
-            f"the database URL must begin with postgresql://, not {parsed.get_backend_name()}://"
-        )
-    return parsed.set(drivername="postgresql+psycopg")
 
 
 def make_engine(
@@ -50,19 +33,19 @@ def make_engine(
     """An engine whose sessions are in UTC. ``limits``: timeouts by setting in ms; those that the server does not know
     (``transaction_timeout`` before PostgreSQL 17) are left out. ``look_before_use``: a connection that the server has
     closed meanwhile is replaced instead of failing its next user.
+
+    Raises ConfigError for a malformed URL.
     """
+    check_url(url)
     engine = create_engine(
-        parse_url(url),
+        "postgresql+psycopg://",
         pool_size=pool,
         max_overflow=0,
         json_serializer=lambda value: msgspec.json.encode(value).decode(),
         json_deserializer=msgspec.json.decode,
-        connect_args={
-            "application_name": application,
-            "connect_timeout": _CONNECT_TIMEOUT,
-            "options": "-c timezone=UTC -c jit=off",
-        },
+        connect_args={"application_name": application, "options": "-c timezone=UTC -c jit=off"},
     )
+    event.listen(engine, "do_connect", lambda _dialect, _record, _words, options: connect(url, **options))
     if look_before_use:
         event.listen(engine, "checkout", _refuse_closed)
     if limits:
@@ -112,6 +95,23 @@ def begin(engine: Engine) -> Iterator[Connection]:
         if isinstance(error, UnicodeEncodeError) or isinstance(error.orig, UnicodeEncodeError):
             raise InvalidValue(f"the database cannot store text that is not Unicode: {error}") from error
         raise
+
+
+class Snapshots:
+    """Read-only looks at one moment of the database each, on one connection that is kept."""
+
+    def __init__(self, url: str, application: str) -> None:
+        self._engine = make_engine(url, application, pool=1)
+        self._one = self._engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
+
+    def one(self) -> AbstractContextManager[Connection]:
+        """A transaction that sees one snapshot. Raises DatabaseUnavailable."""
+        return begin(self._one)
+
+    def close(self) -> None:
+        self._engine.dispose()
 
 
 def _is_outage(error: DBAPIError) -> bool:

@@ -40,7 +40,11 @@ def sweep(connection: Connection, before: datetime, limit: int) -> int:
     held = exists().where(
         shares.seq == jobs.seq, shares.element == jobs.element, shares.released_at.is_(None)
     )
-    wanted = select(jobs.seq, jobs.element, jobs.ended_at).where(jobs.ended_at < before, ~held)
+    parts = t.jobs.alias("parts")  # what an array was submitted with stays beside its elements
+    whole = exists().where(
+        parts.c.seq == jobs.seq, parts.c.element != t.WHOLE_JOB, jobs.element == t.WHOLE_JOB
+    )
+    wanted = select(jobs.seq, jobs.element, jobs.ended_at).where(jobs.ended_at < before, ~held, ~whole)
     rows = connection.execute(wanted.order_by(jobs.ended_at).limit(limit)).all()
     if not rows:
         return 0
@@ -49,8 +53,8 @@ def sweep(connection: Connection, before: datetime, limit: int) -> int:
     swept = recordset({"seq": BigInteger(), "element": Integer(), "job_ended_at": DateTime(timezone=True)})
     for hot, history in _MOVED:
         connection.execute(_moving(hot, history, swept), {"rows": ended})
-    whole = (t.job_scripts.c.seq == swept.c.seq, swept.c.element == t.WHOLE_JOB)
-    connection.execute(delete(t.job_scripts).where(*whole), {"rows": ended})
+    script = (t.job_scripts.c.seq == swept.c.seq, swept.c.element == t.WHOLE_JOB)
+    connection.execute(delete(t.job_scripts).where(*script), {"rows": ended})
     return len(rows)
 
 

@@ -15,12 +15,21 @@ from sqlalchemy.dialects.postgresql import insert
 
 from hpcmesos.errors import LostLeadership, UnknownNode
 from hpcmesos.model import GpuState, JobState
-from hpcmesos.queue import history, starts
+from hpcmesos.queue import element_rows, history, starts
 from hpcmesos.queue import tables as t
-from hpcmesos.queue.engine import begin, make_engine
+from hpcmesos.queue.engine import Snapshots, begin, make_engine
 from hpcmesos.queue.leadership import APPLICATION
+from hpcmesos.queue.live_jobs import Changes, LiveJobs
 from hpcmesos.queue.moves import CHANGEABLE, move_jobs
-from hpcmesos.queue.reads import Reads, read_attempts, read_jobs, read_nodes, read_queues
+from hpcmesos.queue.reads import (
+    SERVER_SETTING,
+    Reads,
+    read_attempts,
+    read_jobs,
+    read_nodes,
+    read_queues,
+    read_server,
+)
 from hpcmesos.queue.records import (
     AttemptRecord,
     InboxRow,
@@ -35,14 +44,15 @@ from hpcmesos.queue.records import (
     StartRecord,
 )
 from hpcmesos.queue.rows import recordset, share_record
-from hpcmesos.queue.states import LIVE
 
 __all__ = ["CHANGEABLE", "LeaderStore", "LeaderTransaction"]
 
-LIMITS: Mapping[str, int] = {  # ms; a frozen leader blocks nobody for longer
-    "statement_timeout": 2000,
-    "idle_in_transaction_session_timeout": 1000,
-    "transaction_timeout": 2000,
+LIMITS: Mapping[
+    str, int
+] = {  # ms; a takeover ends a frozen leader's sessions, so this is for when nobody takes over
+    "statement_timeout": 5000,
+    "idle_in_transaction_session_timeout": 3000,
+    "transaction_timeout": 5000,
 }
 _NODE_FIELDS = (
     "cpus",
@@ -51,6 +61,8 @@ _NODE_FIELDS = (
     "address",
     "peer_port",
     "boot_id",
+    "journal",
+    "gone",
     "version",
     "hostname",
     "os",
@@ -89,6 +101,10 @@ class LeaderTransaction:
         Raises IllegalTransition, before anything is written, for an edge that states.TRANSITIONS does not have.
         """
         return move_jobs(self._connection, moves)
+
+    def tally(self, counts: Mapping[int, tuple[int, int]]) -> None:
+        """Adds to arrays' counts of complete elements: (with exit status 0, otherwise), by ``seq``."""
+        element_rows.tally(self._connection, counts)
 
     def apply_starts(self, gangs: Sequence[StartRecord]) -> set[JobKey]:
         """Q -> R with attempt, shares, allocations and used counters; a gang that no longer fits is dropped whole.
@@ -172,6 +188,10 @@ class LeaderTransaction:
         """An operator's wish; ``note`` None: unchanged. Raises UnknownNode."""
         self._change_node(name, offline=offline, **({} if note is None else {"note": note}))
 
+    def set_node_gone(self, name: str) -> None:
+        """Somebody vouches that it is off; its next hello says otherwise. Raises UnknownNode."""
+        self._change_node(name, gone=True)
+
     def _change_node(self, name: str, **values: Any) -> None:
         changed = update(t.nodes).where(t.nodes.c.name == name).values(**values)
         if self._connection.execute(changed).rowcount == 0:
@@ -180,9 +200,25 @@ class LeaderTransaction:
     def put_queue(self, queue: QueueRecord) -> None:
         """Creates or replaces a queue."""
         row = {name: getattr(queue, name) for name in ("enabled", "started", "priority")}
-        row["defaults"] = dict(queue.defaults)
+        row["attributes"] = dict(queue.attributes)
         new = insert(t.queues).values(name=queue.name, **row)
         self._connection.execute(new.on_conflict_do_update(index_elements=["name"], set_=row))
+
+    def delete_queue(self, name: str) -> None:
+        """Forgets a queue; jobs that name it are not looked at."""
+        self._connection.execute(delete(t.queues).where(t.queues.c.name == name))
+
+    def put_server(self, attributes: Mapping[str, str]) -> None:
+        """Replaces the attributes of the server."""
+        new = insert(t.settings).values(name=SERVER_SETTING, value=dict(attributes))
+        self._connection.execute(
+            new.on_conflict_do_update(index_elements=["name"], set_={"value": new.excluded.value})
+        )
+
+    def tell(self, events: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Writes events that are about no job: their kinds and payloads."""
+        rows = [{"kind": kind, "payload": dict(payload)} for kind, payload in events]
+        self._connection.execute(insert(t.events), rows)
 
     # schedules; see schedules.py for the rule
 
@@ -220,7 +256,7 @@ class LeaderStore(Reads):
     def transaction(self) -> Iterator[LeaderTransaction]:
         """One fenced transaction, committed at the end of the block. Raises LostLeadership when the term is over.
 
-        Keep it short: the database ends it after 2 s, or 1 s of idleness, which raises DatabaseUnavailable.
+        Keep it short: the database ends it after 5 s, or 3 s of idleness, which raises DatabaseUnavailable.
         """
         fence = select(func.now()).select_from(t.leadership).where(t.leadership.c.term == self.term)
         with begin(self._engine) as connection:
@@ -229,18 +265,18 @@ class LeaderStore(Reads):
                 raise LostLeadership(f"term {self.term} is over")
             yield LeaderTransaction(connection, now)
 
-    def load(self) -> LeaderState:
-        """Everything from one snapshot; read-only, and not limited to 2 s.
+    def load(self, live: LiveJobs | None = None) -> tuple[LeaderState, Changes]:
+        """Everything from one snapshot, and what ``live`` (if given: looked before) did not know yet of the jobs.
 
-        A caller that stops the garbage collector meanwhile halves the time: 100,000 jobs are millions of objects.
+        Read-only, and not limited to 5 s. A caller that stops the garbage collector meanwhile halves the time: 100,000
+        jobs are millions of objects.
         """
-        engine = make_engine(self._url, APPLICATION, pool=1)
-        snapshot = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        snapshot = Snapshots(self._url, APPLICATION)
         try:
-            with begin(snapshot) as connection:
-                return _load(connection)
+            with snapshot.one() as connection:
+                return _load(connection, live or LiveJobs())
         finally:
-            engine.dispose()
+            snapshot.close()
 
     def sweep(self, now: datetime, keep_completed: timedelta, limit: int = 2000) -> int:
         """Moves at most ``limit`` jobs that ended before ``now - keep_completed`` into history, with all that belongs
@@ -260,17 +296,20 @@ class LeaderStore(Reads):
             return history.drop_partitions(transaction._connection, before)
 
 
-def _load(connection: Connection) -> LeaderState:
-    jobs = read_jobs(connection, JobFilter(states=LIVE, brief=True))
+def _load(connection: Connection, live_jobs: LiveJobs) -> tuple[LeaderState, Changes]:
+    changes = live_jobs.look(connection)
+    jobs = live_jobs.jobs.values()
     running = [job for job in jobs if job.state in (JobState.RUNNING, JobState.EXITING)]
     last = {job.attempt_key for job in running}
-    attempts = read_attempts(connection, [job.seq for job in running], tails=False)
+    attempts = read_attempts(connection, [job.key for job in running], tails=False)
     live = select(t.shares).where(t.shares.c.released_at.is_(None))
     live = live.order_by(t.shares.c.seq, t.shares.c.element, t.shares.c.number, t.shares.c.position)
-    return LeaderState(
+    state = LeaderState(
         jobs=tuple(jobs),
         attempts=tuple(attempt for attempt in attempts if attempt.key in last),
         shares=tuple(share_record(row) for row in connection.execute(live)),
         nodes=tuple(read_nodes(connection)),
         queues=tuple(read_queues(connection)),
+        server=read_server(connection),
     )
+    return state, changes

@@ -1,8 +1,9 @@
 """Who leads: a session advisory lock elects, the term fences.
 
-The lock falls with its session, so a standby takes over as soon as a dead leader's connection is gone. Each of a
-leader's transactions holds the leadership row of its term; takeover changes the term, and the old leader can neither
-begin nor commit one.
+The lock falls with its session, so a standby takes over as soon as a dead leader's connection is gone; the session of
+a leader that lives but renews nothing is ended by the server when the lease has run out. Each of a leader's
+transactions holds the leadership row of its term; takeover changes the term, and the old leader can neither begin nor
+commit one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import Connection, func, literal, select, text, update
 from sqlalchemy.exc import DBAPIError
@@ -22,17 +24,29 @@ from hpcmesos.queue.reads import read_timeline
 APPLICATION = "hpcmesos-leader"
 """application_name of every connection of a LeaderStore: what a takeover terminates."""
 
+CANDIDATE = "hpcmesos-leadership"
+"""application_name of the connections by which candidates stand for election."""
+
 _LOCK = 0x6870636D  # of pg_try_advisory_lock; locks are per database
 _TERMINATE_WAIT = 1000  # ms for an old leader's backend to go
 _JUMP = 10_000  # ids are skipped after a failover, which may have lost the last ones given out
 
 _LIMITS = {  # ms; the last three: the server notices in 3 s that a leader's host is gone, and frees the lock
-    "statement_timeout": 2000,
-    "idle_in_transaction_session_timeout": 1000,
+    "statement_timeout": 5000,
+    "idle_in_transaction_session_timeout": 3000,
     "tcp_keepalives_idle": 1000,
     "tcp_keepalives_interval": 1000,
     "tcp_user_timeout": 3000,
 }
+
+# The server's timer is deaf to jumps of its clock. A renewal need not outlive a crash, nor wait for a standby's disk.
+_HOLDING = text(
+    "SELECT set_config('idle_session_timeout', :lease, false), set_config('synchronous_commit', 'off', false)"
+)
+_CANDIDATES = text(
+    "SELECT count(*) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND application_name = :application"
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +59,7 @@ class Leadership:
 
     def __init__(self, url: str) -> None:
         # Two connections at most: one holds the lock, one does the rest.
-        self._engine = make_engine(url, "hpcmesos-leadership", pool=2, limits=_LIMITS)
+        self._engine = make_engine(url, CANDIDATE, pool=2, limits=_LIMITS)
         self._session: Connection | None = None
         self.term: int | None = None
 
@@ -54,7 +68,7 @@ class Leadership:
 
         None: another candidate leads. Raises DatabaseUnavailable.
         """
-        if not self._lock():
+        if not self._lock(lease_seconds):
             return None
         try:
             with begin(self._engine) as connection:
@@ -96,11 +110,20 @@ class Leadership:
         self.release()
         self._engine.dispose()
 
-    def _lock(self) -> bool:
+    def rivals(self) -> bool:
+        """Whether other candidates are there, who would lead once this one has stepped down."""
+        with begin(self._engine) as connection:
+            pool: Any = self._engine.pool  # a QueuePool
+            found = connection.execute(_CANDIDATES, {"application": CANDIDATE}).scalar_one()
+            return int(found) > int(pool.checkedin() + pool.checkedout())
+
+    def _lock(self, lease_seconds: float) -> bool:
         self._unlock()
         try:
             session = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             locked = session.scalar(select(func.pg_try_advisory_lock(_LOCK)))
+            if locked:
+                session.execute(_HOLDING, {"lease": f"{1000 * lease_seconds:.0f}ms"})
         except DBAPIError as error:
             raise DatabaseUnavailable(f"the database does not answer: {error.orig}") from error
         if locked:

@@ -14,6 +14,7 @@ from hpcmesos.model import JobState
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.records import JobKey, Move
 from hpcmesos.queue.rows import (
+    array_json,
     dependencies_json,
     element,
     insert_rows,
@@ -44,7 +45,11 @@ CHANGEABLE = frozenset(
         "excluded",
         "dependencies",
         "submission",
+        "array_spec",
         "todo",
+        "deleted",
+        "succeeded",
+        "failed",
     }
 )
 """Fields that a Move may change."""
@@ -52,7 +57,9 @@ CHANGEABLE = frozenset(
 _ENCODE: Mapping[str, Any] = {
     "request": request_json,
     "dependencies": dependencies_json,
+    "array_spec": array_json,
     "todo": ranges_text,
+    "deleted": ranges_text,
 }
 _KEY = {"seq": BigInteger(), "element": Integer(), "source": Text(), "target": Text()}
 
@@ -71,7 +78,7 @@ def move_jobs(connection: Connection, moves: Sequence[Move]) -> set[JobKey]:
         done: set[JobKey] = set()
         for fields, group in by_fields.items():
             done |= _update(connection, sorted(fields), group)
-        _write_events(connection, [move for move in wave if move.key in done])
+        write_events(connection, [move for move in wave if move.key in done])
         moved |= done
     return moved
 
@@ -125,7 +132,8 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _write_events(connection: Connection, moves: Sequence[Move]) -> None:
+def write_events(connection: Connection, moves: Sequence[Move]) -> None:
+    """One event for each move, in their order."""
     if not moves:
         return
     rows = [

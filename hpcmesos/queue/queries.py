@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Select, Table, bindparam, func, literal, select
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Integer,
+    Select,
+    Table,
+    bindparam,
+    case,
+    column,
+    func,
+    literal,
+    select,
+)
 from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
 
 from hpcmesos.queue import tables as t
+from hpcmesos.queue.records import JobKey
+from hpcmesos.queue.rows import element
 
 _SEQS = bindparam("seqs", type_=ARRAY(BigInteger))
+_ELEMENTS = bindparam("elements", type_=ARRAY(Integer))
+_LAST = 2**31 - 1
+_ALL = -2  # instead of an element: the job and all its elements
 _TAILS = ("stdout_tail", "stderr_tail")
 
 
@@ -18,10 +35,31 @@ def _one_job(table: Table) -> Select[Any]:
     return select(table).where(table.c.seq == bindparam("seq"), table.c.element == bindparam("element"))
 
 
+def job_keys(jobs: Iterable[int | JobKey]) -> dict[str, list[int]]:
+    """The parameters of statements about jobs: a number is a job with all its elements, a key one row."""
+    seqs, elements = [], []
+    for job in jobs:
+        seqs.append(job if isinstance(job, int) else job.seq)
+        elements.append(_ALL if isinstance(job, int) else element(job.index))
+    return {"seqs": seqs, "elements": elements}
+
+
+def _wanted(table: Table) -> tuple[Any, Any]:
+    """The jobs of ``job_keys()`` as a table, and what joins it."""
+    keys = func.unnest(_SEQS, _ELEMENTS).table_valued(column("seq", BigInteger), column("element", Integer))
+    wanted = keys.render_derived(name="wanted")
+    # Both bounds can be looked up in the index, which an OR could not.
+    every = wanted.c.element == _ALL
+    low = case((every, t.WHOLE_JOB), else_=wanted.c.element)
+    high = case((every, _LAST), else_=wanted.c.element)
+    return wanted, (table.c.seq == wanted.c.seq) & table.c.element.between(low, high)
+
+
 def _shares(table: Table) -> Select[Any]:
     key = (table.c.seq, table.c.element, table.c.number, table.c.position)
     columns = [table.c[name] for name in t.shares.c.keys()]  # noqa: SIM118  (no mapping)
-    return select(*columns).where(table.c.seq == func.any(_SEQS)).order_by(*key)
+    wanted, same = _wanted(table)
+    return select(*columns).join_from(wanted, table, same).order_by(*key)
 
 
 def _attempts(table: Table, steps: Table, *, tails: bool) -> Select[Any]:
@@ -37,15 +75,38 @@ def _attempts(table: Table, steps: Table, *, tails: bool) -> Select[Any]:
         literal(b"").label(name) if name in _TAILS and not tails else table.c[name]
         for name in t.attempts.c.keys()  # noqa: SIM118  (no mapping)
     ]
-    wanted = select(*columns, of_attempt.scalar_subquery().label("steps"))
-    wanted = wanted.where(table.c.seq == func.any(_SEQS))
-    return wanted.order_by(table.c.seq, table.c.element, table.c.number)
+    keys, mine = _wanted(table)
+    found = select(*columns, of_attempt.scalar_subquery().label("steps")).join_from(keys, table, mine)
+    return found.order_by(table.c.seq, table.c.element, table.c.number)
 
+
+def _outcomes(table: Table) -> Select[Any]:
+    names = ("seq", "element", "state", "exit_status", "array_spec", "todo", "deleted", "succeeded", "failed")
+    keys, mine = _wanted(table)
+    return select(*(table.c[name] for name in names)).join_from(keys, table, mine)
+
+
+OUTCOMES = (_outcomes(t.jobs), _outcomes(t.jobs_history))
+"""Of the jobs of ``job_keys()``, in the order in which to look."""
 
 ONE_JOB = (_one_job(t.jobs), _one_job(t.jobs_history))
 """``seq`` and ``element``: the places where a job may be, in the order in which to look."""
 
-HOT_JOBS = select(t.jobs).where(t.jobs.c.seq == func.any(_SEQS)).order_by(t.jobs.c.seq, t.jobs.c.element)
+SUBMISSIONS = tuple(
+    select(table.c.seq, table.c.submission).where(
+        table.c.seq == func.any(_SEQS), table.c.element == t.WHOLE_JOB
+    )
+    for table in (t.jobs, t.jobs_history)
+)
+"""Of jobs and of arrays' parents, by ``seqs``; in the same order."""
+
+ELEMENT_STATES = (
+    select(t.jobs.c.seq, t.jobs.c.state, func.count().label("number"))
+    .where(t.jobs.c.seq == func.any(_SEQS), t.jobs.c.element != t.WHOLE_JOB, t.jobs.c.ended_at.is_(None))
+    .group_by(t.jobs.c.seq, t.jobs.c.state)
+)
+
+HOT_JOBS = select(t.jobs).where(t.jobs.c.seq == func.any(_SEQS), t.jobs.c.element == t.WHOLE_JOB)
 SCRIPTS = select(t.job_scripts).where(t.job_scripts.c.seq == func.any(_SEQS))
 SHARES = _shares(t.shares)
 LIVE_SHARES = _shares(t.shares).where(t.shares.c.released_at.is_(None))

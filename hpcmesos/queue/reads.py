@@ -7,13 +7,14 @@ is missed between them. So they need no transaction, which would be two more rou
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, Table, func, select, text, union_all
 
 from hpcmesos.model import JobState
-from hpcmesos.queue import queries
+from hpcmesos.queue import elements, queries
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import begin
 from hpcmesos.queue.records import (
@@ -21,6 +22,7 @@ from hpcmesos.queue.records import (
     EventRecord,
     GpuRecord,
     JobFilter,
+    JobKey,
     JobRecord,
     LeaderRecord,
     NodeRecord,
@@ -33,10 +35,15 @@ from hpcmesos.queue.rows import (
     element,
     event_record,
     gpu_record,
+    job_key,
     job_record,
     node_record,
+    outcome,
     share_record,
 )
+
+SERVER_SETTING = "server"
+"""Where the server's attributes lie in ``settings``."""
 
 
 class Reads:
@@ -53,42 +60,69 @@ class Reads:
     # jobs
 
     def job(self, seq: int, index: int | None = None) -> JobRecord | None:
-        """A job with its submission, in history too; None: unknown."""
+        """A job with its submission, in history too, or an element of an array that has no row; None: unknown."""
         with begin(self._single) as connection:
-            for wanted in queries.ONE_JOB:
-                if row := connection.execute(wanted, {"seq": seq, "element": element(index)}).first():
-                    return job_record(row)
-        return None
+            if (job := _read_job(connection, seq, index)) is None and index is not None:
+                parent = _read_job(connection, seq, None)
+                return elements.without_row(parent, index) if parent else None
+            return job if job is None or index is None else _with_submissions(connection, [job])[0]
 
     def jobs(self, wanted: JobFilter) -> list[JobRecord]:
         """Jobs in the order of their ids."""
         with begin(self._single) as connection:
             return read_jobs(connection, wanted)
 
+    def element_states(self, seqs: Sequence[int]) -> dict[int, dict[JobState, int]]:
+        """Of these arrays, how many elements that have a row and are not complete are in each state."""
+        found: defaultdict[int, dict[JobState, int]] = defaultdict(dict)
+        with begin(self._single) as connection:
+            for seq, state, number in connection.execute(queries.ELEMENT_STATES, {"seqs": list(seqs)}):
+                found[seq][JobState(state)] = number
+        return dict(found)
+
     def counts(self) -> dict[str, dict[str, int]]:
-        """By queue, how many jobs are in each state, as long as they are not in history."""
+        """By queue, how many jobs are in each state, as long as they are not in history; an array counts as one."""
         jobs = t.jobs.c
-        wanted = select(jobs.queue, jobs.state, func.count()).group_by(jobs.queue, jobs.state)
+        wanted = select(jobs.queue, jobs.state, func.count()).where(jobs.element == t.WHOLE_JOB)
+        wanted = wanted.group_by(jobs.queue, jobs.state)
         found: defaultdict[str, dict[str, int]] = defaultdict(dict)
         with begin(self._single) as connection:
             for queue, state, number in connection.execute(wanted):
                 found[queue][state] = number
         return dict(found)
 
-    def attempts(self, seqs: Sequence[int], *, tails: bool = True) -> list[AttemptRecord]:
-        """All attempts of these jobs, oldest first, in history too; without ``tails`` of the output those are empty."""
+    def live_count(self, *, queue: str | None = None, owner: str | None = None) -> int:
+        """How many jobs that are not over (an array is one) are in ``queue``, of ``owner``; None: any."""
+        jobs = t.jobs.c
+        wanted = select(func.count()).where(jobs.ended_at.is_(None), jobs.element == t.WHOLE_JOB)
+        for column, value in ((jobs.queue, queue), (jobs.owner, owner)):
+            if value is not None:
+                wanted = wanted.where(column == value)
         with begin(self._single) as connection:
-            return read_attempts(connection, seqs, tails=tails)
+            return connection.scalar(wanted) or 0
 
-    def shares(self, seqs: Sequence[int], *, live_only: bool = False) -> list[ShareRecord]:
+    def attempts(self, jobs: Sequence[int | JobKey], *, tails: bool = True) -> list[AttemptRecord]:
+        """All attempts of these jobs, oldest first, in history too; without ``tails`` of the output those are empty.
+
+        A number means a job with all its elements, a key one row.
+        """
+        with begin(self._single) as connection:
+            return read_attempts(connection, jobs, tails=tails)
+
+    def shares(self, jobs: Sequence[int | JobKey], *, live_only: bool = False) -> list[ShareRecord]:
         """Shares of these jobs' attempts, by attempt and position; in history too unless ``live_only``."""
         with begin(self._single) as connection:
             wanted = queries.LIVE_SHARES if live_only else queries.SHARES
-            rows = list(connection.execute(wanted, {"seqs": list(seqs)}))
-            if not live_only and (missing := set(seqs) - {row.seq for row in rows}):
-                rows += connection.execute(queries.OLD_SHARES, {"seqs": list(missing)})
+            rows = list(connection.execute(wanted, queries.job_keys(jobs)))
+            if not live_only and (missing := _missing(jobs, rows)):
+                rows += connection.execute(queries.OLD_SHARES, queries.job_keys(missing))
                 rows.sort(key=lambda row: (row.seq, row.element, row.number, row.position))
         return [share_record(row) for row in rows]
+
+    def submissions(self, seqs: Sequence[int]) -> dict[int, Mapping[str, Any]]:
+        """What these jobs, or arrays, were submitted with; in history too."""
+        with begin(self._single) as connection:
+            return _submissions(connection, set(seqs))
 
     def script(self, seq: int) -> bytes | None:
         """The job's script; None: it has none, or it is swept."""
@@ -99,13 +133,10 @@ class Reads:
         with begin(self._single) as connection:
             return {row.seq: row.script for row in connection.execute(queries.SCRIPTS, {"seqs": list(seqs)})}
 
-    def outcomes(self, seqs: Sequence[int]) -> dict[int, Outcome]:
-        """State and exit status of these jobs, in history too; unknown ones are left out."""
-        rows = _both(t.jobs, t.jobs_history, "seq", "element", "state", "exit_status").subquery()
-        wanted = select(rows).where(rows.c.seq == func.any(list(seqs)), rows.c.element == t.WHOLE_JOB)
+    def outcomes(self, jobs: Iterable[JobKey]) -> dict[JobKey, Outcome]:
+        """What became of these jobs, in history too; unknown ones are left out."""
         with begin(self._single) as connection:
-            found = connection.execute(wanted)
-            return {row.seq: Outcome(JobState(row.state), row.exit_status) for row in found}
+            return read_outcomes(connection, set(jobs))
 
     def events(self, after: int = 0, limit: int = 1000, seq: int | None = None) -> list[EventRecord]:
         """Events with an id above ``after``, in order; ``seq``: of one job."""
@@ -126,6 +157,11 @@ class Reads:
     def queues(self) -> list[QueueRecord]:
         with begin(self._single) as connection:
             return read_queues(connection)
+
+    def server(self) -> dict[str, str]:
+        """The attributes of the server that are set, as qmgr shows them."""
+        with begin(self._single) as connection:
+            return read_server(connection)
 
     def leader(self) -> LeaderRecord:
         """Who leads now, or led last."""
@@ -149,6 +185,11 @@ def read_queues(connection: Connection) -> list[QueueRecord]:
     return [QueueRecord(**row._mapping) for row in rows]
 
 
+def read_server(connection: Connection) -> dict[str, str]:
+    value = connection.scalar(select(t.settings.c.value).where(t.settings.c.name == SERVER_SETTING))
+    return dict(value or {})
+
+
 def read_nodes(connection: Connection) -> list[NodeRecord]:
     gpus: defaultdict[str, list[GpuRecord]] = defaultdict(list)
     for row in connection.execute(select(t.gpus).order_by(t.gpus.c.node, t.gpus.c["index"])):
@@ -158,7 +199,7 @@ def read_nodes(connection: Connection) -> list[NodeRecord]:
 
 
 def read_jobs(connection: Connection, wanted: JobFilter) -> list[JobRecord]:
-    if wanted == JobFilter(seqs=wanted.seqs) and wanted.seqs is not None:
+    if wanted == JobFilter(seqs=wanted.seqs, elements=False) and wanted.seqs is not None:
         found = connection.execute(queries.HOT_JOBS, {"seqs": list(wanted.seqs)})
         return [job_record(row) for row in found]
     columns = [c.name for c in t.jobs.c if not (wanted.brief and c.name == "submission")]
@@ -175,14 +216,65 @@ def read_jobs(connection: Connection, wanted: JobFilter) -> list[JobRecord]:
         query = query.where(rows.c.state.in_(sorted(wanted.states)))
         if JobState.COMPLETE not in wanted.states:
             query = query.where(rows.c.ended_at.is_(None))
+    if not wanted.elements:
+        query = query.where(rows.c.element == t.WHOLE_JOB)
     query = query.order_by(rows.c.seq, rows.c.element).limit(wanted.limit)
-    return [job_record(row) for row in connection.execute(query)]
+    jobs = [job_record(row) for row in connection.execute(query)]
+    return jobs if wanted.brief else _with_submissions(connection, jobs)
 
 
-def read_attempts(connection: Connection, seqs: Sequence[int], *, tails: bool = True) -> list[AttemptRecord]:
-    rows = list(connection.execute(queries.ATTEMPTS[tails], {"seqs": list(seqs)}))
-    if missing := set(seqs) - {row.seq for row in rows}:
-        rows += connection.execute(queries.OLD_ATTEMPTS[tails], {"seqs": list(missing)})
+def _read_job(connection: Connection, seq: int, index: int | None) -> JobRecord | None:
+    for wanted in queries.ONE_JOB:
+        if row := connection.execute(wanted, {"seq": seq, "element": element(index)}).first():
+            return job_record(row)
+    return None
+
+
+def _with_submissions(connection: Connection, jobs: list[JobRecord]) -> list[JobRecord]:
+    """The jobs, elements of arrays with what their parents were submitted with."""
+    wanted = {job.seq for job in jobs if job.index is not None}
+    known = {job.seq: job.submission for job in jobs if job.index is None and job.seq in wanted}
+    if not wanted:
+        return jobs
+    known |= _submissions(connection, wanted - known.keys())
+    return [job if job.index is None else replace(job, submission=known.get(job.seq, {})) for job in jobs]
+
+
+def _submissions(connection: Connection, seqs: set[int]) -> dict[int, Mapping[str, Any]]:
+    known: dict[int, Mapping[str, Any]] = {}
+    for statement in queries.SUBMISSIONS:
+        if missing := list(seqs - known.keys()):
+            known |= {row.seq: row.submission for row in connection.execute(statement, {"seqs": missing})}
+    return known
+
+
+def _missing(jobs: Sequence[int | JobKey], rows: Iterable[Any]) -> list[int | JobKey]:
+    """Those of ``jobs`` that are not in ``rows``; of an array's elements some may be in history already."""
+    seen: set[int | JobKey] = set()
+    for row in rows:
+        seen |= {row.seq, job_key(row)}
+    return [job for job in jobs if job not in seen]
+
+
+def read_outcomes(connection: Connection, jobs: set[JobKey]) -> dict[JobKey, Outcome]:
+    found: dict[JobKey, Outcome] = {}
+    for statement in queries.OUTCOMES:
+        if missing := jobs - found.keys():
+            rows = connection.execute(statement, queries.job_keys(missing))
+            found |= {job_key(row): outcome(row) for row in rows}
+    for key in jobs - found.keys():
+        parent = _read_job(connection, key.seq, None) if key.index is not None else None
+        if parent and key.index is not None and (job := elements.without_row(parent, key.index)):
+            found[key] = Outcome(job.state, None)
+    return found
+
+
+def read_attempts(
+    connection: Connection, jobs: Sequence[int | JobKey], *, tails: bool = True
+) -> list[AttemptRecord]:
+    rows = list(connection.execute(queries.ATTEMPTS[tails], queries.job_keys(jobs)))
+    if missing := _missing(jobs, rows):
+        rows += connection.execute(queries.OLD_ATTEMPTS[tails], queries.job_keys(missing))
         rows.sort(key=lambda row: (row.seq, row.element, row.number))
     return [attempt_record(row) for row in rows]
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any
 
-from hpcmesos.model import Cause, GpuState, JobState, Request
+from hpcmesos.model import Cause, GpuState, JobId, JobState, Request
+from hpcmesos.queue.arrays import ArraySpec, Ranges
 from hpcmesos.queue.dependencies import Dependency
-
-Ranges: TypeAlias = tuple[tuple[int, int], ...]
-"""Half-open ranges of array indexes: ((0, 10), (20, 21))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +55,12 @@ class NewJob:
     submit_host: str = ""
     submission: Mapping[str, Any] = field(default_factory=dict)  # JSON: paths, environment, argv, umask...
     script: bytes | None = None
-    todo: Ranges | None = None  # of an array's parent: the elements that have no row yet
+    array_spec: ArraySpec | None = None  # None: no array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
-    """A job, an array's parent or an array's element, as stored."""
+    """A job, an array's parent or an array's element, as stored; an element has the submission of its parent."""
 
     seq: int
     index: int | None
@@ -90,11 +88,25 @@ class JobRecord:
     dependencies: tuple[Dependency, ...]
     submit_host: str
     submission: Mapping[str, Any]
-    todo: Ranges | None
+    array_spec: ArraySpec | None = None  # of an array's parent, as all that follows
+    todo: Ranges | None = None  # elements that wait and have no row; of them the members of array_spec
+    deleted: Ranges | None = None  # elements that were deleted before they started, and never get a row
+    succeeded: int | None = None  # how many elements are complete with exit status 0
+    failed: int | None = None  # how many are complete otherwise, but for those in deleted
 
     @property
     def key(self) -> JobKey:
         return JobKey(self.seq, self.index)
+
+    @property
+    def id(self) -> JobId:
+        """As users see it."""
+        return JobId(self.seq, self.server, self.index, array=self.array_spec is not None)
+
+    @property
+    def waiting_elements(self) -> int:
+        """How many elements of an array's parent have no row yet."""
+        return self.array_spec.count(self.todo or ()) if self.array_spec else 0
 
     @property
     def attempt_key(self) -> AttemptKey:
@@ -153,6 +165,7 @@ class StartRecord:
     attempt: AttemptKey
     shares: tuple[ShareRecord, ...]
     payload: Mapping[str, Any] = field(default_factory=dict)  # of the "started" event
+    new: bool = False  # an element that waits in its parent's todo, and gets its row now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +198,8 @@ class GpuRecord:
 class NodeRecord:
     """A node as its agent last described it, and what is given out of it.
 
-    ``up``: its agent is linked. ``offline``: an operator keeps jobs off it. ``ends_at``: when a foreign allocation
+    ``up``: its agent is linked. ``offline``: an operator keeps jobs off it. ``gone``: an operator, or the site's fence,
+    says that it is off; until it comes back. ``ends_at``: when a foreign allocation
     that the agent lives in ends; None: never.
     """
 
@@ -194,12 +208,14 @@ class NodeRecord:
     mem: int
     up: bool = True
     offline: bool = False
+    gone: bool = False
     cpus_used: int = 0
     mem_used: int = 0
     gpus: tuple[GpuRecord, ...] = ()
     address: str = ""
     peer_port: int = 0
     boot_id: str = ""
+    journal: str = ""  # names the node's memory of attempts
     version: str = ""
     hostname: str = ""
     os: str = ""
@@ -212,13 +228,15 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueRecord:
-    """``enabled``: takes jobs; ``started``: its jobs start. ``defaults``: e.g. {"walltime": "01:00:00"}."""
+    """``enabled``: takes jobs; ``started``: its jobs start. ``attributes``: all others that are set, by PBS' names, as
+    qmgr shows them: {"resources_default.walltime": "01:00:00", "acl_users": "ann,bob", "ring": "check"}.
+    """
 
     name: str
     enabled: bool = True
     started: bool = True
     priority: int = 0
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,11 +316,25 @@ class Submitted:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How many elements an array has, of each fate. ``started``: their first attempt was; ``failed``: complete, and
+    not with 0; ``deleted``: before they started.
+    """
+
+    total: int
+    started: int
+    succeeded: int
+    failed: int
+    deleted: int
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What dependents need to know of a job."""
+    """What dependents need to know of a job; ``progress``: of an array."""
 
     state: JobState
     exit_status: int | None
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,6 +350,7 @@ class JobFilter:
     queues: tuple[str, ...] | None = None
     history: bool = False
     brief: bool = False
+    elements: bool = True  # False: whole jobs and arrays only
     limit: int | None = None
 
 
@@ -334,3 +367,4 @@ class LeaderState:
     shares: tuple[ShareRecord, ...]
     nodes: tuple[NodeRecord, ...]
     queues: tuple[QueueRecord, ...]
+    server: Mapping[str, str] = field(default_factory=dict)  # its attributes that are set

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB, Range
 from sqlalchemy.dialects.postgresql.ranges import MultiRange
 
 from hpcmesos.model import Cause, GpuState, JobState, Request
+from hpcmesos.queue.arrays import ArraySpec, Ranges
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.records import (
     AttemptKey,
@@ -21,7 +22,8 @@ from hpcmesos.queue.records import (
     JobRecord,
     NewJob,
     NodeRecord,
-    Ranges,
+    Outcome,
+    Progress,
     ShareRecord,
 )
 from hpcmesos.queue.tables import WHOLE_JOB
@@ -73,7 +75,16 @@ def request_json(request: Request) -> Any:
 
 
 def dependencies_json(dependencies: Iterable[Dependency]) -> list[list[Any]]:
-    return [[str(d.kind), d.seq] for d in dependencies]
+    return [[str(d.kind), d.seq, d.element, d.number] for d in dependencies]
+
+
+def array_json(spec: ArraySpec | None) -> Any:
+    return None if spec is None else {"ranges": spec.ranges, "limit": spec.limit}
+
+
+def dependencies_of(stored: Iterable[Sequence[Any]]) -> tuple[Dependency, ...]:
+    """From the form that dependencies_json() makes."""
+    return tuple(Dependency(DependencyKind(kind), *rest) for kind, *rest in stored)
 
 
 def ranges_text(ranges: Ranges | None) -> str | None:
@@ -99,7 +110,20 @@ def new_job_values(seq: int, new: NewJob) -> dict[str, Any]:
         "dependencies": dependencies_json(new.dependencies),
         "submit_host": new.submit_host,
         "submission": dict(new.submission),
-        "todo": None if new.todo is None else MultiRange([Range(start, stop) for start, stop in new.todo]),
+        **_new_array_values(new.array_spec),
+    }
+
+
+def _new_array_values(spec: ArraySpec | None) -> dict[str, Any]:
+    if spec is None:
+        return dict.fromkeys(("array_spec", "todo", "deleted", "succeeded", "failed"))
+    todo = MultiRange([Range(start, stop) for start, stop in spec.hull])
+    return {
+        "array_spec": array_json(spec),
+        "todo": todo,
+        "deleted": MultiRange(),
+        "succeeded": 0,
+        "failed": 0,
     }
 
 
@@ -113,15 +137,31 @@ def job_record(row: Row[Any]) -> JobRecord:
         values["cause"] = Cause(values["cause"])
     values["request"] = msgspec.convert(values["request"], Request)
     values["excluded"] = tuple(values["excluded"])
-    if values["dependencies"]:
-        pairs = values["dependencies"]
-        values["dependencies"] = tuple(Dependency(DependencyKind(kind), seq) for kind, seq in pairs)
-    else:
-        values["dependencies"] = ()
-    if values["todo"] is not None:
-        values["todo"] = tuple((r.lower, r.upper) for r in values["todo"])
+    values["dependencies"] = dependencies_of(values["dependencies"] or ())
+    if values["array_spec"] is not None:
+        values["array_spec"] = _array_spec(values["array_spec"])
+        for name in ("todo", "deleted"):
+            values[name] = _ranges(values[name])
     values.setdefault("submission", {})
     return JobRecord(**values)
+
+
+def _array_spec(value: Any) -> ArraySpec:
+    return ArraySpec(tuple((first, last, step) for first, last, step in value["ranges"]), value["limit"])
+
+
+def _ranges(value: Any) -> Ranges:
+    return tuple((r.lower, r.upper) for r in value)
+
+
+def outcome(row: Any) -> Outcome:
+    progress = None
+    if row.array_spec is not None:
+        spec = _array_spec(row.array_spec)
+        waiting, deleted = spec.count(_ranges(row.todo)), spec.count(_ranges(row.deleted))
+        started = spec.size - waiting - deleted
+        progress = Progress(spec.size, started, row.succeeded, row.failed, deleted)
+    return Outcome(JobState(row.state), row.exit_status, progress)
 
 
 def attempt_record(row: Any) -> AttemptRecord:

@@ -25,6 +25,7 @@ from sqlalchemy.exc import IntegrityError
 
 from hpcmesos.model import GpuState, JobState
 from hpcmesos.queue import tables as t
+from hpcmesos.queue.element_rows import begin_elements
 from hpcmesos.queue.moves import move_jobs
 from hpcmesos.queue.records import AttemptRecord, JobKey, Move, Release, ShareRecord, StartRecord
 from hpcmesos.queue.rows import attempt_values, insert_rows, recordset, share_values, step_values
@@ -61,7 +62,10 @@ def apply_starts(connection: Connection, gangs: Sequence[StartRecord], now: date
 
 
 def _start(connection: Connection, gangs: Sequence[StartRecord], now: datetime) -> set[JobKey]:
-    moved = move_jobs(connection, [_start_move(gang, now) for gang in gangs])
+    moves = [_start_move(gang, now) for gang in gangs]
+    new = [move for move, gang in zip(moves, gangs, strict=True) if gang.new]
+    old = [move for move, gang in zip(moves, gangs, strict=True) if not gang.new]
+    moved = move_jobs(connection, old) | begin_elements(connection, new)
     gangs = [gang for gang in gangs if gang.attempt.job in moved]
     if not gangs:
         return moved

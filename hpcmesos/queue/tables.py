@@ -115,7 +115,12 @@ def _job_columns() -> list[Column[Any]]:
         _json("dependencies", "[]"),
         _text("submit_host"),
         _json("submission"),
+        # Of an array's parent only; its elements become rows when they start.
+        Column("array_spec", JSONB(none_as_null=True)),
         Column("todo", INT4MULTIRANGE),
+        Column("deleted", INT4MULTIRANGE),
+        Column("succeeded", Integer),
+        Column("failed", Integer),
     ]
 
 
@@ -303,9 +308,11 @@ nodes = Table(
     _number("mem_used", 0, BigInteger),
     _flag("up", True),
     _flag("offline", False),
+    _flag("gone", False),
     _text("address"),
     _number("peer_port"),
     _text("boot_id"),
+    _text("journal"),
     _text("version"),
     _text("hostname"),
     _text("os"),
@@ -344,7 +351,7 @@ queues = Table(
     _flag("enabled", True),
     _flag("started", True),
     _number("priority"),
-    _json("defaults"),
+    _json("attributes"),
     PrimaryKeyConstraint("name"),
 )
 tokens = Table(

@@ -74,10 +74,10 @@ class LiveCluster:
         return str(tomllib.loads((self.state / "master" / "master.toml").read_text())["database_url"])
 
     def pid(self, daemon: str) -> int:
-        """``daemon``: "master", "node1/agent", "node1/shepherd", "postgres"."""
+        """``daemon``: "master", "master2", "node1/agent", "node1/shepherd", "postgres"."""
         if daemon == "postgres":
             return int((self.state / "postgres" / "postmaster.pid").read_text().split()[0])
-        path = self.state / "master" / "master.pid"
+        path = self.state / daemon / "master.pid"
         if "/" in daemon:
             node, name = daemon.split("/")
             path = next((self.state / "agents" / node).rglob(f"{name}.pid"))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.e2e.accounts import accounts
 from tests.e2e.cluster_kit import USERS, LiveCluster, wait_until
 from tests.e2e.namespace_cluster import NamespaceCluster, Stack, make_openmpi5
 from tests.integration.invariants import check_invariants
@@ -69,22 +67,9 @@ def running(cluster: LiveCluster) -> Iterator[LiveCluster]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def accounts() -> Iterator[None]:
-    """Makes the users as root; the last of several test runs on this machine removes them."""
-    if os.getuid() != 0:
+def users_of_tests() -> Iterator[None]:
+    with accounts():
         yield
-        return
-    with Path("/run/lock/hpcmesos-test-users").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        for user in USERS:
-            subprocess.run(
-                ["useradd", "--create-home", "--shell", "/bin/bash", user], check=False, capture_output=True
-            )
-        yield
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for user in USERS:
-                subprocess.run(["userdel", "--remove", user], check=False, capture_output=True)
 
 
 @pytest.fixture(scope="session")

@@ -201,11 +201,12 @@ class Hosts:
                 _ip(self.hosts[here].holder, "neighbour", "replace", *entry)
                 self._cuts.add((here, there))
 
-    def mend(self) -> None:
-        """Undoes all cuts; what TCP had in flight comes with its next retransmission."""
-        for here, there in self._cuts:
+    def mend(self, name: str | None = None, other: str | None = None) -> None:
+        """Undoes all cuts, or those of one host, or between two; what TCP had in flight comes by retransmission."""
+        wanted = {each for each in (name, other) if each}
+        for here, there in [cut for cut in self._cuts if wanted <= set(cut)]:
             _ip(self.hosts[here].holder, "neighbour", "delete", self.addresses[there], "dev", "eth0")
-        self._cuts.clear()
+            self._cuts.discard((here, there))
 
     def close(self) -> None:
         """Kills whatever runs on the hosts; with the last process go namespaces, links and mounts."""

@@ -6,6 +6,15 @@ import psycopg
 
 from hpcmesos.queue.states import INITIAL, TRANSITIONS
 
+_INDEXES = """
+    WITH indexes AS (
+        SELECT seq, index, todo, deleted FROM jobs, jsonb_array_elements(array_spec -> 'ranges') AS piece,
+            generate_series((piece ->> 0)::int, (piece ->> 1)::int, (piece ->> 2)::int) AS index
+        WHERE array_spec IS NOT NULL),
+    rows AS (
+        SELECT seq, element FROM jobs WHERE element >= 0 UNION ALL
+        SELECT seq, element FROM jobs_history WHERE element >= 0)"""
+
 CHECKS: dict[str, str] = {
     "a GPU in two live allocations": """
         SELECT gpu FROM allocations WHERE gpu IS NOT NULL GROUP BY gpu HAVING count(*) > 1""",
@@ -28,7 +37,7 @@ CHECKS: dict[str, str] = {
     "a running job without a live attempt": """
         SELECT j.seq, j.element FROM jobs j LEFT JOIN attempts a
             ON (a.seq, a.element, a.number) = (j.seq, j.element, j.attempt) AND a.ended_at IS NULL
-        WHERE j.state = 'R' AND a.seq IS NULL""",
+        WHERE j.state = 'R' AND a.seq IS NULL AND j.array_spec IS NULL""",
     "a live attempt of a job that neither runs nor ends": """
         SELECT a.seq, a.element, a.number FROM attempts a JOIN jobs j USING (seq, element)
         WHERE a.ended_at IS NULL AND (j.state NOT IN ('R', 'E') OR j.attempt <> a.number)""",
@@ -66,8 +75,47 @@ CHECKS: dict[str, str] = {
         JOIN (SELECT DISTINCT ON (seq, element) seq, element, target FROM events
               WHERE target IS NOT NULL ORDER BY seq, element, id DESC) AS e USING (seq, element)
         WHERE j.state <> e.target""",
+    "an array's row that lacks something, or another row that has it": """
+        SELECT seq, element FROM (
+            SELECT seq, element, array_spec, todo, deleted, succeeded, failed FROM jobs UNION ALL
+            SELECT seq, element, array_spec, todo, deleted, succeeded, failed FROM jobs_history) AS every
+        WHERE num_nonnulls(array_spec, todo, deleted, succeeded, failed) NOT IN (0, 5)
+           OR (element >= 0 AND array_spec IS NOT NULL)""",
+    "an element that has a row and waits without one, or was deleted": """
+        SELECT e.seq, e.element FROM (
+            SELECT seq, element FROM jobs UNION ALL SELECT seq, element FROM jobs_history) AS e
+        JOIN jobs p ON p.seq = e.seq AND p.element = -1
+        WHERE e.element >= 0 AND (e.element <@ p.todo OR e.element <@ p.deleted OR p.array_spec IS NULL)""",
+    "an element that waits, and was deleted": "SELECT seq FROM jobs WHERE todo && deleted",
+    "an index of an array that is nowhere, or a row of none": f"""
+        {_INDEXES}
+        SELECT seq, index FROM (
+            SELECT seq, index FROM indexes WHERE NOT (index <@ todo OR index <@ deleted)
+            EXCEPT SELECT seq, element FROM rows
+        ) AS nowhere
+        UNION ALL (SELECT seq, element FROM rows WHERE seq IN (SELECT seq FROM indexes) EXCEPT
+            SELECT seq, index FROM indexes)""",
+    "an array whose counts are not those of its elements": """
+        SELECT p.seq, p.succeeded, p.failed, counted.* FROM jobs p CROSS JOIN LATERAL (
+            SELECT count(*) FILTER (WHERE exit_status = 0) AS good,
+                   count(*) FILTER (WHERE exit_status IS DISTINCT FROM 0) AS bad FROM (
+                SELECT exit_status FROM jobs WHERE seq = p.seq AND element >= 0 AND state = 'C' UNION ALL
+                SELECT exit_status FROM jobs_history WHERE seq = p.seq AND element >= 0) AS over) AS counted
+        WHERE p.array_spec IS NOT NULL AND (p.succeeded, p.failed) <> (good, bad)""",
+    "an array above its slot limit": """
+        SELECT p.seq, count(*) FROM jobs p JOIN jobs e ON e.seq = p.seq AND e.element >= 0 AND e.state IN ('R', 'E')
+        WHERE p.array_spec IS NOT NULL GROUP BY p.seq, p.array_spec
+        HAVING count(*) > (p.array_spec ->> 'limit')::int""",
+    "an array that is complete before its elements": """
+        SELECT p.seq FROM jobs p JOIN jobs e ON e.seq = p.seq AND e.element >= 0 AND e.state <> 'C'
+        WHERE p.array_spec IS NOT NULL AND p.state = 'C'""",
     "a complete job in two places": "SELECT seq, element FROM jobs INTERSECT SELECT seq, element FROM jobs_history",
 }
+
+EACH_SECOND = tuple(
+    what for what in CHECKS if "GPU" in what or "allocation" in what or "used counters" in what
+)
+"""What is about GPUs and what is given out, and looks at nothing but live rows."""
 
 SETTLED: dict[str, str] = {
     "an attempt is over, its node is up, and still holds its share": """
@@ -93,6 +141,14 @@ FIRST = """
 """
 
 
+def check_moment(url: str) -> list[str]:
+    """Violations of what is cheap enough to look at each second, under load."""
+    with psycopg.connect(url, connect_timeout=2) as connection:
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        found = {what: connection.execute(CHECKS[what]).fetchall() for what in EACH_SECOND}
+    return [f"{what}: {row}" for what, rows in found.items() for row in rows[:5]]
+
+
 def check_invariants(url: str, *, drained: bool = False, settled: bool = False) -> list[str]:
     """Violations over the whole database, as lines for people; ``url``: of a role that reads everything.
 
@@ -114,3 +170,19 @@ def check_invariants(url: str, *, drained: bool = False, settled: bool = False) 
     for what, rows in found.items():
         violations += [f"{what}: {row}" for row in rows[:5]]
     return violations
+
+
+_PEAK = """
+    SELECT max(running) FROM (
+        SELECT sum(CASE WHEN target = 'R' AND source = 'Q' THEN 1
+                        WHEN target IN ('Q', 'H', 'W', 'C') AND source IN ('R', 'E') THEN -1 ELSE 0 END)
+            OVER (ORDER BY id) AS running
+        FROM events WHERE seq = %s AND element >= 0 AND source IS NOT NULL) AS sums
+"""
+
+
+def most_at_once(url: str, seq: int) -> int:
+    """How many elements of an array ran at once at most, by the public order of events."""
+    with psycopg.connect(url) as connection:
+        [(most,)] = connection.execute(_PEAK, [seq]).fetchall()
+    return int(most or 0)

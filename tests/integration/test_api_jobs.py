@@ -185,7 +185,7 @@ def test_pbsnodes_shows_and_only_operators_change(api: Api) -> None:
 def test_unknown_commands_and_personalities(api: Api) -> None:
     with api.client() as client:
         with pytest.raises(UsageError):
-            client.command("qmgr", [])
+            client.command("qfly", [])
         with pytest.raises(InvalidValue):
             client.command("qstat", [], personality="slurm")
 

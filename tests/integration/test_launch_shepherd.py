@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hpcmesos.launch.journal import Journal
+
 from . import shepherd_kit as kit
 
 
@@ -39,7 +41,7 @@ def run(node: kit.Node, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
         node.agent.send(op="forget", attempt=one.attempt)
     directories = [node.state / "attempts" / one.attempt for one in runs]
     kit.wait_until(lambda: not any(d.exists() for d in directories), "the attempt's directory is removed")
-    assert not list((node.state / "journal").glob("*.jsonl"))
+    assert not Journal(str(node.state / "journal")).load()
 
 
 def test_exit_codes(run) -> None:
@@ -262,7 +264,7 @@ def test_death_of_the_shepherd(tmp_path: Path, cgroups: bool) -> None:
         kit.wait_until(lambda: not kit.is_alive(pid), "what it left is killed")
         for one in (done, lost):
             node.agent.send(op="forget", attempt=one.attempt)
-        kit.wait_until(lambda: not list((node.state / "journal").glob("*.jsonl")), "the journal is empty")
+        kit.wait_until(lambda: not Journal(str(node.state / "journal")).load(), "the journal is empty")
 
 
 def test_only_one_shepherd_a_state(node: kit.Node) -> None:

@@ -13,6 +13,7 @@ from hpcmesos.queue.records import (
     AttemptKey,
     AttemptRecord,
     JobFilter,
+    JobKey,
     Move,
     NewJob,
     NodeRecord,
@@ -71,7 +72,9 @@ def test_a_swept_job_stays_answerable(store: Store, leader: LeaderStore, databas
     assert store.shares([old], live_only=True) == []
     assert [job.seq for job in store.jobs(JobFilter())] == [young]
     assert [job.seq for job in store.jobs(JobFilter(history=True))] == [old, young]
-    assert store.outcomes([old, young]) == {old: Outcome(C, 0), young: Outcome(C, 0)}
+    assert store.outcomes([JobKey(old), JobKey(young)]) == dict.fromkeys(
+        (JobKey(old), JobKey(young)), Outcome(C, 0)
+    )
     assert store.script(old) is None
     with psycopg.connect(database.owner) as connection:
         counts = "SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM attempts), (SELECT count(*) FROM shares)"
@@ -109,7 +112,7 @@ def test_partitions_are_made_ahead_and_dropped(store: Store, leader: LeaderStore
         )  # as autovacuum does; the server may read the names of all tables after it
     assert leader.drop_partitions(datetime.now(UTC) - timedelta(days=30)) == 5
     assert store.job(old) is None
-    assert store.outcomes([old]) == {}
+    assert store.outcomes([JobKey(old)]) == {}
 
 
 def test_a_new_database_has_a_week_of_partitions(database: Database) -> None:

@@ -372,7 +372,7 @@ def test_unknown_node(leader: LeaderStore) -> None:
 
 
 def test_queues(store: Store, leader: LeaderStore) -> None:
-    gpu = QueueRecord(name="gpu", started=False, priority=3, defaults={"walltime": "01:00:00"})
+    gpu = QueueRecord(name="gpu", started=False, priority=3, attributes={"ring": "check"})
     with leader.transaction() as transaction:
         transaction.put_queue(QueueRecord(name="gpu"))
         transaction.put_queue(gpu)
@@ -384,7 +384,7 @@ def test_load_sees_what_lives(store: Store, leader: LeaderStore) -> None:
     register(leader, node("n1"))
     start(leader, gang(running, ("n1", 1, ("n1-g0",))), gang(done, ("n1", 1, ())))
     finish(leader, done, 1, "n1")
-    state = leader.load()
+    state, _ = leader.load()
     assert [job.seq for job in state.jobs] == [queued, running]
     assert [attempt.key.seq for attempt in state.attempts] == [running]
     assert [(share.attempt.seq, share.gpus) for share in state.shares] == [(running, ("n1-g0",))]

@@ -141,7 +141,7 @@ def test_the_books_balance_after_every_action(
 
 def wipe(leader: LeaderStore) -> None:
     """Examples share the test's database: what the last one left is ended and released."""
-    state = leader.load()
+    state, _ = leader.load()
     with leader.transaction() as transaction:
         transaction.finish_attempts([AttemptRecord(key=a.key, cause=Cause.DELETED) for a in state.attempts])
         transaction.release_shares([Release(attempt=s.attempt, node=s.node) for s in state.shares])

@@ -16,9 +16,10 @@ from hpcmesos.errors import (
     Unauthenticated,
 )
 from hpcmesos.model import Chunk, JobState, Placement, Request
+from hpcmesos.queue.arrays import ArraySpec
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.leader_store import LeaderStore
-from hpcmesos.queue.records import JobFilter, NewJob
+from hpcmesos.queue.records import JobFilter, JobKey, NewJob
 from hpcmesos.queue.store import CHANNEL, Store
 
 from .invariants import check_invariants
@@ -48,17 +49,18 @@ def test_a_job_comes_back_as_it_went_in(store: Store) -> None:
         submit_host="login",
         submission={"argv": ["a", "ü"], "environment": {"A": "1"}, "umask": 18},
         script=b"#!/bin/sh\n\x00\xff",
-        todo=((0, 10), (20, 21)),
+        array_spec=ArraySpec(((0, 8, 2), (20, 20, 1)), 3),
     )
     seq = store.submit(new).seq
     job = store.job(seq)
     assert job is not None
     for field in ("name", "owner", "server", "queue", "request", "state", "priority", "holds", "not_before"):
         assert getattr(job, field) == getattr(new, field), field
-    for field in ("rerunable", "dependencies", "submit_host", "submission", "todo"):
+    for field in ("rerunable", "dependencies", "submit_host", "submission", "array_spec"):
         assert getattr(job, field) == getattr(new, field), field
     assert (job.index, job.attempt, job.exit_status, job.queued_at) == (None, 0, None, None)
     assert job.created_at.utcoffset() == timedelta(0)
+    assert (job.todo, job.deleted, job.succeeded, job.failed) == (((0, 9), (20, 21)), (), 0, 0)
     assert store.script(seq) == new.script
 
 
@@ -75,7 +77,7 @@ def test_a_queued_job_is_eligible_at_once_and_known_to_the_leader(store: Store, 
 
 def test_unknown_job(store: Store) -> None:
     assert store.job(99) is None
-    assert store.outcomes([99]) == {}
+    assert store.outcomes([JobKey(99)]) == {}
 
 
 def test_lists_are_filtered(store: Store) -> None:

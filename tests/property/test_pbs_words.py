@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hpcmesos.errors import Rejection
 from hpcmesos.pbs import resources
-from hpcmesos.pbs.arrays import ArraySpec, parse_array
+from hpcmesos.pbs.arrays import parse_array
 from hpcmesos.pbs.directives import check_script, scan
 from hpcmesos.pbs.option_table import COMMANDS
 from hpcmesos.pbs.options import parse
@@ -20,6 +20,7 @@ from hpcmesos.pbs.quoting import split_list
 from hpcmesos.pbs.render_full import attribute_line
 from hpcmesos.pbs.status import parse_hold, parse_pbsnodes, parse_qdel, parse_qstat
 from hpcmesos.pbs.submission import SubmitContext, build_submission
+from hpcmesos.queue.arrays import ArraySpec
 from hpcmesos.units import format_duration, parse_duration
 
 CONTEXT = SubmitContext(

@@ -14,6 +14,7 @@ import pytest
 from hpcmesos.launch.attempt import Attempt, Order, Services
 from hpcmesos.launch.crew import Crew
 from hpcmesos.launch.enclosure import Trees
+from hpcmesos.launch.files import Directories
 from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import Output
 from hpcmesos.launch.owners import Owners
@@ -34,7 +35,9 @@ def services(state: Path, told: list[dict[str, Any]]) -> Services:
     values = dict.fromkeys(Config.__dataclass_fields__, "") | {"proxy_patience": 60.0}  # type: ignore[dict-item]
     config = Config(**values | {"state": str(state), "node": "n1", "cgroup": None})  # type: ignore[arg-type]
     journal = Journal(str(state / "journal"))
-    return Services(config, NoProcesses(), journal, Trees("HPCMESOS_SOCKET=/nowhere"), told.append)
+    children = NoProcesses()
+    directories = Directories(config, children)
+    return Services(config, children, journal, directories, Trees("HPCMESOS_SOCKET=/nowhere"), told.append)
 
 
 def spec(**changes: Any) -> dict[str, Any]:
@@ -101,7 +104,7 @@ def test_a_spec_that_makes_no_sense_leaves_no_trace(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         attempt.prepare()
     assert not list((tmp_path / "attempts").iterdir())
-    assert not list((tmp_path / "journal").glob("*.jsonl"))
+    assert Journal(str(tmp_path / "journal")).load() == {}
 
 
 def test_an_output_file_that_its_server_has_forgotten_is_empty(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +23,122 @@ def record(name: str, **more: Any) -> dict[str, Any]:
 
 def test_journal_is_read_back_and_continued(tmp_path: Path) -> None:
     journal = Journal(str(tmp_path))
-    entry = journal.create("1.h#1", record("1.h#1"))
-    entry.append({"phase": "running"})
-    entry.close()
-    (tmp_path / "2.h#1.jsonl").write_bytes(b'{"spec"')
+    journal.create("1.h#1", record("1.h#1")).append({"phase": "running"})
     again = Journal(str(tmp_path))
     assert again.load() == {"1.h#1": [record("1.h#1"), {"phase": "running"}]}
-    entry = again.reopen("1.h#1", again.load()["1.h#1"])
-    entry.end({"event": "ended"})
-    entry.close()
-    assert again.load()["1.h#1"][-1] == {"event": "ended"}
-    assert not (tmp_path / "2.h#1.jsonl").exists()
+    again.reopen("1.h#1").end({"event": "ended"})
+    assert Journal(str(tmp_path)).load() == {
+        "1.h#1": [record("1.h#1"), {"phase": "running"}, {"event": "ended"}]
+    }
+    assert again.identity == journal.identity
 
 
-def test_a_file_used_again_shows_nothing_of_its_past(tmp_path: Path) -> None:
+def test_damage_costs_the_lines_that_it_hits(tmp_path: Path) -> None:
     journal = Journal(str(tmp_path))
-    entry = journal.create("1.h#1", record("1.h#1", text="x" * 5000))
-    entry.end({"event": "ended"})
-    entry.close()
+    for number in (1, 2, 3):
+        journal.create(f"{number}.h#1", record(f"{number}.h#1")).append({"phase": "running"})
+    file = next(tmp_path.glob("*.journal"))
+    content = file.read_bytes()
+    hit = content.index(b"2.h#1")
+    file.write_bytes(content[:hit] + bytes(5) + content[hit + 5 :])
+    again = Journal(str(tmp_path))
+    assert again.load() == {name: [record(name), {"phase": "running"}] for name in ("1.h#1", "3.h#1")}
+    assert again.identity != journal.identity
+    again.create("4.h#1", record("4.h#1"))
+    assert set(Journal(str(tmp_path)).load()) == {"1.h#1", "3.h#1", "4.h#1"}
+
+
+@pytest.mark.parametrize("missing", [1, 5, 30])
+def test_a_record_that_is_torn_is_dropped_and_written_anew(tmp_path: Path, missing: int) -> None:
+    Journal(str(tmp_path)).create("1.h#1", record("1.h#1")).append({"phase": "running"})
+    file = next(tmp_path.glob("*.journal"))
+    os.truncate(file, len(file.read_bytes().rstrip(b"\0")) - missing)
+    again = Journal(str(tmp_path))
+    assert again.load()["1.h#1"][0] == record("1.h#1")
+    again.reopen("1.h#1").end({"event": "ended"})
+    records = Journal(str(tmp_path)).load()["1.h#1"]
+    assert (records[0], records[-1]) == (record("1.h#1"), {"event": "ended"})
+
+
+def test_a_journal_that_was_removed_has_another_identity(tmp_path: Path) -> None:
+    before = Journal(str(tmp_path / "journal")).identity
+    assert Journal(str(tmp_path / "journal")).identity == before
+    shutil.rmtree(tmp_path / "journal")
+    assert Journal(str(tmp_path / "journal")).identity != before
+
+
+@pytest.mark.parametrize("left", [0, 10, 80])
+def test_a_journal_that_was_torn_has_another_identity(tmp_path: Path, left: int) -> None:
+    journal = Journal(str(tmp_path))
+    journal.create("1.h#1", record("1.h#1")).append({"phase": "running"})
+    os.truncate(next(tmp_path.glob("*.journal")), left)
+    again = Journal(str(tmp_path))
+    again.load()
+    assert again.identity != journal.identity
+
+
+def test_what_is_forgotten_stays_forgotten_however_often_files_are_used(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path))
+    lasting = journal.create("1.h#1", record("1.h#1", text="y" * 5000))
+    lasting.append({"phase": "running"})
+    for number in range(2, 1500):
+        name = f"{number}.h#1"
+        journal.create(name, record(name, text="x" * 50_000)).end({"event": "ended"})
+        journal.remove(name)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 12 * 4 * 1024 * 1024
+    assert Journal(str(tmp_path)).load() == {
+        "1.h#1": [record("1.h#1", text="y" * 5000), {"phase": "running"}]
+    }
     journal.remove("1.h#1")
-    assert journal.load() == {}
-    entry = journal.create("2.h#1", record("2.h#1"))
-    entry.close()
-    assert Journal(str(tmp_path)).load() == {"2.h#1": [record("2.h#1")]}
-    assert len(list(tmp_path.iterdir())) == 1
+    assert Journal(str(tmp_path)).load() == {}
+
+
+def test_ends_that_come_together_share_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, sync = [], os.fdatasync
+
+    def count(fd: int) -> None:
+        synced.append(fd)
+        sync(fd)
+
+    async def end(journal: Journal, name: str) -> None:
+        journal.create(name, record(name)).end({"event": "ended"})
+        await journal.synced()
+
+    async def run() -> None:
+        journal = Journal(str(tmp_path))
+        await asyncio.gather(*(end(journal, f"{number}.h#1") for number in range(5)))
+
+    monkeypatch.setattr(os, "fdatasync", count)
+    asyncio.run(run())
+    assert len(synced) == 1
 
 
 def test_a_full_disk_cannot_lose_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(str(tmp_path))
-    entry = journal.create("1.h#1", record("1.h#1"))
-    size, write = (tmp_path / "1.h#1.jsonl").stat().st_size, os.pwrite
+    names = [f"{number}.h#1" for number in range(100)]
+    entries = [journal.create(name, record(name)) for name in names]
+    sizes = {path.stat().st_ino: path.stat().st_size for path in tmp_path.iterdir()}
+    write = os.pwrite
 
     def full(fd: int, data: bytes, offset: int) -> int:
-        room = data[: max(0, size - offset)]
+        room = data[: max(0, sizes[os.fstat(fd).st_ino] - offset)]
         if not room:
             raise OSError(errno.ENOSPC, "full")
         return write(fd, room, offset)
 
+    def nothing_left(fd: int, offset: int, size: int) -> None:
+        if offset + size > os.fstat(fd).st_size:
+            raise OSError(errno.ENOSPC, "full")
+
     monkeypatch.setattr(os, "pwrite", full)
-    entry.end({"event": "ended", "code": 3, "stdout_tail": "x" * 100_000})
-    entry.close()
-    assert journal.load()["1.h#1"][-1] == {"event": "ended", "code": 3}
+    monkeypatch.setattr(os, "posix_fallocate", nothing_left)
+    for code, entry in enumerate(entries):
+        entry.end({"event": "ended", "code": code, "stdout_tail": "x" * 150_000})
+    found = Journal(str(tmp_path)).load()
+    assert [found[name][-1]["code"] for name in names] == list(range(100))
+    with pytest.raises(OSError, match="full"):
+        for number in range(100, 1000):
+            journal.create(f"{number}.h#1", record(f"{number}.h#1"))
 
 
 def test_first_failed_is_the_earliest_that_we_did_not_kill() -> None:

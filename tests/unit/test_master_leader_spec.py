@@ -62,7 +62,6 @@ def job(seq: int = 12, **changes: Any) -> JobRecord:
         "dependencies": (),
         "submit_host": "login",
         "submission": {},
-        "todo": None,
     }
     return JobRecord(**values | changes)
 
@@ -138,7 +137,7 @@ def test_a_snapshot_shows_what_is_free_and_who_may_start() -> None:
     picture = cluster(held, blocked, waiting, nodes=(dirty, node("node2", offline=True)))
     picture.nodes["node1"].link = picture.nodes["node2"].link = 1
     picture.blocked.add(blocked.key)
-    snapshot = cycle.snapshot(picture, None)
+    snapshot, _ = cycle.snapshot(picture, None)
     first, second = snapshot.nodes
     assert (first.up, first.cpus_free, [gpu.free for gpu in first.gpus]) == (True, 5, [True, False])
     assert not second.up
@@ -148,10 +147,10 @@ def test_a_snapshot_shows_what_is_free_and_who_may_start() -> None:
 
 def test_only_the_front_of_the_queue_on_an_event() -> None:
     picture = cluster(*(job(seq) for seq in range(10, 0, -1)), job(99, priority=5))
-    assert [view.id.seq for view in cycle.snapshot(picture, 3).pending] == [99, 1, 2]
+    assert [view.id.seq for view in cycle.snapshot(picture, 3)[0].pending] == [99, 1, 2]
     picture.put(replace(job(1), state=JobState.COMPLETE))
     picture.put(job(2, priority=9))
-    assert [view.id.seq for view in cycle.snapshot(picture, 3).pending] == [2, 99, 3]
+    assert [view.id.seq for view in cycle.snapshot(picture, 3)[0].pending] == [2, 99, 3]
 
 
 def test_a_start_becomes_the_next_attempt() -> None:
@@ -182,8 +181,8 @@ def test_a_share_gives_back_what_it_took() -> None:
 def test_parts_of_an_earlier_attempt_block_its_job() -> None:
     waiting = job(attempt=2)
     picture = cluster(waiting, nodes=(node(cpus_used=2, mem_used=100),), shares=(share(),))
-    assert not cycle.snapshot(picture, None).pending
+    assert not cycle.snapshot(picture, None)[0].pending
     assert picture.current(waiting.key) is None
     picture.release(picture.attempts["12.hpcm#2"], "node1")
-    assert len(cycle.snapshot(picture, None).pending) == 1
+    assert len(cycle.snapshot(picture, None)[0].pending) == 1
     assert not picture.attempts

@@ -38,7 +38,6 @@ JOB = JobRecord(
     dependencies=(),
     submit_host="login",
     submission={"resource_list": {"walltime": "01:00:00", "nodes": "2:ppn=2"}, "group": "staff"},
-    todo=None,
 )
 EPOCH = int(NOON.timestamp())
 

@@ -2,7 +2,7 @@ import pytest
 
 from hpcmesos.model import JobState
 from hpcmesos.queue.dependencies import Dependency, DependencyKind, Verdict, judge, judge_all
-from hpcmesos.queue.records import Outcome
+from hpcmesos.queue.records import JobKey, Outcome, Progress
 
 QUEUED = Outcome(JobState.QUEUED, None)
 RUNNING = Outcome(JobState.RUNNING, None)
@@ -20,6 +20,12 @@ TABLE = {
     "afternotok": (NEVER, WAIT, WAIT, WAIT, NEVER, YES, YES),
     "afterany": (YES, WAIT, WAIT, WAIT, YES, YES, YES),
 }
+TABLE |= {  # of a parent that is no array
+    "afterstartarray": TABLE["after"],
+    "afterokarray": TABLE["afterok"],
+    "afternotokarray": TABLE["afternotok"],
+    "afteranyarray": TABLE["afterany"],
+}
 
 
 @pytest.mark.parametrize("kind", list(DependencyKind))
@@ -30,8 +36,33 @@ def test_one_dependency(kind: DependencyKind) -> None:
 
 def test_several_dependencies() -> None:
     ok, waiting, never = (Dependency(DependencyKind.AFTER_OK, seq) for seq in (1, 2, 3))
-    parents = {1: OK, 2: RUNNING, 3: FAILED}
+    parents = {JobKey(1): OK, JobKey(2): RUNNING, JobKey(3): FAILED}
     assert judge_all([], parents) is YES
     assert judge_all([ok], parents) is YES
     assert judge_all([ok, waiting], parents) is WAIT
     assert judge_all([waiting, never, ok], parents) is NEVER
+
+
+def test_an_element_and_its_array_are_two_parents() -> None:
+    element = Dependency(DependencyKind.AFTER_OK, 1, 7)
+    parents = {JobKey(1): RUNNING, JobKey(1, 7): OK}
+    assert judge_all([element], parents) is YES
+    assert judge_all([Dependency(DependencyKind.AFTER_OK, 1)], parents) is WAIT
+
+
+BEGUN = Progress(total=10, started=6, succeeded=3, failed=1, deleted=2)  # 2 run, 2 wait
+
+NUMBERED = {
+    # wanted:                                     3     4     6     8     all
+    DependencyKind.AFTER_START_ARRAY: (YES, YES, YES, WAIT, NEVER),
+    DependencyKind.AFTER_OK_ARRAY: (YES, WAIT, WAIT, NEVER, NEVER),
+    DependencyKind.AFTER_NOT_OK_ARRAY: (YES, WAIT, WAIT, NEVER, NEVER),
+    DependencyKind.AFTER_ANY_ARRAY: (YES, YES, YES, WAIT, WAIT),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERED)
+def test_so_many_elements_of_an_array(kind: DependencyKind) -> None:
+    parent = Outcome(JobState.RUNNING, None, BEGUN)
+    wanted = (3, 4, 6, 8, None)
+    assert tuple(judge(Dependency(kind, 1, None, number), parent) for number in wanted) == NUMBERED[kind]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hpcmesos.errors import HpcmesosError, JobFinished, Unauthorized, WrongState
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import wishes
-from hpcmesos.master.services.lookup import find_own, full_id, id_of
+from hpcmesos.master.services.lookup import find_own, full_id, id_of, parse_elements, split_elements
 from hpcmesos.master.services.replies import Refusals, information
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import JobState
@@ -31,7 +32,8 @@ def qdel(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         auth.check_operator(caller, "purge jobs")
     ids = _all_ids(site, caller) if query.all else query.ids
     payload = _delete_payload(query)
-    return _each(site, caller, "qdel", ids, personality, lambda job: (wishes.DELETE, payload))
+    command = Command(site, caller, "qdel", personality, query.array_range)
+    return command.each(ids, lambda job: (wishes.DELETE, payload))
 
 
 def delete(site: Site, caller: Caller, text: str) -> None:
@@ -66,34 +68,48 @@ def _hold(command: str, kind: str, site: Site, caller: Caller, request: CommandR
         auth.check_operator(caller, "set or release operator and system holds")
 
     def wanted(job: JobRecord) -> tuple[str, Mapping[str, Any]]:
-        if job.state in (JobState.RUNNING, JobState.EXITING):
+        if job.state in (JobState.RUNNING, JobState.EXITING) and job.array_spec is None:
             raise WrongState("invalid state for job - RUNNING")
         return kind, {"kinds": kinds}
 
-    return _each(site, caller, command, query.ids, personality, wanted)
+    return Command(site, caller, command, personality, query.array_range).each(query.ids, wanted)
 
 
-def _each(
-    site: Site,
-    caller: Caller,
-    command: str,
-    ids: Sequence[str],
-    personality: Personality,
-    wanted: Callable[[JobRecord], tuple[str, Mapping[str, Any]]],
-) -> CommandReply:
-    """Sends the wish for every id that passes; the refusals of the others are the reply."""
-    refusals = Refusals(command, personality)
-    sent: list[int] = []
-    for text in dict.fromkeys(ids):
-        try:
-            job = _unfinished(site, caller, text)
-            kind, payload = wanted(job)
-        except HpcmesosError as error:
-            refusals.add(full_id(site, text), error)
-            continue
-        sent.append(site.store.wish(kind, job.seq, _name(caller), {"index": job.index, **payload}))
-    _send(site, sent)
-    return refusals.reply()
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command over several ids. ``elements``: of its -t, which every id of an array means then."""
+
+    site: Site
+    caller: Caller
+    name: str
+    personality: Personality
+    elements: str | None = None
+
+    def each(
+        self, ids: Sequence[str], wanted: Callable[[JobRecord], tuple[str, Mapping[str, Any]]]
+    ) -> CommandReply:
+        """Sends the wish for every id that passes; the refusals of the others are the reply."""
+        refusals = Refusals(self.name, self.personality)
+        sent: list[int] = []
+        for text in dict.fromkeys(ids):
+            try:
+                job, which = self._named(text)
+                kind, payload = wanted(job)
+            except HpcmesosError as error:
+                refusals.add(full_id(self.site, text), error)
+                continue
+            sent.append(self.site.store.wish(kind, job.seq, _name(self.caller), {**which, **payload}))
+        _send(self.site, sent)
+        return refusals.reply()
+
+    def _named(self, text: str) -> tuple[JobRecord, Mapping[str, Any]]:
+        """The job that ``text`` names, and which of its elements as wishes name them."""
+        plain, elements = split_elements(text)
+        job = _unfinished(self.site, self.caller, plain)
+        elements = elements or (self.elements if job.array_spec is not None else None)
+        if elements is None:
+            return job, {"index": job.index}
+        return job, {"elements": parse_elements(job, elements)}
 
 
 def _send(site: Site, sent: Sequence[int]) -> None:
@@ -115,8 +131,8 @@ def _all_ids(site: Site, caller: Caller) -> list[str]:
         raise Unauthorized("only users have jobs")
     live = frozenset(JobState) - {JobState.COMPLETE}
     owners = None if caller.privileged else (caller.user,)
-    found = site.store.jobs(JobFilter(owners=owners, states=live, brief=True))
-    return [str(id_of(job)) for job in found if job.index is None]
+    found = site.store.jobs(JobFilter(owners=owners, states=live, brief=True, elements=False))
+    return [str(id_of(job)) for job in found]
 
 
 def _delete_payload(query: DeleteQuery) -> Mapping[str, Any]:

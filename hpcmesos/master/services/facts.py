@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -12,6 +12,8 @@ from hpcmesos.master.services.lookup import id_of
 from hpcmesos.master.services.output_paths import shown_paths
 from hpcmesos.model import GpuState, JobId, JobState
 from hpcmesos.pbs.facts import GpuFacts, JobFacts, NodeFacts
+from hpcmesos.queue import elements
+from hpcmesos.queue.dependencies import Dependency
 from hpcmesos.queue.records import (
     AttemptKey,
     AttemptRecord,
@@ -36,6 +38,7 @@ class Surroundings:
     shares: Mapping[AttemptKey, tuple[ShareRecord, ...]] = field(default_factory=dict)
     gpus: Mapping[str, GpuRecord] = field(default_factory=dict)
     reasons: Mapping[JobKey, str] = field(default_factory=dict)
+    elements: Mapping[int, Mapping[JobState, int]] = field(default_factory=dict)  # with a row, not complete
 
     @classmethod
     def of(
@@ -44,6 +47,7 @@ class Surroundings:
         shares: Iterable[ShareRecord],
         nodes: Iterable[NodeRecord],
         reasons: Mapping[JobKey, str],
+        elements: Mapping[int, Mapping[JobState, int]],
     ) -> Surroundings:
         by_attempt: defaultdict[AttemptKey, list[ShareRecord]] = defaultdict(list)
         for share in shares:
@@ -56,18 +60,36 @@ class Surroundings:
             key: tuple(sorted(found, key=lambda share: share.position)) for key, found in by_attempt.items()
         }
         gpus = {gpu.uuid: gpu for node in nodes for gpu in node.gpus}
-        return cls(known, runs, ordered, gpus, reasons)
+        return cls(known, runs, ordered, gpus, reasons, elements)
+
+    def earlier(self, job: JobRecord) -> Iterator[Mapping[str, str]]:
+        """The attempts before the last one, oldest first."""
+        for number in range(1, job.attempt):
+            key = AttemptKey(job.seq, job.index, number)
+            if (attempt := self.attempts.get(key)) and attempt.cause:
+                nodes = "+".join(share.node for share in self.shares.get(key, ()))
+                shown = {"cause": str(attempt.cause), "culprit": attempt.culprit, "nodes": nodes}
+                shown["message"] = attempt.message.replace(";", ",")
+                yield {name: value for name, value in shown.items() if value}
 
 
-def job_facts(job: JobRecord, around: Surroundings, now: datetime, *, private: bool) -> JobFacts:
-    """One job; ``private`` shows its variables and the words it was submitted with."""
+def job_facts(
+    job: JobRecord, around: Surroundings, now: datetime, *, private: bool, live: bool = False
+) -> JobFacts:
+    """One job; ``private`` shows its variables and the words it was submitted with. ``live``: an element whose array is
+    not complete.
+    """
     attempt = around.attempts.get(job.attempt_key)
     shares = around.shares.get(job.attempt_key, ()) if job.state in _STARTED else ()
     submission = job.submission
     started = job.started_at if job.state in _STARTED else None
     used = _seconds_used(job, attempt, started, now)
     limit = job.request.walltime
-    out, err = shown_paths(submission, id_of(job), job.name)
+    unborn = job.index is not None and not job.attempt
+    shown_id = (
+        JobId(job.seq, job.server, array=True) if unborn else job.id
+    )  # OpenPBS: without the index until it starts
+    out, err = shown_paths(submission, shown_id, job.name)
     return JobFacts(
         id=str(id_of(job)),
         name=job.name,
@@ -103,21 +125,46 @@ def job_facts(job: JobRecord, around: Surroundings, now: datetime, *, private: b
         rerunable=job.rerunable,
         submit_args=submission.get("submit_args", "") if private else "",
         hold_types=hold_types(job.holds),
-        depend=",".join(f"{d.kind}:{JobId(d.seq, job.server)}" for d in job.dependencies) or None,
+        depend=",".join(depend_text(d, job.server) for d in job.dependencies) or None,
         project=submission.get("project"),
         account=submission.get("account"),
         group=next(iter(submission.get("group_list", ())), None),
+        array=job.array_spec,
+        array_counts=_element_counts(job, around.elements.get(job.seq, {})),
+        array_remaining=job.array_spec.text(job.todo or ()) if job.array_spec else "",
+        array_id=None if job.index is None else str(JobId(job.seq, job.server, array=True)),
         array_index=job.index,
+        in_live_array=live,
         run_count=around.runs.get(job.key, 0),
         steps=launches.shown_steps(attempt, private=private) if attempt else (),
         ranks=launches.shown_ranks(attempt) if attempt else (),
         first_failed=launches.first_failed(attempt) if attempt else {},
         last_lines=launches.last_lines(attempt) if attempt and private else None,
+        earlier=tuple(around.earlier(job)),
         walltime_used=used,
         walltime_remaining=_remaining(job, limit, used),
         pending_reason=around.reasons.get(job.key),
         extra=_extra(job),
     )
+
+
+def depend_text(dependency: Dependency, server: str) -> str:
+    """As users write it: ``afterok:12.hpcm``, ``afterokarray:12[].hpcm[5]``."""
+    array = dependency.kind.counts and dependency.element is None
+    parent = JobId(dependency.seq, server, dependency.element, array)
+    number = "" if dependency.number is None else f"[{dependency.number}]"
+    return f"{dependency.kind}:{parent}{number}"
+
+
+def _element_counts(job: JobRecord, live: Mapping[JobState, int]) -> dict[str, int]:
+    """The elements of an array by state letter, those that have no row included."""
+    if job.array_spec is None:
+        return {}
+    counts = Counter({state.value: number for state, number in live.items()})
+    waiting, gone = elements.states_without_row(job)
+    counts[waiting.value] += job.waiting_elements
+    counts[gone.value] += job.array_spec.count(job.deleted or ()) + (job.succeeded or 0) + (job.failed or 0)
+    return dict(counts)
 
 
 def node_facts(node: NodeRecord, jobs: Iterable[tuple[int, str]], gpu_jobs: Mapping[str, str]) -> NodeFacts:
@@ -141,8 +188,18 @@ def node_facts(node: NodeRecord, jobs: Iterable[tuple[int, str]], gpu_jobs: Mapp
 
 
 def node_states(node: NodeRecord) -> list[str]:
-    """``down`` and ``offline`` may come together; else ``job-exclusive`` (no CPU is left) or ``free``."""
-    bad = [word for word, holds in (("down", not node.up), ("offline", node.offline)) if holds]
+    """``down`` and ``offline`` may come together; else ``job-exclusive`` (no CPU is left) or ``free``.
+
+    Torque has no words for ``gone`` (down, and somebody vouches that it is off) and ``draining`` (offline, and jobs
+    still run): they stand beside its own.
+    """
+    words = {
+        "down": not node.up,
+        "gone": not node.up and node.gone,
+        "offline": node.offline,
+        "draining": node.up and node.offline and node.cpus_used > 0,
+    }
+    bad = [word for word, holds in words.items() if holds]
     return bad or ["job-exclusive" if node.cpus and node.cpus_used >= node.cpus else "free"]
 
 

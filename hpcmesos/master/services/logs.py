@@ -102,13 +102,13 @@ class Reader:
             self._number, self._whole = self._job.attempt, False
 
     def _attempt(self) -> AttemptRecord | None:
-        found = self._site.store.attempts([self._job.seq])
+        found = self._site.store.attempts([self._job.key])
         keys = (self._job.index, self._number)
         return next((row for row in found if (row.key.index, row.key.number) == keys), None)
 
     def _head(self) -> NodeRecord | None:
         """The node that runs the script."""
-        shares = self._site.store.shares([self._job.seq])
+        shares = self._site.store.shares([self._job.key])
         keys = (self._job.index, self._number, 0)
         heads = [s.node for s in shares if (s.attempt.index, s.attempt.number, s.position) == keys]
         return next((node for node in self._site.store.nodes() if node.name in heads), None)

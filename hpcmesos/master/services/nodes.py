@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from hpcmesos.client import GpuStatus, NodeStatus
-from hpcmesos.errors import UnknownNode
+from hpcmesos.errors import UnknownNode, WrongState
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import wishes
@@ -43,15 +43,22 @@ def pbsnodes(site: Site, caller: Caller, request: CommandRequest) -> CommandRepl
     chosen = _chosen(query, known, refusals)
     if query.action is not NodesAction.SHOW:
         auth.check_operator(caller, "change nodes")
+        if query.action is NodesAction.GONE:
+            for node in chosen:
+                if node.up:
+                    refusals.add(
+                        node.name, WrongState(f"{node.name} is up: only a node that is down can be gone")
+                    )
+            chosen = [node for node in chosen if not node.up]
         _wish(site, caller, query, chosen)
         return refusals.reply()
-    return refusals.reply(_rendered(site, query, personality, _facts(site, chosen)))
+    return refusals.reply(_rendered(site, query, personality, facts(site, chosen)))
 
 
 def list_nodes(site: Site) -> list[NodeStatus]:
-    """All nodes as values for programs; ``state`` is down, offline or free."""
+    """All nodes as values for programs."""
     records = site.store.nodes()
-    return [_status(node, facts) for node, facts in zip(records, _facts(site, records), strict=True)]
+    return [_status(node, found) for node, found in zip(records, facts(site, records), strict=True)]
 
 
 def _chosen(query: NodesQuery, known: dict[str, NodeRecord], refusals: Refusals) -> list[NodeRecord]:
@@ -79,7 +86,8 @@ def _wish(site: Site, caller: Caller, query: NodesQuery, chosen: list[NodeRecord
         wishes.await_taken(site.store, sent)
 
 
-def _facts(site: Site, nodes: list[NodeRecord]) -> list[NodeFacts]:
+def facts(site: Site, nodes: list[NodeRecord]) -> list[NodeFacts]:
+    """The nodes with the jobs that they hold, as pbsnodes shows them."""
     by_node: defaultdict[str, list[tuple[ShareRecord, str]]] = defaultdict(list)
     running = site.store.jobs(JobFilter(states=_HELD, brief=True))
     seqs = sorted({job.seq for job in running})
@@ -96,23 +104,32 @@ def _facts(site: Site, nodes: list[NodeRecord]) -> list[NodeFacts]:
     ]
 
 
-def _rendered(site: Site, query: NodesQuery, personality: Personality, facts: list[NodeFacts]) -> str:
+def _rendered(site: Site, query: NodesQuery, personality: Personality, shown: list[NodeFacts]) -> str:
     match query.format:
         case NodesFormat.LIST:
-            return render.nodes_list(facts, query.states, with_notes=query.with_notes)
+            return render.nodes_list(shown, query.states, with_notes=query.with_notes)
         case NodesFormat.XML:
-            return render.nodes_xml(facts)
+            return render.nodes_xml(shown)
         case NodesFormat.JSON:
             now, number = datetime.now(UTC), version("hpcmesos")
-            return render.nodes_json(facts, now=now, version=number, server=site.settings.server)
+            return render.nodes_json(shown, now=now, version=number, server=site.settings.server)
         case _:
-            return render.nodes_text(facts, personality)
+            return render.nodes_text(shown, personality)
+
+
+def _state(node: NodeRecord, facts: NodeFacts) -> str:
+    """The one word that says most."""
+    if not node.up:
+        return "gone" if node.gone else "down"
+    if node.offline:
+        return "draining" if facts.jobs else "offline"
+    return "busy" if "job-exclusive" in facts.state else "free"
 
 
 def _status(node: NodeRecord, facts: NodeFacts) -> NodeStatus:
     return NodeStatus(
         name=node.name,
-        state="down" if not node.up else "offline" if node.offline else "free",
+        state=_state(node, facts),
         cpus=node.cpus,
         memory=node.mem,
         declared=node.declared,

@@ -17,14 +17,15 @@ UNREACHABLE = (
     "the leader cannot be reached now; the job keeps its place and is looked at as soon as there is one"
 )
 
+_OWN = frozenset({JobState.HELD, JobState.WAITING})  # their rows say why
 _HOLDERS = {"u": "its user", "o": "an operator", "s": "the system"}
 
 
 def pending_reasons(site: Site, jobs: Iterable[JobRecord], zone: tzinfo) -> dict[JobKey, str]:
     """A sentence for each job that waits."""
-    waiting = [job for job in jobs if job.state in (JobState.QUEUED, JobState.HELD, JobState.WAITING)]
-    queued = [job for job in waiting if job.state is JobState.QUEUED]
-    found = {job.key: _own_reason(job, zone) for job in waiting if job.state is not JobState.QUEUED}
+    waiting = [job for job in jobs if _waits(job)]
+    queued = [job for job in waiting if job.state not in _OWN]
+    found = {job.key: _own_reason(job, zone) for job in waiting if job.state in _OWN}
     if queued:
         try:
             told = _ask_leader(site, sorted({job.seq for job in queued}))
@@ -32,6 +33,12 @@ def pending_reasons(site: Site, jobs: Iterable[JobRecord], zone: tzinfo) -> dict
             return found | {job.key: UNREACHABLE for job in queued}
         found |= {job.key: told.get(job.seq, "is being looked at now") for job in queued}
     return found
+
+
+def _waits(job: JobRecord) -> bool:
+    """Of an array that has begun, the elements that have not."""
+    rest = job.state is JobState.RUNNING and job.waiting_elements > 0
+    return rest or job.state in (JobState.QUEUED, JobState.HELD, JobState.WAITING)
 
 
 def _ask_leader(site: Site, seqs: list[int]) -> dict[int, str]:

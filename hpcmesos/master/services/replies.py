@@ -8,10 +8,19 @@ from importlib.metadata import version
 
 from hpcmesos.errors import (
     BadDependency,
+    BadSignal,
     HpcmesosError,
     InvalidValue,
     JobFinished,
     NeverFits,
+    NotRerunable,
+    QueueBusy,
+    QueueDenied,
+    QueueDisabled,
+    QueueExists,
+    QueueLimit,
+    RunningJob,
+    TooManyJobs,
     Unauthorized,
     UnknownJob,
     UnknownQueue,
@@ -21,8 +30,20 @@ from hpcmesos.pbs.options import help_text, parse
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.wire import CommandReply
 
+_FIRST_ERROR = 14848  # 58 * 256: 15001 & 255 is 153
+_FIRST_ERROR_CODE = 153
+
 _PBSPRO_CODES: Mapping[type[HpcmesosError], int] = {
     InvalidValue: 166,
+    RunningJob: 167,
+    NotRerunable: 190,
+    BadSignal: 165,
+    QueueExists: 177,
+    QueueBusy: 179,
+    QueueDenied: 159,
+    QueueLimit: 188,
+    QueueDisabled: 173,
+    TooManyJobs: 38,
     WrongState: 168,
     UnknownQueue: 170,
     NeverFits: 188,
@@ -36,12 +57,18 @@ _TORQUE_TEXTS: Mapping[type[HpcmesosError], str] = {
     Unauthorized: "Unauthorized Request  {id}",
     JobFinished: "Request invalid for state of job MSG=invalid state for job - COMPLETE {id}",
     WrongState: "Request invalid for state of job MSG={error} {id}",
+    RunningJob: "Cannot modify attribute while job running  {error} {id}",
+    NotRerunable: "Job not rerunable MSG={error} {id}",
+    BadSignal: "Unknown/illegal signal name MSG={error} {id}",
 }
 _PBSPRO_TEXTS: Mapping[type[HpcmesosError], str] = {
     UnknownJob: "Unknown Job Id {id}",
     Unauthorized: "Unauthorized Request  {id}",
     JobFinished: "Job has finished {id}",
     WrongState: "Request invalid for state of job {id}",
+    RunningJob: "Cannot modify attribute while job running  {error} {id}",
+    NotRerunable: "job is not rerunnable {id}",
+    BadSignal: "Unknown/illegal signal name {id}",
 }
 
 
@@ -55,6 +82,12 @@ def exit_code(error: HpcmesosError, personality: Personality) -> int:
     if personality is Personality.PBSPRO:
         return _PBSPRO_CODES.get(type(error), error.exit_code)
     return error.exit_code
+
+
+def error_number(error: HpcmesosError, personality: Personality) -> int:
+    """The server's error number of the family, of which the exit code is the last byte."""
+    code = exit_code(error, personality)
+    return _FIRST_ERROR + code if code >= _FIRST_ERROR_CODE else _FIRST_ERROR + 256 + code
 
 
 def information(command: str, argv: Sequence[str], personality: Personality) -> CommandReply | None:

@@ -22,7 +22,8 @@ from hpcmesos.queue.store import Store
 
 T = TypeVar("T")
 
-_FRESH = 1.0  # seconds that what is known of the cluster is used again
+FRESH = 1.0
+"""Seconds that what is known of the cluster is used again."""
 
 
 class Remembered(Generic[T]):
@@ -42,7 +43,7 @@ class Remembered(Generic[T]):
     def fresh(self) -> T:
         with self._lock:
             value = self._load()
-            self._value, self._until = value, time.monotonic() + _FRESH
+            self._value, self._until = value, time.monotonic() + FRESH
         return value
 
 
@@ -69,6 +70,7 @@ class Site:
     notifier: Notifier
     nodes: Remembered[KnownNodes]
     queues: Remembered[dict[str, QueueRecord]]
+    server: Remembered[dict[str, str]]  # its attributes that are set
     tls: ssl.SSLContext | None = None
     ca_state: Path | None = None  # the directory that holds ``ca/``
 
@@ -80,9 +82,15 @@ class Site:
             Notifier(store),
             Remembered(lambda: KnownNodes(tuple(node_view(node) for node in store.nodes()))),
             Remembered(lambda: {queue.name: queue for queue in store.queues()}),
+            Remembered(store.server),
             tls,
             settings.state,
         )
+
+    @property
+    def default_queue(self) -> str:
+        """Where jobs go that name no queue."""
+        return self.server.recent().get("default_queue", self.settings.default_queue)
 
     def close(self) -> None:
         self.notifier.close()

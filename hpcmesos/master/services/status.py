@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from importlib.metadata import version
 
@@ -13,13 +14,14 @@ from hpcmesos.errors import HpcmesosError, JobFinished, UnknownJob, UnknownQueue
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services.facts import Surroundings, job_facts
 from hpcmesos.master.services.launches import attempt_status
-from hpcmesos.master.services.lookup import find, full_id, id_of, parse_id
+from hpcmesos.master.services.listing import Listed, expanded
+from hpcmesos.master.services.lookup import find, full_id, id_of, names, parse_id
 from hpcmesos.master.services.reasons import pending_reasons
 from hpcmesos.master.services.replies import Refusals, information
 from hpcmesos.master.services.site import Site, client_zone
 from hpcmesos.model import JobId, JobState
 from hpcmesos.pbs import render_full, render_text
-from hpcmesos.pbs.facts import JobFacts, QueueFacts, ServerFacts
+from hpcmesos.pbs.facts import JobFacts, QueueFacts, ServerFacts, each
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.render_json import jobs_json
 from hpcmesos.pbs.render_xml import jobs_xml
@@ -44,8 +46,8 @@ def qstat(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         return refusals.reply(_queues_or_server(site, query, personality, refusals))
     zone = client_zone(request.environ.get("TZ"))
     now = datetime.now(UTC)
-    jobs = _selected(site, query, personality, now, refusals)
-    facts = _facts(site, caller, query, jobs, zone, now)
+    listed = _selected(site, query, personality, now, refusals)
+    facts = _facts(site, caller, query, listed, zone, now)
     return refusals.reply(_rendered(site, query, personality, facts, zone, now))
 
 
@@ -60,10 +62,9 @@ def job_status(site: Site, text: str) -> JobStatus:
     if not job.attempt:
         return found
     nodes: defaultdict[AttemptKey, list[str]] = defaultdict(list)
-    for share in site.store.shares([job.seq]):
+    for share in site.store.shares([job.key]):
         nodes[share.attempt].append(share.node)
-    attempts = [attempt for attempt in site.store.attempts([job.seq]) if attempt.key.job == job.key]
-    shown = [attempt_status(attempt, nodes[attempt.key]) for attempt in attempts]
+    shown = [attempt_status(attempt, nodes[attempt.key]) for attempt in site.store.attempts([job.key])]
     return msgspec.structs.replace(found, attempts=shown)
 
 
@@ -75,7 +76,7 @@ def list_jobs(site: Site, *, history: bool) -> list[JobStatus]:
 
 def statuses(site: Site, jobs: Sequence[JobRecord], *, with_reasons: bool = False) -> list[JobStatus]:
     """Jobs as values for programs."""
-    started = sorted({job.seq for job in jobs if job.attempt})
+    started = [job.key for job in jobs if job.attempt]
     nodes: defaultdict[tuple[JobKey, int], list[str]] = defaultdict(list)
     for share in site.store.shares(started) if started else []:
         nodes[share.attempt.job, share.attempt.number].append(share.node)
@@ -100,14 +101,25 @@ def statuses(site: Site, jobs: Sequence[JobRecord], *, with_reasons: bool = Fals
 
 def _selected(
     site: Site, query: QstatQuery, personality: Personality, now: datetime, refusals: Refusals
-) -> list[JobRecord]:
+) -> list[Listed]:
     """The jobs that the words name, in the order of the operands, else of the ids."""
     if query.ids:
         found = _by_ids(site, query, personality, refusals)
     else:
-        found = _by_filter(site, query, personality, now, refusals)
-    chosen = [job for job in found if _wanted(job, query)]
-    return list({job.key: job for job in chosen}.values())
+        _check_queues(site, query, refusals)
+        found = _by_filter(site, query, personality, now)
+    jobs = list({job.key: job for job in found}.values())
+    folded = [] if query.expand_arrays else [Listed(job, (), _array_lives(site, job)) for job in jobs]
+    listed = folded or expanded(jobs)
+    if not query.ids and _hides_complete(query, personality):
+        listed = [one for one in listed if one.in_live_array or one.job.state is not JobState.COMPLETE]
+    return [one for one in listed if _wanted(one.job, query)]
+
+
+def _array_lives(site: Site, job: JobRecord) -> bool:
+    """Whether the job is an element of an array that is not complete."""
+    parent = site.store.job(job.seq) if job.index is not None else None
+    return parent is not None and parent.state is not JobState.COMPLETE
 
 
 def _by_ids(site: Site, query: QstatQuery, personality: Personality, refusals: Refusals) -> list[JobRecord]:
@@ -117,48 +129,51 @@ def _by_ids(site: Site, query: QstatQuery, personality: Personality, refusals: R
             wanted.append((text, parse_id(site, text)))
         except HpcmesosError as error:
             refusals.add(full_id(site, text), error)
-    known = _known(site, [job for _, job in wanted], elements=query.expand_arrays)
+    known = _known(site, [job for _, job in wanted])
     found: list[JobRecord] = []
     for text, job in wanted:
         row = known.get(JobKey(job.seq, job.index))
-        if row is None:
+        if row is None or not names(job, row):
             full = full_id(site, text)
             refusals.add(full, UnknownJob(full))
-        elif _is_hidden(row, query, personality):
+        elif _hides_complete(query, personality) and _is_finished(site, row):
             refusals.add(str(id_of(row)), JobFinished("Job has finished"))
+        elif query.expand_arrays and row.array_spec is not None:
+            brief = query.format in _SHORT
+            found += site.store.jobs(JobFilter(seqs=(row.seq,), history=True, brief=brief))
         else:
             found.append(row)
     return found
 
 
-def _known(site: Site, wanted: Sequence[JobId], *, elements: bool) -> dict[JobKey, JobRecord]:
+def _known(site: Site, wanted: Sequence[JobId]) -> dict[JobKey, JobRecord]:
     """The rows of these jobs. A few are read one by one: only what has left the hot table costs a look at history."""
-    if len(wanted) <= _FEW and not elements:
-        found = [site.store.job(job.seq, job.index) for job in wanted]
-        return {row.key: row for row in found if row is not None}
-    rows = site.store.jobs(JobFilter(seqs=tuple({job.seq for job in wanted}), history=True))
-    return {row.key: row for row in rows}
+    few = wanted if len(wanted) <= _FEW else [job for job in wanted if job.index is not None]
+    known = {row.key: row for job in few if (row := site.store.job(job.seq, job.index)) is not None}
+    if len(wanted) > len(few):
+        seqs = tuple({job.seq for job in wanted if job.index is None})
+        rows = site.store.jobs(JobFilter(seqs=seqs, history=True, elements=False))
+        known |= {row.key: row for row in rows}
+    return known
 
 
-def _is_hidden(job: JobRecord, query: QstatQuery, personality: Personality) -> bool:
-    """OpenPBS tells about finished jobs only when -x or -H asks."""
-    return personality is Personality.PBSPRO and job.state is JobState.COMPLETE and not query.include_history
+def _is_finished(site: Site, job: JobRecord) -> bool:
+    """OpenPBS tells about finished jobs only when -x or -H asks; about elements as long as their array lives."""
+    return job.state is JobState.COMPLETE and not _array_lives(site, job)
 
 
-def _by_filter(
-    site: Site, query: QstatQuery, personality: Personality, now: datetime, refusals: Refusals
-) -> list[JobRecord]:
-    for name in query.queues:
-        if name not in site.queues.recent() and name not in site.queues.fresh():
-            refusals.add(name, UnknownQueue(f"Unknown queue {name}"))
+def _by_filter(site: Site, query: QstatQuery, personality: Personality, now: datetime) -> list[JobRecord]:
     history = query.include_history and personality is Personality.PBSPRO
-    live = frozenset(JobState) - ({JobState.COMPLETE} if _hides_complete(query, personality) else frozenset())
+    # With -t, elements that are over show as long as their array does.
+    hidden = _hides_complete(query, personality) and not query.expand_arrays
+    live = frozenset(JobState) - ({JobState.COMPLETE} if hidden else frozenset())
     wanted = JobFilter(
         owners=query.users or None,
         states=None if history else live,
         queues=query.queues or None,
         history=history,
         brief=query.format in _SHORT,
+        elements=query.expand_arrays,
     )
     oldest = now - timedelta(seconds=site.settings.keep_completed)
     return [
@@ -166,41 +181,54 @@ def _by_filter(
     ]
 
 
+def _check_queues(site: Site, query: QstatQuery, refusals: Refusals) -> None:
+    for name in query.queues:
+        if name not in site.queues.recent() and name not in site.queues.fresh():
+            refusals.add(name, UnknownQueue(f"Unknown queue {name}"))
+
+
 def _hides_complete(query: QstatQuery, personality: Personality) -> bool:
     return personality is Personality.PBSPRO and not query.include_history
 
 
 def _wanted(job: JobRecord, query: QstatQuery) -> bool:
-    """Filters that the database does not do; elements of arrays show with -t or by their own id."""
+    """Filters that the database does not do."""
     if query.states and job.state.value not in query.states:
         return False
-    if query.arrays_only and job.todo is None:
-        return False
-    return job.index is None or query.expand_arrays or bool(query.ids)
+    return not query.arrays_only or job.array_spec is not None
 
 
 def _facts(
     site: Site,
     caller: Caller,
     query: QstatQuery,
-    jobs: Sequence[JobRecord],
+    listed: Sequence[Listed],
     zone: tzinfo,
     now: datetime,
 ) -> list[JobFacts]:
     """The facts that the view shows, and no more reads than it needs."""
+    jobs = [one.job for one in listed]
+    detailed = query.format not in _SHORT
     asks_why = query.format is QstatFormat.WHY or (
-        query.format not in _SHORT and len(jobs) <= _ASKED_AT_MOST and bool(query.ids)
+        detailed and len(jobs) <= _ASKED_AT_MOST and bool(query.ids)
     )
     reasons = pending_reasons(site, jobs, zone) if asks_why else {}
-    started = sorted({job.seq for job in jobs if job.attempt})
+    started = [job.key for job in jobs if job.attempt]
     timed = bool(started) and query.format is not QstatFormat.WHY
-    full = query.format not in _SHORT and bool(started)
+    full = detailed and bool(started)
     # A failed job's last lines come from its tails, 128 KiB each: not for long lists.
     attempts = site.store.attempts(started, tails=full and len(jobs) <= _ASKED_AT_MOST) if timed else []
     shares = site.store.shares(started) if full else []
     nodes = site.store.nodes() if any(share.gpus for share in shares) else []
-    around = Surroundings.of(attempts, shares, nodes, reasons)
-    return [job_facts(job, around, now, private=caller.may_touch(job.owner)) for job in jobs]
+    arrays = [job.seq for job in jobs if job.array_spec is not None]
+    states = site.store.element_states(arrays) if arrays and query.format is not QstatFormat.PLAIN else {}
+    around = Surroundings.of(attempts, shares, nodes, reasons, states)
+    facts = [
+        job_facts(one.job, around, now, private=caller.may_touch(one.job.owner), live=one.in_live_array)
+        for one in listed
+    ]
+    alike = [replace(fact, alike=tuple(one.indexes)) for fact, one in zip(facts, listed, strict=True)]
+    return alike if query.format is QstatFormat.PLAIN else list(each(alike))
 
 
 def _rendered(

@@ -6,27 +6,31 @@ import base64
 import binascii
 import hashlib
 import pwd
+import re
+import socket
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from hpcmesos.errors import (
+    ArrayTooLarge,
     BadDependency,
     InvalidScript,
     InvalidValue,
     NeverFits,
-    QueueDisabled,
-    UnknownQueue,
     UsageError,
 )
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
+from hpcmesos.master.objects import fenced
 from hpcmesos.master.services import output_paths
+from hpcmesos.master.services.admission import Applicant, admit, default_resources
 from hpcmesos.master.services.replies import information
 from hpcmesos.master.services.site import Site, client_zone
 from hpcmesos.model import JobId, JobState, Request
@@ -34,14 +38,14 @@ from hpcmesos.pbs import submission as pbs
 from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
-from hpcmesos.queue.records import NewJob, QueueRecord
-from hpcmesos.units import format_duration, parse_duration
+from hpcmesos.queue.records import JobKey, NewJob
 from hpcmesos.wire import CommandReply, CommandRequest, Need
 
 ALWAYS_SENT = frozenset({"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG", "PBS_DPREFIX"})
 """Variables that clients send unasked where they are set."""
 
 _ASKED_BEFORE = 4096
+_NUMBERED = re.compile(r"(\d+\[\](?:\.[^\[\]]+)?)\[(\d{1,9})\]", re.ASCII)
 
 
 def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
@@ -62,7 +66,7 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         )
     if asked.script is not None and not _holds(request, asked.script):
         return CommandReply(need=Need(script=asked.script))
-    script = _script(request.script) if asked.script is not None else None
+    script = decoded(request.script) if asked.script is not None else None
     text = None if script is None else pbs.check_script(script)
     wanted = pbs.environment_names(request.argv, text)
     if need := _missing(wanted, caller.user, request):
@@ -72,7 +76,7 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
     seq = site.store.submit(new, request.key, digest).seq
     site.notifier.poke()
-    job_id = str(JobId(seq, site.settings.server))
+    job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
     then = ["wait", "--exit-status", job_id] if built.block else None
     return CommandReply(stdout="" if built.silent else f"{job_id}\n", then=then)
 
@@ -82,7 +86,8 @@ def _holds(request: CommandRequest, operand: str) -> bool:
     return request.script is not None and request.script_path in (None, operand)
 
 
-def _script(encoded: str | None) -> bytes | None:
+def decoded(encoded: str | None) -> bytes | None:
+    """A script, or other standard input, as clients send it. Raises InvalidScript."""
     if encoded is None:
         return None
     try:
@@ -131,7 +136,8 @@ def _context(site: Site, caller: Caller, request: CommandRequest) -> pbs.SubmitC
         environ=request.environ,
         server=site.settings.server,
         now=datetime.now(client_zone(request.environ.get("TZ"))),
-        default_queue=site.settings.default_queue,
+        default_queue=site.default_queue,
+        default_resources=partial(default_resources, site),
     )
 
 
@@ -146,30 +152,40 @@ def _new_job(
     site: Site, caller: Caller, request: CommandRequest, built: pbs.Submission, script: bytes | None
 ) -> NewJob:
     _refuse_unserved(built)
-    queue = _queue(site, built.queue or site.settings.default_queue)
-    asked = _with_defaults(built.request, queue)
-    _check_fits(site, asked)
-    dependencies = _dependencies(site, built.dependencies)
-    holds = ("u" if built.hold else "") + ("d" if dependencies else "")
+    _check_array(site, built, Personality(request.personality))
+    applicant = Applicant(
+        user=caller.user,
+        host=socket.gethostname() if caller.local else request.host,
+        resources=built.resource_list,
+        groups=built.group_list,
+        interactive=built.interactive,
+        array=built.array is not None,
+        rerunable=built.rerunable,
+    )
+    queue = admit(site, built.queue or site.default_queue, applicant)
+    check_fits(site, built.request)
+    parents = dependencies(site, built.dependencies)
+    holds = ("u" if built.hold else "") + ("d" if parents else "")
     waits = built.not_before is not None and built.not_before > datetime.now(UTC)
     state = JobState.HELD if holds else JobState.WAITING if waits else JobState.QUEUED
-    stored = _stored(site, request, built, asked)
+    stored = _stored(site, request, built)
     _check_storable([built.name, request.host, request.key or "", stored])
     return NewJob(
         name=built.name,
         owner=caller.user,
         server=site.settings.server,
         queue=queue.name,
-        request=asked,
+        request=fenced(built.request, queue),
         state=state,
         priority=built.priority,
         holds=holds,
         not_before=built.not_before.astimezone(UTC) if built.not_before else None,
         rerunable=built.rerunable,
-        dependencies=dependencies,
+        dependencies=parents,
         submit_host=request.host,
         submission=stored,
         script=script,
+        array_spec=built.array,
     )
 
 
@@ -177,32 +193,24 @@ def _refuse_unserved(built: pbs.Submission) -> None:
     """What we cannot do yet is refused, rather than dropped in silence."""
     if built.image:
         raise InvalidValue(f"-W image={built.image}: containers are not served by this version")
-    if built.array is not None:
-        raise InvalidValue(
-            f"-t {built.array}: arrays are not served by this version; submit the jobs one by one"
+
+
+def _check_array(site: Site, built: pbs.Submission, personality: Personality) -> None:
+    """What a family refuses of arrays, and the site's limit."""
+    if built.array is None:
+        return
+    if built.array.size > site.settings.max_array_size:
+        raise ArrayTooLarge(
+            f"Array job exceeds server or queue size limit: {built.array.size} elements, at most"
+            f" {site.settings.max_array_size}"
         )
+    if personality is Personality.PBSPRO and built.array.size < 2:
+        raise UsageError("illegal -J value: an array has at least two elements")
+    if personality is Personality.PBSPRO and not built.rerunable:
+        raise UsageError("cannot submit non-rerunable Array Job")
 
 
-def _queue(site: Site, name: str) -> QueueRecord:
-    queue = site.queues.recent().get(name)
-    if queue is None or not queue.enabled:
-        queue = site.queues.fresh().get(name)
-    if queue is None:
-        known = ", ".join(sorted(site.queues.recent())) or "none yet"
-        raise UnknownQueue(f"Unknown queue '{name}'; known are: {known}")
-    if not queue.enabled:
-        raise QueueDisabled(f"Queue '{name}' is not enabled")
-    return queue
-
-
-def _with_defaults(request: Request, queue: QueueRecord) -> Request:
-    walltime = queue.defaults.get("walltime")
-    if request.walltime is not None or walltime is None:
-        return request
-    return replace(request, walltime=parse_duration(str(walltime)))
-
-
-def _check_fits(site: Site, request: Request) -> None:
+def check_fits(site: Site, request: Request) -> None:
     """Raises NeverFits; what was known a moment ago may accept a job, only a fresh look may refuse it."""
     known = site.nodes.recent()
     if known.nodes and known.why_never(request) is None:
@@ -211,13 +219,19 @@ def _check_fits(site: Site, request: Request) -> None:
         raise NeverFits(f"Job exceeds what the cluster could ever give: {reason.text}")
 
 
-def _dependencies(site: Site, terms: tuple[pbs.Dependency, ...]) -> tuple[Dependency, ...]:
+def dependencies(site: Site, terms: tuple[pbs.Dependency, ...]) -> tuple[Dependency, ...]:
+    """The dependencies that the terms name. Raises BadDependency for a kind or job that there is not."""
     found = tuple(dependency for term in terms for dependency in _term(site, term))
-    known = site.store.outcomes([dependency.seq for dependency in found]) if found else {}
+    known = site.store.outcomes(JobKey(*dependency.parent) for dependency in found) if found else {}
     for dependency in found:
-        if dependency.seq not in known:
-            unknown = JobId(dependency.seq, site.settings.server)
+        outcome = known.get(JobKey(*dependency.parent))
+        if outcome is None:
+            unknown = JobId(dependency.seq, site.settings.server, dependency.element)
             raise BadDependency(f"dependency {dependency.kind}:{dependency.seq}: Unknown Job Id {unknown}")
+        if dependency.number and (outcome.progress is None or dependency.number > outcome.progress.total):
+            raise BadDependency(
+                f"dependency {dependency.kind}:{dependency.seq}[][{dependency.number}]: it has fewer elements"
+            )
     return found
 
 
@@ -228,22 +242,25 @@ def _term(site: Site, term: pbs.Dependency) -> Iterator[Dependency]:
         served = ", ".join(DependencyKind)
         raise BadDependency(f"dependency '{term.kind}' is not served; use one of {served}") from None
     for text in term.jobs:
+        # Torque: 12[][5], five elements of the array
+        plain, number = (
+            (text, None) if not (found := _NUMBERED.fullmatch(text)) else (found[1], int(found[2]))
+        )
         try:
-            job = JobId.parse(text, site.settings.server)
+            job = JobId.parse(plain, site.settings.server)
         except InvalidValue as error:
             raise BadDependency(f"dependency {term.kind}: {error}") from None
-        if job.index is not None or job.server != site.settings.server or job.seq >= 2**31:
-            raise BadDependency(
-                f"dependency {term.kind}:{text}: no whole job of server {site.settings.server}"
-            )
-        yield Dependency(kind, job.seq)
+        if job.server != site.settings.server or job.seq >= 2**63 or (job.index or 0) >= 2**31:
+            raise BadDependency(f"dependency {term.kind}:{text}: no job of server {site.settings.server}")
+        if number is not None and not kind.counts:
+            raise BadDependency(f"dependency {term.kind}:{text}: only kinds that end in array take a number")
+        yield Dependency(kind, job.seq, job.index, number)
 
 
-def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: Request) -> dict[str, Any]:
+def _stored(site: Site, request: CommandRequest, built: pbs.Submission) -> dict[str, Any]:
     """What the leader and the status commands need later, as JSON; nothing that is not set."""
-    resources = dict(built.resource_list)
-    if asked.walltime is not None:
-        resources["walltime"] = format_duration(asked.walltime)
+    pbspro = request.personality == Personality.PBSPRO
+    paths = [replace(resolved(site, path), pbspro=pbspro) for path in (built.stdout_path, built.stderr_path)]
     content = {
         "environment": dict(built.environment),
         "workdir": built.workdir,
@@ -257,9 +274,9 @@ def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: R
         "ring": built.ring,
         "submit_host": request.host,
         "submit_dir": request.cwd,
-        "stdout_template": None if built.capture else output_paths.stored(_resolved(site, built.stdout_path)),
-        "stderr_template": None if built.capture else output_paths.stored(_resolved(site, built.stderr_path)),
-        "resource_list": resources,
+        "stdout_template": None if built.capture else output_paths.stored(paths[0]),
+        "stderr_template": None if built.capture else output_paths.stored(paths[1]),
+        "resource_list": dict(built.resource_list),
         "submit_args": built.submit_args,
         "personality": request.personality,
         "mail_points": built.mail_points,
@@ -273,7 +290,7 @@ def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: R
     return {key: value for key, value in content.items() if value is not None}
 
 
-def _resolved(site: Site, template: PathTemplate) -> PathTemplate:
+def resolved(site: Site, template: PathTemplate) -> PathTemplate:
     """A path that is a directory here, where submit hosts and nodes see alike, gets the default name in it."""
     path = template.path
     if path is None or not any(Path(path).is_relative_to(tree) for tree in site.settings.shared_paths):

@@ -41,7 +41,11 @@ CREATE TABLE jobs (
     dependencies JSONB DEFAULT '[]'::jsonb NOT NULL,
     submit_host TEXT DEFAULT '' NOT NULL,
     submission JSONB DEFAULT '{}'::jsonb NOT NULL,
+    array_spec JSONB,
     todo INT4MULTIRANGE,
+    deleted INT4MULTIRANGE,
+    succeeded INTEGER,
+    failed INTEGER,
     CONSTRAINT jobs_pkey PRIMARY KEY (seq, element),
     CONSTRAINT jobs_state CHECK (state IN ('Q', 'H', 'W', 'R', 'E', 'C')),
     CONSTRAINT jobs_complete_means_ended CHECK ((state = 'C') = (ended_at IS NOT NULL)),
@@ -89,7 +93,11 @@ CREATE TABLE jobs_history (
     dependencies JSONB DEFAULT '[]'::jsonb NOT NULL,
     submit_host TEXT DEFAULT '' NOT NULL,
     submission JSONB DEFAULT '{}'::jsonb NOT NULL,
+    array_spec JSONB,
     todo INT4MULTIRANGE,
+    deleted INT4MULTIRANGE,
+    succeeded INTEGER,
+    failed INTEGER,
     CONSTRAINT jobs_history_pkey PRIMARY KEY (seq, element, ended_at)
 ) PARTITION BY RANGE (ended_at);
 
@@ -192,9 +200,11 @@ CREATE TABLE nodes (
     mem_used BIGINT DEFAULT 0 NOT NULL,
     up BOOLEAN DEFAULT true NOT NULL,
     offline BOOLEAN DEFAULT false NOT NULL,
+    gone BOOLEAN DEFAULT false NOT NULL,
     address TEXT DEFAULT '' NOT NULL,
     peer_port INTEGER DEFAULT 0 NOT NULL,
     boot_id TEXT DEFAULT '' NOT NULL,
+    journal TEXT DEFAULT '' NOT NULL,
     version TEXT DEFAULT '' NOT NULL,
     hostname TEXT DEFAULT '' NOT NULL,
     os TEXT DEFAULT '' NOT NULL,
@@ -213,7 +223,7 @@ CREATE TABLE queues (
     enabled BOOLEAN DEFAULT true NOT NULL,
     started BOOLEAN DEFAULT true NOT NULL,
     priority INTEGER DEFAULT 0 NOT NULL,
-    defaults JSONB DEFAULT '{}'::jsonb NOT NULL,
+    attributes JSONB DEFAULT '{}'::jsonb NOT NULL,
     CONSTRAINT queues_pkey PRIMARY KEY (name)
 );
 

@@ -1,0 +1,124 @@
+"""The process that forks for the shepherd: killed or stopped, it costs no job; and directories that are used again."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from . import shepherd_kit as kit
+
+pytestmark = pytest.mark.skipif(not kit.UNIFIED, reason="needs a writable cgroup v2 hierarchy")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[kit.Node]:
+    with kit.cluster(tmp_path, ["node1"], True) as [one]:
+        yield one
+
+
+def starter(node: kit.Node) -> int:
+    """Its pid; 0: there is none."""
+    pid = node.process.pid
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with suppress(OSError):  # it may end meanwhile
+            if b"\0starter\0" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+    return 0
+
+
+def begin(node: kit.Node, directory: Path, number: int, script: str) -> kit.Run:
+    return kit.Run([node], kit.spec([node], directory, script, attempt=f"{number}.hpcm#1"))
+
+
+def test_scripts_are_children_of_the_shepherd(node: kit.Node, tmp_path: Path) -> None:
+    run = begin(node, tmp_path, 1, "echo $PPID; cat /proc/self/cgroup\n")
+    assert run.ended()["code"] == 0
+    parent, *groups = run.tail("stdout").splitlines()
+    assert int(parent) == node.process.pid
+    assert any(line.startswith("0::") and line.endswith("/1.hpcm#1") for line in groups)
+    assert starter(node)
+
+
+def test_death_of_the_starter(node: kit.Node, tmp_path: Path) -> None:
+    kit.wait_until(lambda: starter(node), "there is a starter")
+    run = begin(node, tmp_path, 1, "until test -e go; do sleep 0.01; done; exit 6\n")
+    run.started()
+    before = starter(node)
+    os.kill(before, signal.SIGKILL)
+    kit.wait_until(lambda: starter(node) != before, "it is gone")
+    assert begin(node, tmp_path, 2, "exit 7\n").ended()["code"] == 7
+    (tmp_path / "go").touch()
+    assert run.ended()["code"] == 6
+
+
+def test_a_starter_that_stands_still_is_replaced(node: kit.Node, tmp_path: Path) -> None:
+    os.kill(kit.wait_until(lambda: starter(node), "there is a starter"), signal.SIGSTOP)
+    deleted = begin(node, tmp_path, 1, "touch one\n")
+    deleted.end(kill_delay=0)
+    late = begin(node, tmp_path, 2, "touch two; exit 5\n")
+    assert (deleted.ended()["cause"], deleted.ended()["code"]) == ("DELETED", None)
+    assert late.ended()["code"] == 5
+    assert (tmp_path / "two").exists()
+    assert not (tmp_path / "one").exists()
+
+
+def test_what_is_too_large_for_the_starter_starts(node: kit.Node, tmp_path: Path) -> None:
+    value = kit.spec(
+        [node], tmp_path, "exit ${#LONG}\n", attempt="1.hpcm#1", environment={"LONG": "x" * 100_011}
+    )
+    assert kit.Run([node], value).ended()["code"] == 100_011 % 256
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_directory_is_used_again_by_its_owner_only(tmp_path: Path) -> None:
+    place = Path(tempfile.mkdtemp(prefix="hpcm-", dir="/tmp"))
+    place.chmod(0o711)
+    (place / "home").mkdir()
+    os.chown(place / "home", pwd.getpwnam("nobody").pw_uid, -1)
+    script = "ls -di $PBS_JOBDIR $TMPDIR; ls -A $PBS_JOBDIR $TMPDIR; stat -c %U:%a $PBS_JOBDIR $TMPDIR\n"
+    try:
+        with kit.cluster(place, ["node1"], True) as [node]:
+
+            def listing(number: int, owner: str, more: str = "") -> list[str]:
+                value = kit.spec(
+                    [node], place / "home", script + more, attempt=f"{number}.hpcm#1", owner=owner
+                )
+                run = kit.Run([node], value)
+                assert run.ended()["code"] == 0, run.tail("stderr")
+                node.agent.send(op="forget", attempt=run.attempt)
+                directory = node.state / "attempts" / run.attempt
+                kit.wait_until(lambda: not directory.exists(), "it is forgotten")
+                return [line.replace(run.attempt, "ID") for line in run.tail("stdout").splitlines()]
+
+            first = listing(1, "nobody")
+            assert listing(2, "nobody") == first
+            other = listing(3, "root")
+            assert other[0].split()[0] != first[0].split()[0]
+            assert other[-2:] == ["root:700", "root:700"]
+            listing(4, "nobody", "chmod 755 $PBS_JOBDIR; rmdir $TMPDIR; ln -s / $TMPDIR\n")
+            assert listing(5, "nobody")[2:] == first[2:]
+    finally:
+        shutil.rmtree(place)
+
+
+def test_an_attempt_whose_records_are_damaged_was_here_all_the_same(node: kit.Node, tmp_path: Path) -> None:
+    run = begin(node, tmp_path, 1, "sleep 600\n")
+    pid = run.started()["pid"]
+    node.kill()
+    for file in (node.state / "journal").glob("*.journal"):
+        file.write_bytes(bytes(file.stat().st_size))
+    node.start()
+    ended = run.ended()
+    assert (ended["cause"], ended["code"], ended["message"]) == ("NODE_LOST", None, "its journal is damaged")
+    kit.wait_until(lambda: not kit.is_alive(pid), "what it left is killed")
+    node.agent.send(op="forget", attempt=run.attempt)
+    directory = node.state / "attempts" / run.attempt
+    kit.wait_until(lambda: not directory.exists(), "it is forgotten")

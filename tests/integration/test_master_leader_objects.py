@@ -1,0 +1,89 @@
+"""Queues and the server as the leader changes them: only it writes, every change has its event."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hpcmesos.model import JobState
+from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.records import QueueRecord
+from hpcmesos.queue.store import Store
+from tests.integration.leader_kit import Bench, settings
+
+if TYPE_CHECKING:
+    from tests.integration.database_kit import Database
+
+pytest_plugins = ["tests.integration.database_kit"]
+
+
+@pytest.fixture
+def bench(store: Store, leader: LeaderStore, database: Database, tmp_path: Path) -> Iterator[Bench]:
+    yield Bench(store, leader, settings(tmp_path, database.leader))
+
+
+def change(bench: Bench, action: str, name: str, *changes: list[str], kind: str = "queue") -> None:
+    payload = {"kind": kind, "name": name, "action": action, "changes": list(changes)}
+    bench.store.wish("object", None, "ann", payload)
+    bench.turn()
+
+
+def queues(bench: Bench) -> dict[str, QueueRecord]:
+    return {queue.name: queue for queue in bench.store.queues()}
+
+
+def test_a_queue_from_its_creation_to_its_end(bench: Bench) -> None:
+    change(bench, "create", "gpu", ["Priority", "=", "5"])
+    assert queues(bench)["gpu"] == QueueRecord(name="gpu", enabled=False, started=False, priority=5)
+    change(bench, "set", "gpu", ["enabled", "=", "true"], ["started", "=", "true"], ["ring", "=", "check"])
+    made = QueueRecord(name="gpu", priority=5, attributes={"ring": "check"})
+    assert queues(bench)["gpu"] == made
+    bench.take_over()
+    change(bench, "unset", "gpu", ["ring", "", ""])
+    assert queues(bench)["gpu"] == QueueRecord(name="gpu", priority=5)
+    change(bench, "delete", "gpu")
+    assert set(queues(bench)) == {"batch"}
+    told = [(event.kind, event.payload["user"], event.payload["name"]) for event in bench.store.events()]
+    assert told == [(f"queue {what}", "ann", "gpu") for what in ("create", "set", "unset", "delete")]
+
+
+def test_a_queue_with_jobs_stays(bench: Bench) -> None:
+    bench.submit()
+    bench.turn()
+    change(bench, "delete", "batch")
+    assert set(queues(bench)) == {"batch"}
+
+
+def test_a_change_that_cannot_be_made_changes_nothing(bench: Bench) -> None:
+    change(bench, "set", "batch", ["started", "=", "false"], ["nonsense", "=", "1"])
+    change(bench, "set", "nosuch", ["started", "=", "false"])
+    change(bench, "create", "batch")
+    assert bench.store.queues() == [QueueRecord(name="batch")]
+    assert bench.store.events() == []
+
+
+def test_jobs_of_a_stopped_queue_wait(bench: Bench) -> None:
+    bench.up("node1")
+    change(bench, "set", "batch", ["started", "=", "false"])
+    seq = bench.submit()
+    bench.turn()
+    assert bench.state(seq) is JobState.QUEUED
+    change(bench, "set", "batch", ["started", "=", "true"])
+    assert bench.state(seq) is JobState.RUNNING
+
+
+def test_nothing_starts_while_scheduling_is_off(bench: Bench) -> None:
+    bench.up("node1")
+    change(bench, "set", "", ["scheduling", "=", "false"], kind="server")
+    seq = bench.submit()
+    bench.turn()
+    assert bench.state(seq) is JobState.QUEUED
+    bench.take_over()
+    bench.up("node1")
+    assert bench.state(seq) is JobState.QUEUED
+    change(bench, "set", "", ["scheduling", "=", "true"], kind="server")
+    assert bench.state(seq) is JobState.RUNNING
+    assert bench.store.server() == {"scheduling": "True"}
