@@ -17,9 +17,9 @@ _FILES = ("/tmp", "hydra_hwloc_xmlfile_")  # noqa: S108  (the path is fixed in H
 _MEMORY = ("/dev/shm", "mpich_shm_")  # noqa: S108  (where shm_open keeps it)
 _MAKERS = (_PROXY, "mpiexec", "mpiexec.hydra", "mpirun")
 _KEEP = "HPCMESOS_STRAGGLERS"
-_MAKING = 30.0
+_MAKING = 10.0
 """Seconds from the start of a proxy within which its file is made, at the latest."""
-_AGAIN = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, *[60.0] * 60)
+_AGAIN = (0.25, 0.5, 1.0, 2.0, 4.0, *[8.0] * 8, *[60.0] * 60)
 _HANG, _GRACE = 5.0, 5.0
 """Seconds that a launcher may take to see that it lost a remote shell, and from its SIGTERM to its SIGKILL."""
 
