@@ -20,7 +20,6 @@ from typing import Protocol
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable, InvalidValue, LostLeadership
-from hpcmesos.master import cycle
 from hpcmesos.master.alarms import Alarms
 from hpcmesos.master.cluster import Phase
 from hpcmesos.master.effects import Desk, Effects, Outcome
@@ -207,7 +206,7 @@ class Planner:
                     rows = transaction.drain_inbox(self._rows)
                     self._take_rows(rows, done, transaction)
                 outcome = _together(done).write(transaction)
-                decided = [] if outcome.outrun or self._reload_wanted else self._passes.decide(cycle.QUICK)
+                decided = [] if outcome.outrun or self._reload_wanted else self._passes.decide(whole=False)
                 started = transaction.apply_starts(decided)
         except _FATAL:
             raise
@@ -232,7 +231,7 @@ class Planner:
 
     def _full_pass(self) -> None:
         """Over the whole queue, which may take too long for a transaction to be open meanwhile."""
-        decided = self._passes.decide(None)
+        decided = self._passes.decide(whole=True)
         if decided:
             with self._store.transaction() as transaction:
                 started = transaction.apply_starts(decided)
