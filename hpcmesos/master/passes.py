@@ -29,7 +29,7 @@ class Passes:
         self._reasons = reasons
         self._policy = Policy(order="priority", backfill=Backfill.NONE)
         self._stale = True  # something has changed since the last pass over the whole queue
-        self._passed = float("-inf")
+        self._passed = desk.alarms.clock()  # a new leader lets the front of the queue start first
 
     def wanted(self) -> bool:
         """Whether something changed that a pass may make use of."""
