@@ -6,7 +6,8 @@ Units: bytes, seconds, whole CPUs, whole GPUs.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType
 
@@ -130,6 +131,7 @@ class Request:
     placement: Placement = Placement.SCATTER
     walltime: int | None = None  # seconds; None: no limit
     framework: str = ""  # -W framework=, in its shortest form: decides how many ports come with the gang
+    silence: int | None = None  # seconds without a leader after which its nodes end it; None: never
 
     @property
     def pieces(self) -> int:
@@ -173,15 +175,22 @@ class ReasonCode(StrEnum):
     WAITING = "waiting"
     DEPENDENCY = "dependency"
     QUEUE_STOPPED = "queue-stopped"
+    RESERVED = "reserved"  # what is free is kept for a job that comes before; names it and the time
+    WINDOW = "window"  # nodes are kept for a reservation or for maintenance
+    LIMIT = "limit"  # a limit of the user, project, queue or server
     ARRAY_LIMIT = "array-limit"  # as many elements run as the array's slot limit lets
 
 
 @dataclass(frozen=True, slots=True)
 class PendingReason:
-    """A typed reason and the sentence that a user reads."""
+    """A typed reason and the sentence that a user reads.
+
+    ``facts``: the same for programs: numbers and names such as needs, free, reserved, job, at (epoch seconds).
+    """
 
     code: ReasonCode
     text: str
+    facts: Mapping[str, int | float | str] = field(default_factory=dict)
 
 
 class Role(StrEnum):

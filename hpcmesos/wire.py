@@ -189,6 +189,18 @@ class Signal(Message, frozen=True, kw_only=True):
     signal: int
 
 
+class Alter(Message, frozen=True, kw_only=True):
+    """Of an attempt that runs or is about to: its walltime (s from its start, None: no limit) or a line for its output.
+
+    ``streams``: "o", "e", both, or none: then it is the walltime that changes.
+    """
+
+    attempt: str
+    walltime: int | None = None
+    streams: str = ""
+    text: str = ""
+
+
 class Acknowledged(Message, frozen=True, kw_only=True):
     """The end of this node's part is durable in the database; the node may forget it."""
 
@@ -196,11 +208,14 @@ class Acknowledged(Message, frozen=True, kw_only=True):
 
 
 class Ping(Message, frozen=True, kw_only=True):
+    """``heard``: the nonce of the last pong that the leader has had on this link; 0: none yet."""
+
     nonce: int
+    heard: int = 0
 
 
 ToLeader: TypeAlias = Hello | Ready | Refused | Started | Ended | GpuReport | InventoryReport | Pong
-ToAgent: TypeAlias = Welcome | Rejected | Prepare | Go | End | Signal | Acknowledged | Ping
+ToAgent: TypeAlias = Welcome | Rejected | Prepare | Go | End | Signal | Alter | Acknowledged | Ping
 
 _encoder = msgspec.msgpack.Encoder()
 _to_leader: msgspec.msgpack.Decoder[ToLeader] = msgspec.msgpack.Decoder(ToLeader)

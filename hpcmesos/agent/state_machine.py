@@ -158,6 +158,14 @@ class _Step(Draft):
                 case wire.Signal():
                     if message.attempt in self.state.attempts:
                         self._command("signal", message.attempt, signal=message.signal)
+                case wire.Alter():
+                    if message.attempt in self.state.attempts:
+                        given = {
+                            "walltime": message.walltime,
+                            "streams": message.streams,
+                            "text": message.text,
+                        }
+                        self._command("alter", message.attempt, **given)
                 case wire.Acknowledged():
                     self._on_acknowledged(message.attempt)
 

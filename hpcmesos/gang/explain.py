@@ -1,25 +1,25 @@
 """Why a job waits, in a true and specific sentence.
 
-The reason is the first that holds of: no nodes, never fits, the fitting nodes are excluded, the fitting nodes are
-down, not enough is free, behind another job.
+The reason is the first that holds of: queue stopped, no nodes, never fits, the fitting nodes are excluded, the fitting
+nodes are down, not enough is free, what is free is kept for others, behind another job.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+
 import numpy as np
 
 from hpcmesos.gang import words
-from hpcmesos.gang.feasible import (
-    Mask,
-    Refusal,
-    Room,
-    arrange,
-    can_ever_fit,
-    kinds_of,
-    short_kind,
-)
-from hpcmesos.gang.snapshot import JobView
-from hpcmesos.model import Chunk, PendingReason, Placement, ReasonCode, Request
+from hpcmesos.gang.backfill import Horizon
+from hpcmesos.gang.feasible import arrange, can_ever_fit, possible, short_kind
+from hpcmesos.gang.room import Ints, Mask, Refusal, Room
+from hpcmesos.gang.snapshot import JobView, Reservation
+from hpcmesos.gang.tables import Shape
+from hpcmesos.model import Chunk, JobId, NodeName, PendingReason, Placement, ReasonCode
 
 _NO_WAY = "no way was found to place them together"
 
@@ -27,68 +27,93 @@ _NO_WAY = "no way was found to place them together"
 class Explainer:
     """Answers for one cluster: ``installed`` is all it has, ``free`` what is free of it (shared with the ledger)."""
 
-    def __init__(self, installed: Room, free: Room) -> None:
+    def __init__(self, installed: Room, free: Room, up: Mask) -> None:
         self.installed = installed
         self.free = free
-        self.up = free.mask(lambda node: node.up)
-        self._included: dict[frozenset[str], Mask] = {frozenset(): np.ones(len(free.nodes), np.bool_)}
+        self.up = up
+        self._included: dict[frozenset[NodeName], Mask] = {}
+        self._usable: dict[frozenset[NodeName], Mask] = {frozenset(): up}
+        self._could: dict[Shape, bool] = {}
 
-    def included(self, job: JobView) -> Mask:
-        """The rows that are not excluded for the job."""
-        names = frozenset[str](job.excluded)
+    def included(self, shape: Shape) -> Mask:
+        """The rows that are not excluded for the shape."""
+        names = shape.excluded
         if names not in self._included:
-            self._included[names] = self.free.mask(lambda node: node.name not in names)
+            rows = [self.free.site.rows[name] for name in names if name in self.free.site.rows]
+            mask = np.ones(len(self.up), np.bool_)
+            mask[rows] = False
+            self._included[names] = mask
         return self._included[names]
 
-    def usable(self, job: JobView) -> Mask:
-        """The rows that are up and not excluded for the job."""
-        return self.up & self.included(job)
+    def usable(self, shape: Shape) -> Mask:
+        """The rows that are up and not excluded for the shape."""
+        mask = self._usable.get(shape.excluded)
+        if mask is None:
+            mask = self._usable[shape.excluded] = self.up & self.included(shape)
+        return mask
 
-    def could_start_on_empty(self, job: JobView) -> bool:
-        """True when only what other jobs hold can be in the job's way."""
-        return arrange(job.request, self.installed, self.usable(job)).lots is not None
+    def could_start_on_empty(self, shape: Shape) -> bool:
+        """True when only what other jobs hold can be in the shape's way."""
+        if shape not in self._could:
+            self._could[shape] = possible(shape.request, shape.kinds, self.installed, self.usable(shape))
+        return self._could[shape]
 
-    def waiting(self, job: JobView, blocker: JobView | None) -> PendingReason:
-        """Why the job waits; ``blocker`` is the job that holds back all behind it, None when there is none."""
-        if not self.could_start_on_empty(job):
-            return self._cannot(job)
-        if blocker is not None and arrange(job.request, self.free, self.usable(job)).lots is not None:
-            return PendingReason(ReasonCode.BEHIND, f"behind {blocker.id}, which {_needs(blocker.request)}")
-        return PendingReason(ReasonCode.INSUFFICIENT, self._lacking(job))
+    def fits_now(self, shape: Shape) -> bool:
+        """Whether what is free would do, were it not kept for others."""
+        return possible(shape.request, shape.kinds, self.free, self.usable(shape))
 
-    def _cannot(self, job: JobView) -> PendingReason:
-        """For a job that could not start even if the nodes that it may use now were empty."""
+    def lacking(self, shape: Shape) -> PendingReason:
+        """For a shape that does not fit into what is free."""
+        if not self.could_start_on_empty(shape):
+            return self._cannot(shape)
+        return PendingReason(ReasonCode.INSUFFICIENT, self._lacking(shape), self.facts(shape))
+
+    def facts(self, shape: Shape) -> dict[str, int | float | str]:
+        """What it needs and what is free on the nodes that it may use, in numbers."""
+        usable = self.usable(shape)
+        figures: dict[str, int | float | str] = {}
+        if shape.gpus:
+            figures |= {"gpus_needed": shape.gpus, "gpus_free": int(self.free.gpus[usable].sum())}
+        figures |= {"cpus_needed": shape.cpus, "cpus_free": int(self.free.cpus[usable].sum())}
+        return figures
+
+    def _cannot(self, shape: Shape) -> PendingReason:
+        """For a shape that could not start even if the nodes that it may use now were empty."""
+        request, needs = shape.request, words.needs(shape.request, shape.kinds)
         if not self.free.nodes:
-            return PendingReason(ReasonCode.NO_NODES, f"{_needs(job.request)}; no node is known yet")
-        never = can_ever_fit(job.request, self.installed.nodes)
+            return PendingReason(ReasonCode.NO_NODES, f"needs {needs}; no node is known yet")
+        never = can_ever_fit(request, self.installed.nodes)
         if never is not None:
             return never
-        included = self.included(job)
-        if arrange(job.request, self.installed, included).lots is None and not bool(included.all()):
-            names = words.listed([self.installed.nodes[row].name for row in np.flatnonzero(~included)])
-            text = f"{_needs(job.request)}; excluded for this job after failures: {names}; the others do not suffice"
+        included = self.included(shape)
+        if arrange(request, self.installed, included).lots is None and not bool(included.all()):
+            names = self.names(~included)
+            text = f"needs {needs}; excluded for this job after failures: {names}; the others do not suffice"
             return PendingReason(ReasonCode.EXCLUDED, text)
-        down = np.zeros(len(self.free.nodes), np.bool_)
-        for kind in kinds_of(job.request):
+        down = np.zeros(len(self.up), np.bool_)
+        for kind in shape.kinds:
             down |= self.installed.fits(kind, included & ~self.up)
         if not down.any():
-            text = f"{_needs(job.request)}; {_NO_WAY}"
-            return PendingReason(ReasonCode.INSUFFICIENT, text)
-        names = words.listed([self.installed.nodes[row].name for row in np.flatnonzero(down)])
-        text = f"{_needs(job.request)}; too few such nodes are up, down: {names}"
+            return PendingReason(ReasonCode.INSUFFICIENT, f"needs {needs}; {_NO_WAY}")
+        text = f"needs {needs}; too few such nodes are up, down: {self.names(down)}"
         return PendingReason(ReasonCode.NODES_DOWN, text)
 
-    def _lacking(self, job: JobView) -> str:
-        request, usable = job.request, self.usable(job)
+    def names(self, mask: Mask) -> str:
+        """The nodes of some rows, the first few by name."""
+        return words.listed_of([self.installed.nodes[row].name for row in _first(mask)], int(mask.sum()))
+
+    def _lacking(self, shape: Shape) -> str:
+        request, usable = shape.request, self.usable(shape)
         short = short_kind(request, self.free, usable)
         if short is None:
-            needs = words.needs(request, kinds_of(request), free=True)
+            needs = words.needs(request, shape.kinds, free=True)
             sure = arrange(request, self.free, usable).certain
             return f"needs {needs}; each is free now, but {'not all at once' if sure else _NO_WAY}"
         kind, number = short
         text = f"needs {words.need(kind, request.placement, free=True)}; "
-        fitting = np.flatnonzero(self.free.fits(kind, usable)).tolist()
-        shown = words.listed([self._free_on(row, kind) for row in fitting])
+        fitting = self.free.fits(kind, usable)
+        rows = _first(fitting)
+        shown = words.listed_of([self._free_on(row, kind) for row in rows], int(fitting.sum()))
         if request.placement is Placement.FREE and kind.count > 1 and number:
             return f"{text}room for {number} is free now ({shown})"
         if number:
@@ -101,11 +126,11 @@ class Explainer:
     def _nearest(self, kind: Chunk, usable: Mask) -> int | None:
         """Of the rows that could hold a piece when empty, the one with the most free of what is asked."""
         free = self.free
-        rows = np.flatnonzero(self.installed.fits(kind, usable)).tolist()
-        main = free.gpus if kind.gpus else free.cpus
-        return max(
-            rows, key=lambda row: (min(main[row], kind.gpus or kind.cpus), free.cpus[row]), default=None
-        )
+        rows = np.flatnonzero(self.installed.fits(kind, usable))
+        if not len(rows):
+            return None
+        main = np.minimum((free.gpus if kind.gpus else free.cpus)[rows], kind.gpus or kind.cpus)
+        return int(rows[np.lexsort((np.arange(len(rows)), -free.cpus[rows], -main))[0]])
 
     def _free_on(self, row: int, kind: Chunk) -> str:
         """``node3: 4 of 8 GPUs free``: of what refuses the piece there, or of the main thing that it asks for."""
@@ -119,10 +144,137 @@ class Explainer:
         return f"{name}: {free.cpus[row]} of {words.counted(int(installed.cpus[row]), 'CPU')} free"
 
 
-def queue_stopped(queue: str) -> PendingReason:
-    """For jobs of a queue that starts none."""
-    return PendingReason(ReasonCode.QUEUE_STOPPED, f"queue {queue} is stopped")
+@dataclass(slots=True)
+class Side:
+    """The cluster as some jobs see it. ``open``: the rows that no window keeps from them at this moment."""
+
+    horizon: Horizon
+    open: Mask
 
 
-def _needs(request: Request) -> str:
-    return f"needs {words.needs(request, kinds_of(request))}"
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What one cycle leaves: the jobs (by slot), which of them wait, and what it decided about their places in time.
+
+    ``shape_of``: by slot, a number in ``shapes``. ``done``: slots of the jobs that started whole. ``heads``: slots of
+    those that the others have to respect. ``level``: what a job that starts now has to respect, None: it may not start
+    behind the heads. ``side``: how the cluster looks to it. ``reserve`` gives the heads their places.
+    ``limited``: by slot, jobs that a limit keeps waiting.
+    """
+
+    jobs: Sequence[JobView | None]
+    shape_of: Ints
+    shapes: Sequence[Shape]
+    done: Collection[int]
+    heads: Sequence[int]
+    limited: Mapping[int, PendingReason]
+    stopped: frozenset[str]
+    level: Callable[[JobView], int | None]
+    side: Callable[[JobView], Side]
+    reserve: Callable[[], Sequence[Reservation]]
+    explainer: Explainer
+
+
+class Reasons(Mapping[JobId, PendingReason]):
+    """The reason of every job that waits; worked out once for all that share it."""
+
+    def __init__(self, waiting: Waiting) -> None:
+        self._waiting = waiting
+        self._known: dict[tuple[int, int | None, int], PendingReason] = {}
+        self._lacking: dict[int, PendingReason | None] = {}
+
+    def reservations(self) -> tuple[Reservation, ...]:
+        return tuple(self._waiting.reserve())
+
+    def __getitem__(self, job: JobId) -> PendingReason:
+        return self._reason(self._slots[job])
+
+    def __iter__(self) -> Iterator[JobId]:
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    @cached_property
+    def _slots(self) -> dict[JobId, int]:
+        waiting = self._waiting
+        return {
+            job.id: slot
+            for slot, job in enumerate(waiting.jobs)
+            if job is not None and slot not in waiting.done
+        }
+
+    def _reason(self, slot: int) -> PendingReason:
+        waiting = self._waiting
+        job = waiting.jobs[slot]
+        assert job is not None
+        if job.queue in waiting.stopped:
+            return PendingReason(ReasonCode.QUEUE_STOPPED, f"queue {job.queue} is stopped")
+        if slot in waiting.limited:
+            return waiting.limited[slot]
+        number = int(waiting.shape_of[slot])
+        if number not in self._lacking:
+            shape = waiting.shapes[number]
+            fits = waiting.explainer.fits_now(shape)
+            self._lacking[number] = None if fits else waiting.explainer.lacking(shape)
+        lacking = self._lacking[number]
+        if lacking is not None:
+            return lacking
+        waiting.reserve()
+        level, side = waiting.level(job), waiting.side(job)
+        key = (number, level, id(side))
+        if key not in self._known:
+            self._known[key] = self._overtaken(waiting.shapes[number], level, side)
+        return self._known[key]
+
+    def _overtaken(self, shape: Shape, level: int | None, side: Side) -> PendingReason:
+        """For a shape that would fit into what is free."""
+        waiting = self._waiting
+        usable = waiting.explainer.usable(shape)
+        if not possible(shape.request, shape.kinds, waiting.explainer.free, usable & side.open):
+            names = waiting.explainer.names(usable & ~side.open)
+            needs = words.needs(shape.request, shape.kinds, free=True)
+            text = f"needs {needs}; kept for a reservation or for maintenance now: {names}"
+            return PendingReason(ReasonCode.WINDOW, text, waiting.explainer.facts(shape))
+        for upto in range(1, (level or 0) + 1):
+            room = side.horizon.room(upto)
+            if not possible(shape.request, shape.kinds, room, usable & side.open):
+                return self._kept(shape, side.horizon, upto)
+        if not waiting.heads:
+            return PendingReason(
+                ReasonCode.BEHIND, "enough was started in this cycle; it is looked at again at once"
+            )
+        head = waiting.jobs[waiting.heads[0]]
+        assert head is not None
+        behind = words.needs(head.request, waiting.shapes[int(waiting.shape_of[waiting.heads[0]])].kinds)
+        return PendingReason(
+            ReasonCode.BEHIND, f"behind {head.id}, which needs {behind}", {"job": str(head.id)}
+        )
+
+    def _kept(self, shape: Shape, horizon: Horizon, level: int) -> PendingReason:
+        """For a shape that only the room kept from ``level`` on keeps waiting."""
+        explainer = self._waiting.explainer
+        block, usable = horizon.holder(level), explainer.usable(shape)
+        unit, column = ("GPU", "gpus") if shape.gpus else ("CPU", "cpus")
+        free = int(getattr(explainer.free, column)[usable].sum())
+        reserved = int(np.maximum(getattr(horizon.kept(level), column), 0)[usable].sum())
+        text = (
+            f"needs {words.needs(shape.request, shape.kinds, free=True)}; {words.counted(free, unit)} free, "
+            f"{reserved} reserved for {block.holder} at {clock(block.starts)}, and it would not end before"
+        )
+        facts = explainer.facts(shape) | {"reserved": reserved, "holder": block.holder, "at": block.starts}
+        return PendingReason(ReasonCode.WINDOW if block.window else ReasonCode.RESERVED, text, facts)
+
+
+def clock(at: float) -> str:
+    """``2026-11-27 14:05 UTC``."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _first(mask: Mask) -> list[int]:
+    """The first rows of a mask, as many as a sentence lists."""
+    first: list[int] = np.flatnonzero(mask)[: words.LISTED].tolist()
+    return first

@@ -9,117 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from hpcmesos.gang import words
+from hpcmesos.gang.room import Ints, Lot, Mask, Room
 from hpcmesos.gang.snapshot import NodeView
 from hpcmesos.model import Chunk, PendingReason, Placement, ReasonCode, Request
 
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-
 _SEARCH_STEPS = 20_000
 _SEARCH_PIECES = 64
-
-
-class Refusal(StrEnum):
-    """Why a piece does not fit a node; the first that applies, in this order."""
-
-    HOST = "host"
-    FEATURES = "features"
-    GPUS = "GPU"
-    CPUS = "CPU"
-    MEM = "memory"
-
-
-class Room:
-    """What there is on each node: one row a node, in the natural order of names.
-
-    ``cpus``, ``mem`` (bytes) and ``gpus`` are int64 columns and change as pieces are placed.
-    """
-
-    __slots__ = ("_masks", "cpus", "gpus", "mem", "nodes", "switch")
-
-    def __init__(self, nodes: Iterable[NodeView], *, installed: bool) -> None:
-        """``installed`` True counts all that the nodes have, False what is free, whatever their state."""
-        self.nodes = tuple(sorted(nodes, key=lambda node: words.natural_key(node.name)))
-        self.cpus = _column(n.cpus if installed else n.cpus_free for n in self.nodes)
-        self.mem = _column(n.mem if installed else n.mem_free for n in self.nodes)
-        self.gpus = _column(len(n.gpus) if installed else sum(gpu.free for gpu in n.gpus) for n in self.nodes)
-        labels = {label: number for number, label in enumerate(sorted({n.switch for n in self.nodes}))}
-        self.switch = _column(labels[n.switch] for n in self.nodes)
-        self._masks: dict[tuple[str | None, tuple[str, ...]], Mask] = {}
-
-    def mask(self, test: Callable[[NodeView], bool]) -> Mask:
-        """The rows whose node passes ``test``."""
-        return np.fromiter((test(node) for node in self.nodes), np.bool_, len(self.nodes))
-
-    def named(self, chunk: Chunk) -> Mask:
-        """The rows whose node has the chunk's host name and features, whatever its size."""
-        key = (chunk.host, chunk.features)
-        if key not in self._masks:
-            wanted = frozenset(chunk.features)
-            self._masks[key] = self.mask(
-                lambda node: wanted <= node.features and chunk.host in (None, node.name)
-            )
-        return self._masks[key]
-
-    def fits(self, chunk: Chunk, usable: Mask) -> Mask:
-        """The usable rows on which one piece fits."""
-        mask = usable & self.named(chunk)
-        if chunk.gpus:
-            mask &= self.gpus >= chunk.gpus
-        if chunk.cpus:
-            mask &= self.cpus >= chunk.cpus
-        if chunk.mem:
-            mask &= self.mem >= chunk.mem
-        return mask
-
-    def copies(self, chunk: Chunk, usable: Mask) -> Ints:
-        """How many pieces, at most ``chunk.count``, fit together on each row."""
-        number = np.where(usable & self.named(chunk), chunk.count, 0)
-        for column, each in ((self.gpus, chunk.gpus), (self.cpus, chunk.cpus), (self.mem, chunk.mem)):
-            if each:
-                number = np.minimum(number, column // each)
-        return number
-
-    def take(self, row: int, chunk: Chunk, count: int) -> None:
-        """Takes ``count`` pieces off a row; a negative count gives them back."""
-        self.cpus[row] -= count * chunk.cpus
-        self.mem[row] -= count * chunk.mem
-        self.gpus[row] -= count * chunk.gpus
-
-    def copy(self) -> Room:
-        """Columns of its own, the rest shared."""
-        twin = Room.__new__(Room)
-        twin.nodes, twin.switch, twin._masks = self.nodes, self.switch, self._masks
-        twin.cpus, twin.mem, twin.gpus = self.cpus.copy(), self.mem.copy(), self.gpus.copy()
-        return twin
-
-    def refusal(self, chunk: Chunk, row: int) -> Refusal | None:
-        """Why one piece does not fit the row; None: it fits."""
-        node = self.nodes[row]
-        if chunk.host not in (None, node.name):
-            return Refusal.HOST
-        if not frozenset(chunk.features) <= node.features:
-            return Refusal.FEATURES
-        if self.gpus[row] < chunk.gpus:
-            return Refusal.GPUS
-        if self.cpus[row] < chunk.cpus:
-            return Refusal.CPUS
-        return Refusal.MEM if self.mem[row] < chunk.mem else None
-
-
-class Lot(NamedTuple):
-    """``pieces`` pieces of kind ``kind`` on row ``row``."""
-
-    row: int
-    kind: int
-    pieces: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +33,6 @@ Prefer = Callable[[Room, Ints, Ints, int], Ints]
 """(room, rows, copies on each row, pieces to place) -> the rows, best first."""
 
 _NOWHERE = Arrangement(None)
-
-
-def _column(values: Iterable[int]) -> Ints:
-    return np.array(list(values), np.int64)
 
 
 def by_name(room: Room, rows: Ints, copies: Ints, pieces: int) -> Ints:
@@ -156,15 +51,43 @@ def kinds_of(request: Request) -> tuple[Chunk, ...]:
     return (Chunk(1, request.cpus, request.gpus, request.mem, request.slots, tuple(features), host),)
 
 
-def arrange(request: Request, room: Room, usable: Mask, prefer: Prefer = by_name) -> Arrangement:
-    """Places all pieces of a request on the usable rows, or none. Leaves ``room`` as it was."""
-    kinds = kinds_of(request)
+def possible(request: Request, kinds: Sequence[Chunk], room: Room, usable: Mask) -> bool:
+    """Whether :func:`arrange` would find places; quicker than to look for them."""
+    if len(kinds) > 1:
+        return arrange(request, room, usable).lots is not None
+    kind = kinds[0]
+    if request.placement is Placement.FREE and kind.count > 1:
+        return int(room.copies(kind, usable).sum()) >= kind.count
+    return int(np.count_nonzero(room.fits(kind, usable))) >= kind.count
+
+
+def arrange(
+    request: Request, room: Room, usable: Mask, prefer: Prefer = by_name, kinds: Sequence[Chunk] = ()
+) -> Arrangement:
+    """Places all pieces of a request on the usable rows, or none. Leaves ``room`` as it was.
+
+    ``kinds``: of the request, if the caller has them at hand.
+    """
+    kinds = kinds or kinds_of(request)
     if request.placement is not Placement.FREE:
-        return _scatter(kinds, room, usable, prefer)
+        return (
+            _scatter(kinds, room, usable, prefer)
+            if len(kinds) > 1
+            else _alike(kinds[0], room, usable, prefer)
+        )
     if len(kinds) == 1:
         lots = _spread(kinds[0], 0, room, usable, prefer)
         return _NOWHERE if lots is None else Arrangement(tuple(lots))
     return _mix(kinds, room, usable, prefer)
+
+
+def _alike(kind: Chunk, room: Room, usable: Mask, prefer: Prefer) -> Arrangement:
+    """Equal pieces, each on a node of its own."""
+    rows = np.flatnonzero(room.fits(kind, usable))
+    if len(rows) < kind.count:
+        return _NOWHERE
+    chosen = prefer(room, rows, np.ones(len(rows), np.int64), kind.count)[: kind.count]
+    return Arrangement(tuple(Lot(row, 0, 1) for row in np.sort(chosen).tolist()))
 
 
 def _scatter(kinds: Sequence[Chunk], room: Room, usable: Mask, prefer: Prefer) -> Arrangement:
@@ -255,7 +178,7 @@ def _search(kinds: Sequence[tuple[int, Chunk]], room: Room, usable: Mask) -> Arr
     if len(pieces) > _SEARCH_PIECES:
         return Arrangement(None, certain=False)
     rest = room.copy()
-    named = {number: usable & room.named(kind) for number, kind in kinds}
+    named = {number: usable & room.site.named(kind) for number, kind in kinds}
     rows = [row for row in range(len(room.nodes)) if any(mask[row] for mask in named.values())]
     same = {row: tuple(bool(mask[row]) for mask in named.values()) for row in rows}
     chosen: list[int] = []
@@ -325,7 +248,7 @@ def _never(request: Request, room: Room, everywhere: Mask) -> str:
     text = f"needs {words.need(kind, request.placement)}, "
     if number:
         return f"{text}the cluster has {'room for ' if request.placement is Placement.FREE else ''}{number}"
-    named = room.named(kind)
+    named = room.site.named(kind)
     if not named.any():
         return text + ("no node has that name" if kind.host is not None else "no node has these features")
     want = np.array([kind.gpus, kind.cpus, kind.mem])

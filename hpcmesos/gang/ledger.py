@@ -6,12 +6,12 @@ UUID; a double use is an error that names both owners.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from hpcmesos.errors import HpcmesosError
-from hpcmesos.gang.feasible import Room
 from hpcmesos.gang.snapshot import Member, NodeView
-from hpcmesos.model import GpuUuid, JobId, NodeName
+from hpcmesos.gang.tables import NodeTable
+from hpcmesos.model import GpuUuid, JobId
 
 
 class LedgerBroken(HpcmesosError):
@@ -21,21 +21,21 @@ class LedgerBroken(HpcmesosError):
 
 
 class Ledger:
-    """``room`` shows what is free now, tentative reservations already taken off."""
+    """``room`` shows what is free now, tentative reservations already taken off. Leaves ``nodes`` as they are."""
 
-    def __init__(self, nodes: Iterable[NodeView]) -> None:
-        self.room = Room(nodes, installed=False)
-        self.rows: dict[NodeName, int] = {node.name: row for row, node in enumerate(self.room.nodes)}
+    def __init__(self, nodes: Collection[NodeView]) -> None:
+        self._table = NodeTable.of(nodes)
+        self.room = self._table.room.copy()
+        self.rows = self.room.site.rows
         self.committed: list[tuple[JobId, Member]] = []
         self._tentative: list[tuple[JobId, Member]] = []
         self._owners: dict[GpuUuid, JobId] = {}
-        self._free = [
-            {gpu.uuid: at for at, gpu in enumerate(node.gpus) if gpu.free} for node in self.room.nodes
-        ]
+        self._free: dict[int, tuple[int, ...]] = {}  # of the rows that were touched: positions of free GPUs
 
     def free_gpus(self, row: int) -> tuple[int, ...]:
         """Positions, ascending, of the free GPUs in the node's ``gpus``."""
-        return tuple(self._free[row].values())
+        free = self._free.get(row)
+        return self._table.free_gpus(row) if free is None else free
 
     def reserve(self, job: JobId, member: Member) -> None:
         """Takes one share of one node, until ``commit`` or ``discard``.
@@ -45,18 +45,13 @@ class Ledger:
                 nothing of this share is reserved.
         """
         row = self.rows[member.node]
-        for uuid in member.gpus:
-            if uuid not in self._free[row]:
-                owner = self._owners.get(uuid)
-                held = f"held by {owner}" if owner else "not free"
-                raise LedgerBroken(f"{job} was given GPU {uuid} on {member.node}, which is {held}")
-        if len(set(member.gpus)) < len(member.gpus):
-            raise LedgerBroken(f"{job} was given a GPU of {member.node} twice: {', '.join(member.gpus)}")
+        if member.gpus:
+            self._free[row] = self._without(job, member, row)
         if member.cpus > self.room.cpus[row] or member.mem > self.room.mem[row]:
+            self._give_back(member, row)
             raise LedgerBroken(f"{job} was given more CPUs or memory than {member.node} has free")
         self._take(row, member, 1)
         for uuid in member.gpus:
-            del self._free[row][uuid]
             self._owners[uuid] = job
         self._tentative.append((job, member))
 
@@ -70,12 +65,9 @@ class Ledger:
         for _, member in self._tentative:
             row = self.rows[member.node]
             self._take(row, member, -1)
-            given = set(member.gpus)
-            for uuid in given:
+            self._give_back(member, row)
+            for uuid in member.gpus:
                 del self._owners[uuid]
-            gpus = self.room.nodes[row].gpus
-            free = given | self._free[row].keys()
-            self._free[row] = {gpu.uuid: at for at, gpu in enumerate(gpus) if gpu.uuid in free}
         self._tentative.clear()
 
     def check(self) -> None:
@@ -85,7 +77,7 @@ class Ledger:
             LedgerBroken: when a GPU has two owners (both named) or the columns do not add up.
         """
         owners: dict[GpuUuid, JobId] = {}
-        left = Room(self.room.nodes, installed=False)
+        left = self._table.room.copy()
         for job, member in self.committed + self._tentative:
             row = self.rows[member.node]
             left.cpus[row] -= member.cpus
@@ -98,12 +90,32 @@ class Ledger:
         for row, node in enumerate(self.room.nodes):
             kept = tuple(int(c[row]) for c in (left.cpus, left.mem, left.gpus))
             shown = tuple(int(c[row]) for c in (self.room.cpus, self.room.mem, self.room.gpus))
-            if kept != shown or min(kept) < 0 or len(self._free[row]) != kept[2]:
+            if kept != shown or min(kept) < 0 or len(self.free_gpus(row)) != kept[2]:
                 raise LedgerBroken(
                     f"{node.name}: CPUs, memory, GPUs free should be {kept}, the books say {shown}"
                 )
         if owners != self._owners:
             raise LedgerBroken("the owners of GPUs do not match the reservations")
+
+    def _without(self, job: JobId, member: Member, row: int) -> tuple[int, ...]:
+        """The row's free GPUs without those of the share."""
+        free = list(self.free_gpus(row))
+        for uuid in member.gpus:
+            at = self._table.position(row, uuid)
+            if at not in free:
+                if member.gpus.count(uuid) > 1:
+                    raise LedgerBroken(
+                        f"{job} was given a GPU of {member.node} twice: {', '.join(member.gpus)}"
+                    )
+                owner = self._owners.get(uuid)
+                held = f"held by {owner}" if owner else "not free"
+                raise LedgerBroken(f"{job} was given GPU {uuid} on {member.node}, which is {held}")
+            free.remove(at)
+        return tuple(free)
+
+    def _give_back(self, member: Member, row: int) -> None:
+        given = {self._table.position(row, uuid) for uuid in member.gpus}
+        self._free[row] = tuple(sorted(given | set(self.free_gpus(row))))
 
     def _take(self, row: int, member: Member, sign: int) -> None:
         self.room.cpus[row] -= sign * member.cpus

@@ -13,7 +13,7 @@ from math import comb
 
 import numpy as np
 
-from hpcmesos.gang.feasible import Ints, Room
+from hpcmesos.gang.room import Ints, Room
 from hpcmesos.gang.snapshot import NodeView
 
 _MEM_UNIT = 22  # bits: memory counts in steps of 4 MiB
@@ -25,12 +25,12 @@ Links = tuple[tuple[int, ...], ...]
 
 def prefer(room: Room, rows: Ints, copies: Ints, pieces: int) -> Ints:
     """The rows, best first (see ``feasible.Prefer``); with one piece to place only the best."""
-    if not len(rows):
+    if len(rows) < 2:
         return rows
     fit = _fit(room, rows)
     if pieces == 1:
         return rows[[fit.argmin()]]
-    switch = room.switch[rows]
+    switch = room.site.switch[rows]
     if int(switch.min()) == int(switch.max()):
         return rows[np.lexsort((fit, -copies))]
     return rows[np.lexsort((fit, _switch_rank(switch, copies, pieces), -copies))]

@@ -2,12 +2,16 @@
 
 Frozen, without behaviour: the live leader and the simulator build a :class:`Snapshot`, ``schedule()`` answers
 with a :class:`Plan`. Units: whole CPUs, whole GPUs, bytes, epoch seconds.
+
+``Snapshot.nodes``, ``pending`` and ``running`` may be any collections of views. Who schedules often hands in the
+tables of ``tables`` instead, which are such collections kept as columns between cycles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from hpcmesos.model import GpuUuid, JobId, NodeName, PendingReason, Request
 
@@ -35,7 +39,21 @@ class NodeView:
     gpus: tuple[GpuView, ...]
     features: frozenset[str] = frozenset()
     links: tuple[tuple[int, ...], ...] = ()  # [i][j]: gpus[i] to gpus[j], higher better; (): unknown
-    switch: str = ""  # label of the leaf switch; "": unknown
+    switch: str = ""  # its place in the switch tree, root first: "core1/row2/leaf7"; "": unknown
+    ends_at: float | None = None  # when the node goes away (a foreign allocation's end); None: it stays
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A rule on the nodes of one gang by one of their attributes, in Marathon's words.
+
+    ``field``: an attribute (a feature ``name=value``; a feature without a value has the value "true"), or hostname or
+    switch. ``operator``: LIKE, UNLIKE (regular expression), IS, UNIQUE, CLUSTER, GROUP_BY or MAX_PER.
+    """
+
+    field: str
+    operator: str
+    value: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +67,107 @@ class JobView:
     queue: str
     excluded: frozenset[NodeName] = frozenset()  # nodes that this job's earlier attempts failed on
     count: int = 1  # of an array: so many of its elements may start now, its own slot limit considered
+    user: str = ""
+    project: str = ""
+    walltime: float | None = None  # seconds; None: the request's, else ``Policy.assumed_walltime``
+    constraints: tuple[Constraint, ...] = ()
+    remaining: float | None = None  # seconds that it is known to need still; None: its walltime
+    may_preempt: bool = True  # False of one that was preempted itself: no cascades
+
+
+@dataclass(frozen=True, slots=True)
+class RunningView:
+    """One attempt that holds shares of nodes."""
+
+    id: JobId
+    members: tuple[Member, ...]
+    started_at: float
+    ends_at: float | None  # by its walltime, at the latest; None: unknown
+    queue: str = ""
+    user: str = ""
+    project: str = ""
+    preemptible: bool = True  # False: it may not be run again
+    saved_at: float | None = None  # its last checkpoint: work since then is lost with it; None: its start
+    leaving: bool = False  # it was told to go: what it holds comes free soon
+    priority: int = 0
+    queued_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """One queue's rules. ``level``: jobs of a higher one may preempt those of a lower one, if the policy says so."""
+
+    name: str
+    started: bool = True
+    priority: int = 0
+    level: int = 0
+    walltime: float | None = None  # of jobs that name none, in seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A time in which nodes are kept: an advance reservation, or maintenance when nobody may use it.
+
+    Jobs of ``users`` and of ``queues`` may run in it; all others neither start in it nor run into it.
+    """
+
+    name: str
+    starts_at: float
+    ends_at: float
+    nodes: frozenset[NodeName]
+    users: frozenset[str] = frozenset()
+    queues: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most so much running at once for each user (project, queue) of that name, or for the whole server.
+
+    ``scope``: user, project, queue or server. ``name`` "*": each one by itself. None: no limit.
+    """
+
+    scope: str
+    name: str = "*"
+    jobs: int | None = None
+    gpus: int | None = None
+    cpus: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Who fair share reckons with: ``usage`` GPU-seconds (CPU-seconds of jobs without GPUs / 8), decayed until now.
+
+    ``project`` "" and ``user`` "" stand for none. ``shares``: the user's part among the users of the project.
+    """
+
+    project: str
+    user: str
+    usage: float
+    shares: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A job was told that it starts at ``at`` at the latest (under ``Policy.hold_head`` it then stays first)."""
+
+    job: JobId
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that one decision depends on; the order within the tuples means nothing."""
+    """Everything that one decision depends on; the order within the collections means nothing."""
 
-    nodes: tuple[NodeView, ...]
-    pending: tuple[JobView, ...]
+    nodes: Collection[NodeView]
+    pending: Collection[JobView]
     stopped_queues: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """The site's rules.
-
-    ``strict`` True is first come, first served: no job starts while one before it in the order waits for room
-    that running jobs hold. A job that could not start even if all up nodes were empty (too big, nodes down or excluded,
-    queue stopped) holds nobody back. False lets every job start that fits now; big jobs may then starve.
-    """
-
-    strict: bool = True
+    running: Collection[RunningView] = ()
+    queues: Mapping[str, QueueView] = field(default_factory=dict)
+    windows: tuple[Window, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    accounts: tuple[Account, ...] = ()
+    project_shares: Mapping[str, float] = field(default_factory=dict)
+    promises: tuple[Promise, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +192,43 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Reservation:
+    """A waiting job's place in time: from ``at`` on it could run on these shares, if nothing ends late."""
+
+    job: JobId
+    at: float
+    shares: Mapping[NodeName, tuple[int, int, int]]  # CPUs, bytes, GPUs of each node
+
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    """Running jobs that have to go, whole, so that ``job`` can start when they are gone. ``lost``: GPU-seconds."""
+
+    job: JobId
+    victims: tuple[JobId, ...]
+    lost: float
+
+
+class Outlook(Protocol):
+    """What a cycle saw, for those who ask later; unchanged by what happens to the tables meanwhile."""
+
+    def reservations(self) -> tuple[Reservation, ...]:
+        """Places in time of the first jobs that wait for room."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """The answer: every pending job has as many ``starts`` (in order of decision) as its count, or a reason why not."""
+    """The answer: every pending job has as many ``starts`` (in order of decision) as its count, or a reason why not.
+
+    ``reasons`` are worked out when they are looked at, and so is what ``outlook`` tells.
+    """
 
     starts: tuple[Start, ...]
     reasons: Mapping[JobId, PendingReason]
+    preemptions: tuple[Preemption, ...] = ()
+    outlook: Outlook | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def reservations(self) -> tuple[Reservation, ...]:
+        return self.outlook.reservations() if self.outlook else ()

@@ -9,7 +9,7 @@ from hpcmesos.model import Chunk, Placement, Request
 from hpcmesos.units import format_size
 
 _DIGITS = re.compile(r"(\d+)")
-_LISTED = 3  # names a sentence lists before "and N more"
+LISTED = 3  # names a sentence lists before "and N more"
 
 
 def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
@@ -29,8 +29,14 @@ def size(amount: int) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """``node1, node2, node3 and 4 more``."""
-    shown = ", ".join(names[:_LISTED])
-    return f"{shown} and {len(names) - _LISTED} more" if len(names) > _LISTED else shown
+    shown = ", ".join(names[:LISTED])
+    return f"{shown} and {len(names) - LISTED} more" if len(names) > LISTED else shown
+
+
+def listed_of(shown: Sequence[str], number: int) -> str:
+    """The same, when only the first of ``number`` names are at hand."""
+    text = ", ".join(shown[:LISTED])
+    return f"{text} and {number - LISTED} more" if number > LISTED else text
 
 
 def amounts(chunk: Chunk, free: str = "") -> str:

@@ -27,6 +27,9 @@ _LARGEST_SCRIPT = 1024 * 1024
 _PATIENCE = 30.0
 """Seconds that a request is tried again that broke, or that the API cannot serve now."""
 
+_SILENCE = 20.0
+"""Seconds without a byte after which another master is asked, where there is one."""
+
 _UNMET = 5.0
 """The same while nobody has ever listened: a master may just be starting."""
 
@@ -109,9 +112,11 @@ def _add_script(request: dict[str, Any], path: str) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return
+    if os.fstat(fd).st_mode & 0o170000 != 0o100000:
+        os.close(fd)
+        return
     with open(fd, "rb", buffering=0) as file:
-        if os.fstat(fd).st_mode & 0o170000 == 0o100000:
-            _attach(request, path, _read(file))
+        _attach(request, path, _read(file))
 
 
 def _attach(request: dict[str, Any], path: str, content: bytes) -> None:
@@ -165,9 +170,10 @@ def _ask(paths: str, target: str, request: dict[str, Any]) -> dict[str, Any]:
     began, pause, met = monotonic(), 0.05, False
     while True:
         last: Exception | None = None
-        for path in paths.split(","):
+        several = paths.split(",")
+        for path in several:
             try:
-                return _exchange(path, head.encode("ascii") + body)
+                return _exchange(path, _SILENCE if len(several) > 1 else None, head.encode("ascii") + body)
             except _Broken as error:
                 last, met = error, True
             except OSError as error:
@@ -182,8 +188,9 @@ def _ask(paths: str, target: str, request: dict[str, Any]) -> dict[str, Any]:
         pause = min(pause * 2, 0.5)
 
 
-def _exchange(path: str, data: bytes) -> dict[str, Any]:
+def _exchange(path: str, silence: float | None, data: bytes) -> dict[str, Any]:
     connection = quick.socket.socket(quick.socket.AF_UNIX, quick.socket.SOCK_STREAM)
+    connection.settimeout(silence)
     try:
         connection.connect(path)
         try:  # noqa: SIM105  (contextlib costs 3 ms to import)
@@ -251,7 +258,7 @@ def _receive(connection: Any) -> bytes:
     try:
         data = connection.recv(65536)
     except OSError as error:
-        raise _Broken(error.strerror) from error
+        raise _Broken(error.strerror or error) from error
     if not data:
         raise _Broken("the connection was closed before the answer")
     return bytes(data)

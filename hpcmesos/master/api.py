@@ -27,7 +27,18 @@ from hpcmesos.errors import HpcmesosError, InvalidValue, UsageError
 from hpcmesos.master import auth
 from hpcmesos.master.metrics import CONTENT_TYPE, Metrics
 from hpcmesos.master.peercred import Peer
-from hpcmesos.master.services import control, logs, manager, nodes, status, submit, tokens, wait
+from hpcmesos.master.services import (
+    changes,
+    control,
+    logs,
+    manager,
+    nodes,
+    selecting,
+    status,
+    submit,
+    tokens,
+    wait,
+)
 from hpcmesos.master.services.lookup import find_own
 from hpcmesos.master.services.replies import exit_code, one_line
 from hpcmesos.master.services.site import Site
@@ -48,6 +59,13 @@ COMMANDS: Mapping[str, Service] = {
     "qhold": control.qhold,
     "qrls": control.qrls,
     "pbsnodes": nodes.pbsnodes,
+    "qalter": changes.qalter,
+    "qmove": changes.qmove,
+    "qorder": changes.qorder,
+    "qrerun": changes.qrerun,
+    "qsig": changes.qsig,
+    "qmsg": changes.qmsg,
+    "qselect": selecting.qselect,
     "qmgr": manager.qmgr,
     **{name: partial(manager.switch, name) for name in ("qenable", "qdisable", "qstart", "qstop")},
 }

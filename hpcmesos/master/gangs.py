@@ -135,6 +135,13 @@ class Gangs:
             self.end(attempt, Cause.START_FAILED, culprit, reason)
         self.finish(attempt, record)
 
+    def tell_walltime(self, attempt: Attempt) -> None:
+        """Tells the head the walltime that holds now; it had one from the start."""
+        job = self.desk.cluster.jobs[attempt.key.job]
+        if attempt.spec is not None:
+            attempt.spec["walltime"] = job.request.walltime  # for a PREPARE that is sent again
+        self.desk.send(attempt.head, wire.Alter(attempt=attempt.name, walltime=job.request.walltime))
+
     # --- end
 
     def end(

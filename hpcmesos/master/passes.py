@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 
+from hpcmesos.gang.policy import Backfill, Policy
 from hpcmesos.gang.schedule import schedule
-from hpcmesos.gang.snapshot import Policy, Start
+from hpcmesos.gang.snapshot import Start
 from hpcmesos.master import cycle
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.reasons import Reasons
@@ -26,9 +27,9 @@ class Passes:
         self.again = False
         self._desk = desk
         self._reasons = reasons
-        self._policy = Policy()
+        self._policy = Policy(order="priority", backfill=Backfill.NONE)
         self._stale = True  # something has changed since the last pass over the whole queue
-        self._passed = float("-inf")
+        self._passed = desk.alarms.clock()  # a new leader lets the front of the queue start first
 
     def wanted(self) -> bool:
         """Whether something changed that a pass may make use of."""

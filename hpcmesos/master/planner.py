@@ -21,13 +21,15 @@ from hpcmesos import wire
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable, InvalidValue, LostLeadership
 from hpcmesos.master import cycle
+from hpcmesos.master.absence import Absence, Fence
 from hpcmesos.master.alarms import Alarms
 from hpcmesos.master.cluster import Phase
 from hpcmesos.master.effects import Desk, Effects, Outcome
-from hpcmesos.master.events import Asked, Event, InboxHint, LinkDown, LinkUp, Received, Stop
+from hpcmesos.master.events import Asked, Event, Fenced, InboxHint, LinkDown, LinkUp, Received, Stop
 from hpcmesos.master.gangs import GANG_LOSS, Gangs
 from hpcmesos.master.inbox import Inbox
 from hpcmesos.master.passes import Passes
+from hpcmesos.master.quarantine import Quarantine
 from hpcmesos.master.reasons import Reasons
 from hpcmesos.master.reconcile import Nodes
 from hpcmesos.master.standby import WarmPicture
@@ -41,9 +43,11 @@ log = logging.getLogger(__name__)
 
 POLL = 0.5  # seconds after which the inbox is looked at without a hint
 _GATHER = 0.02  # seconds between two transactions under load
-_BATCH = 1000
-_ROWS = 1000
-_RELOAD_PAUSE = 1.0
+_ROWS, _FEWEST_ROWS = 1000, 50  # events and rows of the inbox in one transaction
+_SLOW, _QUICK = 0.5, 0.1  # seconds of a transaction that make the next ones smaller, or larger again
+_RELOAD_PAUSE, _LONGEST_RELOAD_PAUSE = 1.0, 30.0
+_ALARM = "an alarm"
+_CALM = 60.0  # seconds without a reload after which the next one need not wait longer
 _FATAL = (DatabaseUnavailable, LostLeadership)
 
 
@@ -75,16 +79,21 @@ class Planner:
         self._alarms = Alarms(clock)
         self._desk = Desk((picture or self._blank()).take(store), settings, store, self._alarms)
         self._gangs = Gangs(self._desk)
-        self._nodes = Nodes(self._desk, self._gangs)
+        fence = Fence(settings.fence_command, events.put).ask if settings.fence_command else None
+        self._absence = Absence(self._desk, self._gangs, fence)
+        self._nodes = Nodes(self._desk, self._gangs, self._absence)
         self._inbox = Inbox(self._desk, self._gangs, self._nodes)
         zone = datetime.now(UTC).astimezone().tzinfo
         self._accounting = AccountingFiles(settings.state / "accounting", zone)
         self._reasons = Reasons(self._desk)
         self._passes = Passes(self._desk, self._reasons)
         self._polled = self._loaded = self._written = float("-inf")
+        self._rows = _ROWS
         self._reload_wanted = False
         self._outbox: list[tuple[str, wire.ToAgent]] = []
         self._entries: list[Entry] = []
+        self._reload_pause = _RELOAD_PAUSE
+        self._quarantine = Quarantine(clock)
         self._recheck: set[JobKey] = set()
         self._begin()
 
@@ -101,15 +110,16 @@ class Planner:
         began = self._alarms.clock()
         work: list[tuple[str, Effects]] = []
         for event in batch:
-            self._attempt(work, _label(event), partial(self._on_event, event))
+            node = event.node if isinstance(event, Received | LinkUp) else None
+            self._attempt(work, _label(event), partial(self._on_event, event), node)
         for key in self._take_recheck():
             self._attempt(work, f"dependencies of {key}", partial(self._inbox.judge, key))
         for call in self._alarms.due():
-            self._attempt(work, "an alarm", call)
+            self._attempt(work, _ALARM, call)
         hinted = any(isinstance(event, InboxHint) for event in batch)
         self._write(work, look=hinted or began - self._polled >= POLL)
         self._flush()
-        if self._reload_wanted and began - self._loaded >= _RELOAD_PAUSE:
+        if self._reload_wanted and began - self._loaded >= self._reload_pause:
             self._reload()
         if self._passes.full_due() and not self._reload_wanted:
             self._full_pass()
@@ -128,7 +138,7 @@ class Planner:
         try:
             timeout = self._alarms.next_delay(longest)
             batch.append(self.events.get(timeout=timeout) if timeout > 0 else self.events.get_nowait())
-            while len(batch) < _BATCH:
+            while len(batch) < self._rows:
                 unhurried = unhurried and _can_wait(batch[-1])
                 batch.append(self._next_event(unhurried))
         except Empty:
@@ -143,8 +153,16 @@ class Planner:
         left = self._written + _GATHER - self._alarms.clock() if unhurried else 0.0
         return self.events.get(timeout=left) if left > 0 else self.events.get_nowait()
 
-    def _attempt(self, work: list[tuple[str, Effects]], label: str, handler: Callable[[], None]) -> None:
-        """Runs one handler; if it fails, nothing of it is written."""
+    def _attempt(
+        self,
+        work: list[tuple[str, Effects]],
+        label: str,
+        handler: Callable[[], None],
+        node: str | None = None,
+    ) -> None:
+        """Runs one handler; if it fails, nothing of it is written. ``node``: whose message it handles."""
+        if self._quarantine.holds(label, node):
+            return
         self._desk.effects = Effects()
         try:
             handler()
@@ -156,6 +174,8 @@ class Planner:
         except Exception:
             log.exception("dropped: %s", label)
             self._reload_wanted = True
+            if label != _ALARM:  # whose alarm it was, nobody knows
+                self._quarantine.failed(label, node)
 
     def _on_event(self, event: Event) -> None:
         match event:
@@ -165,6 +185,8 @@ class Planner:
                 self._nodes.on_down(event)
             case Received(node, message):
                 self._nodes.on_message(node, message)
+            case Fenced():
+                self._absence.on_fenced(event)
             case Asked(question, reply):
                 reply(self._reasons.answer(question))
             case InboxHint() | Stop():
@@ -186,11 +208,12 @@ class Planner:
             return
         rows: list[InboxRow] = []
         done = list(work)
+        began = self._alarms.clock()
         try:
             with self._store.transaction() as transaction:
                 self._desk.clock = transaction.now.timestamp() - self._alarms.clock()
                 if look:
-                    rows = transaction.drain_inbox(_ROWS)
+                    rows = transaction.drain_inbox(self._rows)
                     self._take_rows(rows, done, transaction)
                 outcome = _together(done).write(transaction)
                 decided = [] if outcome.outrun or self._reload_wanted else self._passes.decide(cycle.QUICK)
@@ -201,11 +224,20 @@ class Planner:
             log.exception("%d changes could not be written together", len(done))
             self._one_by_one(work, look)
             return
-        if look and len(rows) < _ROWS:
-            self._polled = self._alarms.clock()
-        self._written = self._alarms.clock()
+        now = self._alarms.clock()
+        if look and len(rows) < self._rows:
+            self._polled = now
+        self._written = now
+        self._fit(now - began)
         self._after(done, outcome)
         self._begin_starts(decided, started)
+
+    def _fit(self, took: float) -> None:
+        """The database ends transactions that take too long, and a leader with it: a slow machine gets smaller ones."""
+        if took > _SLOW:
+            self._rows = max(_FEWEST_ROWS, self._rows // 2)
+        elif took < _QUICK:
+            self._rows = min(_ROWS, 2 * self._rows)
 
     def _full_pass(self) -> None:
         """Over the whole queue, which may take too long for a transaction to be open meanwhile."""
@@ -334,7 +366,7 @@ class Planner:
                 self._gangs.mark_deleted(attempt)
         for key in list(cluster.blocked):
             self._alarms.set(GANG_LOSS, partial(cluster.unblock, key))
-        self._nodes.watch_absent()
+        self._absence.watch_all()
         work: list[tuple[str, Effects]] = []
         waiting = (JobState.WAITING, JobState.HELD, JobState.QUEUED)
         for job in list(cluster.jobs.values()):
@@ -350,6 +382,8 @@ class Planner:
     def _reload(self) -> None:
         """The picture anew from the database; agents dial again and tell what they hold."""
         log.warning("loading the picture anew")
+        calm = self._alarms.clock() - self._loaded > _CALM
+        self._reload_pause = _RELOAD_PAUSE if calm else min(_LONGEST_RELOAD_PAUSE, 2 * self._reload_pause)
         self._reload_wanted = False
         self._alarms.clear()
         self._desk.cluster = self._blank().take(self._store)

@@ -42,6 +42,8 @@ class WarmPicture:
         with snapshots.one() as connection:
             changes = self._live.look(connection)
         self._apply(changes)
+        if changes.anew:
+            log.info("the standby's picture is warm jobs=%d", len(changes.put))
         return len(changes.put)
 
     def take(self, store: LeaderStore) -> Cluster:

@@ -9,34 +9,17 @@ from typing import Any
 
 import msgspec
 import psycopg
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from hpcmesos.errors import ConfigError, DatabaseUnavailable, InvalidValue
+from hpcmesos.errors import DatabaseUnavailable, InvalidValue
+from hpcmesos.queue.servers import check_url, connect
 
-_CONNECT_TIMEOUT = 5  # seconds
 _ENDED_BY_SERVER = {
     "25P03",
     "25P04",
 }  # idle-in-transaction and transaction timeouts; the driver calls them internal
-
-
-def parse_url(url: str) -> URL:
-    """``postgresql://...`` for our driver.
-
-    Raises:
-        ConfigError: no PostgreSQL URL.
-    """
-    try:
-        parsed = make_url(url)
-    except Exception as error:
-        raise ConfigError(f"malformed database URL: {error}") from error
-    if parsed.get_backend_name() != "postgresql":
-        raise ConfigError(
-            f"the database URL must begin with postgresql://, not {parsed.get_backend_name()}://"
-        )
-    return parsed.set(drivername="postgresql+psycopg")
 
 
 def make_engine(
@@ -50,19 +33,19 @@ def make_engine(
     """An engine whose sessions are in UTC. ``limits``: timeouts by setting in ms; those that the server does not know
     (``transaction_timeout`` before PostgreSQL 17) are left out. ``look_before_use``: a connection that the server has
     closed meanwhile is replaced instead of failing its next user.
+
+    Raises ConfigError for a malformed URL.
     """
+    check_url(url)
     engine = create_engine(
-        parse_url(url),
+        "postgresql+psycopg://",
         pool_size=pool,
         max_overflow=0,
         json_serializer=lambda value: msgspec.json.encode(value).decode(),
         json_deserializer=msgspec.json.decode,
-        connect_args={
-            "application_name": application,
-            "connect_timeout": _CONNECT_TIMEOUT,
-            "options": "-c timezone=UTC -c jit=off",
-        },
+        connect_args={"application_name": application, "options": "-c timezone=UTC -c jit=off"},
     )
+    event.listen(engine, "do_connect", lambda _dialect, _record, _words, options: connect(url, **options))
     if look_before_use:
         event.listen(engine, "checkout", _refuse_closed)
     if limits:

@@ -6,7 +6,7 @@ import psycopg
 from psycopg import sql
 
 from hpcmesos.errors import DatabaseUnavailable
-from hpcmesos.queue.engine import parse_url
+from hpcmesos.queue.servers import connect
 
 CHANNEL = "hpcmesos_inbox"
 """The NOTIFY channel that hints the leader at new inbox rows."""
@@ -20,9 +20,8 @@ class Hints:
     """
 
     def __init__(self, url: str) -> None:
-        plain = parse_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
         try:
-            self._connection = psycopg.connect(plain, autocommit=True, application_name="hpcmesos-listener")
+            self._connection = connect(url, autocommit=True, application_name="hpcmesos-listener")
             self._connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
         except psycopg.Error as error:
             raise DatabaseUnavailable(f"cannot listen: {error}") from error

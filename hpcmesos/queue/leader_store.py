@@ -47,10 +47,12 @@ from hpcmesos.queue.rows import recordset, share_record
 
 __all__ = ["CHANGEABLE", "LeaderStore", "LeaderTransaction"]
 
-LIMITS: Mapping[str, int] = {  # ms; a frozen leader blocks nobody for longer
-    "statement_timeout": 2000,
-    "idle_in_transaction_session_timeout": 1000,
-    "transaction_timeout": 2000,
+LIMITS: Mapping[
+    str, int
+] = {  # ms; a takeover ends a frozen leader's sessions, so this is for when nobody takes over
+    "statement_timeout": 5000,
+    "idle_in_transaction_session_timeout": 3000,
+    "transaction_timeout": 5000,
 }
 _NODE_FIELDS = (
     "cpus",
@@ -254,7 +256,7 @@ class LeaderStore(Reads):
     def transaction(self) -> Iterator[LeaderTransaction]:
         """One fenced transaction, committed at the end of the block. Raises LostLeadership when the term is over.
 
-        Keep it short: the database ends it after 2 s, or 1 s of idleness, which raises DatabaseUnavailable.
+        Keep it short: the database ends it after 5 s, or 3 s of idleness, which raises DatabaseUnavailable.
         """
         fence = select(func.now()).select_from(t.leadership).where(t.leadership.c.term == self.term)
         with begin(self._engine) as connection:
@@ -266,7 +268,7 @@ class LeaderStore(Reads):
     def load(self, live: LiveJobs | None = None) -> tuple[LeaderState, Changes]:
         """Everything from one snapshot, and what ``live`` (if given: looked before) did not know yet of the jobs.
 
-        Read-only, and not limited to 2 s. A caller that stops the garbage collector meanwhile halves the time: 100,000
+        Read-only, and not limited to 5 s. A caller that stops the garbage collector meanwhile halves the time: 100,000
         jobs are millions of objects.
         """
         snapshot = Snapshots(self._url, APPLICATION)

@@ -32,8 +32,8 @@ _TERMINATE_WAIT = 1000  # ms for an old leader's backend to go
 _JUMP = 10_000  # ids are skipped after a failover, which may have lost the last ones given out
 
 _LIMITS = {  # ms; the last three: the server notices in 3 s that a leader's host is gone, and frees the lock
-    "statement_timeout": 2000,
-    "idle_in_transaction_session_timeout": 1000,
+    "statement_timeout": 5000,
+    "idle_in_transaction_session_timeout": 3000,
     "tcp_keepalives_idle": 1000,
     "tcp_keepalives_interval": 1000,
     "tcp_user_timeout": 3000,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -83,6 +83,11 @@ def array_json(spec: ArraySpec | None) -> Any:
     return None if spec is None else {"ranges": spec.ranges, "limit": spec.limit}
 
 
+def dependencies_of(stored: Iterable[Sequence[Any]]) -> tuple[Dependency, ...]:
+    """From the form that dependencies_json() makes."""
+    return tuple(Dependency(DependencyKind(kind), *rest) for kind, *rest in stored)
+
+
 def ranges_text(ranges: Ranges | None) -> str | None:
     """As PostgreSQL reads a multirange."""
     return None if ranges is None else "{" + ",".join(f"[{start},{stop})" for start, stop in ranges) + "}"
@@ -133,11 +138,7 @@ def job_record(row: Row[Any]) -> JobRecord:
         values["cause"] = Cause(values["cause"])
     values["request"] = msgspec.convert(values["request"], Request)
     values["excluded"] = tuple(values["excluded"])
-    if values["dependencies"]:
-        found = values["dependencies"]
-        values["dependencies"] = tuple(Dependency(DependencyKind(kind), *rest) for kind, *rest in found)
-    else:
-        values["dependencies"] = ()
+    values["dependencies"] = dependencies_of(values["dependencies"] or ())
     if values["array_spec"] is not None:
         values["array_spec"] = _array_spec(values["array_spec"])
         for name in ("todo", "deleted"):

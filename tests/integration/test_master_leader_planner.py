@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from hpcmesos import wire
 from hpcmesos.master.events import Asked
@@ -17,7 +18,7 @@ from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.store import Store
 from tests.integration.invariants import check_invariants
-from tests.integration.leader_kit import Bench, ended, hello, kinds, report, request, settings
+from tests.integration.leader_kit import Bench, ended, gpu, hello, kinds, report, request, settings
 
 if TYPE_CHECKING:
     from tests.integration.database_kit import Database
@@ -499,3 +500,17 @@ def test_a_port_that_is_taken_is_no_fault_of_the_node(bench: Bench) -> None:
     assert granted(bench, seq) not in ([], [port])
     assert bench.job(seq).excluded == ()
     assert bench.store.attempts([seq])[0].message == reason
+
+
+def test_a_message_that_always_fails_costs_two_reloads_and_holds_up_nobody(bench: Bench) -> None:
+    bench.up("node1")
+    bad = hello("node2")
+    nonsense = replace(bad.inventory, gpus=(gpu("node2", 0, "no such state"),))
+    for _ in range(10):  # each reload makes its agent say hello again
+        bench.now += 40
+        bench.turn(bench.link_up(hello("node1")), bench.link_up(replace(bad, inventory=nonsense)))
+    assert len(bench.links.dropped) == 2
+    seq = bench.submit()
+    bench.turn()
+    bench.run(seq)
+    assert bench.state(seq) is JobState.RUNNING

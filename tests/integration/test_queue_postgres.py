@@ -12,7 +12,7 @@ import pytest
 
 from hpcmesos.errors import ConfigError, StateError
 from hpcmesos.queue import postgres, schema
-from hpcmesos.queue.engine import parse_url
+from hpcmesos.queue.servers import check_url
 
 
 @pytest.fixture
@@ -99,4 +99,4 @@ def test_the_wheel_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("url", ["", "sqlite://", "mysql://h/d", "no url"])
 def test_other_databases_are_refused(url: str) -> None:
     with pytest.raises(ConfigError):
-        parse_url(url)
+        check_url(url)

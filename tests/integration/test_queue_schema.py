@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 
 from hpcmesos.errors import SchemaMismatch
 from hpcmesos.queue import schema
-from hpcmesos.queue.engine import parse_url
+from hpcmesos.queue.engine import make_engine
 from hpcmesos.queue.tables import metadata
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def catalogue(url: str) -> dict[str, set[str]]:
 
 
 def test_migrations_build_what_the_tables_say(database: Database, empty_database: Database) -> None:
-    engine = create_engine(parse_url(empty_database.owner))
+    engine = make_engine(empty_database.owner, "test")
     metadata.create_all(engine)
     engine.dispose()
     migrated, declared = catalogue(database.owner), catalogue(empty_database.owner)
@@ -110,7 +110,7 @@ def test_roles_may_do_no_more_than_they_need(database: Database, role: str, stat
 
 
 def test_the_database_defends_its_rows(database: Database) -> None:
-    engine = create_engine(parse_url(database.owner))
+    engine = make_engine(database.owner, "test")
     with engine.begin() as connection:
         connection.execute(text("INSERT INTO nodes (name, cpus, mem) VALUES ('n1', 4, 100)"))
     engine.dispose()

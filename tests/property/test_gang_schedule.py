@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from hpcmesos.gang.feasible import can_ever_fit
 from hpcmesos.gang.order import in_order
+from hpcmesos.gang.policy import Backfill, Policy
 from hpcmesos.gang.schedule import schedule
-from hpcmesos.gang.snapshot import GpuView, JobView, NodeView, Plan, Policy, Snapshot
+from hpcmesos.gang.snapshot import GpuView, JobView, NodeView, Plan, Snapshot
 from hpcmesos.model import Chunk, GpuUuid, JobId, NodeName, Placement, ReasonCode, Request
 
 GB = 1 << 30
@@ -79,7 +80,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     return Snapshot(draw(nodes()), tuple(jobs), frozenset({"stopped"}))
 
 
-policies = st.builds(Policy, st.booleans())
+STRICT = Policy(order="priority", backfill=Backfill.NONE)
+policies = st.sampled_from((STRICT, replace(STRICT, backfill=Backfill.FILL)))
 
 
 def arrangements(request: Request, views: list[NodeView], installed: bool) -> Iterator[bool]:
@@ -231,7 +233,7 @@ def test_reasons_are_true(snapshot: Snapshot, policy: Policy) -> None:
                 assert fits(job.request, usable, installed=True)
                 assert not fits(job.request, usable, installed=False)
             case ReasonCode.BEHIND:
-                assert policy.strict and fits(job.request, usable, installed=False)
+                assert policy is STRICT and fits(job.request, usable, installed=False)
                 blocker = jobs[reason.text.removeprefix("behind ").split(",")[0]]
                 assert order.index(blocker) < order.index(job)
                 assert plan.reasons[blocker.id].code is ReasonCode.INSUFFICIENT
@@ -241,7 +243,7 @@ def test_reasons_are_true(snapshot: Snapshot, policy: Policy) -> None:
 
 @given(snapshots())
 def test_strict_lets_nobody_overtake_a_job_that_waits_for_room(snapshot: Snapshot) -> None:
-    plan = schedule(snapshot, Policy(strict=True), 0.0)
+    plan = schedule(snapshot, STRICT, 0.0)
     blocked = False
     for job in in_order(snapshot.pending):
         if job.id not in plan.reasons:
@@ -275,6 +277,6 @@ def test_two_gangs_of_more_than_half_never_hold_parts_of_both(
     )
     gang = Request((Chunk(count=count, gpus=each),), placement)
     pending = tuple(JobView(JobId(n, "hpcm"), gang, 0, 0.0, "batch") for n in (1, 2))
-    plan = schedule(Snapshot(cluster, pending), Policy(), 0.0)
+    plan = schedule(Snapshot(cluster, pending), STRICT, 0.0)
     assert [start.job.seq for start in plan.starts] == [1]
     assert plan.reasons[JobId(2, "hpcm")].code is ReasonCode.INSUFFICIENT

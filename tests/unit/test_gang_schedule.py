@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from hpcmesos.gang.feasible import can_ever_fit
 from hpcmesos.gang.ledger import Ledger, LedgerBroken
+from hpcmesos.gang.policy import Backfill, Policy
 from hpcmesos.gang.schedule import schedule
 from hpcmesos.gang.score import choose_gpus
-from hpcmesos.gang.snapshot import GpuView, JobView, Member, NodeView, Plan, Policy, Snapshot
+from hpcmesos.gang.snapshot import GpuView, JobView, Member, NodeView, Plan, Snapshot
 from hpcmesos.model import Chunk, GpuUuid, JobId, NodeName, Placement, ReasonCode, Request
 
 GB = 1 << 30
@@ -39,7 +40,11 @@ def job(seq: int, request: Request, *, excluded: tuple[str, ...] = (), queue: st
 
 
 def plan(nodes: list[NodeView], *jobs: JobView, strict: bool = True) -> Plan:
-    return schedule(Snapshot(tuple(nodes), jobs, frozenset({"stopped"})), Policy(strict=strict), 0.0)
+    return schedule(
+        Snapshot(tuple(nodes), jobs, frozenset({"stopped"})),
+        Policy(order="priority", backfill=Backfill.NONE if strict else Backfill.FILL),
+        0.0,
+    )
 
 
 def hosts(answer: Plan) -> dict[int, list[str]]:

@@ -7,10 +7,12 @@ import binascii
 import hashlib
 import pwd
 import re
+import socket
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,13 @@ from hpcmesos.errors import (
     InvalidScript,
     InvalidValue,
     NeverFits,
-    QueueDisabled,
-    UnknownQueue,
     UsageError,
 )
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
+from hpcmesos.master.objects import fenced
 from hpcmesos.master.services import output_paths
+from hpcmesos.master.services.admission import Applicant, admit, default_resources
 from hpcmesos.master.services.replies import information
 from hpcmesos.master.services.site import Site, client_zone
 from hpcmesos.model import JobId, JobState, Request
@@ -36,8 +38,7 @@ from hpcmesos.pbs import submission as pbs
 from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
-from hpcmesos.queue.records import JobKey, NewJob, QueueRecord
-from hpcmesos.units import format_duration, parse_duration
+from hpcmesos.queue.records import JobKey, NewJob
 from hpcmesos.wire import CommandReply, CommandRequest, Need
 
 ALWAYS_SENT = frozenset({"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG", "PBS_DPREFIX"})
@@ -136,6 +137,7 @@ def _context(site: Site, caller: Caller, request: CommandRequest) -> pbs.SubmitC
         server=site.settings.server,
         now=datetime.now(client_zone(request.environ.get("TZ"))),
         default_queue=site.default_queue,
+        default_resources=partial(default_resources, site),
     )
 
 
@@ -151,27 +153,35 @@ def _new_job(
 ) -> NewJob:
     _refuse_unserved(built)
     _check_array(site, built, Personality(request.personality))
-    queue = _queue(site, built.queue or site.default_queue)
-    asked = _with_defaults(built.request, queue)
-    _check_fits(site, asked)
-    dependencies = _dependencies(site, built.dependencies)
-    holds = ("u" if built.hold else "") + ("d" if dependencies else "")
+    applicant = Applicant(
+        user=caller.user,
+        host=socket.gethostname() if caller.local else request.host,
+        resources=built.resource_list,
+        groups=built.group_list,
+        interactive=built.interactive,
+        array=built.array is not None,
+        rerunable=built.rerunable,
+    )
+    queue = admit(site, built.queue or site.default_queue, applicant)
+    check_fits(site, built.request)
+    parents = dependencies(site, built.dependencies)
+    holds = ("u" if built.hold else "") + ("d" if parents else "")
     waits = built.not_before is not None and built.not_before > datetime.now(UTC)
     state = JobState.HELD if holds else JobState.WAITING if waits else JobState.QUEUED
-    stored = _stored(site, request, built, asked)
+    stored = _stored(site, request, built)
     _check_storable([built.name, request.host, request.key or "", stored])
     return NewJob(
         name=built.name,
         owner=caller.user,
         server=site.settings.server,
         queue=queue.name,
-        request=asked,
+        request=fenced(built.request, queue),
         state=state,
         priority=built.priority,
         holds=holds,
         not_before=built.not_before.astimezone(UTC) if built.not_before else None,
         rerunable=built.rerunable,
-        dependencies=dependencies,
+        dependencies=parents,
         submit_host=request.host,
         submission=stored,
         script=script,
@@ -200,26 +210,7 @@ def _check_array(site: Site, built: pbs.Submission, personality: Personality) ->
         raise UsageError("cannot submit non-rerunable Array Job")
 
 
-def _queue(site: Site, name: str) -> QueueRecord:
-    queue = site.queues.recent().get(name)
-    if queue is None or not queue.enabled:
-        queue = site.queues.fresh().get(name)
-    if queue is None:
-        known = ", ".join(sorted(site.queues.recent())) or "none yet"
-        raise UnknownQueue(f"Unknown queue '{name}'; known are: {known}")
-    if not queue.enabled:
-        raise QueueDisabled(f"Queue '{name}' is not enabled")
-    return queue
-
-
-def _with_defaults(request: Request, queue: QueueRecord) -> Request:
-    walltime = queue.attributes.get("resources_default.walltime")
-    if request.walltime is not None or walltime is None:
-        return request
-    return replace(request, walltime=parse_duration(walltime))
-
-
-def _check_fits(site: Site, request: Request) -> None:
+def check_fits(site: Site, request: Request) -> None:
     """Raises NeverFits; what was known a moment ago may accept a job, only a fresh look may refuse it."""
     known = site.nodes.recent()
     if known.nodes and known.why_never(request) is None:
@@ -228,7 +219,8 @@ def _check_fits(site: Site, request: Request) -> None:
         raise NeverFits(f"Job exceeds what the cluster could ever give: {reason.text}")
 
 
-def _dependencies(site: Site, terms: tuple[pbs.Dependency, ...]) -> tuple[Dependency, ...]:
+def dependencies(site: Site, terms: tuple[pbs.Dependency, ...]) -> tuple[Dependency, ...]:
+    """The dependencies that the terms name. Raises BadDependency for a kind or job that there is not."""
     found = tuple(dependency for term in terms for dependency in _term(site, term))
     known = site.store.outcomes(JobKey(*dependency.parent) for dependency in found) if found else {}
     for dependency in found:
@@ -265,13 +257,10 @@ def _term(site: Site, term: pbs.Dependency) -> Iterator[Dependency]:
         yield Dependency(kind, job.seq, job.index, number)
 
 
-def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: Request) -> dict[str, Any]:
+def _stored(site: Site, request: CommandRequest, built: pbs.Submission) -> dict[str, Any]:
     """What the leader and the status commands need later, as JSON; nothing that is not set."""
-    resources = dict(built.resource_list)
-    if asked.walltime is not None:
-        resources["walltime"] = format_duration(asked.walltime)
     pbspro = request.personality == Personality.PBSPRO
-    paths = [replace(_resolved(site, path), pbspro=pbspro) for path in (built.stdout_path, built.stderr_path)]
+    paths = [replace(resolved(site, path), pbspro=pbspro) for path in (built.stdout_path, built.stderr_path)]
     content = {
         "environment": dict(built.environment),
         "workdir": built.workdir,
@@ -287,7 +276,7 @@ def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: R
         "submit_dir": request.cwd,
         "stdout_template": None if built.capture else output_paths.stored(paths[0]),
         "stderr_template": None if built.capture else output_paths.stored(paths[1]),
-        "resource_list": resources,
+        "resource_list": dict(built.resource_list),
         "submit_args": built.submit_args,
         "personality": request.personality,
         "mail_points": built.mail_points,
@@ -301,7 +290,7 @@ def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: R
     return {key: value for key, value in content.items() if value is not None}
 
 
-def _resolved(site: Site, template: PathTemplate) -> PathTemplate:
+def resolved(site: Site, template: PathTemplate) -> PathTemplate:
     """A path that is a directory here, where submit hosts and nodes see alike, gets the default name in it."""
     path = template.path
     if path is None or not any(Path(path).is_relative_to(tree) for tree in site.settings.shared_paths):

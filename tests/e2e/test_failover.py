@@ -1,0 +1,47 @@
+"""PostgreSQL's primary is killed, its synchronous standby promoted, and the old primary comes back as a stranger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from hpcmesos.queue import postgres
+from tests.e2e.conftest import running
+from tests.e2e.trouble_kit import ReplicatedCluster, Submitter, check_all_ran_once, starts_again
+
+
+@pytest.fixture
+def replicated() -> Iterator[ReplicatedCluster]:
+    with running(ReplicatedCluster()) as cluster:
+        assert isinstance(cluster, ReplicatedCluster)
+        yield cluster
+
+
+def test_failover_to_the_synchronous_standby_and_a_stranger(replicated: ReplicatedCluster) -> None:
+    gate = replicated.work() / "gate"
+    long_job = replicated.qsub(f"#!/bin/sh\nwhile [ ! -e {gate} ]; do sleep 0.1; done\nexit 3\n")
+    replicated.wait_state(long_job, "R")
+    with Submitter(replicated) as flow:
+        flow.more(5)
+        replicated.kill_primary()
+        replicated.promote()
+        before = len(flow.jobs)
+        starts_again(replicated)
+        flow.more(5)
+        replicated.bring_back_old_primary()
+        replicated.renew_processes()  # whoever connects now has the stranger first in its list
+        flow.more(5)
+    check_all_ran_once(replicated, flow.jobs)
+    numbers = [int(job.split(".")[0]) for job in flow.jobs]
+    assert numbers[before + 1] >= numbers[before - 1] + 10_000, (
+        "ids jump, for the last ones may have been lost"
+    )
+    gate.touch()
+    ended = replicated.wait(long_job)
+    assert (ended["Exit_status"], ended["run_count"]) == (3, 1)
+    stranger = postgres.url_of(replicated.sockets[0], postgres.OWNER)
+    with psycopg.connect(stranger) as connection:
+        late = connection.execute("SELECT count(*) FROM jobs WHERE seq > 10000").fetchone()
+    assert late == (0,), "nothing of ours went to the stranger"
