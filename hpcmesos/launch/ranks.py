@@ -176,6 +176,7 @@ async def _answer_launcher(
             {
                 "node": member["node"],
                 "address": member["address"],
+                "peer_port": member["peer_port"],
                 "slots": mpi.seats(attempt.spec, member),
                 "gpus": len(member["gpus"]),
                 "uuids": [gpu["uuid"] for gpu in member["gpus"]],
