@@ -18,6 +18,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.full
 def test_a_cut_link_is_named_and_costs_nothing(namespaces: NamespaceCluster) -> None:
     """Between two hosts that are not the head: nothing but MPI uses it, and only the ring finds out."""
     cluster = namespaces
