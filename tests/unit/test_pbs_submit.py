@@ -257,6 +257,7 @@ def test_environment_block_and_asked_variables() -> None:
         "PBS_O_WORKDIR": "/home/ann/jobs",
         "PBS_O_HOST": "login1",
         "PBS_O_SERVER": "hpcm",
+        "PBS_O_SYSTEM": "Linux",
         "FOO": "from here",
         "BAR": "1",
         "B": "x,y",
