@@ -177,7 +177,7 @@ def test_placement() -> None:
         ("nodes=0", "at least 1 is needed"),
         ("nodes=2,procs=2", "exclude each other"),
         ("select=1,ncpus=2", "exclude each other"),
-        ("nodes=1:pnn=2", "unknown 'pnn'; known are gpus, mem, ngpus, ppn"),
+        ("nodes=1:pnn=2", "unknown 'pnn'; known are gpus, host, mem, ngpus, ppn"),
         ("nodes=1:gpus=1,gpus=1", "asked for twice"),
         ("nodes=1:ppn=2:ppn=3", "given twice"),
         ("walltime=abc", "no duration"),
