@@ -149,7 +149,11 @@ class _Step(Draft):
                         self._command("signal", message.attempt, signal=message.signal)
                 case wire.Alter():
                     if message.attempt in self.state.attempts:
-                        given = {"walltime": message.walltime, "streams": message.streams, "text": message.text}
+                        given = {
+                            "walltime": message.walltime,
+                            "streams": message.streams,
+                            "text": message.text,
+                        }
                         self._command("alter", message.attempt, **given)
                 case wire.Acknowledged():
                     self._on_acknowledged(message.attempt)
