@@ -23,6 +23,7 @@ from hpcmesos.master.pki import peer_name
 log = logging.getLogger(__name__)
 
 _HELLO_TIMEOUT = 10.0
+_ALIVE = 5.0  # seconds of silence after which an agent may have another one in its place
 _MAX_UNSENT = 64 * 1024 * 1024  # bytes waiting for an agent that does not read, until its link is given up
 
 Sink = Callable[[Event], None]
@@ -121,9 +122,17 @@ class Links:
             self.sink(LinkDown(connection.node, connection.number, why))
 
     def hello(self, connection: Connection, hello: wire.Hello) -> None:
-        """A link is up; an older one of the same node has to go."""
+        """A link is up. One of the same node has to go if it is the same agent's or silent; else the newcomer has.
+
+        Two machines with one certificate, a copied disk say, would else throw each other out for ever.
+        """
+        process = (hello.boot_id, hello.pid)
         if older := self.nodes.get(hello.node):
+            if process != older.process and self._loop.time() - older.heard < _ALIVE:
+                connection.reject(f"another agent of {hello.node} is linked and alive")
+                return
             older.reject(f"a newer agent of {hello.node} dialled in")
+        connection.node, connection.process = hello.node, process
         self.nodes[hello.node] = connection
         welcome = msgspec.structs.replace(self.welcome, protocol=hello.protocol)
         connection.write(wire.encode(welcome))
@@ -156,6 +165,7 @@ class Connection(asyncio.Protocol):
         self.links = links
         self.number = next(links.numbers)
         self.node = ""  # empty: no hello yet
+        self.process = ("", 0)  # boot id and pid of the agent
         self.organisation = ""
         self.name = ""
         self.heard = 0.0
@@ -221,7 +231,6 @@ class Connection(asyncio.Protocol):
         elif message.node != self.name:
             self.reject(f"the certificate is of {self.name}, the agent says it is {message.node}")
         else:
-            self.node = message.node
             self._handle = self._on_message
             self.links.hello(self, message)
 
