@@ -223,6 +223,10 @@ class Client:
     def leader(self) -> wire.LeaderReply:
         return self._call("GET", "/v1/leader", wire.LeaderReply)
 
+    def health(self) -> wire.HealthReply:
+        """Raises DatabaseUnavailable when the database does not answer for as long as this client is patient."""
+        return self._call("GET", "/v1/health", wire.HealthReply)
+
     def create_token(
         self,
         kind: str,

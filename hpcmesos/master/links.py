@@ -63,6 +63,7 @@ class Links:
         self._server: asyncio.Server | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._nonce = 0
+        self._warned = False
 
     async def start(self, bound: socket.socket, tls: ssl.SSLContext) -> None:
         """Listens on a bound socket."""
@@ -126,6 +127,12 @@ class Links:
 
         Two machines with one certificate, a copied disk say, would else throw each other out for ever.
         """
+        if hello.seen_term > self.welcome.term and not self._warned:
+            self._warned = True
+            log.error(
+                "node %s has obeyed term %d, this is %d: is the database a restored backup (hpcmesos migrate"
+                " --restored), or an old primary?", hello.node, hello.seen_term, self.welcome.term,
+            )  # fmt: skip
         process = (hello.boot_id, hello.pid)
         if older := self.nodes.get(hello.node):
             if process != older.process and self._loop.time() - older.heard < _ALIVE:
