@@ -63,7 +63,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A node for programs; ``memory`` in bytes. ``declared``: CPUs and memory were stated, not found."""
 
     name: str
-    state: str  # "free", "down", "offline"
+    state: str  # free, busy, offline, draining (offline, and jobs still run), down, gone (down, and known to be off)
     cpus: int
     memory: int
     declared: bool = False

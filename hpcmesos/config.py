@@ -45,6 +45,7 @@ class MasterSettings:
     kill_delay: float = 10.0  # seconds between SIGTERM and SIGKILL
     prepare_timeout: float = 30.0
     node_silence: float = 15.0  # seconds without a pong until a node counts as down (its jobs go on)
+    fence_command: str = ""  # run with the name of a node that is down and holds jobs; 0 says that it is off
     lease: float = 3.0  # seconds of leadership after the last renewal
     max_attempts: int = 3
     max_array_size: int = 1_000_000  # elements of one array

@@ -131,6 +131,7 @@ class Request:
     placement: Placement = Placement.SCATTER
     walltime: int | None = None  # seconds; None: no limit
     framework: str = ""  # -W framework=, in its shortest form: decides how many ports come with the gang
+    silence: int | None = None  # seconds without a leader after which its nodes end it; None: never
 
     @property
     def pieces(self) -> int:

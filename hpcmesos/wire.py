@@ -196,7 +196,10 @@ class Acknowledged(Message, frozen=True, kw_only=True):
 
 
 class Ping(Message, frozen=True, kw_only=True):
+    """``heard``: the nonce of the last pong that the leader has had on this link; 0: none yet."""
+
     nonce: int
+    heard: int = 0
 
 
 ToLeader: TypeAlias = Hello | Ready | Refused | Started | Ended | GpuReport | InventoryReport | Pong

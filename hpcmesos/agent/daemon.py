@@ -136,10 +136,10 @@ class Agent:
             case Note(text):
                 log.warning("%s", text)
 
-    def _contact(self) -> None:
-        """Winds the shepherd's dead-man timer, but not for a leader that is not obeyed (yet)."""
+    def _contact(self, at: float) -> None:
+        """Winds the shepherd's dead-man timer, but not for a leader that is not obeyed."""
         if self.state.welcomed:
-            self._control.send({"op": "contact"})
+            self._control.send({"op": "contact", "at": at})
 
     def _ready(self) -> bool:
         """Hello tells the leader what is here; it waits until shepherd and probe have said so."""

@@ -18,6 +18,7 @@ from hpcmesos import wire
 from hpcmesos.agent import api
 from hpcmesos.agent.events import Event, FromLeader, LinkDown, LinkUp
 from hpcmesos.errors import HpcmesosError, MasterUnreachable, ProtocolError
+from hpcmesos.launch.clock import boottime
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # s between two dials, with jitter
 _NEXT_MASTER = 0.5  # s that a master may take to say who leads until the next one is asked, too
 _DIAL_TIMEOUT = 5.0
 _SILENT_PINGS = 5  # pings that fail to come until the link counts as dead
+_HELLO = 0  # stands for the hello among the nonces of pings
 _MAX_UNSENT = 64 * 1024 * 1024
 
 
@@ -32,7 +34,7 @@ class Uplink:
     """At most one link at a time, numbered; ``send`` to a link that is gone is dropped.
 
     ``master``: one API or several, separated by commas. ``load``: (load, free memory) for the answers to pings.
-    ``contact``: called with each ping of the leader.
+    ``contact``: told when we sent (CLOCK_BOOTTIME) what the leader has heard.
     """
 
     def __init__(
@@ -41,12 +43,13 @@ class Uplink:
         state: Path,
         sink: Callable[[Event], None],
         load: Callable[[], tuple[float, int]],
-        contact: Callable[[], None],
+        contact: Callable[[float], None],
     ) -> None:
         self._masters = api.several(master)
         self._sink = sink
         self._load = load
         self._contact = contact
+        self._sent: dict[int, float] = {}  # when a pong was sent, by its nonce; _HELLO: the hello
         self._context = link_context(state)
         self._link = 0
         self._writer: asyncio.StreamWriter | None = None
@@ -97,6 +100,7 @@ class Uplink:
                 raise ProtocolError(f"who listens at {address} is no master")
             self._link += 1
             self._writer = writer
+            self._sent = {_HELLO: boottime()}
             self._sink(LinkUp(self._link))
             await self._converse(reader, writer)
         finally:
@@ -106,6 +110,12 @@ class Uplink:
             with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
                 async with asyncio.timeout(1.0):
                     await writer.wait_closed()
+
+    def _heard(self, nonce: int) -> None:
+        """The leader has had our answer to that ping."""
+        if (at := self._sent.get(nonce)) is not None:
+            self._contact(at)
+            self._sent = {sent: when for sent, when in self._sent.items() if sent > nonce}
 
     async def _ask_leader(self) -> str:
         """The leader's address, from the first master that knows it; a slow one does not hold up the others."""
@@ -132,8 +142,9 @@ class Uplink:
                     raise ProtocolError(f"the leader sent a frame of {size} bytes")
                 message = wire.decode_to_agent(await reader.readexactly(size))
             match message:
-                case wire.Ping(nonce=nonce):
-                    self._contact()
+                case wire.Ping(nonce=nonce, heard=heard):
+                    self._heard(heard)
+                    self._sent[nonce] = boottime()
                     load, memory = self._load()
                     self.send(self._link, wire.Pong(nonce=nonce, load=load, memory_free=memory))
                 case wire.Rejected(reason=reason, leader=leader):
@@ -148,6 +159,7 @@ class Uplink:
                     self._welcome = message
                     log.info("link %d: cluster=%s term=%d", self._link, message.cluster, message.term)
                     self._sink(FromLeader(self._link, message))
+                    self._heard(_HELLO)
                 case _:
                     self._sink(FromLeader(self._link, message))
 

@@ -55,7 +55,7 @@ def _cluster(connect: Callable[[], Client]) -> Iterator[Finding]:
         )
     else:
         yield Finding("leader", "good", f"term {leader.term} at {leader.address}")
-    down = [node.name for node in nodes if node.state == "down"]
+    down = [node.name for node in nodes if node.state in ("down", "gone")]
     if not nodes:
         yield Finding(
             "nodes", "note", "no node has joined yet: hpcmesos token create --join, then hpcmesos agent"

@@ -239,7 +239,7 @@ def _all_run(cluster: Cluster, client: Client) -> bool:
 
 
 def _up_nodes(client: Client) -> set[str]:
-    return {node.name for node in client.nodes() if node.state != "down"}
+    return {node.name for node in client.nodes() if node.state not in ("down", "gone")}
 
 
 def _wait(done: Callable[[], bool], what: str, cluster: Cluster, interrupted: threading.Event) -> None:

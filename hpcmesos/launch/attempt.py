@@ -25,8 +25,6 @@ from hpcmesos.launch.settings import Config
 from hpcmesos.launch.steps import Steps, checked
 
 NODE_LOST = "NODE_LOST"
-_LOOK = 0.1
-"""Seconds between two looks whether a member is back."""
 _HURRY = 5.0
 """Seconds of grace, at most, when a member is lost: the whole gang has to be gone 30 s after the loss."""
 _STARTER_PATIENCE = 5.0
@@ -58,8 +56,8 @@ class Gang(Protocol):
         """The node that this member blames for a loss that nobody has explained; only a head has an opinion."""
         ...
 
-    def doubtful(self) -> bool:
-        """Whether a member may be lost; the gang clock will say so, or that it is not."""
+    async def confirm(self) -> None:
+        """Comes back once every other member has been heard from now on, or when the attempt is ended."""
         ...
 
     def rank(self, message: dict[str, Any], node: str) -> None:
@@ -149,7 +147,8 @@ class Attempt:
             self.services.emit({"event": "ready", "attempt": self.id})
 
     def discard(self) -> None:
-        """Nothing was started: leaves no trace."""
+        """Nothing was started: leaves no trace, and nothing can be started any more."""
+        self.phase = "ended"
         if hasattr(self, "enclosure"):
             self.enclosure.remove()
         self.services.directories.remove(self.paths, self.owner)
@@ -334,17 +333,16 @@ class Attempt:
         self._close_report()  # the starter may hold its copy of the other end still
         self.charge(usage)
         self._wake.set()
-        if self.gang and self.phase == "running" and self.gang.doubtful():
-            self._work(self._await_members(self.gang))
+        if self.gang and self.phase == "running":
+            self._work(self._confirm(self.gang))
         else:
             self._close()
 
-    async def _await_members(self, gang: Gang) -> None:
+    async def _confirm(self, gang: Gang) -> None:
         """A script whose other members are gone ends with any code: what counts is whether one was lost."""
         if self._walltime:
             self._walltime.cancel()
-        while self.phase == "running" and gang.doubtful():
-            await asyncio.sleep(_LOOK)
+        await gang.confirm()
         self._close()
 
     def charge(self, usage: resource.struct_rusage) -> None:

@@ -56,7 +56,7 @@ class Control:
         operations: dict[str, Callable[[Channel, dict[str, Any]], None]] = {
             "hello": self._hello,
             "prepare": lambda _, r: self._holder.prepare(r["spec"]),
-            "contact": lambda _, __: self._holder.deadman.contact(),
+            "contact": lambda _, r: self._holder.deadman.contact(float(r["at"])),
             "forget": lambda _, r: self._holder.forget(r["attempt"]),
             "shutdown": lambda _, r: self._holder.shutdown(bool(r.get("force"))),
         }

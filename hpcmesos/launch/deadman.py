@@ -2,6 +2,9 @@
 
 The leader gives the node up T seconds and a margin after it heard it last, and may then run such a job elsewhere: what
 runs here has to be gone by then, with or without an agent. All other attempts wait for a leader as long as it takes.
+
+What counts is not when a word of a leader is read, which may have lain in a buffer for long, but when the node sent
+what the leader is known to have heard: that is never later than the leader's own last word of this node.
 """
 
 from __future__ import annotations
@@ -27,9 +30,9 @@ class DeadMan:
         self._clock = clock
         self._heard = clock()
 
-    def contact(self) -> None:
-        """The agent has heard a leader."""
-        self._heard = self._clock()
+    def contact(self, at: float) -> None:
+        """A leader has heard what this node's agent sent at ``at`` (by this clock)."""
+        self._heard = max(self._heard, min(at, self._clock()))
 
     async def watch(self) -> None:
         """Until cancelled."""

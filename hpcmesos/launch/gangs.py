@@ -44,10 +44,12 @@ class HeadGang:
         self._links: dict[str, Channel] = {}
         self._heard: dict[str, float] = {}
         self._order: Order | None = None
+        self._news = asyncio.Event()  # somebody was heard, or the end has come
         self._clock = asyncio.get_running_loop().create_task(self._watch())
 
     def end(self, order: Order) -> None:
         self._order = order
+        self._news.set()
         self._clock.cancel()
         for channel in self._links.values():
             channel.say(_order_message(order))
@@ -73,15 +75,19 @@ class HeadGang:
             await channel.drain()
             return
         channel.say({"joined": True})
-        self._heard[node] = boottime()
+        self._note(node)
         if before := self._links.pop(node, None):
             before.close()
         self._links[node] = channel
         while message := await channel.hear():
-            self._heard[node] = boottime()
+            self._note(node)
             self._hear(node, message)
         if self._links.get(node) is channel:
             del self._links[node]
+
+    def _note(self, node: str) -> None:
+        self._heard[node] = boottime()
+        self._news.set()
 
     def _hear(self, node: str, message: dict[str, Any]) -> None:
         for kind in ("rank", "rank_end"):
@@ -105,10 +111,14 @@ class HeadGang:
             return self._config.node
         return silent[0] if silent else None
 
-    def doubtful(self) -> bool:
-        """Whether a member that had joined is away, or has not been heard for more than two pings."""
-        limit = boottime() - 2.5 * self._config.gang_ping
-        return any(node not in self._links or heard < limit for node, heard in self._heard.items())
+    async def confirm(self) -> None:
+        """Asks every member whether it is there; one that does not answer is given the time of the gang clock."""
+        since = boottime()
+        for channel in self._links.values():
+            channel.say({"ask": True})
+        while self._order is None and any(heard <= since for heard in self._heard.values()):
+            self._news.clear()
+            await self._news.wait()
 
     async def _watch(self) -> None:
         count = 0
@@ -153,8 +163,8 @@ class MemberGang:
     def suspect(self) -> None:
         return None
 
-    def doubtful(self) -> bool:
-        return False
+    async def confirm(self) -> None:
+        """Only a head has a script whose end is to be confirmed."""
 
     def rank(self, message: dict[str, Any], node: str) -> None:
         if self._channel:
@@ -203,6 +213,8 @@ class MemberGang:
         self._heard = boottime()
         if "joined" in message:
             self._attempt.ready()
+        if "ask" in message and self._channel:
+            self._channel.say({"ping": 0})
         if "end" in message:
             self._attempt.end(_order(message))
         for kind in ("rank", "rank_end"):

@@ -5,7 +5,8 @@ forced to the disk, all that come together at once: a crash of the node ends the
 page cache outlives the shepherd. A full disk cannot lose an end: room for it is allocated before the attempt may start,
 and where the whole report does not fit, it is written without its tails and tables. Files of which no line counts any
 more are used again: to allocate and to free costs more than to write. A line says in which file it belongs, so that
-nothing counts which the file held before, and damage costs the lines that it hits alone.
+nothing counts which the file held before, and damage costs the lines that it hits alone. A journal with damage takes a
+new identity: what its node does not know any more it may have had.
 """
 
 from __future__ import annotations
@@ -115,20 +116,28 @@ class Journal:
         self._recycle()
 
     def load(self) -> dict[str, list[dict[str, Any]]]:
-        """What an earlier shepherd left: the records of each attempt, in order, the first with the spec."""
+        """What an earlier shepherd left: the records of each attempt, in order, the first with the spec.
+
+        Damage makes a new ``identity``.
+        """
         found: dict[str, list[dict[str, Any]]] = {}
         places: dict[str, set[_Segment]] = {}
+        damaged = False
         for path in sorted(entry.path for entry in os.scandir(self._directory)):
             if not path.endswith(_SUFFIX):
                 continue
             self._number = int(os.path.basename(path).removesuffix(_SUFFIX))
             if os.path.getsize(path) == 0:
+                damaged = True
                 os.unlink(path)
                 continue
             segment = _Segment(self._directory, self._number, 0)
             self._segments.append(segment)
             for name, record, end in _lines(segment):
                 segment.offset = end
+                if name is None:
+                    damaged = True
+                    continue
                 if record is None:
                     found.pop(name, None)
                     places.pop(name, None)
@@ -144,6 +153,8 @@ class Journal:
             for segment in places[name]:
                 segment.names.add(name)
         self._recycle()
+        if damaged:
+            self.identity = _new_identity(os.path.join(self._directory, _IDENTITY))
         return found
 
     def reopen(self, attempt: str) -> Entry:
@@ -293,6 +304,10 @@ def _identity(path: str) -> str:
                 return found
     except (OSError, ValueError):
         pass
+    return _new_identity(path)
+
+
+def _new_identity(path: str) -> str:
     made = os.urandom(16).hex()
     draft = f"{path}.new"
     with open(draft, "w", encoding="ascii") as file:
@@ -308,15 +323,18 @@ def _encode(attempt: str, record: dict[str, Any] | None) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
-def _lines(segment: _Segment) -> Iterator[tuple[str, dict[str, Any] | None, int]]:
-    """(attempt, record, offset behind it) of each line that counts."""
+def _lines(segment: _Segment) -> Iterator[tuple[str | None, dict[str, Any] | None, int]]:
+    """(attempt, record, offset behind it) of each line that counts; attempt None: it is damaged."""
     content, offset = os.pread(segment.fd, segment.size, 0), 0
     mark = b"%d " % segment.number
-    for line in content.split(b"\n")[:-1]:
+    *lines, rest = content.split(b"\n")
+    for line in lines:
         offset += len(line) + 1
         if line.startswith(mark):
             try:
                 value = json.loads(line[len(mark) :])
                 yield value["attempt"], value["record"], offset
             except (ValueError, KeyError, TypeError):
-                continue
+                yield None, None, offset
+    if rest.startswith(mark):
+        yield None, None, offset

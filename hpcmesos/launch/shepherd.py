@@ -77,7 +77,6 @@ class Shepherd:
 
     def prepare(self, spec: dict[str, Any]) -> None:
         """Makes everything ready for an attempt; a repeated request repeats the answer."""
-        self.deadman.contact()
         name = spec["attempt"]
         known = self.attempts.get(name) or self.recovered.get(name)
         if known or name in self._refused:

@@ -59,6 +59,7 @@ class Attempt:
     missing: set[str] = field(default_factory=set)  # members that denied it while it was UNSURE
     end: wire.End | None = None  # what members were told, for those that were away
     culprit: str | None = None
+    silence: int | None = None  # s without a leader after which its nodes end it; None: never
     started_at: float | None = None
     spec: dict[str, Any] | None = None  # until it runs, to send PREPARE again
     billing: Mapping[str, Any] = field(default_factory=dict)  # what accounting wants of the submission
@@ -82,6 +83,7 @@ class Node:
     cpus_used: int
     mem_used: int
     link: int | None = None
+    away_since: float = 0.0  # by the leader's clock, while there is no link
     words: dict[str, GpuState] = field(default_factory=dict)  # what the node itself said last of each GPU
     view: NodeView | None = None  # cached; None: has changed
 
@@ -202,6 +204,7 @@ class Cluster:
                 {share.node: share for share in parts},
                 Phase.UNSURE if live else Phase.OVER,
                 tuple(parts),
+                silence=job.request.silence if job else None,
             )
             if not live:
                 self.blocked.add(key.job)
@@ -284,6 +287,7 @@ class Cluster:
             {share.node: share for share in shares},
             Phase.PREPARING,
             shares,
+            silence=job.request.silence,
         )
         self.attempts[attempt.name] = attempt
         for share in shares:

@@ -29,6 +29,7 @@ class Effects:
     nodes: list[NodeRecord] = field(default_factory=list)
     up: dict[str, bool] = field(default_factory=dict)
     offline: dict[str, tuple[bool, str | None]] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
     finished: list[AttemptRecord] = field(default_factory=list)
     releases: list[Release] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
@@ -49,6 +50,7 @@ class Effects:
             self.nodes,
             self.up,
             self.offline,
+            self.gone,
             self.finished,
             self.releases,
             self.moves,
@@ -60,7 +62,7 @@ class Effects:
     def add(self, other: Effects) -> None:
         for name in ("nodes", "finished", "releases", "moves", "messages", "accounting", "audit"):
             getattr(self, name).extend(getattr(other, name))
-        for name in ("up", "offline", "gpus", "recheck", "queues"):
+        for name in ("up", "offline", "gone", "gpus", "recheck", "queues"):
             getattr(self, name).update(getattr(other, name))
         for seq, counts in other.tallies.items():
             self.tally(seq, *counts)
@@ -80,6 +82,8 @@ class Effects:
             transaction.set_node_up(name, up)
         for name, (offline, note) in self.offline.items():
             transaction.set_node_offline(name, offline, note)
+        for name in self.gone:
+            transaction.set_node_gone(name)
         if self.finished:
             transaction.finish_attempts(self.finished)
         if self.releases:

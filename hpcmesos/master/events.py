@@ -33,6 +33,15 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class Fenced:
+    """The site's fence was asked about a node. ``confirmed``: it is off; ``said``: what the command printed."""
+
+    node: str
+    confirmed: bool
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """An API process asks; ``reply`` may be called from any thread, once."""
 
@@ -50,4 +59,4 @@ class Stop:
     """Finish what is begun and return."""
 
 
-Event: TypeAlias = LinkUp | LinkDown | Received | Asked | InboxHint | Stop
+Event: TypeAlias = LinkUp | LinkDown | Received | Fenced | Asked | InboxHint | Stop

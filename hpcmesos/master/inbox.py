@@ -60,7 +60,8 @@ class Inbox:
     def on_row(self, row: InboxRow) -> None:
         """One row. Raises InvalidValue for a payload that makes no sense."""
         if row.kind == wishes.NODE:
-            self._on_node(row.payload)
+            words = row.payload
+            self.nodes.on_wish(str(words.get("node")), str(words.get("action")), words.get("note"), row.user)
             return
         if row.kind == wishes.OBJECT:
             objects.on_wish(self.desk, row)
@@ -223,20 +224,6 @@ class Inbox:
             signal = wire.Signal(attempt=attempt.name, signal=number)
             self.desk.send(attempt.head, signal)
         self.desk.move(job, job.state, "signalled", {"user": row.user, "signal": number})
-
-    def _on_node(self, payload: Mapping[str, Any]) -> None:
-        name, action, note = str(payload.get("node")), payload.get("action"), payload.get("note")
-        if name not in self.desk.cluster.nodes:
-            raise InvalidValue(f"a wish about an unknown node: {name}")
-        match action:
-            case "gone":
-                self.nodes.on_gone(name)
-            case "offline" | "clear":
-                self.nodes.on_offline(name, action == "offline", note)
-            case "note":
-                self.nodes.on_offline(name, None, note)
-            case _:
-                raise InvalidValue(f"an unknown wish about a node: {action}")
 
 
 def _elements(payload: Mapping[str, Any]) -> Ranges | None:

@@ -154,14 +154,13 @@ class Links:
     def _tick(self) -> None:
         """Pings every link; parts from the silent ones."""
         self._nonce += 1
-        ping = wire.encode(wire.Ping(nonce=self._nonce))
         now = self._loop.time()
         for connection in list(self._open):
             limit = self.silence if connection.node else _HELLO_TIMEOUT
             if connection.organisation == "agent" and now - connection.heard > limit:
                 connection.abort(f"silent for {now - connection.heard:.0f} s")
             elif connection.node:
-                connection.write(ping)
+                connection.write(wire.encode(wire.Ping(nonce=self._nonce, heard=connection.answered)))
         self._ticker = self._loop.call_later(self.welcome.ping_interval, self._tick)
 
 
@@ -176,6 +175,7 @@ class Connection(asyncio.Protocol):
         self.organisation = ""
         self.name = ""
         self.heard = 0.0
+        self.answered = 0  # the nonce of the last pong
         self._why = "closed by the agent"
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
@@ -243,7 +243,9 @@ class Connection(asyncio.Protocol):
 
     def _on_message(self, body: bytes) -> None:
         message = wire.decode_to_leader(body)
-        if not isinstance(message, wire.Pong):
+        if isinstance(message, wire.Pong):
+            self.answered = max(self.answered, message.nonce)
+        else:
             self.links.sink(Received(self.node, message))
 
     def _on_question(self, body: bytes) -> None:

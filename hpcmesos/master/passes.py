@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 FULL_PASS = 5.0
 """Seconds between passes over the whole queue."""
 
+_REST = 4.0
+"""Times as long as the last such pass took that the next one waits: events come first on a slow machine."""
+
 
 class Passes:
     """Runs passes; ``again``: the last one stopped before the end of what could start."""
@@ -29,6 +32,7 @@ class Passes:
         self._reasons = reasons
         self._policy = Policy(order="priority", backfill=Backfill.NONE)
         self._stale = True  # something has changed since the last pass over the whole queue
+        self._took = 0.0  # seconds, the last one
         self._passed = desk.alarms.clock()  # a new leader lets the front of the queue start first
 
     def wanted(self) -> bool:
@@ -37,7 +41,8 @@ class Passes:
 
     def full_due(self) -> bool:
         """Whether jobs behind the front of the queue have not been looked at for a while."""
-        return self._stale and self._desk.alarms.clock() - self._passed >= FULL_PASS
+        rest = max(FULL_PASS, _REST * self._took)
+        return self._stale and self._desk.alarms.clock() - self._passed >= rest
 
     def decide(self, limit: int | None) -> list[StartRecord]:
         """What starts now; ``limit``: only so many jobs from the front of the queue are looked at."""
@@ -47,10 +52,12 @@ class Passes:
         cluster.changed = self.again = False
         snapshot, whole = cycle.snapshot(cluster, limit)
         self._stale = not whole
-        if whole or limit is None:
-            self._passed = self._desk.alarms.clock()
+        began = self._desk.alarms.clock()
         plan = schedule(snapshot, self._policy, self._desk.now.timestamp())
         self._reasons.take(plan, whole)
+        if whole or limit is None:
+            self._passed = self._desk.alarms.clock()
+            self._took = self._passed - began
         self.again = bool(plan.starts) and not whole
         indexes = self._indexes(plan.starts)
         records = [self._record(start, indexes) for start in plan.starts]

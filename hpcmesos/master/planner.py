@@ -21,10 +21,11 @@ from hpcmesos import wire
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable, InvalidValue, LostLeadership
 from hpcmesos.master import cycle
+from hpcmesos.master.absence import Absence, Fence
 from hpcmesos.master.alarms import Alarms
 from hpcmesos.master.cluster import Phase
 from hpcmesos.master.effects import Desk, Effects, Outcome
-from hpcmesos.master.events import Asked, Event, InboxHint, LinkDown, LinkUp, Received, Stop
+from hpcmesos.master.events import Asked, Event, Fenced, InboxHint, LinkDown, LinkUp, Received, Stop
 from hpcmesos.master.gangs import GANG_LOSS, Gangs
 from hpcmesos.master.inbox import Inbox
 from hpcmesos.master.passes import Passes
@@ -78,7 +79,9 @@ class Planner:
         self._alarms = Alarms(clock)
         self._desk = Desk((picture or self._blank()).take(store), settings, store, self._alarms)
         self._gangs = Gangs(self._desk)
-        self._nodes = Nodes(self._desk, self._gangs)
+        fence = Fence(settings.fence_command, events.put).ask if settings.fence_command else None
+        self._absence = Absence(self._desk, self._gangs, fence)
+        self._nodes = Nodes(self._desk, self._gangs, self._absence)
         self._inbox = Inbox(self._desk, self._gangs, self._nodes)
         zone = datetime.now(UTC).astimezone().tzinfo
         self._accounting = AccountingFiles(settings.state / "accounting", zone)
@@ -178,6 +181,8 @@ class Planner:
                 self._nodes.on_down(event)
             case Received(node, message):
                 self._nodes.on_message(node, message)
+            case Fenced():
+                self._absence.on_fenced(event)
             case Asked(question, reply):
                 reply(self._reasons.answer(question))
             case InboxHint() | Stop():
@@ -350,7 +355,7 @@ class Planner:
                 self._gangs.mark_deleted(attempt)
         for key in list(cluster.blocked):
             self._alarms.set(GANG_LOSS, partial(cluster.unblock, key))
-        self._nodes.watch_absent()
+        self._absence.watch_all()
         work: list[tuple[str, Effects]] = []
         waiting = (JobState.WAITING, JobState.HELD, JobState.QUEUED)
         for job in list(cluster.jobs.values()):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
 
 from hpcmesos import wire
+from hpcmesos.errors import InvalidValue
+from hpcmesos.master.absence import Absence
 from hpcmesos.master.cluster import Attempt, Node, Phase
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.events import LinkDown, LinkUp
@@ -20,9 +21,10 @@ log = logging.getLogger(__name__)
 class Nodes:
     """Handlers of everything that comes from agents."""
 
-    def __init__(self, desk: Desk, gangs: Gangs) -> None:
+    def __init__(self, desk: Desk, gangs: Gangs, absence: Absence) -> None:
         self.desk = desk
         self.gangs = gangs
+        self.absence = absence
         self._finished: set[str] = set()  # strangers that the database knows as ended
         self._unknown: set[str] = set()
 
@@ -56,25 +58,30 @@ class Nodes:
         node.link, node.view = None, None
         self.desk.cluster.changed = True
         log.warning("link down node=%s why=%r", event.node, event.why)
-        # An agent that restarts is back in a moment; only then the node counts as down for everybody.
-        self.desk.alarms.set(self.desk.settings.node_silence, partial(self._still_down, event.node))
-
-    def _still_down(self, name: str) -> None:
-        node = self.desk.cluster.nodes.get(name)
-        if node is not None and node.link is None and node.record.up:
-            node.record = replace(node.record, up=False)
-            self.desk.effects.up[name] = False
-            log.warning("node down node=%s", name)
-
-    def watch_absent(self) -> None:
-        """After a load: nodes that were up and do not call within ``node_silence`` are down."""
-        for name, node in self.desk.cluster.nodes.items():
-            if node.link is None and node.record.up:
-                self.desk.alarms.set(self.desk.settings.node_silence, partial(self._still_down, name))
+        # An agent that restarts is back in a moment; only later the node counts as down for everybody.
+        self.absence.begins(event.node)
 
     # --- operators' wishes
 
-    def on_offline(self, name: str, offline: bool | None, note: str | None) -> None:
+    def on_wish(self, name: str, action: str, note: str | None, user: str) -> None:
+        """``action``: "offline", "clear", "note" or "gone". Raises InvalidValue."""
+        if name not in self.desk.cluster.nodes:
+            raise InvalidValue(f"a wish about an unknown node: {name}")
+        match action:
+            case "gone" if self.desk.cluster.nodes[name].link is not None:
+                raise InvalidValue(f"{name} is linked: it is not gone")
+            case "gone":
+                self.absence.gone(name, f"{user or 'an operator'} says that the node is gone")
+            case "offline" | "clear":
+                self._set_offline(name, action == "offline", note)
+            case "note":
+                self._set_offline(name, None, note)
+            case _:
+                raise InvalidValue(f"an unknown wish about a node: {action}")
+        told = {"user": user, "node": name} | ({} if note is None else {"note": note})
+        self.desk.effects.audit.append((f"node {action}", told))
+
+    def _set_offline(self, name: str, offline: bool | None, note: str | None) -> None:
         """``offline`` None: only the note changes."""
         node = self.desk.cluster.nodes[name]
         wanted = node.record.offline if offline is None else offline
@@ -82,16 +89,6 @@ class Nodes:
         node.view = None
         self.desk.cluster.changed = True
         self.desk.effects.offline[name] = (wanted, note)
-
-    def on_gone(self, name: str) -> None:
-        """An operator vouches that the node is off: nothing of its attempts runs there."""
-        node = self.desk.cluster.nodes[name]
-        if node.link is not None:
-            log.warning("node gone by wish, but linked: left alone node=%s", name)
-            return
-        for attempt in list(self.desk.cluster.attempts.values()):
-            if name in attempt.shares:
-                self.gangs.part_lost(attempt, name, "an operator says that the node is gone")
 
     # --- inventory
 

@@ -49,6 +49,7 @@ def build_spec(
         "owner": job.owner,
         "submit_host": job.submit_host,
         "walltime": job.request.walltime,
+        "silence": job.request.silence,
         "kill_delay": settings.kill_delay,
         "prepare_timeout": settings.prepare_timeout,
         "framework": job.request.framework or None,

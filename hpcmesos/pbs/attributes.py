@@ -167,6 +167,8 @@ def _progress(job: JobFacts) -> Iterator[tuple[str, Value | None]]:
 def _ours(job: JobFacts) -> Iterator[tuple[str, Value | None]]:
     """What neither family has: why the attempt ended, and each step and rank of it."""
     yield "end_cause", job.cause
+    for number, record in enumerate(job.earlier, 1):
+        yield f"attempt_{number}", ";".join(f"{name}={value}" for name, value in record.items())
     yield "estimated_start", job.estimated_start
     yield "first_failed_rank", job.first_failed
     yield "last_lines", job.last_lines

@@ -67,6 +67,9 @@ class JobFacts:
     in_live_array: bool = False  # an element of an array that is not complete
     alike: tuple[int, ...] = ()  # this stands for these elements, which differ in nothing but index and paths
     run_count: int = 0
+    earlier: tuple[
+        Mapping[str, str], ...
+    ] = ()  # attempts before the last, e.g. {"cause": "NODE_LOST", "culprit": "n2", "nodes": "n1+n2"}
     steps: tuple[
         Mapping[str, str], ...
     ] = ()  # e.g. {"step": "0.1", "command": "mpiexec -n 4 a.out", "code": "7"}

@@ -25,8 +25,9 @@ NODE_STATES = frozenset(
         "time-shared",
     }
     | {"active", "all", "up"}
+    | {"draining", "gone"}
 )
-"""The words that ``pbsnodes -l`` takes (pbsnodes(8B) of Torque 6.1.3)."""
+"""The words that ``pbsnodes -l`` takes (pbsnodes(8B) of Torque 6.1.3), and two of our own."""
 
 _RUNNING_STATES = frozenset("RES")
 _WAITING_STATES = frozenset("QHWT")

@@ -16,6 +16,7 @@ from tests.e2e import namespace_kit
 from tests.e2e.cluster_kit import LiveCluster, wait_until
 from tests.e2e.namespace_cluster import NamespaceCluster
 
+MASTERS = 2
 REPAIR = 60.0
 """Seconds within which a daemon that was started again has to serve."""
 
@@ -30,11 +31,14 @@ class Namespaces(NamespaceCluster):
 
     kinds = (*plan.CONTROL, *plan.NODES, *plan.LINKS)
 
+    def __init__(self, nodes: Sequence[str], gpus: int, cpus: int) -> None:
+        super().__init__(nodes, gpus, cpus, MASTERS)
+
     def start_agent(self, node: str) -> None:
         self._spawn(self.hosts[node], "agent", self.agents[node].state / "agent.toml")
 
-    def start_master(self) -> None:
-        self._spawn(self.hosts["head"], "master", self.state / "master" / "master.toml")
+    def start_master(self, name: str) -> None:
+        self._spawn(self.hosts[self.heads[name]], "master", self.state / name / "master.toml")
 
     def start_postgres(self) -> None:
         postgres.start(self.state / "postgres", self.described.sockets / "pg")
@@ -52,13 +56,13 @@ class Loopback(LiveCluster):
     kinds = (*plan.CONTROL, *plan.NODES)
 
     def __init__(self, nodes: Sequence[str], gpus: int, cpus: int) -> None:
-        super().__init__(len(nodes), gpus * len(nodes), ("--cpus", str(cpus)))
+        super().__init__(len(nodes), gpus * len(nodes), ("--cpus", str(cpus), "--masters", str(MASTERS)))
         self.nodes = list(nodes)
 
     def start_agent(self, node: str) -> None:
         self._restore()
 
-    def start_master(self) -> None:
+    def start_master(self, name: str) -> None:
         self._restore()
 
     def start_postgres(self) -> None:
@@ -116,8 +120,20 @@ def agent_pid(cluster: LiveCluster, node: str) -> int | None:
     return _living(cluster.state / "agents" / node / "agent.pid")
 
 
-def master_pid(cluster: LiveCluster) -> int | None:
-    return _living(cluster.state / "master" / "master.pid")
+def master_pid(cluster: LiveCluster, name: str) -> int | None:
+    return _living(cluster.state / name / "master.pid")
+
+
+def candidates(cluster: LiveCluster) -> list[int]:
+    """The processes that lead or wait to."""
+    masters = [master_pid(cluster, name) for name in cluster.described.master_names]
+    found = []
+    for pid in filter(None, masters):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                if b"hpcmesos.master.leader" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(int(child))
+    return found
 
 
 def _living(path: Path) -> int | None:

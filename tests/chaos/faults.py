@@ -103,14 +103,25 @@ class Injector:
         self._leader()
         return f"pid {pid}"
 
-    def _master_kill(self, fault: PlannedFault) -> str:
-        pid = self._living(clusters.master_pid)
+    def _standby_kill(self, fault: PlannedFault) -> str:
+        leader = self._leader()
+        wait_until(lambda: len(clusters.candidates(self._cluster)) == clusters.MASTERS, "a standby", 60)
+        (pid, *_) = [pid for pid in clusters.candidates(self._cluster) if pid != leader]
         os.kill(pid, signal.SIGKILL)
-        self._pause(fault.seconds)
-        wait_until(lambda: pidfile.start_time(pid) is None, "the master's end", 10)
-        self._cluster.start_master()
-        self._leader()
+        wait_until(lambda: len(clusters.candidates(self._cluster)) == clusters.MASTERS, "a new standby", 60)
         return f"pid {pid}"
+
+    def _master_kill(self, fault: PlannedFault) -> str:
+        names = self._cluster.described.master_names
+        name = names[int(fault.choice * len(names))]
+        pid = self._living(lambda cluster: clusters.master_pid(cluster, name))
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: pidfile.start_time(pid) is None, "the master's end", 10)
+        self._pause(fault.seconds)
+        self._cluster.start_master(name)
+        self._living(lambda cluster: clusters.master_pid(cluster, name))
+        self._leader()
+        return name
 
     def _postgres_restart(self, fault: PlannedFault) -> str:
         pid = self._living(clusters.postgres_pid)

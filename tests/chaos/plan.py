@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 LONG = 60.0
 """Seconds that a long job takes at least."""
-_GANGS, _LONG_ONES, _FAILING, _RERUNNABLE, _WITH_GPUS = 0.34, 0.21, 0.2, 0.9, 0.5
+_GANGS, _LONG_ONES, _FAILING, _RERUNNABLE, _WITH_GPUS = 0.34, 0.21, 0.2, 0.9, 0.2
 _LAUNCHERS = ("pbsdsh", "hpcmesos run", "pbsdsh", "mpiexec")
 _CODES = (1, 2, 3, 7, 42, 100, 126, 255)
 _SETTLE = 5.0  # s until the first fault, and before the end for the last
 
-CONTROL = ("leader-kill", "leader-stop", "master-kill", "postgres-restart")
+CONTROL = ("leader-kill", "leader-stop", "standby-kill", "master-kill", "postgres-restart")
 """Faults of the control plane; one at a time."""
-STANDBY = "standby-kill"
 NODES = ("agent-kill", "agent-stop", "shepherd-kill")
 LINKS = ("link-cut", "host-cut")
 
@@ -23,7 +22,7 @@ _SECONDS = {  # how long a fault lasts; agents and masters that were killed are 
     "leader-kill": (0.0, 0.0),
     "leader-stop": (6.0, 20.0),
     "master-kill": (0.0, 6.0),
-    "standby-kill": (0.0, 6.0),
+    "standby-kill": (0.0, 0.0),
     "postgres-restart": (0.0, 8.0),
     "agent-kill": (0.0, 20.0),
     "agent-stop": (16.0, 30.0),

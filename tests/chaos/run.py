@@ -27,8 +27,10 @@ from tests.chaos.verdict import Fault, Outcome, Verdict, judge
 from tests.e2e.cluster_kit import wait_until
 from tests.integration.invariants import check_invariants, check_moment
 
-NODES, GPUS, CPUS = 8, 4, 24
-"""Of the cluster: nodes, and of each the simulated GPUs and the declared CPUs."""
+NODES, GPUS = 8, 6
+"""Of the cluster: nodes, and the simulated GPUs of each."""
+LOAD = 0.6
+"""Of all declared CPUs so many are busy on average: most nodes have something to lose, and some room is left."""
 DRAIN = 420.0
 """Seconds within which the last jobs end after the last fault."""
 Say = Callable[[str], None]
@@ -47,7 +49,7 @@ class Run:
 
 def run(plan: Plan, say: Say, keep: Path | None = None) -> Run:
     """Does the plan; ``keep``: where logs of the daemons and the runs are left when a promise was broken."""
-    with clusters.running(NODES, GPUS, CPUS) as cluster:
+    with clusters.running(NODES, GPUS, cpus_for(plan)) as cluster:
         began = time.monotonic()
         injector, runs = Injector(cluster, say), _runs(cluster)
         with Watch(cluster) as watch, Submitter(cluster, runs, plan.jobs) as submitter:
@@ -72,6 +74,12 @@ def run(plan: Plan, say: Say, keep: Path | None = None) -> Run:
         if keep is not None and not verdict.kept:
             _keep(cluster, runs, injector.done, keep)
         return done
+
+
+def cpus_for(plan: Plan) -> int:
+    """What each node declares."""
+    work = sum((job.seconds + 1.0) * job.nodes * job.slots for job in plan.jobs)
+    return max(4, round(work / plan.seconds / LOAD / NODES))
 
 
 def _runs(cluster: Namespaces | Loopback) -> Path:
@@ -102,7 +110,12 @@ class Submitter:
         self._thread = threading.Thread(target=self._run, name="submitter")
 
     def __enter__(self) -> Submitter:
-        command = [sys.executable, "-m", "tests.chaos.submitter", str(self._cluster.described.api_socket)]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.chaos.submitter",
+            *map(str, self._cluster.described.api_sockets),
+        ]
         user = pwd.getpwnam(self._cluster.user) if self._cluster.user else None
         self._process = subprocess.Popen(
             command,

@@ -17,7 +17,7 @@ PATIENCE = 180.0
 
 
 def main() -> None:
-    with Client(socket=sys.argv[1], patience=PATIENCE) as client:
+    with Client(socket=sys.argv[1:], patience=PATIENCE) as client:
         for line in sys.stdin:
             job = json.loads(line)
             answer = {"key": job["key"]}

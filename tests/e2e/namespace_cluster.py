@@ -32,6 +32,7 @@ from hpcmesos.cli.embedded import Cluster
 from hpcmesos.client import Client
 from hpcmesos.config import AgentSettings, MasterSettings
 from hpcmesos.errors import HpcmesosError
+from hpcmesos.master import pki
 from hpcmesos.queue import postgres
 from hpcmesos.queue.records import AttemptRecord
 from hpcmesos.queue.store import Store
@@ -126,12 +127,13 @@ class Job:
 class NamespaceCluster(LiveCluster):
     """Hosts, PostgreSQL, one master, an agent on each of the nodes."""
 
-    def __init__(self, nodes: Sequence[str], gpus: int = 4, cpus: int = CPUS) -> None:
+    def __init__(self, nodes: Sequence[str], gpus: int = 4, cpus: int = CPUS, masters: int = 1) -> None:
         super().__init__(len(nodes), gpus * len(nodes))
         self.nodes = list(nodes)
         self.gpus = gpus
         self.cpus = cpus
-        self.hosts = Hosts(["head", *nodes])
+        self.heads = {"master": "head"} | {f"master{n}": f"head{n}" for n in range(2, masters + 1)}
+        self.hosts = Hosts([*self.heads.values(), *nodes])
         self.agents: dict[str, AgentSettings] = {}
         self.count = 0
 
@@ -156,28 +158,42 @@ class NamespaceCluster(LiveCluster):
         self.state.mkdir(mode=0o711)
         (self.state / "log").mkdir()
         cluster = Cluster.create(
-            self.state, len(self.nodes), self.gpus * len(self.nodes), self.cpus, MEMORY, "hpcm"
+            self.state,
+            len(self.nodes),
+            self.gpus * len(self.nodes),
+            self.cpus,
+            MEMORY,
+            "hpcm",
+            len(self.heads),
         )
         cluster.sockets.mkdir(parents=True, mode=0o755)
-        self._start_master(cluster, postgres.start(self.state / "postgres", cluster.sockets / "pg"))
-        commands_dir.write(self.state / "bin", cluster.api_socket)
-        self.client = Client(socket=cluster.api_socket)
+        database = postgres.start(self.state / "postgres", cluster.sockets / "pg")
+        for name, socket in zip(self.heads, cluster.api_sockets, strict=True):
+            self._start_master(cluster, name, socket, database)
+        commands_dir.write(self.state / "bin", *cluster.api_sockets)
+        self.client = Client(socket=cluster.api_sockets)
         wait_until(self._leads, "a leader", 60)
         for name in self.nodes:
             self._start_agent(cluster, name)
         wait_until(lambda: self.up_nodes() == set(self.nodes), "the agents", 60)
         return ""
 
-    def _start_master(self, cluster: Cluster, database: postgres.EmbeddedPostgres) -> None:
-        head = self.hosts["head"]
-        state = self.state / "master"
+    def _start_master(
+        self, cluster: Cluster, name: str, socket: Path, database: postgres.EmbeddedPostgres
+    ) -> None:
+        """The masters have one certificate authority, the first one's."""
+        head = self.hosts[self.heads[name]]
+        state = self.state / name
         state.mkdir(mode=0o711)
+        if name != "master":
+            shutil.copytree(self.state / "master" / "ca", state / "ca")
+        pki.ensure_ca(state)
         settings = MasterSettings(
             database_url=database.url,
             leader_database_url=database.leader_url,
             api_database_url=database.api_url,
             state=state,
-            socket=cluster.api_socket,
+            socket=socket,
             listen=f"{head.address}:{API_PORT}",
             link=f"{head.address}:0",
             api_processes=1,
@@ -190,6 +206,10 @@ class NamespaceCluster(LiveCluster):
         write_settings(settings, state / "master.toml")
         self._spawn(head, "master", state / "master.toml")
 
+    def api_urls(self) -> str:
+        """Where agents find a master."""
+        return ",".join(f"https://{self.hosts[host].address}:{API_PORT}" for host in self.heads.values())
+
     def _start_agent(self, cluster: Cluster, name: str) -> None:
         state = self.state / "agents" / name
         state.mkdir(parents=True, mode=0o711)
@@ -199,7 +219,7 @@ class NamespaceCluster(LiveCluster):
         token.write_text(self.client.create_token("join", node=name).token)
         settings = self.agents[name] = AgentSettings(
             node=name,
-            master=f"https://{(self.state / 'master' / 'listen').read_text().strip()}",
+            master=self.api_urls(),
             state=state,
             sockets=cluster.sockets / name,
             address=self.hosts[name].address,
@@ -232,13 +252,14 @@ class NamespaceCluster(LiveCluster):
             return False
 
     def up_nodes(self) -> set[str]:
-        return {node.name for node in self.client.nodes() if node.state != "down"}
+        return {node.name for node in self.client.nodes() if node.state not in ("down", "gone")}
 
     def down(self) -> None:
         """By pid files; the agents first, so that they start no new shepherds."""
         with ThreadPoolExecutor() as pool:
             assert all(pool.map(self._stop_agent, self.agents.values())), "a shepherd does not end"
-        assert pidfile.stop(str(self.state / "master" / "master.pid"), term_timeout=10)
+        for name in self.heads:
+            assert pidfile.stop(str(self.state / name / "master.pid"), term_timeout=10)
         postgres.stop(self.state / "postgres")
         if hasattr(self, "client"):
             self.client.close()

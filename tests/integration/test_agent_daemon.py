@@ -29,6 +29,7 @@ from hpcmesos import wire
 from hpcmesos.agent.control import living, stop_shepherd
 from hpcmesos.config import AgentSettings
 from hpcmesos.launch import protocol
+from hpcmesos.launch.clock import boottime
 from hpcmesos.master import pki
 from hpcmesos.pidfile import start_time
 
@@ -181,6 +182,7 @@ class ScriptedShepherd:
         self._server.listen()
         self._server.settimeout(LIMIT)
         self.connection: socket.socket | None = None
+        self.contacts: list[float] = []
         self._parser, self._waiting = protocol.Parser(), list[tuple[bytes, bytes]]()
 
     def accept(self) -> None:
@@ -196,10 +198,15 @@ class ScriptedShepherd:
         self.connection.sendall(protocol.message(message))
 
     def expect(self) -> dict[str, Any]:
+        """The next request but for ``contact``, which winds the dead-man timer; those are counted."""
         assert self.connection
-        received = protocol.receive(self.connection, self._parser, self._waiting)
-        assert received is not None, "the agent closed control.sock"
-        return protocol.decode(received[1])
+        while True:
+            received = protocol.receive(self.connection, self._parser, self._waiting)
+            assert received is not None, "the agent closed control.sock"
+            request = protocol.decode(received[1])
+            if request["op"] != "contact":
+                return request
+            self.contacts.append(request["at"])
 
     def close(self) -> None:
         if self.connection:
@@ -306,6 +313,25 @@ def connected(node: Node, leader: Leader, shepherd: ScriptedShepherd) -> wire.He
 
 def ended(attempt: str, **changes: Any) -> dict[str, Any]:
     return {"event": "ended", "attempt": attempt, "head": True, "cause": "OK", "code": 0} | changes
+
+
+def test_the_dead_man_timer_is_wound_with_what_the_leader_has_heard(
+    node: Node, leader: Leader, shepherd: ScriptedShepherd
+) -> None:
+    began = boottime()
+    connected(node, leader, shepherd)
+    sent = []
+    for nonce, heard in ((1, 0), (2, 0), (3, 2)):
+        leader.say(wire.Ping(nonce=nonce, heard=heard))
+        assert leader.expect(wire.Pong).nonce == nonce
+        sent.append(boottime())
+    leader.say(wire.End(attempt="7.hpcm#1", cause="DELETED", kill_delay=0.0))
+    leader.expect(wire.Ended)
+    leader.say(wire.Prepare(attempt="8.hpcm#1", spec=spec("8.hpcm#1", ())))
+    assert shepherd.expect()["op"] == "prepare"  # by then all that came before it is here
+    hello, second = shepherd.contacts
+    assert began <= hello <= sent[0]
+    assert sent[0] <= second <= sent[1]
 
 
 def test_joins_says_hello_and_relays_an_attempt(

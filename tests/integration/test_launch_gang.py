@@ -213,3 +213,55 @@ def test_death_of_a_members_shepherd(tmp_path: Path) -> None:
         assert (ended["cause"], ended["culprit"]) == ("NODE_LOST", "node2")
         nodes[1].start()
         assert attempt.ended(1)["message"] == "shepherd died"
+
+
+def test_a_member_that_has_refused_stays_out(tmp_path: Path) -> None:
+    """Its head comes too late for it, and must not find it ready, nor end what was never begun."""
+    with kit.cluster(tmp_path, ["node1", "node2"], bool(kit.UNIFIED)) as nodes:
+        late = kit.spec(nodes, tmp_path, "true\n", attempt="7.hpcm#1", prepare_timeout=0.3)
+        nodes[1].agent.send(op="prepare", spec=late | {"me": 1})
+        nodes[1].agent.wait("refused", "7.hpcm#1")
+        nodes[0].agent.send(op="prepare", spec=late)
+        nodes[0].agent.wait("ready", "7.hpcm#1")
+        nodes[0].agent.send(op="end", attempt="7.hpcm#1", cause="START_FAILED", kill_delay=0.0, message="")
+        nodes[0].agent.wait("ended", "7.hpcm#1")
+        for number in range(8, 11):  # time in which a member that tries again would have joined
+            run = kit.Run(nodes, kit.spec(nodes, tmp_path, "true\n", attempt=f"{number}.hpcm#1"))
+            assert run.ended()["code"] == 0
+            assert run.ended(1)["cause"] == "OK"
+        events = [event["event"] for event in nodes[1].agent.events if event.get("attempt") == "7.hpcm#1"]
+        assert events == ["refused"]
+        assert nodes[1].log() == ""
+
+
+def test_a_script_whose_member_is_lost_does_not_end_with_a_code_of_its_own(tmp_path: Path) -> None:
+    with kit.cluster(
+        tmp_path, ["node1", "node2"], bool(kit.UNIFIED), gang_silence=1.0, gang_ping=0.1
+    ) as nodes:
+        script = f"{RSH} -n node2 'touch up; sleep 600'; exit 9\n"
+        attempt = kit.Run(nodes, kit.spec(nodes, tmp_path, script))
+        attempt.started()
+        kit.wait_until((tmp_path / "up").exists, "the command on node2")
+        nodes[1].kill()
+        ended = attempt.ended(timeout=10)
+        assert (ended["cause"], ended["culprit"]) == ("NODE_LOST", "node2")
+        nodes[1].start()
+        assert attempt.ended(1)["cause"] == "NODE_LOST"
+
+
+def test_a_script_that_ends_while_its_member_is_only_late_keeps_its_code(tmp_path: Path) -> None:
+    with kit.cluster(
+        tmp_path, ["node1", "node2"], bool(kit.UNIFIED), gang_silence=8.0, gang_ping=0.1
+    ) as nodes:
+        attempt = kit.Run(nodes, kit.spec(nodes, tmp_path, "until [ -e go ]; do sleep 0.05; done; exit 9\n"))
+        attempt.started()
+        os.kill(nodes[1].process.pid, signal.SIGSTOP)
+        try:
+            (tmp_path / "go").touch()
+            with pytest.raises(AssertionError):
+                attempt.ended(timeout=1.5)  # it is not known yet whether node2 is lost
+        finally:
+            os.kill(nodes[1].process.pid, signal.SIGCONT)
+        ended = attempt.ended(timeout=10)
+        assert (ended["cause"], ended["code"]) == ("APP", 9)
+        attempt.ended(1)

@@ -43,6 +43,7 @@ def test_damage_costs_the_lines_that_it_hits(tmp_path: Path) -> None:
     file.write_bytes(content[:hit] + bytes(5) + content[hit + 5 :])
     again = Journal(str(tmp_path))
     assert again.load() == {name: [record(name), {"phase": "running"}] for name in ("1.h#1", "3.h#1")}
+    assert again.identity != journal.identity
     again.create("4.h#1", record("4.h#1"))
     assert set(Journal(str(tmp_path)).load()) == {"1.h#1", "3.h#1", "4.h#1"}
 
@@ -64,6 +65,16 @@ def test_a_journal_that_was_removed_has_another_identity(tmp_path: Path) -> None
     assert Journal(str(tmp_path / "journal")).identity == before
     shutil.rmtree(tmp_path / "journal")
     assert Journal(str(tmp_path / "journal")).identity != before
+
+
+@pytest.mark.parametrize("left", [0, 10, 80])
+def test_a_journal_that_was_torn_has_another_identity(tmp_path: Path, left: int) -> None:
+    journal = Journal(str(tmp_path))
+    journal.create("1.h#1", record("1.h#1")).append({"phase": "running"})
+    os.truncate(next(tmp_path.glob("*.journal")), left)
+    again = Journal(str(tmp_path))
+    again.load()
+    assert again.identity != journal.identity
 
 
 def test_what_is_forgotten_stays_forgotten_however_often_files_are_used(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -61,6 +61,16 @@ class Surroundings:
         }
         gpus = {gpu.uuid: gpu for node in nodes for gpu in node.gpus}
         return cls(known, runs, ordered, gpus, reasons, elements)
+
+    def earlier(self, job: JobRecord) -> Iterator[Mapping[str, str]]:
+        """The attempts before the last one, oldest first."""
+        for number in range(1, job.attempt):
+            key = AttemptKey(job.seq, job.index, number)
+            if (attempt := self.attempts.get(key)) and attempt.cause:
+                nodes = "+".join(share.node for share in self.shares.get(key, ()))
+                shown = {"cause": str(attempt.cause), "culprit": attempt.culprit, "nodes": nodes}
+                shown["message"] = attempt.message.replace(";", ",")
+                yield {name: value for name, value in shown.items() if value}
 
 
 def job_facts(
@@ -130,6 +140,7 @@ def job_facts(
         ranks=launches.shown_ranks(attempt) if attempt else (),
         first_failed=launches.first_failed(attempt) if attempt else {},
         last_lines=launches.last_lines(attempt) if attempt and private else None,
+        earlier=tuple(around.earlier(job)),
         walltime_used=used,
         walltime_remaining=_remaining(job, limit, used),
         pending_reason=around.reasons.get(job.key),
@@ -177,8 +188,18 @@ def node_facts(node: NodeRecord, jobs: Iterable[tuple[int, str]], gpu_jobs: Mapp
 
 
 def node_states(node: NodeRecord) -> list[str]:
-    """``down`` and ``offline`` may come together; else ``job-exclusive`` (no CPU is left) or ``free``."""
-    bad = [word for word, holds in (("down", not node.up), ("offline", node.offline)) if holds]
+    """``down`` and ``offline`` may come together; else ``job-exclusive`` (no CPU is left) or ``free``.
+
+    Torque has no words for ``gone`` (down, and somebody vouches that it is off) and ``draining`` (offline, and jobs
+    still run): they stand beside its own.
+    """
+    words = {
+        "down": not node.up,
+        "gone": not node.up and node.gone,
+        "offline": node.offline,
+        "draining": node.up and node.offline and node.cpus_used > 0,
+    }
+    bad = [word for word, holds in words.items() if holds]
     return bad or ["job-exclusive" if node.cpus and node.cpus_used >= node.cpus else "free"]
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from hpcmesos.client import GpuStatus, NodeStatus
-from hpcmesos.errors import UnknownNode
+from hpcmesos.errors import UnknownNode, WrongState
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import wishes
@@ -43,13 +43,20 @@ def pbsnodes(site: Site, caller: Caller, request: CommandRequest) -> CommandRepl
     chosen = _chosen(query, known, refusals)
     if query.action is not NodesAction.SHOW:
         auth.check_operator(caller, "change nodes")
+        if query.action is NodesAction.GONE:
+            for node in chosen:
+                if node.up:
+                    refusals.add(
+                        node.name, WrongState(f"{node.name} is up: only a node that is down can be gone")
+                    )
+            chosen = [node for node in chosen if not node.up]
         _wish(site, caller, query, chosen)
         return refusals.reply()
     return refusals.reply(_rendered(site, query, personality, facts(site, chosen)))
 
 
 def list_nodes(site: Site) -> list[NodeStatus]:
-    """All nodes as values for programs; ``state`` is down, offline or free."""
+    """All nodes as values for programs."""
     records = site.store.nodes()
     return [_status(node, found) for node, found in zip(records, facts(site, records), strict=True)]
 
@@ -110,10 +117,19 @@ def _rendered(site: Site, query: NodesQuery, personality: Personality, shown: li
             return render.nodes_text(shown, personality)
 
 
+def _state(node: NodeRecord, facts: NodeFacts) -> str:
+    """The one word that says most."""
+    if not node.up:
+        return "gone" if node.gone else "down"
+    if node.offline:
+        return "draining" if facts.jobs else "offline"
+    return "busy" if "job-exclusive" in facts.state else "free"
+
+
 def _status(node: NodeRecord, facts: NodeFacts) -> NodeStatus:
     return NodeStatus(
         name=node.name,
-        state="down" if not node.up else "offline" if node.offline else "free",
+        state=_state(node, facts),
         cpus=node.cpus,
         memory=node.mem,
         declared=node.declared,

@@ -213,6 +213,9 @@ def _queue(site: Site, name: str) -> QueueRecord:
 
 
 def _with_defaults(request: Request, queue: QueueRecord) -> Request:
+    kind, _, seconds = queue.attributes.get("silence", "wait").partition(":")
+    if kind == "fence":
+        request = replace(request, silence=int(seconds))
     walltime = queue.attributes.get("resources_default.walltime")
     if request.walltime is not None or walltime is None:
         return request

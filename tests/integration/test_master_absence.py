@@ -1,0 +1,241 @@
+"""Nodes that are away: what their jobs wait for, and what ends the waiting. Over a real database; no clock runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from hpcmesos.errors import InvalidValue
+from hpcmesos.master.absence import FENCE_AGAIN, MARGIN
+from hpcmesos.master.events import Fenced
+from hpcmesos.model import JobState, Request
+from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.store import Store
+from tests.integration.invariants import check_invariants
+from tests.integration.leader_kit import Bench, hello, kinds, report, request, settings
+
+if TYPE_CHECKING:
+    from tests.integration.database_kit import Database
+
+pytest_plugins = ["tests.integration.database_kit"]
+MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture
+def make_bench(store: Store, leader: LeaderStore, database: Database, tmp_path: Path) -> Iterator[MakeBench]:
+    yield lambda **changes: Bench(store, leader, settings(tmp_path, database.leader, **changes))
+    assert check_invariants(database.owner, drained=True) == []
+
+
+@pytest.fixture
+def bench(make_bench: MakeBench) -> Bench:
+    return make_bench()
+
+
+def running(bench: Bench, wanted: Request | None = None) -> int:
+    seq = bench.submit(wanted)
+    bench.turn()
+    bench.run(seq)
+    return seq
+
+
+def fenced(seconds: int) -> Request:
+    return replace(request(), silence=seconds)
+
+
+def audit(bench: Bench) -> list[tuple[str, dict[str, Any]]]:
+    return [(event.kind, dict(event.payload)) for event in bench.store.events() if event.seq is None]
+
+
+# --- silence=fence:T
+
+
+def test_a_job_of_a_fenced_queue_is_requeued_when_its_node_has_ended_it(bench: Bench) -> None:
+    bench.up("node1", "node2")
+    seq = running(bench, fenced(60))
+    bench.down("node1")
+    assert bench.pass_time(60 + MARGIN - 1) == []
+    sent = bench.pass_time(2)
+    assert ("node2", "Prepare") in kinds(sent)
+    job = bench.job(seq)
+    assert (job.attempt, job.charged_attempts, job.excluded) == (2, 1, ("node1",))
+    assert "silent for 60 s" in job.comment
+
+
+def test_only_one_absence_counts(bench: Bench) -> None:
+    bench.up("node1", "node2")
+    seq = running(bench, fenced(60))
+    held = [report(bench.attempt(seq), "running")]
+    bench.down("node1")
+    bench.pass_time(50)
+    bench.turn(bench.link_up(hello("node1", attempts=held)))
+    bench.down("node1")
+    bench.pass_time(50)
+    assert bench.job(seq).attempt == 1
+    bench.pass_time(10 + MARGIN)
+    assert bench.job(seq).attempt == 2
+
+
+def test_a_new_leader_counts_from_its_own_begin(bench: Bench) -> None:
+    bench.up("node1", "node2")
+    seq = running(bench, fenced(60))
+    bench.down("node1")
+    bench.pass_time(70)
+    bench.take_over()
+    bench.up("node2")
+    bench.pass_time(70)
+    assert bench.job(seq).attempt == 1
+    bench.pass_time(MARGIN)
+    assert bench.job(seq).attempt == 2
+
+
+def test_the_limit_of_the_time_of_submission_is_the_nodes_too(bench: Bench) -> None:
+    bench.up("node1")
+    bench.submit(fenced(60))
+    bench.submit()
+    sent = bench.turn()
+    assert [message.spec["silence"] for _, message in sent] == [60, None]  # type: ignore[union-attr]
+
+
+# --- the site's fence
+
+
+def fence(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "fence"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def answer(bench: Bench) -> Fenced:
+    event = bench.planner.events.get(timeout=30)
+    assert isinstance(event, Fenced)
+    return event
+
+
+def test_a_fence_that_confirms_ends_the_waiting(make_bench: MakeBench, tmp_path: Path) -> None:
+    bench = make_bench(fence_command=fence(tmp_path, f'echo "$1" >> {tmp_path}/asked'))
+    bench.up("node1", "node2", "node3")
+    seq = running(bench)
+    bench.down("node3")  # holds nothing: nobody is asked about it
+    bench.down("node1")
+    bench.pass_time(bench.settings.node_silence + 1)
+    sent = bench.turn(answer(bench))
+    assert ("node2", "Prepare") in kinds(sent)
+    assert (tmp_path / "asked").read_text() == "node1\n"
+    assert bench.node("node1").gone
+    assert bench.job(seq).attempt == 2
+    assert audit(bench) == [("node fenced", {"node": "node1", "confirmed": True, "said": ""})]
+    bench.turn(bench.link_up(hello("node1", boot="boot2")))
+    assert not bench.node("node1").gone
+
+
+def test_a_fence_that_does_not_is_asked_again(make_bench: MakeBench, tmp_path: Path) -> None:
+    bench = make_bench(fence_command=fence(tmp_path, "echo no answer of its BMC >&2; exit 1"))
+    bench.up("node1", "node2")
+    seq = running(bench)
+    bench.down("node1")
+    bench.pass_time(bench.settings.node_silence + 1)
+    for _ in range(2):
+        event = answer(bench)
+        assert (event.confirmed, event.said) == (False, "no answer of its BMC")
+        bench.turn(event)
+        assert bench.state(seq) is JobState.RUNNING
+        bench.pass_time(FENCE_AGAIN + 1)
+    answer(bench)
+
+
+def test_an_answer_about_a_node_that_is_back_changes_nothing(make_bench: MakeBench, tmp_path: Path) -> None:
+    bench = make_bench(fence_command=fence(tmp_path, "exit 0"))
+    bench.up("node1", "node2")
+    seq = running(bench)
+    bench.down("node1")
+    bench.pass_time(bench.settings.node_silence + 1)
+    event = answer(bench)
+    bench.turn(bench.link_up(hello("node1", attempts=[report(bench.attempt(seq), "running")])))
+    bench.turn(event)
+    assert (bench.state(seq), bench.job(seq).attempt) == (JobState.RUNNING, 1)
+    assert not bench.node("node1").gone
+
+
+def test_a_new_leader_asks_about_nodes_that_were_down_before(make_bench: MakeBench, tmp_path: Path) -> None:
+    bench = make_bench(fence_command=fence(tmp_path, "exit 0"))
+    bench.up("node1", "node2")
+    running(bench)
+    bench.down("node1")
+    bench.pass_time(bench.settings.node_silence + 1)
+    answer(bench)  # which the leader does not live to hear
+    bench.take_over()
+    bench.pass_time(bench.settings.node_silence + 1)
+    assert answer(bench).node == "node1"
+
+
+# --- operators
+
+
+def test_every_wish_about_a_node_is_kept_with_its_user(bench: Bench) -> None:
+    bench.up("node1")
+    bench.wish("node", None, node="node1", action="offline", note="fan")
+    bench.wish("node", None, node="node1", action="note", note="")
+    bench.wish("node", None, node="node1", action="clear")
+    bench.down("node1")
+    bench.wish("node", None, node="node1", action="gone")
+    assert audit(bench) == [
+        ("node offline", {"user": "ann", "node": "node1", "note": "fan"}),
+        ("node note", {"user": "ann", "node": "node1", "note": ""}),
+        ("node clear", {"user": "ann", "node": "node1"}),
+        ("node gone", {"user": "ann", "node": "node1"}),
+    ]
+    assert bench.node("node1").gone
+
+
+def test_a_node_that_is_linked_cannot_be_gone(bench: Bench) -> None:
+    bench.up("node1")
+    seq = running(bench)
+    bench.wish("node", None, node="node1", action="gone")
+    assert (bench.state(seq), bench.node("node1").gone) == (JobState.RUNNING, False)
+    assert audit(bench) == []
+
+
+@pytest.mark.parametrize(("name", "action"), [("node9", "gone"), ("node1", "dance")])
+def test_a_wish_that_makes_no_sense_changes_nothing(bench: Bench, name: str, action: str) -> None:
+    bench.up("node1")
+    with pytest.raises(InvalidValue):
+        bench.planner._nodes.on_wish(name, action, None, "ann")
+    bench.wish("node", None, node=name, action=action)
+    assert audit(bench) == []
+
+
+# --- a node that forgot
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["same leader", "after a takeover"])
+def test_an_attempt_that_a_wiped_node_denies_never_runs_there_again(bench: Bench, again: bool) -> None:
+    first = msgspec.structs.replace(hello("node1"), journal="journal1")
+    bench.turn(bench.link_up(first))
+    seq = running(bench)
+    if again:
+        bench.take_over()
+    else:
+        bench.down("node1")
+    sent = bench.turn(bench.link_up(msgspec.structs.replace(first, journal="journal2")))
+    job = bench.job(seq)
+    assert (job.attempt, job.charged_attempts) == (2, 1)
+    assert "its state directory is a new one" in job.comment
+    attempts = [message.attempt for _, message in sent if hasattr(message, "spec")]
+    assert attempts == [f"{seq}.hpcm#2"]
+
+
+def test_a_node_that_never_had_it_is_asked_again_after_a_takeover(bench: Bench) -> None:
+    first = msgspec.structs.replace(hello("node1"), journal="journal1")
+    bench.turn(bench.link_up(first))
+    seq = bench.submit()
+    bench.turn()
+    bench.take_over()
+    sent = bench.turn(bench.link_up(first))
+    assert [message.attempt for _, message in sent if hasattr(message, "spec")] == [f"{seq}.hpcm#1"]
