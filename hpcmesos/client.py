@@ -57,6 +57,7 @@ class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
     state: str  # a model.GpuState
     simulated: bool = False
     job: str | None = None
+    note: str = ""  # why it is not given out
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
