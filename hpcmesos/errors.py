@@ -152,6 +152,25 @@ class WrongState(Rejection):
     http_status = 409
 
 
+class RunningJob(Rejection):
+    """What cannot change any more once the job runs (PBSE_MODATRRUN)."""
+
+    code = "running-job"
+    exit_code = 169
+    http_status = 409
+
+
+class NotRerunable(Rejection):
+    code = "not-rerunable"  # PBSE_NORERUN
+    exit_code = 192
+    http_status = 409
+
+
+class BadSignal(Rejection):
+    code = "bad-signal"  # PBSE_UNKSIG
+    exit_code = 167
+
+
 class BadDependency(Rejection):
     code = "bad-dependency"
     exit_code = 208

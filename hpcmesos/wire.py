@@ -189,6 +189,18 @@ class Signal(Message, frozen=True, kw_only=True):
     signal: int
 
 
+class Alter(Message, frozen=True, kw_only=True):
+    """Of an attempt that runs or is about to: its walltime (s from its start, None: no limit) or a line for its output.
+
+    ``streams``: "o", "e", both, or none: then it is the walltime that changes.
+    """
+
+    attempt: str
+    walltime: int | None = None
+    streams: str = ""
+    text: str = ""
+
+
 class Acknowledged(Message, frozen=True, kw_only=True):
     """The end of this node's part is durable in the database; the node may forget it."""
 
@@ -203,7 +215,7 @@ class Ping(Message, frozen=True, kw_only=True):
 
 
 ToLeader: TypeAlias = Hello | Ready | Refused | Started | Ended | GpuReport | InventoryReport | Pong
-ToAgent: TypeAlias = Welcome | Rejected | Prepare | Go | End | Signal | Acknowledged | Ping
+ToAgent: TypeAlias = Welcome | Rejected | Prepare | Go | End | Signal | Alter | Acknowledged | Ping
 
 _encoder = msgspec.msgpack.Encoder()
 _to_leader: msgspec.msgpack.Decoder[ToLeader] = msgspec.msgpack.Decoder(ToLeader)
@@ -239,6 +251,46 @@ class CommandRequest(msgspec.Struct, frozen=True, kw_only=True):
     script_path: str | None = None  # the operand that ``script`` was read from; "-" for standard input
     key: str | None = None  # idempotency key
     personality: str = "torque"
+
+
+class Submission(msgspec.Struct, frozen=True):
+    """One job of many. ``argv``: qsub's words, such as ``["-l", "nodes=1:gpus=2", "--", "prog", "7"]``; ``script``: the
+    content of the job script where the words have no ``--``.
+    """
+
+    argv: list[str]
+    script: bytes | None = None  # base64 on the wire
+
+
+class SubmitRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Many jobs of one user, all or none. What they share stands here once, as in CommandRequest."""
+
+    jobs: list[Submission]
+    cwd: str = "/"
+    umask: int = 0o022
+    host: str = ""
+    environ: dict[str, str] = {}
+    key: str | None = None
+    personality: str = "torque"
+
+
+class SubmitReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Ids in the order of the jobs."""
+
+    ids: list[str]
+
+
+class EventStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened to a job; ``id`` grows in the order in which it was decided. ``at``: seconds since the
+    epoch; ``before`` and ``state``: letters of the job's state, the same where only something else changed.
+    """
+
+    id: int
+    at: float
+    kind: str
+    job: str | None = None  # None: of the cluster
+    before: str | None = None
+    state: str | None = None
 
 
 class Need(msgspec.Struct, frozen=True, kw_only=True):

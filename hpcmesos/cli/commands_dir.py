@@ -13,6 +13,7 @@ import hpcmesos
 
 COMMANDS = (
     *("qsub", "qstat", "qdel", "qhold", "qrls", "pbsnodes"),
+    *("qalter", "qmove", "qorder", "qrerun", "qsig", "qmsg", "qselect"),
     *("qmgr", "qenable", "qdisable", "qstart", "qstop"),
 )
 PERSONALITIES = ("torque", "pbspro")

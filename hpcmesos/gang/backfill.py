@@ -19,6 +19,7 @@ from hpcmesos.gang.feasible import arrange, possible
 from hpcmesos.gang.room import Floats, Ints, Lot, Mask, Room
 from hpcmesos.gang.tables import RunningTable, Shape
 
+_MOMENT = 0.001
 _TRIES = 500
 """Times at which one job's place is looked for, beyond the first at which enough would be free."""
 
@@ -27,13 +28,14 @@ _TRIES = 500
 class Block:
     """An amount kept for ``holder`` (a job, a window) from ``starts`` until ``ends``.
 
-    ``amounts``: columns row, CPUs, bytes, GPUs.
+    ``amounts``: columns row, CPUs, bytes, GPUs. ``window``: it is none of a waiting job's.
     """
 
     holder: str
     starts: float
     ends: float
     amounts: Ints
+    window: bool = False
 
 
 class Horizon:
@@ -46,27 +48,29 @@ class Horizon:
         now: float,
         blocks: Sequence[Block] = (),
         *,
+        started: Sequence[tuple[float, Ints]] = (),
         all_that_end: bool = True,
     ) -> None:
-        """``all_that_end``: see ``Policy.all_that_end``."""
+        """``started``: as told to ``took``, by which ``free`` is already less. ``all_that_end``: as in Policy."""
         self.now = now
         self._all_that_end = all_that_end
         self._counted: dict[
             float, int
-        ] = {}  # time -> shares given back by then, where not all that end then count
+        ] = {}  # time -> shares that count as given back, if not all that end then
         self._free = free
         # What should have ended by now ends at any moment.
-        self._ends: Floats = np.where(running.ends > now, running.ends, now + 1.0)
+        self._ends: Floats = np.maximum(running.ends, now + _MOMENT)
         self._shares: Ints = running.shares.copy()
         if not all_that_end:
             self._sort()
-        self._fresh: list[tuple[float, Ints]] = []
+        self._fresh: list[tuple[float, Ints]] = list(started)
         self._blocks = list(blocks)
         self.times: list[float] = []  # when blocks begin that are not yet in force, ascending
         self._spare: dict[float, Room] = {}  # what is free at those times
         self._least: list[Room] = [free]  # [i]: the least of now and of the first i times
-        for block in self._blocks:
-            self._mark(block)
+        if self._blocks:
+            self._merge_fresh()
+            self._mark(self._blocks)
 
     # --- what may be used now
 
@@ -107,10 +111,10 @@ class Horizon:
                 return time, room
         return None
 
-    def holder(self, level: int) -> str:
-        """Who it is that keeps more on this level than on the one before."""
+    def holder(self, level: int) -> Block:
+        """What keeps more on this level than on the one before."""
         time = self.times[level - 1]
-        return next(block.holder for block in self._blocks if block.starts == time)
+        return next(block for block in self._blocks if block.starts == time)
 
     def kept(self, level: int) -> Room:
         """What is taken off by ``level`` alone: what is free now less what may be used on it."""
@@ -121,12 +125,11 @@ class Horizon:
             self._free.gpus - self._least[level].gpus,
         )
 
-    def reserve(self, holder: str, shape: Shape, lots: Sequence[Lot], at: float, walltime: float) -> Block:
+    def reserve(self, block: Block) -> None:
         """Keeps a job's place in time."""
-        block = Block(holder, at, at + walltime, amounts_of(shape, lots))
         self._blocks.append(block)
-        self._mark(block)
-        return block
+        self._merge_fresh()
+        self._mark([block])
 
     # --- inside
 
@@ -203,12 +206,13 @@ class Horizon:
         order = np.lexsort(keys)
         self._ends, self._shares = self._ends[order], self._shares[order]
 
-    def _mark(self, block: Block) -> None:
-        self._merge_fresh()
-        if block.starts > self.now and block.starts not in self._spare:
-            insort(self.times, block.starts)
+    def _mark(self, blocks: Sequence[Block]) -> None:
+        """Works out anew what is free at the times that blocks begin or hold."""
+        for block in blocks:
+            if block.starts > self.now and block.starts not in self.times:
+                insort(self.times, block.starts)
         for time in self.times:
-            if block.starts <= time < block.ends:
+            if any(block.starts <= time < block.ends for block in blocks):
                 self._spare[time] = self._at(time)
         self._least = [self._free]
         for time in self.times:

@@ -87,7 +87,7 @@ class Explainer:
             return never
         included = self.included(shape)
         if arrange(request, self.installed, included).lots is None and not bool(included.all()):
-            names = self._names(~included)
+            names = self.names(~included)
             text = f"needs {needs}; excluded for this job after failures: {names}; the others do not suffice"
             return PendingReason(ReasonCode.EXCLUDED, text)
         down = np.zeros(len(self.up), np.bool_)
@@ -95,10 +95,11 @@ class Explainer:
             down |= self.installed.fits(kind, included & ~self.up)
         if not down.any():
             return PendingReason(ReasonCode.INSUFFICIENT, f"needs {needs}; {_NO_WAY}")
-        text = f"needs {needs}; too few such nodes are up, down: {self._names(down)}"
+        text = f"needs {needs}; too few such nodes are up, down: {self.names(down)}"
         return PendingReason(ReasonCode.NODES_DOWN, text)
 
-    def _names(self, mask: Mask) -> str:
+    def names(self, mask: Mask) -> str:
+        """The nodes of some rows, the first few by name."""
         return words.listed_of([self.installed.nodes[row].name for row in _first(mask)], int(mask.sum()))
 
     def _lacking(self, shape: Shape) -> str:
@@ -143,13 +144,22 @@ class Explainer:
         return f"{name}: {free.cpus[row]} of {words.counted(int(installed.cpus[row]), 'CPU')} free"
 
 
+@dataclass(slots=True)
+class Side:
+    """The cluster as some jobs see it. ``open``: the rows that no window keeps from them at this moment."""
+
+    horizon: Horizon
+    open: Mask
+
+
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """What one cycle leaves: the jobs (by slot), which of them wait, and what it decided about their places in time.
 
     ``shape_of``: by slot, a number in ``shapes``. ``done``: slots of the jobs that started whole. ``heads``: slots of
     those that the others have to respect. ``level``: what a job that starts now has to respect, None: it may not start
-    behind the heads. ``reserve`` gives the heads their places, if they have none yet.
+    behind the heads. ``side``: how the cluster looks to it. ``reserve`` gives the heads their places.
+    ``limited``: by slot, jobs that a limit keeps waiting.
     """
 
     jobs: Sequence[JobView | None]
@@ -157,10 +167,11 @@ class Waiting:
     shapes: Sequence[Shape]
     done: Collection[int]
     heads: Sequence[int]
+    limited: Mapping[int, PendingReason]
     stopped: frozenset[str]
     level: Callable[[JobView], int | None]
+    side: Callable[[JobView], Side]
     reserve: Callable[[], Sequence[Reservation]]
-    horizon: Horizon
     explainer: Explainer
 
 
@@ -169,7 +180,7 @@ class Reasons(Mapping[JobId, PendingReason]):
 
     def __init__(self, waiting: Waiting) -> None:
         self._waiting = waiting
-        self._known: dict[tuple[int, int | None], PendingReason] = {}
+        self._known: dict[tuple[int, int | None, int], PendingReason] = {}
         self._lacking: dict[int, PendingReason | None] = {}
 
     def reservations(self) -> tuple[Reservation, ...]:
@@ -202,6 +213,8 @@ class Reasons(Mapping[JobId, PendingReason]):
         assert job is not None
         if job.queue in waiting.stopped:
             return PendingReason(ReasonCode.QUEUE_STOPPED, f"queue {job.queue} is stopped")
+        if slot in waiting.limited:
+            return waiting.limited[slot]
         number = int(waiting.shape_of[slot])
         if number not in self._lacking:
             shape = waiting.shapes[number]
@@ -211,21 +224,25 @@ class Reasons(Mapping[JobId, PendingReason]):
         if lacking is not None:
             return lacking
         waiting.reserve()
-        level = waiting.level(job)
-        if (number, level) not in self._known:
-            self._known[number, level] = self._overtaken(waiting.shapes[number], level)
-        return self._known[number, level]
+        level, side = waiting.level(job), waiting.side(job)
+        key = (number, level, id(side))
+        if key not in self._known:
+            self._known[key] = self._overtaken(waiting.shapes[number], level, side)
+        return self._known[key]
 
-    def _overtaken(self, shape: Shape, level: int | None) -> PendingReason:
+    def _overtaken(self, shape: Shape, level: int | None, side: Side) -> PendingReason:
         """For a shape that would fit into what is free."""
         waiting = self._waiting
-        needs = words.needs(shape.request, shape.kinds, free=True)
-        facts = waiting.explainer.facts(shape)
         usable = waiting.explainer.usable(shape)
+        if not possible(shape.request, shape.kinds, waiting.explainer.free, usable & side.open):
+            names = waiting.explainer.names(usable & ~side.open)
+            needs = words.needs(shape.request, shape.kinds, free=True)
+            text = f"needs {needs}; kept for a reservation or for maintenance now: {names}"
+            return PendingReason(ReasonCode.WINDOW, text, waiting.explainer.facts(shape))
         for upto in range(1, (level or 0) + 1):
-            room = waiting.horizon.room(upto)
-            if not possible(shape.request, shape.kinds, room, usable):
-                return self._kept(shape, needs, facts, upto)
+            room = side.horizon.room(upto)
+            if not possible(shape.request, shape.kinds, room, usable & side.open):
+                return self._kept(shape, side.horizon, upto)
         if not waiting.heads:
             return PendingReason(
                 ReasonCode.BEHIND, "enough was started in this cycle; it is looked at again at once"
@@ -237,28 +254,19 @@ class Reasons(Mapping[JobId, PendingReason]):
             ReasonCode.BEHIND, f"behind {head.id}, which needs {behind}", {"job": str(head.id)}
         )
 
-    def _kept(
-        self, shape: Shape, needs: str, facts: dict[str, int | float | str], level: int
-    ) -> PendingReason:
-        horizon = self._waiting.horizon
-        holder, at = horizon.holder(level), horizon.times[level - 1]
-        usable = self._waiting.explainer.usable(shape)
-        kept = horizon.kept(level)
-        unit = "GPU" if shape.gpus else "CPU"
-        amounts = kept.gpus if shape.gpus else kept.cpus
-        free = int(
-            (self._waiting.explainer.free.gpus if shape.gpus else self._waiting.explainer.free.cpus)[
-                usable
-            ].sum()
-        )
-        reserved = int(amounts[usable].sum())
+    def _kept(self, shape: Shape, horizon: Horizon, level: int) -> PendingReason:
+        """For a shape that only the room kept from ``level`` on keeps waiting."""
+        explainer = self._waiting.explainer
+        block, usable = horizon.holder(level), explainer.usable(shape)
+        unit, column = ("GPU", "gpus") if shape.gpus else ("CPU", "cpus")
+        free = int(getattr(explainer.free, column)[usable].sum())
+        reserved = int(np.maximum(getattr(horizon.kept(level), column), 0)[usable].sum())
         text = (
-            f"needs {needs}; {words.counted(free, unit)} free, {reserved} reserved for {holder} at {clock(at)}, "
-            "and it would not end before"
+            f"needs {words.needs(shape.request, shape.kinds, free=True)}; {words.counted(free, unit)} free, "
+            f"{reserved} reserved for {block.holder} at {clock(block.starts)}, and it would not end before"
         )
-        return PendingReason(
-            ReasonCode.RESERVED, text, facts | {"reserved": reserved, "job": holder, "at": at}
-        )
+        facts = explainer.facts(shape) | {"reserved": reserved, "holder": block.holder, "at": block.starts}
+        return PendingReason(ReasonCode.WINDOW if block.window else ReasonCode.RESERVED, text, facts)
 
 
 def clock(at: float) -> str:

@@ -5,15 +5,16 @@ An order is a function from columns to sort keys, smallest first. Ties go to the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from hpcmesos.gang import tables
 from hpcmesos.gang.policy import Policy
 from hpcmesos.gang.room import Floats, Ints
-from hpcmesos.gang.snapshot import JobView, Snapshot
+from hpcmesos.gang.snapshot import JobView, QueueView, RunningView, Snapshot
 from hpcmesos.gang.tables import JobTable
+from hpcmesos.model import Chunk, Request
 
 Order = Callable[["Columns"], Sequence[Floats]]
 
@@ -26,11 +27,14 @@ class Columns:
         self.priority = values[:, tables.PRIORITY]
         self.queued_at = values[:, tables.QUEUED_AT]
         self.tie = values[:, tables.TIE]
-        self.procs = np.maximum(
-            values[:, tables.GPUS], np.where(values[:, tables.GPUS] > 0, 0, values[:, tables.CPUS])
-        )
         self._values = values
         self._assumed = policy.assumed_walltime
+
+    @property
+    def procs(self) -> Floats:
+        """GPUs, or CPUs of jobs without GPUs."""
+        gpus = self._values[:, tables.GPUS]
+        return np.where(gpus > 0, gpus, self._values[:, tables.CPUS])
 
     @property
     def walltime(self) -> Floats:
@@ -113,12 +117,47 @@ def ranked(snapshot: Snapshot, pending: JobTable, name: str, policy: Policy, now
     """The slots of the waiting jobs, first to start first."""
     slots = pending.all_slots()
     jobs = Columns(pending.values[slots], policy, now)
+    first: Ints = slots[_sorted(jobs, name, policy)]
+    return first
+
+
+def _sorted(jobs: Columns, name: str, policy: Policy) -> Ints:
     keys = [*ORDERS[name](jobs), jobs.queued_at, jobs.tie]
     if policy.patience is not None:
         overdue = jobs.wait > policy.patience
         keys = [np.where(overdue, jobs.queued_at, np.inf), *keys]
-    first: Ints = slots[np.lexsort(keys[::-1])]
-    return first
+    order: Ints = np.lexsort(keys[::-1])
+    return order
+
+
+def merged(
+    waiting: Sequence[JobView], running: Iterable[RunningView], policy: Policy, now: float
+) -> list[JobView | RunningView]:
+    """Waiting and running jobs in one order; a running job needs what is left until its end."""
+    jobs: list[JobView | RunningView] = [*running, *waiting]
+    table = JobTable()
+    for job in jobs:
+        table.put(job if isinstance(job, JobView) else _as_waiting(job, now))
+    order = _sorted(Columns(table.values[: len(jobs)], policy, now), policy.order, policy)
+    return [jobs[at] for at in order.tolist()]
+
+
+def _as_waiting(job: RunningView, now: float) -> JobView:
+    left = None if job.ends_at is None else max(0.0, job.ends_at - now)
+    chunks = tuple(Chunk(1, member.cpus, len(member.gpus), member.mem) for member in job.members)
+    return JobView(
+        job.id, Request(chunks), job.priority, job.queued_at, job.queue, walltime=left, remaining=left
+    )
+
+
+def walltime(job: JobView, queues: Mapping[str, QueueView], policy: Policy) -> float:
+    """Seconds that a job is taken to need at most: its own word, else its queue's, else the policy's."""
+    if job.walltime is not None:
+        return job.walltime
+    if job.request.walltime is not None:
+        return float(job.request.walltime)
+    queue = queues.get(job.queue)
+    return policy.assumed_walltime if queue is None or queue.walltime is None else queue.walltime
 
 
 def order_key(job: JobView) -> tuple[int, float, int, str, int]:

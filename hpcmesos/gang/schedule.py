@@ -9,25 +9,38 @@ with the same room or less.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 
 import numpy as np
 
-from hpcmesos.gang import order, score, tables
-from hpcmesos.gang.backfill import Horizon, amounts_of, place
-from hpcmesos.gang.explain import Explainer, Reasons, Waiting
+from hpcmesos.gang import limits, order, preempt, score, tables, windows
+from hpcmesos.gang.backfill import Block, Horizon, amounts_of, place
+from hpcmesos.gang.explain import Explainer, Reasons, Side, Waiting
 from hpcmesos.gang.feasible import Arrangement, arrange
 from hpcmesos.gang.ledger import Ledger
-from hpcmesos.gang.policy import Backfill, Policy
-from hpcmesos.gang.snapshot import JobView, Member, Plan, Reservation, Snapshot, Start
+from hpcmesos.gang.policy import Backfill, Policy, Preempt
+from hpcmesos.gang.room import Ints
+from hpcmesos.gang.snapshot import (
+    JobView,
+    Member,
+    Plan,
+    Preemption,
+    Reservation,
+    RunningView,
+    Snapshot,
+    Start,
+    Window,
+)
 from hpcmesos.gang.tables import JobTable, NodeTable, RunningTable, Shape
-from hpcmesos.model import Chunk
+from hpcmesos.model import Chunk, PendingReason
 
-_ANY_LEVEL = 1 << 30
+_ALL = 1 << 30
 
 
 def schedule(snapshot: Snapshot, policy: Policy, now: float) -> Plan:
-    """Which jobs start now, where, and why each of the others waits.
+    """Which jobs start now, where, who has to go for others, and why each of the others waits.
 
     Args:
         snapshot: the cluster, the jobs that run and those that wait.
@@ -46,19 +59,20 @@ class _Cycle:
         self.snapshot, self.policy, self.now = snapshot, policy, now
         self.nodes = NodeTable.of(snapshot.nodes)
         self.pending = JobTable.of(snapshot.pending)
+        self.running = RunningTable.of(snapshot.running, self.nodes)
         self.ledger = Ledger(self.nodes)
-        self.horizon = Horizon(
-            self.ledger.room,
-            RunningTable.of(snapshot.running, self.nodes),
-            now,
-            all_that_end=policy.all_that_end,
-        )
+        self.explainer = Explainer(self.nodes.installed, self.ledger.room, self.nodes.up.copy())
+        self.gate = limits.Gate(snapshot.limits, self.running)
         self.starts: list[Start] = []
+        self.preemptions: list[Preemption] = []
         self.done: set[int] = set()  # slots of jobs that started, with all elements
         self.heads: list[int] = []  # slots of jobs that wait for room and keep a place in time
+        self.limited: dict[int, PendingReason] = {}  # by slot
         self.reservations: list[Reservation] = []
-        self.failed: dict[int, int] = {}  # shape -> the lowest level on which it does not fit
-        self.explainer = Explainer(self.nodes.installed, self.ledger.room, self.nodes.up.copy())
+        self.sides: dict[tuple[Window, ...], _Side] = {}
+        self.taken: list[tuple[float, Ints]] = []  # what the starts hold, until when
+        self.kept: list[Block] = []  # for heads
+        self.places = _places(policy)
         self._free_cpus = int(self.ledger.room.cpus[self.nodes.up].sum())
         self._free_gpus = int(self.ledger.room.gpus[self.nodes.up].sum())
         self._shape_of = self.pending.values[: len(self.pending.jobs), tables.SHAPE].astype(np.int64)
@@ -67,27 +81,28 @@ class _Cycle:
     def run(self) -> None:
         """All jobs once, in their order; behind the first that wait for room, in that of backfill."""
         slots = self._rank(self.policy.order)
-        at, places = 0, self._places
-        while at < len(slots) and (not self.heads or len(self.heads) < places):
+        if self.policy.preempt is Preempt.ORDER and self._choose_anew(slots):
+            return
+        at = 0
+        while at < len(slots) and (not self.heads or len(self.heads) < self.places):
             self._consider(slots[at])
             at += 1
-        if at == len(slots) or self.policy.backfill is Backfill.NONE:
-            return
-        rest = slots[at:]
-        if self.policy.backfill_order:
-            left = set(rest)
-            rest = [slot for slot in self._rank(self.policy.backfill_order) if slot in left]
-        for slot in self._small_enough(rest) if len(self.heads) >= places else rest:
-            self._consider(slot)
+        if at < len(slots) and self.policy.backfill is not Backfill.NONE:
+            rest = slots[at:]
+            if self.policy.backfill_order:
+                left = set(rest)
+                rest = [slot for slot in self._rank(self.policy.backfill_order) if slot in left]
+            for slot in self._small_enough(rest) if len(self.heads) >= self.places else rest:
+                self._consider(slot)
+        if self.policy.preempt is Preempt.LEVEL:
+            self._make_room()
 
     def _small_enough(self, slots: list[int]) -> list[int]:
         """Those that ask for no more than is free in all."""
         rows = np.array(slots, np.int64)
         values = self.pending.values
-        fitting = (values[rows, tables.CPUS] <= self._free_cpus) & (
-            values[rows, tables.GPUS] <= self._free_gpus
-        )
-        few: list[int] = rows[fitting].tolist()
+        cpus, gpus = values[rows, tables.CPUS], values[rows, tables.GPUS]
+        few: list[int] = rows[(cpus <= self._free_cpus) & (gpus <= self._free_gpus)].tolist()
         return few
 
     def _rank(self, name: str) -> list[int]:
@@ -97,97 +112,50 @@ class _Cycle:
             slots = [*held, *(slot for slot in slots if slot not in held)]
         return slots
 
+    # --- starting
+
     def _consider(self, slot: int) -> None:
         """Starts the job, or as many elements of the array as fit; else notes that it waits."""
-        job = self.pending.jobs[slot]
-        assert job is not None
+        job = self._job(slot)
         number = int(self._shape_of[slot])
-        if self.failed.get(number, _ANY_LEVEL) == 0 or len(self.starts) >= self.policy.max_starts:
-            self._wait(slot, job, number)
+        left = 0 if job.queue in self.snapshot.stopped_queues else job.count
+        if not left:
             return
-        left = job.count
-        while left and self._start(job, number):
+        while left and len(self.starts) < self.policy.max_starts and self._start(slot, job, number):
             left -= 1
-        if left:
-            self._wait(slot, job, number)
-        else:
+        if not left:
             self.done.add(slot)
-
-    def _wait(self, slot: int, job: JobView, number: int) -> None:
-        if (
-            len(self.heads) < self._places
-            and self.explainer.could_start_on_empty(self.pending.shapes[number])
-            and self._open(job)
-        ):
+        elif len(self.heads) < self.places and slot not in self.limited and self._could_start(number):
             self.heads.append(slot)
 
-    @property
-    def _places(self) -> int:
-        """How many waiting jobs keep a place in time."""
-        match self.policy.backfill:
-            case Backfill.FILL:
-                return 0
-            case Backfill.CONSERVATIVE:
-                return _ANY_LEVEL
-            case Backfill.EASY:
-                return self.policy.reservations
-            case _:
-                return 1
+    def _could_start(self, number: int) -> bool:
+        """Whether only what other jobs hold is in the way."""
+        return self.explainer.could_start_on_empty(self.pending.shapes[number])
 
-    def _open(self, job: JobView) -> bool:
-        return job.queue not in self.snapshot.stopped_queues
-
-    def _start(self, job: JobView, number: int) -> bool:
+    def _start(self, slot: int, job: JobView, number: int) -> bool:
+        """One job or one element; False: not now."""
         shape = self.pending.shapes[number]
-        if not self._open(job) or (self.heads and self.policy.backfill is Backfill.NONE):
+        if self.heads and self.policy.backfill is Backfill.NONE:
+            return False
+        refused = self.gate.refuses(job, shape)
+        if refused is not None:
+            self.limited[slot] = refused
             return False
         if shape.gpus > self._free_gpus or shape.cpus > self._free_cpus:
-            self.failed[number] = 0
             return False
-        walltime = self._walltime(job)
-        level = self._level(walltime)
-        if level is None or level >= self.failed.get(number, _ANY_LEVEL):
+        side, walltime = self._side(job), self._walltime(job)
+        if side.failed.get(number) == 0:
             return False
-        found = arrange(
-            shape.request, self.horizon.room(level), self.explainer.usable(shape), score.prefer, shape.kinds
-        )
+        level = self._level(job)
+        if level is None or level >= side.failed.get(number, _ALL):
+            return False
+        usable = self.explainer.usable(shape) & side.open
+        found = arrange(shape.request, side.horizon.room(level), usable, score.prefer, shape.kinds)
         if found.lots is None:
-            self.failed[number] = level
+            side.failed[number] = level
             return False
         self._commit(job, shape, found, self.now + walltime)
         return True
-
-    def _level(self, walltime: float) -> int | None:
-        """What the job has to respect; None: it may not start behind the heads at all."""
-        self._reserve()
-        end = self.now + walltime
-        if self.policy.backfill is Backfill.ENDS_BEFORE and self.reservations:
-            return 0 if end < self.reservations[0].at else None
-        return self.horizon.level(end)
-
-    def _reserve(self) -> None:
-        """Gives the heads their places in time: as late as possible, for it is the costly part of a cycle."""
-        for slot in self.heads[len(self.reservations) :]:
-            job = self.pending.jobs[slot]
-            assert job is not None
-            self.reservations.append(self._reservation(job, self.pending.shapes[int(self._shape_of[slot])]))
-
-    def _reservation(self, job: JobView, shape: Shape) -> Reservation:
-        walltime, usable = self._walltime(job), self.explainer.usable(shape)
-        promise = self._promised.get(job.id) if self.policy.hold_head else None
-        if promise is not None:
-            return Reservation(job.id, promise.at, {})
-        found = self.horizon.earliest(shape, walltime, usable)
-        lots = place(shape, found[1], usable) if found else None
-        if found is None or lots is None:
-            return Reservation(job.id, inf, {})
-        if self.policy.backfill is not Backfill.ENDS_BEFORE:
-            self.horizon.reserve(str(job.id), shape, lots, found[0], walltime)
-        rows = amounts_of(shape, lots).tolist()
-        names = self.nodes.site.nodes
-        return Reservation(
-            job.id, found[0], {names[row].name: (cpus, mem, gpus) for row, cpus, mem, gpus in rows}
-        )
 
     def _commit(self, job: JobView, shape: Shape, found: Arrangement, end: float) -> None:
         members = _members(shape, found, self.ledger)
@@ -198,19 +166,118 @@ class _Cycle:
             self.ledger.discard()
             raise
         self.ledger.commit()
-        self.horizon.took(amounts_of(shape, found.lots or ()), end)
+        amounts = amounts_of(shape, found.lots or ())
+        self.taken.append((end, amounts))
+        for side in self.sides.values():
+            side.horizon.took(amounts, end)
+        self.gate.count(job, shape)
         self._free_cpus -= shape.cpus
         self._free_gpus -= shape.gpus
         self.starts.append(Start(job.id, members))
 
-    def _walltime(self, job: JobView) -> float:
-        walltime = job.request.walltime if job.walltime is None else job.walltime
-        return self.policy.assumed_walltime if walltime is None else float(walltime)
+    # --- places in time
 
-    def reservations_now(self) -> tuple[Reservation, ...]:
-        """Places in time of the heads."""
+    def _level(self, job: JobView) -> int | None:
+        """What the job has to respect if it starts now; None: it may not start behind the heads at all."""
         self._reserve()
+        end = self.now + self._walltime(job)
+        if self.policy.backfill is Backfill.ENDS_BEFORE and self.reservations:
+            return 0 if end < self.reservations[0].at else None
+        return self._side(job).horizon.level(end)
+
+    def _reserve(self) -> tuple[Reservation, ...]:
+        """Gives the heads their places in time: as late as possible, for it is the costly part of a cycle."""
+        for slot in self.heads[len(self.reservations) :]:
+            shape = self.pending.shapes[int(self._shape_of[slot])]
+            self.reservations.append(self._reservation(self._job(slot), shape))
         return tuple(self.reservations)
+
+    def _reservation(self, job: JobView, shape: Shape) -> Reservation:
+        walltime, usable = self._walltime(job), self.explainer.usable(shape)
+        promise = self._promised.get(job.id) if self.policy.hold_head else None
+        if promise is not None:
+            return Reservation(job.id, promise.at, {})
+        found = self._side(job).horizon.earliest(shape, walltime, usable)
+        lots = place(shape, found[1], usable) if found else None
+        if found is None or lots is None:
+            return Reservation(job.id, inf, {})
+        block = Block(str(job.id), found[0], found[0] + walltime, amounts_of(shape, lots))
+        if self.policy.backfill is not Backfill.ENDS_BEFORE:
+            self.kept.append(block)
+            for side in self.sides.values():
+                side.horizon.reserve(block)
+        names = self.nodes.site.nodes
+        shares = {names[row].name: (cpus, mem, gpus) for row, cpus, mem, gpus in block.amounts.tolist()}
+        return Reservation(job.id, found[0], shares)
+
+    def _side(self, job: JobView) -> _Side:
+        """What the cluster is like for the job: windows that it may not use are closed."""
+        closed = windows.closed_to(job, self.snapshot.windows, self.now) if self.snapshot.windows else ()
+        side = self.sides.get(closed)
+        if side is None:
+            held = [*self._departures, *windows.blocks(self.nodes, closed)]
+            horizon = Horizon(
+                self.ledger.room,
+                self.running,
+                self.now,
+                [*held, *self.kept],
+                started=self.taken,
+                all_that_end=self.policy.all_that_end,
+            )
+            side = _Side(horizon, ~windows.closed_now(self.nodes, held, self.now), {})
+            self.sides[closed] = side
+        return side
+
+    @cached_property
+    def _departures(self) -> list[Block]:
+        return windows.departures(self.nodes)
+
+    # --- preemption
+
+    def _choose_anew(self, slots: Sequence[int]) -> bool:
+        """Under ``Preempt.ORDER``: whether somebody has to go, and then nobody starts yet."""
+        merged: list[RunningView | tuple[JobView, Shape]] = [
+            entry
+            if isinstance(entry, RunningView)
+            else (entry, self.pending.shapes[int(self._shape_of[self.pending.slots[entry.id]])])
+            for entry in order.merged(
+                [self._job(slot) for slot in slots], self.running, self.policy, self.now
+            )
+        ]
+        found = preempt.chosen_anew(merged, self.ledger.room, self.explainer.usable, self.now)
+        if found is not None:
+            self.preemptions.append(found)
+        return found is not None
+
+    def _make_room(self) -> None:
+        """Under ``Preempt.LEVEL``: for the first of the heads that may end others, if that lets it start at once."""
+        running = list(self.running)
+        for slot in self.heads:
+            job, shape = self._job(slot), self.pending.shapes[int(self._shape_of[slot])]
+            level = preempt.level(self.snapshot.queues, job.queue)
+            below = preempt.candidates(running, self.snapshot.queues, level) if job.may_preempt else []
+            if not below:
+                continue
+            coming = self.ledger.room.copy()
+            for leaving in running:
+                if leaving.leaving:
+                    preempt.give_back(coming, leaving, 1)
+            usable = self.explainer.usable(shape) & self._side(job).open
+            chosen = preempt.victims(shape, coming, usable, below, self.now)
+            if chosen:
+                work = sum(preempt.lost(victim, self.now) for victim in chosen)
+                self.preemptions.append(Preemption(job.id, tuple(victim.id for victim in chosen), work))
+            return
+
+    # --- the answer
+
+    def _job(self, slot: int) -> JobView:
+        job = self.pending.jobs[slot]
+        assert job is not None
+        return job
+
+    def _walltime(self, job: JobView) -> float:
+        return order.walltime(job, self.snapshot.queues, self.policy)
 
     def plan(self) -> Plan:
         """The answer. What nobody may ask for is worked out when it is asked for, from what this cycle keeps."""
@@ -222,14 +289,38 @@ class _Cycle:
             shapes=self.pending.shapes,
             done=self.done,
             heads=self.heads,
+            limited=self.limited,
             stopped=self.snapshot.stopped_queues,
-            level=lambda job: self._level(self._walltime(job)),
-            reserve=self.reservations_now,
-            horizon=self.horizon,
+            level=self._level,
+            side=self._side,
+            reserve=self._reserve,
             explainer=self.explainer,
         )
         reasons = Reasons(waiting)
-        return Plan(tuple(self.starts), reasons, outlook=reasons)
+        return Plan(tuple(self.starts), reasons, tuple(self.preemptions), reasons)
+
+
+@dataclass(slots=True)
+class _Side(Side):
+    """The cluster as those see it to whom the same windows are closed.
+
+    ``failed``: by number of a shape, the lowest level on which it does not fit.
+    """
+
+    failed: dict[int, int]
+
+
+def _places(policy: Policy) -> int:
+    """How many waiting jobs keep a place in time."""
+    match policy.backfill:
+        case Backfill.FILL:
+            return 0
+        case Backfill.CONSERVATIVE:
+            return _ALL
+        case Backfill.EASY:
+            return policy.reservations
+        case _:
+            return 1
 
 
 def _members(shape: Shape, found: Arrangement, ledger: Ledger) -> tuple[Member, ...]:

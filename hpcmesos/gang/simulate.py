@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from math import inf
 
 from hpcmesos.gang import schedule as scheduler
-from hpcmesos.gang.policy import Policy
+from hpcmesos.gang.policy import Policy, Preempt
 from hpcmesos.gang.snapshot import JobView, Member, NodeView, Plan, Promise, RunningView, Snapshot
 from hpcmesos.gang.tables import JobTable, NodeTable, RunningTable
 from hpcmesos.model import JobId, NodeName, Request
@@ -70,7 +70,8 @@ class Simulator:
     """``run()`` replays the whole trace.
 
     ``one_by_one``: each arrival and each end is an event of its own, arrivals first, as in RLScheduler; else all that
-    happens at one time is decided on together. ``known``: the scheduler knows true run times.
+    happens at one time is decided on together.
+    ``known``: the scheduler knows true run times. ``saves``: a preempted job goes on where it was, else it begins anew.
     """
 
     def __init__(
@@ -81,11 +82,12 @@ class Simulator:
         *,
         one_by_one: bool = False,
         known: bool = False,
+        saves: bool = True,
         facts: Mapping[str, object] | None = None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
         self._policy = policy
-        self._one_by_one, self._known, self._progress = one_by_one, known, progress
+        self._one_by_one, self._known, self._saves, self._progress = one_by_one, known, saves, progress
         self._facts = dict(facts or {})
         self._nodes = NodeTable(nodes)
         self._pending, self._running = JobTable(), RunningTable(self._nodes)
@@ -166,12 +168,14 @@ class Simulator:
 
     def _decide(self, now: float) -> None:
         """Calls the scheduler, and again as long as something had to make room."""
+        policy = self._policy
         while self._waiting:
-            plan = scheduler.schedule(self._snapshot(), self._policy, now)
+            plan = scheduler.schedule(self._snapshot(), policy, now)
             self.replay.calls += 1
             self._apply(plan, now)
             if not plan.preemptions:
                 return
+            policy = replace(policy, preempt=Preempt.NEVER)
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(
@@ -186,7 +190,8 @@ class Simulator:
         for preemption in plan.preemptions:
             for victim in preemption.victims:
                 live = self._leave(victim)
-                live.left -= now - live.since
+                if self._saves:
+                    live.left -= now - live.since
                 live.attempt += 1
                 self._queue(live)
         for start in plan.starts:
@@ -202,7 +207,18 @@ class Simulator:
         self._nodes.allocate(members)
         walltime = live.left if self._known else job.walltime
         ends_at = now + (self._policy.assumed_walltime if walltime is None else walltime)
-        view = RunningView(job.id, members, now, ends_at, job.queue, job.user, job.project)
+        view = RunningView(
+            job.id,
+            members,
+            now,
+            ends_at,
+            job.queue,
+            job.user,
+            job.project,
+            saved_at=now if self._saves else None,
+            priority=job.priority,
+            queued_at=job.submitted_at,
+        )
         self._running.put(view)
         heappush(self._ends, (now + live.left, self.replay.calls, job.id, live.attempt))
 

@@ -72,6 +72,7 @@ class JobView:
     walltime: float | None = None  # seconds; None: the request's, else ``Policy.assumed_walltime``
     constraints: tuple[Constraint, ...] = ()
     remaining: float | None = None  # seconds that it is known to need still; None: its walltime
+    may_preempt: bool = True  # False of one that was preempted itself: no cascades
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,9 @@ class RunningView:
     project: str = ""
     preemptible: bool = True  # False: it may not be run again
     saved_at: float | None = None  # its last checkpoint: work since then is lost with it; None: its start
+    leaving: bool = False  # it was told to go: what it holds comes free soon
+    priority: int = 0
+    queued_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -400,6 +400,20 @@ class Attempt:
         if self.phase in ("ready", "running"):
             self.enclosure.signal(number)
 
+    def alter(self, walltime: int | None, streams: str, text: str) -> None:
+        """Another walltime (s from the start, None: no limit), or with ``streams`` a line for the script's output."""
+        if streams:
+            if self.phase == "running":
+                for letter in streams:
+                    self.output.note(text, {"o": "stdout", "e": "stderr"}[letter])
+            return
+        self.spec["walltime"] = walltime
+        if self._walltime:
+            self._walltime.cancel()
+        if walltime is not None and self.phase == "running":
+            left = walltime - (time.monotonic() - self._since)
+            self._walltime = asyncio.get_running_loop().call_later(max(0.0, left), self._over_walltime)
+
     def _over_walltime(self) -> None:
         limit = self.spec["walltime"]
         elapsed = int(time.monotonic() - self._since)

@@ -76,6 +76,8 @@ class Control:
             attempt.go()
         elif request["op"] == "signal":
             attempt.signal(int(request["signal"]))
+        elif request["op"] == "alter":
+            attempt.alter(request["walltime"], request["streams"], request["text"])
         elif request["op"] == "end":
             if attempt.ended:
                 channel.say(attempt.ended)

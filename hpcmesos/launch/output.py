@@ -34,12 +34,13 @@ class Output:
     def tail(self, stream: str) -> bytes:
         return self.read(stream, max(0, self.size(stream) - TAIL), TAIL)
 
-    def note(self, line: str) -> None:
-        """Adds a line where the job's errors go; what cannot take it must not hinder the end.
+    def note(self, line: str, stream: str = "stderr") -> None:
+        """Adds a line where the job's errors (output) go; what cannot take it must not hinder the end.
 
         Regular files only: a pipe that nobody reads would stop this process, and every job of the node with it.
         """
-        fd = self.opened.stderr if self.opened.stderr is not None else self.opened.stdout
+        other = "stdout" if stream == "stderr" else "stderr"
+        fd = self._fd(stream) if self._fd(stream) is not None else self._fd(other)
         if fd is not None and _regular_size(fd) is not None:
             with suppress(OSError):
                 os.write(fd, f"{line}\n".encode())

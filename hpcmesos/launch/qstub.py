@@ -112,9 +112,11 @@ def _add_script(request: dict[str, Any], path: str) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return
+    if os.fstat(fd).st_mode & 0o170000 != 0o100000:
+        os.close(fd)
+        return
     with open(fd, "rb", buffering=0) as file:
-        if os.fstat(fd).st_mode & 0o170000 == 0o100000:
-            _attach(request, path, _read(file))
+        _attach(request, path, _read(file))
 
 
 def _attach(request: dict[str, Any], path: str, content: bytes) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pwd
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from hpcmesos.config import MasterSettings
@@ -29,6 +29,7 @@ class Caller:
     user: str
     role: Role = Role.USER
     node: str | None = None
+    local: bool = False  # on this host, by its unix socket
 
     @property
     def privileged(self) -> bool:
@@ -53,7 +54,7 @@ def identify(
         Unauthenticated: no credential, or a wrong one.
     """
     if peer.uid is not None:
-        return _user(_name_of(peer.uid), settings, server)
+        return replace(_user(_name_of(peer.uid), settings, server), local=True)
     if authorization is not None:
         return _user(_token_user(authorization, store), settings, server)
     if peer.organization == "master":

@@ -15,6 +15,7 @@ from hpcmesos import wire
 from hpcmesos.errors import InvalidValue
 from hpcmesos.master import objects
 from hpcmesos.master.arrays import without
+from hpcmesos.master.changes import Changes
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.gangs import Gangs, resting_state
 from hpcmesos.master.reconcile import Nodes
@@ -47,6 +48,7 @@ class Inbox:
         self.desk = desk
         self.gangs = gangs
         self.nodes = nodes
+        self.changes = Changes(desk, gangs, self)
         self.fresh: dict[int, JobRecord] = {}  # new jobs of the rows that are looked at, by ``seq``
 
     def load_submitted(self, rows: Sequence[InboxRow], reader: JobReader) -> None:
@@ -90,6 +92,8 @@ class Inbox:
                 self._set_holds(job, "released", row, set(job.holds) - _kinds(row))
             case wishes.SIGNAL:
                 self._on_signal(job, row)
+            case _ if self.changes.take(job, row):
+                pass
             case _:
                 log.warning("unknown wish kind=%s job=%s user=%s", row.kind, job.id, row.user)
                 self.desk.move(job, job.state, "ignored", {"wish": row.kind, "user": row.user})
@@ -105,9 +109,9 @@ class Inbox:
                 for element in rows:
                     self._on_delete(element, row)
                 arrays.settle(parent.seq)
-            case wishes.SIGNAL:
+            case wishes.SIGNAL | wishes.RERUN | wishes.MESSAGE:
                 for element in rows:
-                    self._on_signal(element, row)
+                    self._on_job(element, row)
             case _:
                 for job in [parent] if wanted is None else rows:
                     self._on_job(job, row)
@@ -156,9 +160,9 @@ class Inbox:
             comment = "a job that it depends on did not end as it must, or is unknown"
             self._complete_unrun(job, "dependency failed", comment)
         elif verdict is Verdict.SATISFIED and held:
-            self._rest(job, "dependency satisfied", set(job.holds) - {DEPENDENCY_HOLD})
+            self.rest(job, "dependency satisfied", set(job.holds) - {DEPENDENCY_HOLD})
         elif verdict is Verdict.WAITING and not held:
-            self._rest(job, "dependency waits", {*job.holds, DEPENDENCY_HOLD})
+            self.rest(job, "dependency waits", {*job.holds, DEPENDENCY_HOLD})
 
     def _outcomes(self, job: JobRecord) -> Mapping[JobKey, Outcome]:
         return self.desk.reader.outcomes(JobKey(*dependency.parent) for dependency in job.dependencies)
@@ -199,10 +203,10 @@ class Inbox:
             self.gangs.end(attempt, Cause.DELETED, None, message, None if delay is None else float(delay))
 
     def _set_holds(self, job: JobRecord, event: str, row: InboxRow, holds: set[str]) -> None:
-        self._rest(job, event, holds, user=row.user)
+        self.rest(job, event, holds, user=row.user)
 
-    def _rest(self, job: JobRecord, event: str, holds: set[str], user: str = "") -> None:
-        """The job with these holds, in the state that follows from them."""
+    def rest(self, job: JobRecord, event: str, holds: set[str], user: str = "") -> None:
+        """The job with these holds, in the state that follows from them and from its time."""
         text = "".join(sorted(holds))
         target = resting_state(text, job.not_before, self.desk.now)
         if job.state in _RUNNING and not (text and job.array_spec):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from hpcmesos.errors import HpcmesosError, InvalidValue, QueueBusy, QueueExists, UnknownQueue
 from hpcmesos.master.effects import Desk
+from hpcmesos.model import Request
 from hpcmesos.pbs.manager import Change
 from hpcmesos.pbs.manager_attributes import apply
 from hpcmesos.queue.records import InboxRow, QueueRecord
@@ -35,6 +37,12 @@ def queue_of(name: str, attributes: Mapping[str, str]) -> QueueRecord:
         priority=int(attributes.get("Priority", "0")),
         attributes=kept,
     )
+
+
+def fenced(request: Request, queue: QueueRecord) -> Request:
+    """The request with what the queue says of silent nodes (``silence = fence:SECONDS``)."""
+    kind, _, seconds = queue.attributes.get("silence", "wait").partition(":")
+    return replace(request, silence=int(seconds) if kind == "fence" else None)
 
 
 def changed_queue(

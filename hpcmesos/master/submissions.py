@@ -29,6 +29,19 @@ class Submissions:
         """One that was read together with its job."""
         self._read[seq] = submission
 
+    def current(self, seq: int) -> Mapping[str, Any]:
+        """As it stands now, with changes that are not committed yet."""
+        if seq in self._read:
+            return self._read[seq]
+        if seq in self._known:
+            return self._known[seq].submission
+        return self._reader.submissions([seq]).get(seq, {})
+
+    def change(self, seq: int, submission: Mapping[str, Any]) -> None:
+        """The job has another one now."""
+        self._known.pop(seq, None)
+        self._read[seq] = submission
+
     def load(self, seqs: Collection[int]) -> None:
         """Reads what is missing of these jobs, together."""
         missing = [seq for seq in seqs if seq not in self._known]

@@ -204,6 +204,16 @@ COMMANDS: Mapping[str, Command] = {
             "send a signal to jobs",
             (Option("s", "signal", "name or number (default: SIGTERM)"), *_flags("a"), *_COMMON),
         ),
+        Command(
+            "qmsg",
+            f"message {_JOBS}",
+            "write a line into the output of jobs that run",
+            (
+                Option("E", None, "into standard error (default)"),
+                Option("O", None, "into standard output"),
+                *_COMMON,
+            ),
+        ),
         Command("qmove", f"destination {_JOBS}", "move jobs to another queue", _COMMON),
         Command("qorder", "job_id job_id", "exchange the places of two jobs", _COMMON),
         Command(
@@ -233,11 +243,18 @@ COMMANDS: Mapping[str, Command] = {
             "",
             "list the ids of jobs",
             (
-                *(_JOB[name] for name in "aAclNpPqru"),
-                Option("h", "kinds", "jobs with these holds"),
+                *(_JOB[name] for name in "aAlNpPqru"),
+                Option(
+                    "c", "[op]checkpoint", "jobs with this checkpoint; op is .eq. .ne. .ge. .gt. .le. or .lt."
+                ),
+                Option("h", "kinds", "jobs with exactly these holds; n: none"),
                 Option("s", "letters", "jobs in these states"),
-                Option("t", "times", "jobs by their times"),
-                *_flags("eHJTx"),
+                Option("t", "letter[op]date_time", "by time: a c e g m q s t, e.g. s.gt.01010000"),
+                Option("T", None, "the elements of arrays, as Torque always does"),
+                Option("J", None, "arrays only"),
+                Option("x", None, "finished jobs too"),
+                Option("H", None, "finished jobs too"),
+                *_flags("e"),
                 *_COMMON,
             ),
         ),

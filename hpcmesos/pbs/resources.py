@@ -29,6 +29,8 @@ _GPU_MODES = frozenset(
 )
 _KEPT_IN_NODES = frozenset({"mics", "tpn", "vmem", "pmem", "cpp", "naccesspolicy"})
 _GPU_NAMES = ("gpus", "ngpus")
+SHAPES = frozenset({"select", "nodes", "procs", "ncpus", "gpus", "ngpus", "place"})
+"""Resources that say how a job lies on nodes."""
 _ALTERNATIVES = ("select", "nodes", "procs", "ncpus")  # of these, the job's shape
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -21,6 +20,7 @@ from hpcmesos.pbs.quoting import split_list, unquote
 from hpcmesos.pbs.values import (
     Dependency,
     bare_names,
+    check_choice,
     check_name,
     default_name,
     merge_attribute,
@@ -51,12 +51,6 @@ _ORIGIN_NAMES = ("PATH", "MAIL", "SHELL", "TZ", "LANG")
 _ASKED_NAMES = ("HOME", *_ORIGIN_NAMES, "PBS_DPREFIX")
 _PREFIX_VARIABLE = "PBS_DPREFIX"
 
-_CHOICES = {
-    "j": re.compile(r"oe|eo|n"),
-    "k": re.compile(r"n|d?(?:oe?|eo?)"),
-    "m": re.compile(r"[npabefj]+"),
-    "r": re.compile(r"[yn]"),
-}
 _ATTRIBUTE_CHOICES = {"ring": ("check", "none"), "gpubind": ("rank", "none")}
 _KEPT_OPTIONS = {
     "D": "init_root_dir",
@@ -73,6 +67,10 @@ _TYPED_ATTRIBUTES = frozenset(
 )
 
 
+def _no_defaults(queue: str, asked: Mapping[str, str]) -> Mapping[str, str]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class SubmitContext:
     """What the server knows of the caller beyond the words themselves."""
@@ -86,6 +84,8 @@ class SubmitContext:
     server: str
     now: datetime  # aware, in the client's zone: -a is read in it
     default_queue: str = "batch"
+    default_resources: Callable[[str, Mapping[str, str]], Mapping[str, str]] = _no_defaults
+    """Of a queue (its name) for a job that asks for these resources: what it gets beside them."""
     default_options: tuple[str, ...] = ()  # the server's default qsub arguments, below the directives
 
 
@@ -219,10 +219,12 @@ class _Merged:
         self.attributes = self._attributes()
 
     def submission(self, submit_args: str) -> Submission:
-        asked = resources.build(resources.collect(self._lists("l")))
+        queue = (self.last("q") or "").partition("@")[0] or None
+        words = resources.collect(self._lists("l"))
+        defaults = self.context.default_resources(queue or self.context.default_queue, words)
+        asked = resources.build({**defaults, **words})
         cwd, host = self.context.cwd, self.context.host
         when = self.last("a")
-        queue = (self.last("q") or "").partition("@")[0] or None
         array = self.last("t") or self.last("J") or self.attributes.get("job_array_request")
         if array and self.interactive:
             raise UsageError("an interactive job cannot be an array")
@@ -311,10 +313,7 @@ class _Merged:
         return replace(request, framework=str(framework))
 
     def _choice(self, name: str, default: str) -> str:
-        value = self.last(name) or default
-        if not _CHOICES[name].fullmatch(value):
-            raise InvalidValue(f"illegal -{name} value '{value}'; see qsub --help")
-        return value
+        return check_choice("qsub", name, self.last(name) or default)
 
     def _flag(self, name: str) -> bool:
         return parse_boolean(name, self.attributes[name]) if name in self.attributes else False

@@ -26,6 +26,12 @@ _APPENDED = frozenset({"stagein", "stageout", "x"})
 _COUNT = re.compile(r"\s*\d+\s*", re.ASCII)
 _NUMERIC = frozenset({"umask", "block", "interactive"})
 
+_CHOICES = {
+    "j": re.compile(r"oe|eo|n"),
+    "k": re.compile(r"n|d?(?:oe?|eo?)"),
+    "m": re.compile(r"[npabefj]+"),
+    "r": re.compile(r"[yn]"),
+}
 _ENDS = ("", "ok", "notok", "any")
 DEPENDENCY_KINDS = frozenset(
     {"on", "synccount", "syncwith", "afterstartarray", "beforestartarray"}
@@ -145,6 +151,13 @@ def check_name(text: str) -> str:
             f"illegal -N value '{text}': a name holds no blanks, slashes or control characters"
         )
     return text
+
+
+def check_choice(command: str, option: str, value: str) -> str:
+    """The value of -j, -k, -m or -r, if it is one; InvalidValue otherwise."""
+    if not _CHOICES[option].fullmatch(value):
+        raise InvalidValue(f"illegal -{option} value '{value}'; see {command} --help")
+    return value
 
 
 def default_name(path: str) -> str:

@@ -92,6 +92,16 @@ class Reads:
                 found[queue][state] = number
         return dict(found)
 
+    def live_count(self, *, queue: str | None = None, owner: str | None = None) -> int:
+        """How many jobs that are not over (an array is one) are in ``queue``, of ``owner``; None: any."""
+        jobs = t.jobs.c
+        wanted = select(func.count()).where(jobs.ended_at.is_(None), jobs.element == t.WHOLE_JOB)
+        for column, value in ((jobs.queue, queue), (jobs.owner, owner)):
+            if value is not None:
+                wanted = wanted.where(column == value)
+        with begin(self._single) as connection:
+            return connection.scalar(wanted) or 0
+
     def attempts(self, jobs: Sequence[int | JobKey], *, tails: bool = True) -> list[AttemptRecord]:
         """All attempts of these jobs, oldest first, in history too; without ``tails`` of the output those are empty.
 

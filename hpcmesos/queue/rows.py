@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -35,13 +35,14 @@ SPEC_VERSION = 1
 """Of the JSON form of a Request; a reader converts older ones."""
 
 
-def recordset(types: Mapping[str, Any]) -> TableValuedAlias:
+def recordset(types: Mapping[str, Any], parameter: str = "rows") -> TableValuedAlias:
     """The parameter ``rows``, a list of mappings, as a table: one statement whatever their number. To build one costs
     more than to execute it, so statements are kept.
     """
     columns = [column(name, kind) for name, kind in types.items()]
-    rendered = func.jsonb_to_recordset(bindparam("rows", type_=JSONB)).table_valued(*columns, name="wanted")
-    return rendered.render_derived(name="wanted", with_types=True)
+    name = "wanted" if parameter == "rows" else f"wanted_{parameter}"
+    rendered = func.jsonb_to_recordset(bindparam(parameter, type_=JSONB)).table_valued(*columns, name=name)
+    return rendered.render_derived(name=name, with_types=True)
 
 
 def insert_rows(table: Table, types: Mapping[str, Any]) -> Insert:
@@ -80,6 +81,11 @@ def dependencies_json(dependencies: Iterable[Dependency]) -> list[list[Any]]:
 
 def array_json(spec: ArraySpec | None) -> Any:
     return None if spec is None else {"ranges": spec.ranges, "limit": spec.limit}
+
+
+def dependencies_of(stored: Iterable[Sequence[Any]]) -> tuple[Dependency, ...]:
+    """From the form that dependencies_json() makes."""
+    return tuple(Dependency(DependencyKind(kind), *rest) for kind, *rest in stored)
 
 
 def ranges_text(ranges: Ranges | None) -> str | None:
@@ -132,11 +138,7 @@ def job_record(row: Row[Any]) -> JobRecord:
         values["cause"] = Cause(values["cause"])
     values["request"] = msgspec.convert(values["request"], Request)
     values["excluded"] = tuple(values["excluded"])
-    if values["dependencies"]:
-        found = values["dependencies"]
-        values["dependencies"] = tuple(Dependency(DependencyKind(kind), *rest) for kind, *rest in found)
-    else:
-        values["dependencies"] = ()
+    values["dependencies"] = dependencies_of(values["dependencies"] or ())
     if values["array_spec"] is not None:
         values["array_spec"] = _array_spec(values["array_spec"])
         for name in ("todo", "deleted"):

@@ -128,6 +128,12 @@ def test_script_is_sent_unasked_and_more_when_asked(server: Server, tmp_path: Pa
     assert first["key"] == second["key"]
 
 
+def test_a_directory_at_the_end_of_the_words_is_no_script(server: Server, tmp_path: Path) -> None:
+    server.answers = [lambda _: http({"stdout": "1.hpcm\n"})]
+    assert stub(server, "qsub", "-d", str(tmp_path)).returncode == 0
+    assert "script" not in server.requests[0]
+
+
 def test_script_from_standard_input(server: Server) -> None:
     server.answers = [
         lambda _: http({"need": {"script": "-", "environ": ["*"]}}),

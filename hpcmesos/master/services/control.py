@@ -32,7 +32,7 @@ def qdel(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         auth.check_operator(caller, "purge jobs")
     ids = _all_ids(site, caller) if query.all else query.ids
     payload = _delete_payload(query)
-    command = _Command(site, caller, "qdel", personality, query.array_range)
+    command = Command(site, caller, "qdel", personality, query.array_range)
     return command.each(ids, lambda job: (wishes.DELETE, payload))
 
 
@@ -72,11 +72,11 @@ def _hold(command: str, kind: str, site: Site, caller: Caller, request: CommandR
             raise WrongState("invalid state for job - RUNNING")
         return kind, {"kinds": kinds}
 
-    return _Command(site, caller, command, personality, query.array_range).each(query.ids, wanted)
+    return Command(site, caller, command, personality, query.array_range).each(query.ids, wanted)
 
 
 @dataclass(frozen=True, slots=True)
-class _Command:
+class Command:
     """A command over several ids. ``elements``: of its -t, which every id of an array means then."""
 
     site: Site

@@ -8,15 +8,18 @@ from importlib.metadata import version
 
 from hpcmesos.errors import (
     BadDependency,
+    BadSignal,
     HpcmesosError,
     InvalidValue,
     JobFinished,
     NeverFits,
+    NotRerunable,
     QueueBusy,
     QueueDenied,
     QueueDisabled,
     QueueExists,
     QueueLimit,
+    RunningJob,
     TooManyJobs,
     Unauthorized,
     UnknownJob,
@@ -32,6 +35,9 @@ _FIRST_ERROR_CODE = 153
 
 _PBSPRO_CODES: Mapping[type[HpcmesosError], int] = {
     InvalidValue: 166,
+    RunningJob: 167,
+    NotRerunable: 190,
+    BadSignal: 165,
     QueueExists: 177,
     QueueBusy: 179,
     QueueDenied: 159,
@@ -51,12 +57,18 @@ _TORQUE_TEXTS: Mapping[type[HpcmesosError], str] = {
     Unauthorized: "Unauthorized Request  {id}",
     JobFinished: "Request invalid for state of job MSG=invalid state for job - COMPLETE {id}",
     WrongState: "Request invalid for state of job MSG={error} {id}",
+    RunningJob: "Cannot modify attribute while job running  {error} {id}",
+    NotRerunable: "Job not rerunable MSG={error} {id}",
+    BadSignal: "Unknown/illegal signal name MSG={error} {id}",
 }
 _PBSPRO_TEXTS: Mapping[type[HpcmesosError], str] = {
     UnknownJob: "Unknown Job Id {id}",
     Unauthorized: "Unauthorized Request  {id}",
     JobFinished: "Job has finished {id}",
     WrongState: "Request invalid for state of job {id}",
+    RunningJob: "Cannot modify attribute while job running  {error} {id}",
+    NotRerunable: "job is not rerunnable {id}",
+    BadSignal: "Unknown/illegal signal name {id}",
 }
 
 

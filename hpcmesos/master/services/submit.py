@@ -7,10 +7,12 @@ import binascii
 import hashlib
 import pwd
 import re
+import socket
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,17 @@ import msgspec
 from hpcmesos.errors import (
     ArrayTooLarge,
     BadDependency,
+    HpcmesosError,
     InvalidScript,
     InvalidValue,
     NeverFits,
-    QueueDisabled,
-    UnknownQueue,
     UsageError,
 )
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
+from hpcmesos.master.objects import fenced
 from hpcmesos.master.services import output_paths
+from hpcmesos.master.services.admission import Applicant, admit, default_resources
 from hpcmesos.master.services.replies import information
 from hpcmesos.master.services.site import Site, client_zone
 from hpcmesos.model import JobId, JobState, Request
@@ -36,9 +39,8 @@ from hpcmesos.pbs import submission as pbs
 from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
-from hpcmesos.queue.records import JobKey, NewJob, QueueRecord
-from hpcmesos.units import format_duration, parse_duration
-from hpcmesos.wire import CommandReply, CommandRequest, Need
+from hpcmesos.queue.records import JobKey, NewJob
+from hpcmesos.wire import CommandReply, CommandRequest, Need, Submission, SubmitReply, SubmitRequest
 
 ALWAYS_SENT = frozenset({"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG", "PBS_DPREFIX"})
 """Variables that clients send unasked where they are set."""
@@ -78,6 +80,48 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
     then = ["wait", "--exit-status", job_id] if built.block else None
     return CommandReply(stdout="" if built.silent else f"{job_id}\n", then=then)
+
+
+def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
+    """Submits all jobs of the request, or none.
+
+    Raises:
+        Rejection: a leaf of it, with the place of the job that is at fault, from 0; nothing was stored.
+    """
+    auth.check_may_submit(caller, site.settings)
+    context = _context(site, caller, request)
+    news, built_jobs = [], []
+    for place, job in enumerate(request.jobs):
+        try:
+            new, built = _one_of_many(site, caller, request, job, context)
+        except HpcmesosError as error:
+            raise type(error)(f"job {place}: {error}") from error
+        news.append(new)
+        built_jobs.append(built)
+    digest = hashlib.sha256(msgspec.json.encode(request)).digest()
+    done = site.store.submit_many(news, request.key, digest)
+    site.notifier.poke()
+    arrays = (built.array is not None for built in built_jobs)
+    server = site.settings.server
+    return SubmitReply(
+        ids=[str(JobId(one.seq, server, array=array)) for one, array in zip(done, arrays, strict=True)]
+    )
+
+
+def _one_of_many(
+    site: Site, caller: Caller, request: SubmitRequest, job: Submission, context: pbs.SubmitContext
+) -> tuple[NewJob, pbs.Submission]:
+    asked = pbs.needs(job.argv)
+    if asked.information is not None or asked.interactive:
+        raise UsageError("a job among many can neither be interactive nor ask for information")
+    if asked.script is not None and job.script is None:
+        raise UsageError("it has neither a script nor a program behind --")
+    script = job.script if asked.script is not None else None
+    text = None if script is None else pbs.check_script(script)
+    built = pbs.build_submission(job.argv, text, context)
+    if built.block:
+        raise UsageError("a job among many cannot block")
+    return _new_job(site, caller, request, built, script), built
 
 
 def _holds(request: CommandRequest, operand: str) -> bool:
@@ -123,7 +167,7 @@ def _missing(wanted: pbs.EnvNeeds, user: str, request: CommandRequest) -> Need |
     return Need(environ=["*"] if wanted.all else names)
 
 
-def _context(site: Site, caller: Caller, request: CommandRequest) -> pbs.SubmitContext:
+def _context(site: Site, caller: Caller, request: CommandRequest | SubmitRequest) -> pbs.SubmitContext:
     if not request.cwd.startswith("/"):
         raise InvalidValue(f"the working directory '{request.cwd}' is not absolute")
     return pbs.SubmitContext(
@@ -136,6 +180,7 @@ def _context(site: Site, caller: Caller, request: CommandRequest) -> pbs.SubmitC
         server=site.settings.server,
         now=datetime.now(client_zone(request.environ.get("TZ"))),
         default_queue=site.default_queue,
+        default_resources=partial(default_resources, site),
     )
 
 
@@ -147,31 +192,43 @@ def _home(user: str, environ: Mapping[str, str]) -> str:
 
 
 def _new_job(
-    site: Site, caller: Caller, request: CommandRequest, built: pbs.Submission, script: bytes | None
+    site: Site,
+    caller: Caller,
+    request: CommandRequest | SubmitRequest,
+    built: pbs.Submission,
+    script: bytes | None,
 ) -> NewJob:
     _refuse_unserved(built)
     _check_array(site, built, Personality(request.personality))
-    queue = _queue(site, built.queue or site.default_queue)
-    asked = _with_defaults(built.request, queue)
-    _check_fits(site, asked)
-    dependencies = _dependencies(site, built.dependencies)
-    holds = ("u" if built.hold else "") + ("d" if dependencies else "")
+    applicant = Applicant(
+        user=caller.user,
+        host=socket.gethostname() if caller.local else request.host,
+        resources=built.resource_list,
+        groups=built.group_list,
+        interactive=built.interactive,
+        array=built.array is not None,
+        rerunable=built.rerunable,
+    )
+    queue = admit(site, built.queue or site.default_queue, applicant)
+    check_fits(site, built.request)
+    parents = dependencies(site, built.dependencies)
+    holds = ("u" if built.hold else "") + ("d" if parents else "")
     waits = built.not_before is not None and built.not_before > datetime.now(UTC)
     state = JobState.HELD if holds else JobState.WAITING if waits else JobState.QUEUED
-    stored = _stored(site, request, built, asked)
+    stored = _stored(site, request, built)
     _check_storable([built.name, request.host, request.key or "", stored])
     return NewJob(
         name=built.name,
         owner=caller.user,
         server=site.settings.server,
         queue=queue.name,
-        request=asked,
+        request=fenced(built.request, queue),
         state=state,
         priority=built.priority,
         holds=holds,
         not_before=built.not_before.astimezone(UTC) if built.not_before else None,
         rerunable=built.rerunable,
-        dependencies=dependencies,
+        dependencies=parents,
         submit_host=request.host,
         submission=stored,
         script=script,
@@ -200,29 +257,7 @@ def _check_array(site: Site, built: pbs.Submission, personality: Personality) ->
         raise UsageError("cannot submit non-rerunable Array Job")
 
 
-def _queue(site: Site, name: str) -> QueueRecord:
-    queue = site.queues.recent().get(name)
-    if queue is None or not queue.enabled:
-        queue = site.queues.fresh().get(name)
-    if queue is None:
-        known = ", ".join(sorted(site.queues.recent())) or "none yet"
-        raise UnknownQueue(f"Unknown queue '{name}'; known are: {known}")
-    if not queue.enabled:
-        raise QueueDisabled(f"Queue '{name}' is not enabled")
-    return queue
-
-
-def _with_defaults(request: Request, queue: QueueRecord) -> Request:
-    kind, _, seconds = queue.attributes.get("silence", "wait").partition(":")
-    if kind == "fence":
-        request = replace(request, silence=int(seconds))
-    walltime = queue.attributes.get("resources_default.walltime")
-    if request.walltime is not None or walltime is None:
-        return request
-    return replace(request, walltime=parse_duration(walltime))
-
-
-def _check_fits(site: Site, request: Request) -> None:
+def check_fits(site: Site, request: Request) -> None:
     """Raises NeverFits; what was known a moment ago may accept a job, only a fresh look may refuse it."""
     known = site.nodes.recent()
     if known.nodes and known.why_never(request) is None:
@@ -231,7 +266,8 @@ def _check_fits(site: Site, request: Request) -> None:
         raise NeverFits(f"Job exceeds what the cluster could ever give: {reason.text}")
 
 
-def _dependencies(site: Site, terms: tuple[pbs.Dependency, ...]) -> tuple[Dependency, ...]:
+def dependencies(site: Site, terms: tuple[pbs.Dependency, ...]) -> tuple[Dependency, ...]:
+    """The dependencies that the terms name. Raises BadDependency for a kind or job that there is not."""
     found = tuple(dependency for term in terms for dependency in _term(site, term))
     known = site.store.outcomes(JobKey(*dependency.parent) for dependency in found) if found else {}
     for dependency in found:
@@ -268,13 +304,10 @@ def _term(site: Site, term: pbs.Dependency) -> Iterator[Dependency]:
         yield Dependency(kind, job.seq, job.index, number)
 
 
-def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: Request) -> dict[str, Any]:
+def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Submission) -> dict[str, Any]:
     """What the leader and the status commands need later, as JSON; nothing that is not set."""
-    resources = dict(built.resource_list)
-    if asked.walltime is not None:
-        resources["walltime"] = format_duration(asked.walltime)
     pbspro = request.personality == Personality.PBSPRO
-    paths = [replace(_resolved(site, path), pbspro=pbspro) for path in (built.stdout_path, built.stderr_path)]
+    paths = [replace(resolved(site, path), pbspro=pbspro) for path in (built.stdout_path, built.stderr_path)]
     content = {
         "environment": dict(built.environment),
         "workdir": built.workdir,
@@ -290,7 +323,7 @@ def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: R
         "submit_dir": request.cwd,
         "stdout_template": None if built.capture else output_paths.stored(paths[0]),
         "stderr_template": None if built.capture else output_paths.stored(paths[1]),
-        "resource_list": resources,
+        "resource_list": dict(built.resource_list),
         "submit_args": built.submit_args,
         "personality": request.personality,
         "mail_points": built.mail_points,
@@ -304,7 +337,7 @@ def _stored(site: Site, request: CommandRequest, built: pbs.Submission, asked: R
     return {key: value for key, value in content.items() if value is not None}
 
 
-def _resolved(site: Site, template: PathTemplate) -> PathTemplate:
+def resolved(site: Site, template: PathTemplate) -> PathTemplate:
     """A path that is a directory here, where submit hosts and nodes see alike, gets the default name in it."""
     path = template.path
     if path is None or not any(Path(path).is_relative_to(tree) for tree in site.settings.shared_paths):

@@ -8,6 +8,11 @@ delete   index, kill_delay (s or None), message, purge (bool)          ends the 
 hold     index, kinds (letters of u o s)                               adds the holds; Q and W become H
 release  index, kinds (letters of u o s)                               takes the holds away; none left: H becomes Q
 signal   index, signal (number)                                        passes the signal to the head
+rerun    index, kill_delay (s or None), message                        ends the attempt; the job goes back to Q
+move     queue                                                         changes the queue of a job that waits
+order    other (a job's seq)                                           two jobs in Q exchange their places
+message  index, text, streams ("o" "e" "oe")                           the head writes it into the output
+alter    index, fields (see master/changes.py), submission, limit      changes the job
 node     node, action ("offline" "clear" "note" "gone"), note or None  changes the node; ``seq`` is None
 object   kind ("queue" "server"), name, action ("create" "delete"      changes it; ``seq`` is None
          "set" "unset"), changes ([name, operator, value] each)
@@ -32,6 +37,11 @@ DELETE = "delete"
 HOLD = "hold"
 RELEASE = "release"
 SIGNAL = "signal"
+RERUN = "rerun"
+MOVE = "move"
+ORDER = "order"
+MESSAGE = "message"
+ALTER = "alter"
 NODE = "node"
 OBJECT = "object"
 

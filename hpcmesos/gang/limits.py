@@ -1,0 +1,76 @@
+"""How much may run at once: for each user, project and queue, and in all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from hpcmesos.gang.snapshot import JobView, Limit, RunningView
+from hpcmesos.gang.tables import Shape
+from hpcmesos.model import PendingReason, ReasonCode
+
+_Key = tuple[str, str]  # scope and name
+
+
+class Gate:
+    """Counts what runs, and what this cycle starts, against the limits."""
+
+    def __init__(self, limits: Sequence[Limit], running: Iterable[RunningView]) -> None:
+        self._limits = limits
+        self._jobs: Counter[_Key] = Counter()
+        self._gpus: Counter[_Key] = Counter()
+        self._cpus: Counter[_Key] = Counter()
+        for job in running if limits else ():
+            gpus = sum(len(member.gpus) for member in job.members)
+            self._add(_keys(job), gpus, sum(member.cpus for member in job.members))
+
+    def count(self, job: JobView, shape: Shape) -> None:
+        """One more of these has started."""
+        if self._limits:
+            self._add(_keys(job), shape.gpus, shape.cpus)
+
+    def refuses(self, job: JobView, shape: Shape) -> PendingReason | None:
+        """Why a limit keeps the job from starting now; None: none does."""
+        keys = _keys(job) if self._limits else {}
+        for limit in self._limits:
+            name = keys[limit.scope]
+            if limit.name not in ("*", name):
+                continue
+            key = (limit.scope, name)
+            for unit, used, asked, most in (
+                ("jobs", self._jobs[key], 1, limit.jobs),
+                ("GPUs", self._gpus[key], shape.gpus, limit.gpus),
+                ("CPUs", self._cpus[key], shape.cpus, limit.cpus),
+            ):
+                if most is not None and used + asked > most:
+                    return _reason(limit.scope, name, unit, used, asked, most)
+        return None
+
+    def _add(self, keys: dict[str, str], gpus: int, cpus: int) -> None:
+        for key in keys.items():
+            self._jobs[key] += 1
+            self._gpus[key] += gpus
+            self._cpus[key] += cpus
+
+
+def never(job: JobView, shape: Shape, limits: Sequence[Limit]) -> PendingReason | None:
+    """Why limits would keep the job waiting for ever, even if nothing else ran; for use at submit."""
+    return Gate(limits, ()).refuses(job, shape)
+
+
+def _keys(job: JobView | RunningView) -> dict[str, str]:
+    return {"user": job.user, "project": job.project, "queue": job.queue, "server": ""}
+
+
+def _reason(scope: str, name: str, unit: str, used: int, asked: int, most: int) -> PendingReason:
+    who = f"{scope} {name}" if name else f"the {scope}"
+    text = f"limit of {who}: {used} of {most} {unit} in use, this job needs {asked} more"
+    facts: dict[str, int | float | str] = {
+        "scope": scope,
+        "name": name,
+        "unit": unit,
+        "used": used,
+        "needed": asked,
+        "limit": most,
+    }
+    return PendingReason(ReasonCode.LIMIT, text, facts)

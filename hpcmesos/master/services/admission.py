@@ -1,0 +1,251 @@
+"""May this job be in this queue? Access lists, limits of its size, numbers of jobs; and the defaults of a queue."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from hpcmesos.errors import InvalidValue, QueueDenied, QueueDisabled, QueueLimit, TooManyJobs, UnknownQueue
+from hpcmesos.master.services.site import Site
+from hpcmesos.pbs.manager_attributes import members, resources, total_limit, user_limit
+from hpcmesos.pbs.resources import SHAPES
+from hpcmesos.queue.records import QueueRecord
+from hpcmesos.units import parse_duration, parse_size
+
+_DURATIONS = frozenset({"walltime", "cput", "pcput"})
+_SIZES = frozenset({"mem", "pmem", "vmem", "pvmem", "file"})
+_MOST_HOPS = 8  # of route queues
+
+
+@dataclass(frozen=True, slots=True)
+class Applicant:
+    """Whose job it is, from where, and what it asks for as ``Resource_List`` shows it.
+
+    ``host``: of a caller on a master's host it is that host; over TLS it is what the client says.
+    """
+
+    user: str
+    host: str
+    resources: Mapping[str, str]
+    groups: tuple[str, ...] = ()  # -W group_list; empty: those of the user
+    interactive: bool = False
+    array: bool = False
+    rerunable: bool = True
+    jobs: int = 1  # how many come in
+
+    @property
+    def all_groups(self) -> list[str]:
+        return [group.partition("@")[0] for group in self.groups] or groups_of(self.user)
+
+
+def find_queue(site: Site, name: str) -> QueueRecord:
+    """The queue of that name; a fresh look when it is not known or takes no jobs.
+
+    Raises:
+        UnknownQueue: there is none.
+    """
+    queue = site.queues.recent().get(name)
+    if queue is None or not queue.enabled:
+        queue = site.queues.fresh().get(name)
+    if queue is None:
+        known = ", ".join(sorted(site.queues.recent())) or "none yet"
+        raise UnknownQueue(f"Unknown queue '{name}'; known are: {known}")
+    return queue
+
+
+def default_resources(site: Site, name: str, asked: Mapping[str, str]) -> dict[str, str]:
+    """What a job of this queue gets that does not ask for it itself.
+
+    The queue's default counts before the server's; a walltime that nobody gives is the longest that is allowed
+    (T:src/server/svr_jobfunc.c set_resc_deflt). A default shape is not added to a shape.
+    """
+    queue = site.queues.recent().get(name)
+    attributes: Mapping[str, str] = queue.attributes if queue is not None else {}
+    server = site.server.recent()
+    found = resources(server, "resources_default") | resources(attributes, "resources_default")
+    for longest in (server, attributes):
+        if "walltime" not in found and (most := longest.get("resources_max.walltime")):
+            found["walltime"] = most
+    if not SHAPES.isdisjoint(asked):
+        found = {key: value for key, value in found.items() if key not in SHAPES}
+    return {key: value for key, value in found.items() if key not in asked and key != "nodect"}
+
+
+def admit(site: Site, name: str, applicant: Applicant, *, operator: bool = False) -> QueueRecord:
+    """The queue that takes the job: ``name``, or behind a route queue its first destination that would.
+
+    ``operator``: one moves the job; then only the queue has to exist.
+
+    Raises:
+        UnknownQueue, QueueDisabled, QueueDenied, QueueLimit, TooManyJobs: why it does not.
+    """
+    return _admit(site, name, applicant, operator=operator, hops=0)
+
+
+def _admit(site: Site, name: str, applicant: Applicant, *, operator: bool, hops: int) -> QueueRecord:
+    queue = find_queue(site, name)
+    if operator and not _routes(queue):
+        return queue
+    if not queue.enabled:
+        raise QueueDisabled(f"Queue '{name}' is not enabled")
+    if hops == 0 and queue.attributes.get("from_route_only") == "True":
+        raise QueueDenied(f"queue {name} takes jobs from route queues only")
+    _check_access(f"queue {name}", queue.attributes, applicant)
+    _check_access("the server", site.server.recent(), applicant)
+    if _routes(queue):
+        return _route(site, queue, applicant, hops)
+    _check_types(queue, applicant)
+    check_limits(site, queue, applicant.resources)
+    _check_numbers(site, queue, applicant)
+    return queue
+
+
+def _routes(queue: QueueRecord) -> bool:
+    return queue.attributes.get("queue_type") == "Route"
+
+
+def _route(site: Site, queue: QueueRecord, applicant: Applicant, hops: int) -> QueueRecord:
+    if hops >= _MOST_HOPS:
+        raise QueueDenied(f"queue {queue.name} routes in a circle")
+    refusals: list[str] = []
+    for destination in members(queue.attributes.get("route_destinations", "")):
+        try:
+            return _admit(site, destination.partition("@")[0], applicant, operator=False, hops=hops + 1)
+        except (UnknownQueue, QueueDisabled, QueueDenied, QueueLimit, TooManyJobs) as error:
+            refusals.append(f"{destination}: {error}")
+    why = "; ".join(refusals) or "it has no destinations"
+    raise QueueLimit(f"Job rejected by all possible destinations of queue {queue.name} ({why})")
+
+
+def check_limits(site: Site, queue: QueueRecord, asked: Mapping[str, str]) -> None:
+    """Raises QueueLimit when the request is larger or smaller than the queue, or else the server, allows."""
+    server = site.server.recent()
+    most = resources(server, "resources_max") | resources(queue.attributes, "resources_max")
+    least = resources(server, "resources_min") | resources(queue.attributes, "resources_min")
+    for name, limit in most.items():
+        if (given := _amount(name, asked)) is not None and given > _read(name, limit):
+            raise QueueLimit(_outside(queue.name, name, asked, f"at most {limit}"))
+    for name, limit in least.items():
+        if (given := _amount(name, asked)) is not None and given < _read(name, limit):
+            raise QueueLimit(_outside(queue.name, name, asked, f"at least {limit}"))
+
+
+def _outside(queue: str, name: str, asked: Mapping[str, str], allowed: str) -> str:
+    return (
+        f"Job exceeds queue resource limits MSG=cannot satisfy queue {queue} requirement:"
+        f" {name} is {asked.get(name, '0')}, {allowed}"
+    )
+
+
+def _amount(name: str, asked: Mapping[str, str]) -> float | None:
+    """What the job asks for; None: nothing that could be compared."""
+    text = asked.get(name)
+    if name == "nodes":
+        text = asked.get("nodect")
+    elif name in ("procct", "procs"):
+        text = asked.get("procs", asked.get("ncpus"))
+    if text is None:
+        return None
+    try:
+        return _read(name, text)
+    except InvalidValue:
+        return None
+
+
+def _read(name: str, text: str) -> float:
+    if name in _DURATIONS:
+        return parse_duration(text)
+    if name in _SIZES:
+        return parse_size(text)
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise InvalidValue(f"{name}={text} is no number")
+
+
+def _check_types(queue: QueueRecord, applicant: Applicant) -> None:
+    """``disallowed_types`` of Torque: batch interactive rerunable nonrerunable fault_tolerant job_array."""
+    for word in members(queue.attributes.get("disallowed_types", "")):
+        forbidden = {
+            "interactive": applicant.interactive,
+            "batch": not applicant.interactive,
+            "job_array": applicant.array,
+            "rerunable": applicant.rerunable,
+            "nonrerunable": not applicant.rerunable,
+        }
+        if forbidden.get(word, False):
+            raise QueueDenied(f"{word} job is not allowed for queue: queue is {queue.name}")
+
+
+def _check_access(where: str, attributes: Mapping[str, str], applicant: Applicant) -> None:
+    """The access lists that are switched on; all must let the job in, with ``acl_logic_or`` one of them."""
+    verdicts: list[bool] = []
+    if attributes.get("acl_user_enable") == "True":
+        verdicts.append(_user_listed(members(attributes.get("acl_users", "")), applicant))
+    if attributes.get("acl_group_enable") == "True":
+        groups = applicant.all_groups
+        if attributes.get("acl_group_sloppy") == "True":
+            groups = [*groups, *groups_of(applicant.user)]
+        verdicts.append(not set(groups).isdisjoint(_names(members(attributes.get("acl_groups", "")))))
+    if attributes.get("acl_host_enable") == "True":
+        hosts = members(attributes.get("acl_hosts", ""))
+        local = {applicant.host, applicant.host.partition(".")[0]}
+        if applicant.host == socket.gethostname():
+            local |= {"localhost", socket.getfqdn()}
+        verdicts.append(any(fnmatchcase(host, pattern) for host in local for pattern in hosts))
+    if not verdicts:
+        return
+    together = any if attributes.get("acl_logic_or") == "True" else all
+    if not together(verdicts):
+        raise QueueDenied(
+            f"Unauthorized Request MSG=user {applicant.user}@{applicant.host} is not allowed in {where}"
+        )
+
+
+def _user_listed(entries: Sequence[str], applicant: Applicant) -> bool:
+    """``[+|-]user[@host]``: the first entry that fits decides."""
+    for entry in entries:
+        user, _, host = entry.lstrip("+-").partition("@")
+        if fnmatchcase(applicant.user, user) and fnmatchcase(applicant.host, host or "*"):
+            return not entry.startswith("-")
+    return False
+
+
+def _names(entries: Iterable[str]) -> set[str]:
+    return {entry.lstrip("+").partition("@")[0] for entry in entries}
+
+
+def groups_of(user: str) -> list[str]:
+    """The names of the user's groups, the first one first; none for a user unknown here."""
+    try:
+        entry = pwd.getpwnam(user)
+    except (KeyError, ValueError):
+        return []
+    found = []
+    for number in os.getgrouplist(user, entry.pw_gid):
+        try:
+            found.append(grp.getgrgid(number).gr_name)
+        except KeyError:
+            continue
+    return found
+
+
+def _check_numbers(site: Site, queue: QueueRecord, applicant: Applicant) -> None:
+    attributes, server = queue.attributes, site.server.recent()
+    limits = (
+        (total_limit(attributes, "max_queuable", "max_queued"), queue.name, None),
+        (user_limit(attributes, "max_user_queuable", "max_queued"), queue.name, applicant.user),
+        (user_limit(server, "max_user_queuable", "max_queued"), None, applicant.user),
+    )
+    for most, where, who in limits:
+        if most is None:
+            continue
+        there = site.store.live_count(queue=where, owner=who)
+        if there + applicant.jobs > most:
+            whose = f"total number of current user's jobs exceeds the {'queue' if where else 'server'} limit"
+            text = whose if who else "Maximum number of jobs already in queue"
+            raise TooManyJobs(f"{text} MSG={there} jobs of at most {most} in queue {queue.name}")

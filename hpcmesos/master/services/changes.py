@@ -1,0 +1,249 @@
+"""qalter, qmove, qorder, qrerun, qsig, qmsg: wishes that change jobs, once it is clear that they may be had."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from hpcmesos.errors import (
+    NotRerunable,
+    QueueDisabled,
+    RunningJob,
+    Unauthorized,
+    UnknownJob,
+    UnknownQueue,
+    UsageError,
+    WrongState,
+)
+from hpcmesos.master import auth
+from hpcmesos.master.auth import Caller
+from hpcmesos.master.services import output_paths, wishes
+from hpcmesos.master.services.admission import Applicant, admit, check_limits, find_queue
+from hpcmesos.master.services.control import Command
+from hpcmesos.master.services.lookup import find_own, full_id, id_of
+from hpcmesos.master.services.replies import Refusals, information
+from hpcmesos.master.services.site import Site, client_zone
+from hpcmesos.master.services.submit import check_fits, dependencies, resolved
+from hpcmesos.model import JobState, Request
+from hpcmesos.pbs.alteration import Alteration, altered, parse_qalter
+from hpcmesos.pbs.options import ParsedCommand, parse
+from hpcmesos.pbs.personalities import Personality
+from hpcmesos.pbs.signals import parse_signal
+from hpcmesos.queue.records import JobRecord
+from hpcmesos.queue.rows import dependencies_json
+from hpcmesos.wire import CommandReply, CommandRequest
+
+_ACTIVE = (JobState.RUNNING, JobState.EXITING)
+Wish = tuple[str, Mapping[str, Any]]
+
+
+def qsig(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
+    """Sends a signal to the processes of jobs that run."""
+    personality = Personality(request.personality)
+    if told := information("qsig", request.argv, personality):
+        return told
+    command, ids = _words("qsig", request)
+    text = command.last("s") or "TERM"
+
+    def wanted(job: JobRecord) -> Wish:
+        number = parse_signal(text)
+        _check_runs(job)
+        return wishes.SIGNAL, {"signal": number}
+
+    return Command(site, caller, "qsig", personality).each(ids, wanted)
+
+
+def qrerun(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
+    """Puts running jobs back into their queue; operators only. ``-f`` and ``-W force`` leave no time to end."""
+    personality = Personality(request.personality)
+    if told := information("qrerun", request.argv, personality):
+        return told
+    command, ids = _words("qrerun", request)
+    force = command.has("f") or "force" in command.all("W")
+    payload: dict[str, Any] = {"kill_delay": 0 if force else None, "message": command.last("m")}
+
+    def wanted(job: JobRecord) -> Wish:
+        auth.check_operator(caller, "run jobs again")
+        _check_runs(job)
+        if not job.rerunable:
+            raise NotRerunable("job is not rerunable")
+        return wishes.RERUN, payload
+
+    return Command(site, caller, "qrerun", personality).each(ids, wanted)
+
+
+def qmsg(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
+    """Writes a line into the output of jobs that run; without -E and -O: into their standard error."""
+    personality = Personality(request.personality)
+    if told := information("qmsg", request.argv, personality):
+        return told
+    command, (text, *ids) = _words("qmsg", request)
+    if not ids:
+        raise UsageError("name a message and at least one job: qmsg [-E] [-O] message job_id ...")
+    streams = ("o" if command.has("O") else "") + ("e" if command.has("E") or not command.has("O") else "")
+    payload = {"text": text.replace("\n", " ")[:1000], "streams": streams}
+
+    def wanted(job: JobRecord) -> Wish:
+        _check_runs(job)
+        return wishes.MESSAGE, payload
+
+    return Command(site, caller, "qmsg", personality).each(tuple(ids), wanted)
+
+
+def qmove(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
+    """Moves jobs that wait into another queue, which must take them; operators may move into a disabled one."""
+    personality = Personality(request.personality)
+    if told := information("qmove", request.argv, personality):
+        return told
+    _, (destination, *ids) = _words("qmove", request)
+    if not ids:
+        raise UsageError("name a queue and at least one job: qmove destination job_id ...")
+    name = destination.partition("@")[0] or site.default_queue
+
+    def wanted(job: JobRecord) -> Wish:
+        _check_waits(job)
+        try:
+            queue = admit(site, name, _applicant(job), operator=caller.privileged)
+        except UnknownQueue:
+            raise UnknownQueue(
+                _moved_text("Unknown queue", "requested queue not found", personality, job)
+            ) from None
+        except QueueDisabled as error:
+            raise QueueDisabled(_moved_text("Queue is not enabled", str(error), personality, job)) from None
+        return wishes.MOVE, {"queue": queue.name}
+
+    return Command(site, caller, "qmove", personality).each(tuple(ids), wanted)
+
+
+def _moved_text(text: str, why: str, personality: Personality, job: JobRecord) -> str:
+    detail = f" MSG={why}" if personality is Personality.TORQUE else ""
+    return f"{text}{detail} {id_of(job)}"
+
+
+def qorder(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
+    """Exchanges the places of two jobs that wait for their turn."""
+    personality = Personality(request.personality)
+    if told := information("qorder", request.argv, personality):
+        return told
+    _, ids = _words("qorder", request)
+    if len(ids) != 2:
+        raise UsageError("name two jobs: qorder job_id job_id")
+    refusals = Refusals("qorder", personality)
+    try:
+        first, second = (find_own(site, caller, text) for text in ids)
+        if first.index is not None or second.index is not None:
+            raise UnknownJob("an element of an array has no place of its own")
+        if {first.state, second.state} != {JobState.QUEUED}:
+            raise WrongState("both jobs must be in state Q")
+    except (UnknownJob, Unauthorized, WrongState) as error:
+        names = " or ".join(full_id(site, text) for text in ids)
+        refusals.add(names if isinstance(error, UnknownJob) else full_id(site, ids[0]), error)
+        return refusals.reply()
+    sent = site.store.wish(wishes.ORDER, first.seq, caller.user or "master", {"other": second.seq})
+    site.notifier.poke()
+    wishes.await_taken(site.store, [sent])
+    return CommandReply()
+
+
+def qalter(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
+    """Changes jobs that are not over. Of a job that runs its name, priority, mail and the like, and its walltime."""
+    personality = Personality(request.personality)
+    if told := information("qalter", request.argv, personality):
+        return told
+    now = datetime.now(client_zone(request.environ.get("TZ")))
+    asked = parse_qalter(request.argv, now, request.environ)
+    if asked.holds and set(asked.holds) & set("os"):
+        auth.check_operator(caller, "set operator and system holds")
+    wanted = partial(_alteration, site, caller, request, asked)
+    return Command(site, caller, "qalter", personality).each(asked.ids, wanted)
+
+
+def _alteration(
+    site: Site, caller: Caller, request: CommandRequest, asked: Alteration, job: JobRecord
+) -> Wish:
+    """The wish, once it is clear that the job can have it."""
+    running = job.state in _ACTIVE
+    if running and asked.not_running:
+        raise RunningJob(asked.not_running[0])
+    fields = _fields(asked)
+    submission = dict(asked.submission)
+    if asked.resources:
+        new, shown = _new_request(site, caller, job, asked.resources)
+        fields["request"] = msgspec.to_builtins(new)
+        submission["resource_list"] = shown
+    if asked.dependencies is not None:
+        fields["dependencies"] = dependencies_json(dependencies(site, asked.dependencies))
+    if asked.variables:
+        submission["environment"] = dict(asked.variables)
+    for letter, key in (("o", "stdout_template"), ("e", "stderr_template")):
+        template = asked.path(letter, request.cwd, request.host or "localhost")
+        if template is not None:
+            submission[key] = output_paths.stored(resolved(site, template))
+    payload: dict[str, Any] = {"fields": fields, "submission": submission}
+    if asked.limit is not None:
+        payload["limit"] = asked.limit
+    return wishes.ALTER, payload
+
+
+def _fields(asked: Alteration) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "name": asked.name,
+        "priority": asked.priority,
+        "rerunable": asked.rerunable,
+        "holds": asked.holds,
+        "not_before": None if asked.not_before is None else asked.not_before.astimezone(UTC).isoformat(),
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _new_request(
+    site: Site, caller: Caller, job: JobRecord, wanted: Mapping[str, str]
+) -> tuple[Request, dict[str, str]]:
+    """The request and its display. A running job's walltime may be cut by its owner, and be raised by operators."""
+    built = altered(job.submission.get("resource_list", {}), wanted)
+    request = replace(built.request, framework=job.request.framework, silence=job.request.silence)
+    if job.state in _ACTIVE:
+        limit, new = job.request.walltime, built.request.walltime
+        longer = new is None or (limit is not None and new > limit)
+        if longer and limit is not None and not caller.privileged:
+            raise Unauthorized(f"Unauthorized Request  {id_of(job)}")
+        return replace(job.request, walltime=new), dict(built.display)
+    if not caller.privileged:
+        check_limits(site, find_queue(site, job.queue), built.display)
+    check_fits(site, request)
+    return request, dict(built.display)
+
+
+def _applicant(job: JobRecord) -> Applicant:
+    submission = job.submission
+    return Applicant(
+        user=job.owner,
+        host=job.submit_host,
+        resources=submission.get("resource_list", {}),
+        groups=tuple(submission.get("group_list", ())),
+        array=job.array_spec is not None,
+        rerunable=job.rerunable,
+    )
+
+
+def _words(name: str, request: CommandRequest) -> tuple[ParsedCommand, tuple[str, ...]]:
+    command = parse(name, request.argv)
+    operands = (*command.operands, *(command.rest or ()))
+    if not operands:
+        raise UsageError(f"name at least one job; see {name} --help")
+    return command, operands
+
+
+def _check_runs(job: JobRecord) -> None:
+    if job.state is not JobState.RUNNING:
+        raise WrongState(f"invalid state for job - {job.state.name}")
+
+
+def _check_waits(job: JobRecord) -> None:
+    if job.state in _ACTIVE:
+        raise WrongState(f"invalid state for job - {job.state.name}")

@@ -1,0 +1,138 @@
+"""What queues let in, and what their jobs get from them, against a real API process."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hpcmesos.errors import HpcmesosError, QueueDenied, QueueLimit, TooManyJobs
+from hpcmesos.queue.records import QueueRecord
+
+if TYPE_CHECKING:
+    from .api_kit import Api
+
+pytest_plugins = ["tests.integration.database_kit", "tests.integration.api_kit"]
+
+HOST = os.uname().nodename
+ME = pwd.getpwuid(os.getuid()).pw_name
+QUEUES = {
+    "bounded": {
+        "resources_max.walltime": "01:00:00",
+        "resources_max.ncpus": "4",
+        "resources_min.ncpus": "2",
+        "resources_default.walltime": "00:10:00",
+        "resources_default.nodes": "1:ppn=2",
+    },
+    "longest": {"resources_max.walltime": "02:00:00"},
+    "few": {"max_user_queuable": "1"},
+    "pro": {"max_queued": "[u:PBS_GENERIC=1]"},
+    "bob": {"acl_user_enable": "True", "acl_users": "bob"},
+    "mine": {"acl_user_enable": "True", "acl_users": f"-{ME}@elsewhere,{ME}"},
+    "notmine": {"acl_user_enable": "True", "acl_users": f"-{ME}@{HOST},{ME}"},
+    "host": {"acl_host_enable": "True", "acl_hosts": f"{HOST[:1]}*"},
+    "away": {"acl_host_enable": "True", "acl_hosts": "*.nowhere"},
+    "either": {
+        "acl_host_enable": "True",
+        "acl_hosts": "nowhere",
+        "acl_user_enable": "True",
+        "acl_users": ME,
+        "acl_logic_or": "True",
+    },
+    "nogroup": {"acl_group_enable": "True", "acl_groups": "no-such-group"},
+    "inner": {"from_route_only": "True"},
+    "route": {"queue_type": "Route", "route_destinations": "closed,bob,bounded,inner"},
+    "nowhere": {"queue_type": "Route", "route_destinations": "closed,bob"},
+    "circle": {"queue_type": "Route", "route_destinations": "circle"},
+    "norerun": {"disallowed_types": "nonrerunable"},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def queues(api: Api) -> Iterator[None]:
+    with api.leader.transaction() as tx:
+        for name, attributes in QUEUES.items():
+            tx.put_queue(QueueRecord(name=name, attributes=attributes))
+    yield
+
+
+def submit(api: Api, *argv: str) -> str:
+    with api.client() as client:
+        reply = client.command(
+            "qsub", list(argv), script=b"#!/bin/sh\n", cwd=str(api.work), environ={"HOME": "/"}
+        )
+    return reply.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "text"),
+    [
+        (["-q", "bounded", "-l", "ncpus=8"], QueueLimit, "ncpus is 8, at most 4"),
+        (["-q", "bounded", "-l", "ncpus=1"], QueueLimit, "ncpus is 1, at least 2"),
+        (["-q", "bounded", "-l", "walltime=2:00:00"], QueueLimit, "walltime is 02:00:00, at most 01:00:00"),
+        (["-q", "bob"], QueueDenied, f"user {ME}@{HOST} is not allowed in queue bob"),
+        (["-q", "nogroup"], QueueDenied, "nogroup"),
+        (["-q", "inner"], QueueDenied, "route queues only"),
+        (["-q", "nowhere"], QueueLimit, "closed: Queue 'closed' is not enabled; bob: "),
+        (["-q", "circle"], QueueLimit, "circle"),
+        (["-q", "norerun", "-r", "n"], QueueDenied, "nonrerunable"),
+    ],
+)
+def test_refused_by_the_queue(api: Api, words: list[str], error: type[HpcmesosError], text: str) -> None:
+    before = api.counts()
+    with pytest.raises(error) as caught:
+        submit(api, *words)
+    assert text in str(caught.value)
+    assert api.counts() == before
+
+
+def test_hosts_decide(api: Api) -> None:
+    assert submit(api, "-q", "host")
+    assert submit(api, "-q", "either")
+    assert submit(api, "-q", "mine")
+    for queue in ("away", "notmine"):
+        with pytest.raises(QueueDenied):
+            submit(api, "-q", queue)
+
+
+@pytest.mark.parametrize("queue", ["few", "pro"])
+def test_a_user_has_so_many_jobs_in_a_queue_and_no_more(api: Api, queue: str) -> None:
+    submit(api, "-q", queue)
+    with pytest.raises(TooManyJobs) as caught:
+        submit(api, "-q", queue)
+    assert queue in str(caught.value)
+
+
+def test_defaults_of_the_queue(api: Api) -> None:
+    def resources(*words: str) -> dict[str, str]:
+        job = api.store.job(int(submit(api, *words).split(".")[0]))
+        assert job is not None
+        return dict(job.submission["resource_list"])
+
+    assert resources("-q", "bounded") == {
+        "ncpus": "2",
+        "nodect": "1",
+        "nodes": "1:ppn=2",
+        "walltime": "00:10:00",
+    }
+    assert resources("-q", "bounded", "-l", "select=1:ncpus=3,walltime=60") == {
+        "ncpus": "3",
+        "nodect": "1",
+        "select": "1:ncpus=3",
+        "walltime": "00:01:00",
+    }
+    assert resources("-q", "longest")["walltime"] == "02:00:00"
+    assert "walltime" not in resources()
+
+
+def test_a_route_queue_picks_the_first_that_takes_the_job(api: Api) -> None:
+    def queue(*words: str) -> str:
+        job = api.store.job(int(submit(api, *words).split(".")[0]))
+        assert job is not None
+        return job.queue
+
+    assert queue("-q", "route", "-l", "ncpus=2") == "bounded"
+    assert queue("-q", "route", "-l", "ncpus=1") == "inner"

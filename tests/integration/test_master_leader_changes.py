@@ -1,0 +1,154 @@
+"""What the leader does with wishes that change jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from hpcmesos import wire
+from hpcmesos.model import Cause, JobState, Request
+from hpcmesos.queue.dependencies import DependencyKind
+from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.store import Store
+from tests.integration.invariants import check_invariants
+from tests.integration.leader_kit import Bench, ended, kinds, report, request, settings
+
+if TYPE_CHECKING:
+    from tests.integration.database_kit import Database
+
+pytest_plugins = ["tests.integration.database_kit"]
+STOPPED = {"kind": "queue", "name": "batch", "action": "set", "changes": [["started", "=", "false"]]}
+
+
+@pytest.fixture
+def bench(store: Store, leader: LeaderStore, database: Database, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(store, leader, settings(tmp_path, database.leader))
+    yield bench
+    assert check_invariants(database.owner, drained=True) == []
+
+
+def as_json(wanted: Request) -> object:
+    return msgspec.to_builtins(wanted)
+
+
+def test_a_job_that_waits_is_altered(bench: Bench) -> None:
+    seq = bench.submit(request(9, 1))
+    bench.turn()
+    later = "2099-01-01T00:00:00+00:00"
+    fields = {
+        "name": "new",
+        "priority": 5,
+        "rerunable": False,
+        "request": as_json(request(1, 1)),
+        "not_before": later,
+    }
+    bench.wish("alter", seq, fields=fields, submission={"umask": 0o22, "environment": {"B": "2"}})
+    job = bench.job(seq)
+    assert (job.name, job.priority, job.rerunable, job.state) == ("new", 5, False, JobState.WAITING)
+    assert job.request == request(1, 1)
+    assert job.not_before == datetime(2099, 1, 1, tzinfo=UTC)
+    assert job.submission == {"environment": {"A": "1", "B": "2"}, "umask": 0o22}
+    told = [event.payload["user"] for event in bench.store.events(seq=seq) if event.kind == "altered"]
+    assert told == ["ann", "ann"]
+
+
+def test_an_altered_request_can_start_at_once(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit(request(9, 1))
+    bench.turn()
+    assert bench.state(seq) is JobState.QUEUED
+    sent = bench.wish("alter", seq, fields={"request": as_json(request(1, 2))})
+    assert kinds(sent) == [("node1", "Prepare")]
+    assert bench.state(seq) is JobState.RUNNING
+
+
+def test_new_holds_and_parents(bench: Bench) -> None:
+    parent, seq = bench.submit(), bench.submit()
+    bench.turn()
+    bench.wish("alter", seq, fields={"dependencies": [["afterok", parent]]})
+    assert (bench.state(seq), bench.job(seq).holds) == (JobState.HELD, "d")
+    assert bench.job(seq).dependencies[0].kind is DependencyKind.AFTER_OK
+    bench.wish("alter", seq, fields={"holds": "u"})
+    assert bench.job(seq).holds == "du"
+    bench.wish("alter", seq, fields={"dependencies": []})
+    assert bench.job(seq).holds == "u"
+    bench.wish("alter", seq, fields={"holds": ""})
+    assert bench.state(seq) is JobState.QUEUED
+
+
+def test_a_running_job_gets_another_walltime_and_keeps_its_shape(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit()
+    bench.turn()
+    bench.run(seq)
+    longer = Request(request(1, 2).chunks, walltime=90)
+    sent = bench.wish("alter", seq, fields={"request": as_json(longer), "priority": 3})
+    assert sent == [("node1", wire.Alter(attempt=f"{seq}.hpcm#1", walltime=90))]
+    job = bench.job(seq)
+    assert (job.request.walltime, job.request.chunks, job.priority) == (90, request().chunks, 3)
+
+    # A head that was away meanwhile is told again.
+    bench.down("node1")
+    sent = bench.up("node1", attempts=[report(f"{seq}.hpcm#1", "running")])
+    assert ("node1", wire.Alter(attempt=f"{seq}.hpcm#1", walltime=90)) in sent
+    bench.say(("node1", ended(f"{seq}.hpcm#1")))
+
+
+def test_a_job_moves_to_another_queue_while_it_waits(bench: Bench) -> None:
+    bench.store.wish(
+        "object", None, "ann", {"kind": "queue", "name": "gpu", "action": "create", "changes": []}
+    )
+    seq = bench.submit()
+    bench.turn()
+    bench.wish("move", seq, queue="gpu")
+    assert bench.job(seq).queue == "gpu"
+    bench.wish("move", seq, queue="nosuch")
+    assert bench.job(seq).queue == "gpu"
+
+
+def test_two_jobs_exchange_their_places(bench: Bench) -> None:
+    bench.store.wish("object", None, "ann", STOPPED)
+    first, second = bench.submit(request(1, 2)), bench.submit(request(1, 2))
+    bench.turn()
+    bench.wish("order", first, other=second)
+    bench.up("node1")
+    bench.store.wish("object", None, "ann", {**STOPPED, "changes": [["started", "=", "true"]]})
+    bench.turn()
+    assert (bench.state(first), bench.state(second)) == (JobState.QUEUED, JobState.RUNNING)
+
+
+def test_a_job_that_is_rerun_goes_back_uncharged(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit()
+    bench.turn()
+    bench.run(seq)
+    sent = bench.wish("rerun", seq, kill_delay=0)
+    [(node, end)] = sent
+    assert isinstance(end, wire.End)
+    assert (node, end.cause, end.kill_delay) == ("node1", Cause.PREEMPTED, 0)
+    assert bench.wish("rerun", seq) == []  # once is enough
+    bench.say(("node1", ended(f"{seq}.hpcm#1", "PREEMPTED", signal=15)))
+    job = bench.job(seq)
+    assert (job.state, job.attempt, job.charged_attempts) == (JobState.RUNNING, 2, 0)
+
+
+def test_a_job_that_may_not_be_rerun_runs_on(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit(rerunable=False)
+    bench.turn()
+    bench.run(seq)
+    assert bench.wish("rerun", seq) == []
+
+
+def test_a_message_goes_to_the_head(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit()
+    bench.turn()
+    bench.run(seq)
+    sent = bench.wish("message", seq, text="hello", streams="oe")
+    assert sent == [("node1", wire.Alter(attempt=f"{seq}.hpcm#1", streams="oe", text="hello"))]
