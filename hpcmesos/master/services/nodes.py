@@ -150,6 +150,7 @@ def _status(node: NodeRecord, facts: NodeFacts) -> NodeStatus:
                 state=gpu.state,
                 simulated=gpu.simulated,
                 job=gpu.job_id,
+                note=gpu.note,
             )
             for gpu in facts.gpus
         ],
