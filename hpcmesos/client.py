@@ -3,6 +3,7 @@
     with Client(socket="/run/hpcmesos/api.sock") as client:
         reply = client.command("qsub", ["-l", "nodes=2:gpus=4", "job.pbs"], script=Path("job.pbs").read_bytes())
         status = client.wait(reply.stdout.strip())
+        ids = client.submit_many([["--", "prog", str(number)] for number in range(5000)])
 
 Every refusal is raised as the leaf of :mod:`hpcmesos.errors` that the server named. A connection that breaks is made
 anew, at the next master where several are named, for ``patience`` seconds; a submission carries one idempotency key
@@ -45,6 +46,9 @@ _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 _POLL = 30.0  # seconds that one wait request may stay open
 _CHUNK = 65536
+_EVENTS_PAUSE = 0.25
+MOST_AT_ONCE = 10_000
+"""Jobs of one `Client.submit_many`."""
 _UNMET = 5.0  # seconds, at most ``patience``, that masters are looked for of which none has answered yet
 
 
@@ -166,6 +170,54 @@ class Client:
             personality=personality,
         )
         return self._call("POST", f"/v1/commands/{quote(name)}", wire.CommandReply, request)
+
+    def submit_many(
+        self,
+        jobs: Sequence[wire.Submission | Sequence[str]],
+        *,
+        cwd: str | None = None,
+        umask: int = 0o022,
+        environ: Mapping[str, str] | None = None,
+        personality: str = "torque",
+        key: str | None = None,
+    ) -> list[str]:
+        """Submits distinct jobs, all or none, in one request and one transaction; answers their ids in order.
+
+        A job is a `wire.Submission`, or qsub's words alone: ``["-N", "sweep", "--", "prog", "7"]``. At most
+        `MOST_AT_ONCE` a call. ``key``: under the same key the same call makes no second set of jobs.
+
+        Raises:
+            Rejection: a leaf of it, which names the job at fault by its place; nothing was stored.
+        """
+        request = wire.SubmitRequest(
+            jobs=[job if isinstance(job, wire.Submission) else wire.Submission(list(job)) for job in jobs],
+            cwd=cwd or str(Path.cwd()),
+            umask=umask,
+            host=sockets.gethostname(),
+            environ=dict(os.environ if environ is None else environ),
+            key=key or secrets.token_hex(16),
+            personality=personality,
+        )
+        return self._call("POST", "/v1/jobs", wire.SubmitReply, request).ids
+
+    def events(
+        self, after: int = 0, *, job: str | None = None, follow: bool = False
+    ) -> Iterator[wire.EventStatus]:
+        """What happened, in order, behind the event with the id ``after``: keep the last id, and go on from there.
+
+        ``job``: only of this job, and of its elements if it is an array. With ``follow`` it goes on for ever.
+        """
+        chosen = {} if job is None else {"job": job}
+        while True:
+            query = urlencode({"after": after, **chosen})
+            events = self._call("GET", f"/v1/events?{query}", list[wire.EventStatus])
+            for event in events:
+                after = event.id
+                yield event
+            if not events:
+                if not follow:
+                    return
+                time.sleep(_EVENTS_PAUSE)
 
     def job(self, job_id: str) -> wire.JobStatus:
         return self._call("GET", _job_path(job_id), wire.JobStatus)

@@ -253,6 +253,46 @@ class CommandRequest(msgspec.Struct, frozen=True, kw_only=True):
     personality: str = "torque"
 
 
+class Submission(msgspec.Struct, frozen=True):
+    """One job of many. ``argv``: qsub's words, such as ``["-l", "nodes=1:gpus=2", "--", "prog", "7"]``; ``script``: the
+    content of the job script where the words have no ``--``.
+    """
+
+    argv: list[str]
+    script: bytes | None = None  # base64 on the wire
+
+
+class SubmitRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Many jobs of one user, all or none. What they share stands here once, as in CommandRequest."""
+
+    jobs: list[Submission]
+    cwd: str = "/"
+    umask: int = 0o022
+    host: str = ""
+    environ: dict[str, str] = {}
+    key: str | None = None
+    personality: str = "torque"
+
+
+class SubmitReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Ids in the order of the jobs."""
+
+    ids: list[str]
+
+
+class EventStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened to a job; ``id`` grows in the order in which it was decided. ``at``: seconds since the
+    epoch; ``before`` and ``state``: letters of the job's state, the same where only something else changed.
+    """
+
+    id: int
+    at: float
+    kind: str
+    job: str | None = None  # None: of the cluster
+    before: str | None = None
+    state: str | None = None
+
+
 class Need(msgspec.Struct, frozen=True, kw_only=True):
     """What the command has to send along before it can be done: the same request again, completed."""
 

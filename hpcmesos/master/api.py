@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
+from itertools import chain
 from typing import Annotated, Any, cast
 
 from litestar import Litestar, MediaType, Request, Response, delete, get, post
@@ -22,7 +23,7 @@ from litestar.params import Parameter
 from litestar.response import Stream
 
 from hpcmesos import wire
-from hpcmesos.client import NodeStatus
+from hpcmesos.client import MOST_AT_ONCE, NodeStatus
 from hpcmesos.errors import HpcmesosError, InvalidValue, UsageError
 from hpcmesos.master import auth
 from hpcmesos.master.metrics import CONTENT_TYPE, Metrics
@@ -76,6 +77,8 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
     return Litestar(
         route_handlers=[
             run_command,
+            submit_jobs,
+            list_events,
             list_jobs,
             show_job,
             delete_job,
@@ -110,12 +113,33 @@ def run_command(name: str, data: wire.CommandRequest, request: ApiRequest) -> Re
     service = COMMANDS.get(name)
     if service is None:
         raise UsageError(f"unknown command '{name[:40]}'; one of {', '.join(COMMANDS)}")
-    _check_text(data)
+    _check_text(data, [*data.argv, data.script_path or ""])
     site = _site(request)
     try:
         return Response(service(site, _caller(request), data))
     except HpcmesosError as error:
         return _refusal(error, Personality(data.personality))
+
+
+@post("/v1/jobs", sync_to_thread=True, status_code=201)
+def submit_jobs(data: wire.SubmitRequest, request: ApiRequest) -> wire.SubmitReply:
+    """Submits many jobs at once, all or none."""
+    if len(data.jobs) > MOST_AT_ONCE:
+        raise UsageError(f"{len(data.jobs)} jobs in one call; at most {MOST_AT_ONCE}")
+    _check_text(data, (word for job in data.jobs for word in job.argv))
+    return submit.many(_site(request), _caller(request), data)
+
+
+@get("/v1/events", sync_to_thread=True)
+def list_events(
+    request: ApiRequest,
+    after: Annotated[int, Parameter(ge=0, le=2**63 - 1)] = 0,
+    limit: Annotated[int, Parameter(ge=1, le=10_000)] = 1000,
+    job: str | None = None,
+) -> list[wire.EventStatus]:
+    """What happened to jobs, in order, behind the event with the id ``after``."""
+    _caller(request)
+    return status.list_events(_site(request), after, limit, job)
 
 
 @get("/v1/jobs", sync_to_thread=True)
@@ -219,10 +243,10 @@ def _caller(request: ApiRequest) -> auth.Caller:
     return auth.identify(peer, request.headers.get("authorization"), site.settings, site.store, given)
 
 
-def _check_text(data: wire.CommandRequest) -> None:
+def _check_text(data: wire.CommandRequest | wire.SubmitRequest, words: Iterable[str]) -> None:
     """Neither a program's arguments nor PostgreSQL can hold NUL; an unknown personality is no one's."""
-    words = [*data.argv, data.cwd, data.host, data.key or "", data.script_path or ""]
-    if any("\0" in word for word in (*words, *data.environ, *data.environ.values())):
+    shared = [data.cwd, data.host, data.key or "", *data.environ, *data.environ.values()]
+    if any("\0" in word for word in chain(words, shared)):
         raise InvalidValue("an argument or a variable holds a NUL byte")
     if data.personality not in tuple(Personality):
         known = ", ".join(Personality)

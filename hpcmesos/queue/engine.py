@@ -91,6 +91,10 @@ def begin(engine: Engine) -> Iterator[Connection]:
         if isinstance(error.orig, psycopg.DataError):
             raise InvalidValue(f"the database cannot store this value: {_first_line(error.orig)}") from error
         raise
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:  # of the driver itself: COPY
+        raise DatabaseUnavailable(f"the database does not answer: {_first_line(error)}") from error
+    except psycopg.DataError as error:
+        raise InvalidValue(f"the database cannot store this value: {_first_line(error)}") from error
     except (UnicodeEncodeError, StatementError) as error:  # half a surrogate pair, as plain text or in JSON
         if isinstance(error, UnicodeEncodeError) or isinstance(error.orig, UnicodeEncodeError):
             raise InvalidValue(f"the database cannot store text that is not Unicode: {error}") from error

@@ -12,8 +12,10 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
+import msgspec
 from sqlalchemy import (
     ARRAY,
+    JSON,
     BigInteger,
     Connection,
     Text,
@@ -187,7 +189,39 @@ _NEW_JOBS = insert(t.jobs).values(
 _NEW_SCRIPTS = insert(t.job_scripts)
 
 
+_FEW = 20
+"""Jobs up to which an INSERT is as good as COPY."""
+
+
+def _copy_jobs(connection: Connection, news: Mapping[int, NewJob]) -> None:
+    """A tenth of what an INSERT of each row costs both sides."""
+    rows = [new_job_values(seq, new) for seq, new in news.items()]
+    queued = [
+        "now" if new.state is JobState.QUEUED else None for new in news.values()
+    ]  # as PostgreSQL reads it
+    columns = list(rows[0])
+    names = ", ".join(f'"{name}"' for name in (*columns, "queued_at"))
+    as_json = [isinstance(t.jobs.c[name].type, JSON) for name in columns]
+    driver: Any = connection.connection.driver_connection
+    with driver.cursor() as cursor:
+        with cursor.copy(f"COPY {t.jobs.fullname} ({names}) FROM STDIN") as copy:
+            for row, since in zip(rows, queued, strict=True):
+                values = [
+                    msgspec.json.encode(value).decode() if json and value is not None else value
+                    for value, json in zip(row.values(), as_json, strict=True)
+                ]
+                copy.write_row([*values, since])
+        scripts = [(seq, new.script) for seq, new in news.items() if new.script is not None]
+        if scripts:
+            with cursor.copy(f"COPY {t.job_scripts.fullname} (seq, script) FROM STDIN") as copy:
+                for script in scripts:
+                    copy.write_row(script)
+
+
 def _insert_jobs(connection: Connection, news: Mapping[int, NewJob]) -> None:
+    if len(news) > _FEW:
+        _copy_jobs(connection, news)
+        return
     rows = [{**new_job_values(seq, new), "initial": new.state.value} for seq, new in news.items()]
     connection.execute(_NEW_JOBS, rows)
     scripts = [{"seq": seq, "script": new.script} for seq, new in news.items() if new.script is not None]

@@ -27,7 +27,7 @@ from hpcmesos.pbs.render_json import jobs_json
 from hpcmesos.pbs.render_xml import jobs_xml
 from hpcmesos.pbs.status import QstatFormat, QstatQuery, parse_qstat
 from hpcmesos.queue.records import AttemptKey, JobFilter, JobKey, JobRecord
-from hpcmesos.wire import CommandReply, CommandRequest, JobStatus
+from hpcmesos.wire import CommandReply, CommandRequest, EventStatus, JobStatus
 
 _SHORT = frozenset({QstatFormat.PLAIN, QstatFormat.WHY})
 _ABOUT_QUEUES = frozenset({QstatFormat.QUEUES, QstatFormat.LIMITS, QstatFormat.SERVER})
@@ -66,6 +66,26 @@ def job_status(site: Site, text: str) -> JobStatus:
         nodes[share.attempt].append(share.node)
     shown = [attempt_status(attempt, nodes[attempt.key]) for attempt in site.store.attempts([job.key])]
     return msgspec.structs.replace(found, attempts=shown)
+
+
+def list_events(site: Site, after: int, limit: int, job: str | None) -> list[EventStatus]:
+    """What happened behind the event ``after``; ``job``: to it, and to its elements if it is an array.
+
+    Raises:
+        UnknownJob: the text is no id of this server.
+    """
+    seq = None if job is None else parse_id(site, job).seq
+    return [
+        EventStatus(
+            id=event.id,
+            at=event.at.timestamp(),
+            kind=event.kind,
+            job=None if event.seq is None else str(JobId(event.seq, site.settings.server, event.index)),
+            before=event.source,
+            state=event.target,
+        )
+        for event in site.store.events(after, limit, seq)
+    ]
 
 
 def list_jobs(site: Site, *, history: bool) -> list[JobStatus]:

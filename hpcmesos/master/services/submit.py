@@ -21,6 +21,7 @@ import msgspec
 from hpcmesos.errors import (
     ArrayTooLarge,
     BadDependency,
+    HpcmesosError,
     InvalidScript,
     InvalidValue,
     NeverFits,
@@ -39,7 +40,7 @@ from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.records import JobKey, NewJob
-from hpcmesos.wire import CommandReply, CommandRequest, Need
+from hpcmesos.wire import CommandReply, CommandRequest, Need, Submission, SubmitReply, SubmitRequest
 
 ALWAYS_SENT = frozenset({"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG", "PBS_DPREFIX"})
 """Variables that clients send unasked where they are set."""
@@ -79,6 +80,48 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
     then = ["wait", "--exit-status", job_id] if built.block else None
     return CommandReply(stdout="" if built.silent else f"{job_id}\n", then=then)
+
+
+def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
+    """Submits all jobs of the request, or none.
+
+    Raises:
+        Rejection: a leaf of it, with the place of the job that is at fault, from 0; nothing was stored.
+    """
+    auth.check_may_submit(caller, site.settings)
+    context = _context(site, caller, request)
+    news, built_jobs = [], []
+    for place, job in enumerate(request.jobs):
+        try:
+            new, built = _one_of_many(site, caller, request, job, context)
+        except HpcmesosError as error:
+            raise type(error)(f"job {place}: {error}") from error
+        news.append(new)
+        built_jobs.append(built)
+    digest = hashlib.sha256(msgspec.json.encode(request)).digest()
+    done = site.store.submit_many(news, request.key, digest)
+    site.notifier.poke()
+    arrays = (built.array is not None for built in built_jobs)
+    server = site.settings.server
+    return SubmitReply(
+        ids=[str(JobId(one.seq, server, array=array)) for one, array in zip(done, arrays, strict=True)]
+    )
+
+
+def _one_of_many(
+    site: Site, caller: Caller, request: SubmitRequest, job: Submission, context: pbs.SubmitContext
+) -> tuple[NewJob, pbs.Submission]:
+    asked = pbs.needs(job.argv)
+    if asked.information is not None or asked.interactive:
+        raise UsageError("a job among many can neither be interactive nor ask for information")
+    if asked.script is not None and job.script is None:
+        raise UsageError("it has neither a script nor a program behind --")
+    script = job.script if asked.script is not None else None
+    text = None if script is None else pbs.check_script(script)
+    built = pbs.build_submission(job.argv, text, context)
+    if built.block:
+        raise UsageError("a job among many cannot block")
+    return _new_job(site, caller, request, built, script), built
 
 
 def _holds(request: CommandRequest, operand: str) -> bool:
@@ -124,7 +167,7 @@ def _missing(wanted: pbs.EnvNeeds, user: str, request: CommandRequest) -> Need |
     return Need(environ=["*"] if wanted.all else names)
 
 
-def _context(site: Site, caller: Caller, request: CommandRequest) -> pbs.SubmitContext:
+def _context(site: Site, caller: Caller, request: CommandRequest | SubmitRequest) -> pbs.SubmitContext:
     if not request.cwd.startswith("/"):
         raise InvalidValue(f"the working directory '{request.cwd}' is not absolute")
     return pbs.SubmitContext(
@@ -149,7 +192,11 @@ def _home(user: str, environ: Mapping[str, str]) -> str:
 
 
 def _new_job(
-    site: Site, caller: Caller, request: CommandRequest, built: pbs.Submission, script: bytes | None
+    site: Site,
+    caller: Caller,
+    request: CommandRequest | SubmitRequest,
+    built: pbs.Submission,
+    script: bytes | None,
 ) -> NewJob:
     _refuse_unserved(built)
     _check_array(site, built, Personality(request.personality))
@@ -257,7 +304,7 @@ def _term(site: Site, term: pbs.Dependency) -> Iterator[Dependency]:
         yield Dependency(kind, job.seq, job.index, number)
 
 
-def _stored(site: Site, request: CommandRequest, built: pbs.Submission) -> dict[str, Any]:
+def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Submission) -> dict[str, Any]:
     """What the leader and the status commands need later, as JSON; nothing that is not set."""
     pbspro = request.personality == Personality.PBSPRO
     paths = [replace(resolved(site, path), pbspro=pbspro) for path in (built.stdout_path, built.stderr_path)]
