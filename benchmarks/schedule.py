@@ -14,6 +14,7 @@ import resource
 import statistics
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from hpcmesos.gang.policy import SHIPPED
@@ -100,7 +101,7 @@ class Bench:
         marks.append(time.process_time())
         estimates = plan.estimates(1000)
         marks.append(time.process_time())
-        rows_s, plan_s, reasons_s, estimates_s = (b - a for a, b in zip(marks, marks[1:], strict=False))
+        rows_s, plan_s, reasons_s, estimates_s = (b - a for a, b in pairwise(marks))
         return {
             "rows_s": rows_s,
             "plan_s": plan_s,
