@@ -1,4 +1,4 @@
-"""One rank of the ring: ``python -I -m hpcmesos.gang.ring SECONDS DOORS``. It runs inside jobs; nobody imports it.
+"""One rank of the ring: ``python -I -m hpcmesos.gang.ring SECONDS``. It runs inside jobs; nobody imports it.
 
 What it does next stands on stdout, a line of JSON each, before it waits for anybody: whoever watches knows where a
 ring stands without any MPI. After SECONDS a thread that needs no interpreter writes to stderr where the rank is: one
@@ -10,15 +10,12 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import socket
 import statistics
 import sys
 from typing import Any
 
 from hpcmesos.gang import ring_report
 
-_PATIENCE = 8.0
-"""Seconds in which the host of a neighbour has to answer: three lost packets' worth."""
 _WARM_UP = 2
 _SMALL, _SMALL_ROUNDS = 8, 21
 _LARGE, _LARGE_ROUNDS = 1 << 20, 7
@@ -29,12 +26,11 @@ def _say(stage: str, **more: Any) -> None:
     sys.stdout.flush()
 
 
-def main(seconds: float, doors: list[str]) -> None:
-    """``doors``: for each rank the ``address:port`` of its host's shepherd. Raises whatever MPI raises."""
+def main(seconds: float) -> None:
+    """Raises whatever MPI raises; the ring is broken then."""
     faulthandler.dump_traceback_later(seconds)
     gpus = [uuid for uuid in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if uuid]
     _say(ring_report.INIT, gpus=gpus)
-    _knock(doors)
     from mpi4py import MPI  # begins MPI
 
     world = MPI.COMM_WORLD
@@ -51,19 +47,6 @@ def main(seconds: float, doors: list[str]) -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
         world.Abort(1)
-
-
-def _knock(doors: list[str]) -> None:
-    """At the host of the right neighbour: without it MPI_Init may wait in vain, and nobody knows for whom."""
-    rank = int(os.environ["RANK"])
-    door = doors[(rank + 1) % len(doors)]
-    if door == doors[rank]:
-        return
-    address, _, port = door.rpartition(":")
-    try:
-        socket.create_connection((address, int(port)), timeout=_PATIENCE).close()
-    except OSError as error:
-        _say(ring_report.INIT, cut=error.strerror or str(error))
 
 
 def _pass_token(world: Any) -> None:
@@ -107,4 +90,4 @@ def _answer(world: Any, partner: int) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), sys.argv[2].split(","))
+    main(float(sys.argv[1]))
