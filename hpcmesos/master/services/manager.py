@@ -25,7 +25,7 @@ from hpcmesos.master.objects import changed_queue, flat
 from hpcmesos.master.services import wishes
 from hpcmesos.master.services.nodes import facts as node_facts
 from hpcmesos.master.services.replies import Refusals, error_number, exit_code, information
-from hpcmesos.master.services.site import FRESH, Site
+from hpcmesos.master.services.site import FRESH, Site, server_attributes
 from hpcmesos.master.services.submit import decoded
 from hpcmesos.pbs import manager_render as render
 from hpcmesos.pbs.manager import Change, Directive, lines, parse_line
@@ -193,7 +193,7 @@ class _Session:
             if not known(directive.kind, attribute):
                 raise UnknownAttribute(f"Undefined attribute {attribute}")
         if directive.kind == "server":
-            shown = {"server_state": "Active", **self._counted(None), **self._server_attributes()}
+            shown = {"server_state": "Active", **self._counted(None), **server_attributes(self.site)}
             shown["pbs_version"] = version("hpcmesos")
             name = self.site.settings.server
         elif directive.kind == "queue":
@@ -213,7 +213,7 @@ class _Session:
         queues = self.site.queues.fresh()
         if directive.kind == "server":
             self.out.append(render.printed_queues((queue.name, flat(queue)) for queue in queues.values()))
-            self.out.append(render.printed_server(self._server_attributes()))
+            self.out.append(render.printed_server(server_attributes(self.site)))
         elif directive.kind == "queue":
             if name and name not in queues:
                 raise UnknownQueue("Unknown queue")
@@ -223,18 +223,6 @@ class _Session:
             names = [name] if name else self._node_names()
             settable = [(node, self._settable(node)) for node in names]
             self.out.append(render.printed_nodes(settable))
-
-    def _server_attributes(self) -> dict[str, str]:
-        """What holds: the settings' values where nothing else was set."""
-        settings = self.site.settings
-        given = self.site.server.fresh()
-        defaults = {
-            "scheduling": "True",
-            "default_queue": settings.default_queue,
-            "keep_completed": str(int(settings.keep_completed)),
-            "kill_delay": str(int(settings.kill_delay)),
-        }
-        return defaults | dict(sorted(given.items()))
 
     def _counted(self, queue: str | None) -> dict[str, str]:
         counts = self.site.store.counts()
