@@ -218,7 +218,8 @@ def _assign(found: dict[str, str], attribute: Attribute, resource: str, change: 
         found[change.name] = ",".join(left)
     elif attribute.kind is Kind.INTEGER:
         sign = 1 if change.operator == "+=" else -1
-        found[change.name] = str(int(found.get(change.name, "0")) + sign * int(value))
+        result = int(found.get(change.name, "0")) + sign * int(value)
+        found[change.name] = _value(attribute, resource, str(result))
     else:
         raise InvalidValue(f"{change.name} takes = only, no {change.operator}")
     if found[change.name] == "":

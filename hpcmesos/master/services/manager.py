@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +17,7 @@ from hpcmesos.errors import (
     InvalidValue,
     QueueBusy,
     ReadOnlyAttribute,
+    StateError,
     UnknownAttribute,
     UnknownNode,
     UnknownQueue,
@@ -43,6 +47,7 @@ _SWITCHES: Mapping[str, tuple[str, str]] = {
     "qstart": ("started", "True"),
     "qstop": ("started", "False"),
 }
+_FAREWELL = 0.2  # seconds until a master that was told to stop does: its answer is on its way by then
 _SWITCH_FAILED = 2  # what these four exit with, whatever the error
 
 
@@ -95,6 +100,20 @@ def switch(command: str, site: Site, caller: Caller, request: CommandRequest) ->
     _settle(site, sent)
     reply = refusals.reply()
     return CommandReply(stderr=reply.stderr, code=_SWITCH_FAILED if reply.code else 0)
+
+
+def qterm(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
+    """Stops the master that is asked; jobs and agents go on, and other masters take over."""
+    if told := information("qterm", request.argv, Personality(request.personality)):
+        return told
+    kind = parse("qterm", request.argv).last("t") or "quick"
+    if kind != "quick":
+        raise UsageError(f"-t {kind} is not served: no job ends with its master; write -t quick")
+    auth.check_manager(caller, "stop a master")
+    if site.supervisor is None:
+        raise StateError("this API process has no supervisor that could be stopped")
+    threading.Timer(_FAREWELL, os.kill, (site.supervisor, signal.SIGTERM)).start()
+    return CommandReply()
 
 
 @dataclass(slots=True)

@@ -73,6 +73,7 @@ class Site:
     server: Remembered[dict[str, str]]  # its attributes that are set
     tls: ssl.SSLContext | None = None
     ca_state: Path | None = None  # the directory that holds ``ca/``
+    supervisor: int | None = None  # pid of the master's first process
 
     @classmethod
     def open(cls, settings: MasterSettings, store: Store, tls: ssl.SSLContext | None = None) -> Site:

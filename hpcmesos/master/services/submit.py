@@ -41,6 +41,7 @@ from hpcmesos.master.services.replies import information
 from hpcmesos.master.services.site import Site, client_zone
 from hpcmesos.model import JobId, JobState, Request
 from hpcmesos.pbs import submission as pbs
+from hpcmesos.pbs.echo import understood
 from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
@@ -79,6 +80,8 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         return CommandReply(need=need)
     built = pbs.build_submission(request.argv, text, _context(site, caller, request))
     new = _new_job(site, caller, request, built, script)
+    if built.dry_run:
+        return CommandReply(stdout=understood(built, new.queue))
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
     seq = site.store.submit(new, request.key, digest).seq
     site.notifier.poke()
@@ -124,8 +127,8 @@ def _one_of_many(
     script = job.script if asked.script is not None else None
     text = None if script is None else pbs.check_script(script)
     built = pbs.build_submission(job.argv, text, context)
-    if built.block:
-        raise UsageError("a job among many cannot block")
+    if built.block or built.dry_run:
+        raise UsageError("a job among many can neither block nor be a dry run")
     return _new_job(site, caller, request, built, script), built
 
 
