@@ -20,7 +20,6 @@ from typing import Protocol
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable, InvalidValue, LostLeadership
-from hpcmesos.master import cycle
 from hpcmesos.master.absence import Absence, Fence
 from hpcmesos.master.alarms import Alarms
 from hpcmesos.master.cluster import Phase
@@ -216,7 +215,7 @@ class Planner:
                     rows = transaction.drain_inbox(self._rows)
                     self._take_rows(rows, done, transaction)
                 outcome = _together(done).write(transaction)
-                decided = [] if outcome.outrun or self._reload_wanted else self._passes.decide(cycle.QUICK)
+                decided = [] if outcome.outrun or self._reload_wanted else self._passes.decide(whole=False)
                 started = transaction.apply_starts(decided)
         except _FATAL:
             raise
@@ -241,7 +240,7 @@ class Planner:
 
     def _full_pass(self) -> None:
         """Over the whole queue, which may take too long for a transaction to be open meanwhile."""
-        decided = self._passes.decide(None)
+        decided = self._passes.decide(whole=True)
         if decided:
             with self._store.transaction() as transaction:
                 started = transaction.apply_starts(decided)
