@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
-from hpcmesos.gang.policy import Backfill, Policy
+from hpcmesos.gang.policy import SHIPPED
 from hpcmesos.gang.schedule import schedule
 from hpcmesos.gang.snapshot import Start
 from hpcmesos.master import cycle
@@ -25,8 +26,8 @@ _RARELY = 60.0
 _STARTS = 1000
 """At most so many gangs start in one pass: a transaction stays short."""
 
-POLICY = Policy(order="priority", backfill=Backfill.EASY, max_starts=_STARTS)
-"""As shipped: by priority, then first come, first served; with EASY backfill."""
+POLICY = replace(SHIPPED, max_starts=_STARTS)
+"""As shipped; see ``docs/scheduling.md``."""
 
 _REST = 4.0
 """Times as long as the last such pass took that the next one waits: events come first on a slow machine."""
