@@ -33,11 +33,13 @@ from hpcmesos.master.services import (
     control,
     logs,
     manager,
+    moab,
     nodes,
     selecting,
     status,
     submit,
     tokens,
+    tracing,
     wait,
 )
 from hpcmesos.master.services.lookup import find_own
@@ -67,6 +69,14 @@ COMMANDS: Mapping[str, Service] = {
     "qsig": changes.qsig,
     "qmsg": changes.qmsg,
     "qselect": selecting.qselect,
+    "tracejob": tracing.tracejob,
+    "showq": moab.showq,
+    "checkjob": moab.checkjob,
+    "showstart": moab.showstart,
+    "mdiag": moab.mdiag,
+    "msub": moab.msub,
+    "canceljob": moab.canceljob,
+    "mjobctl": moab.mjobctl,
     "qmgr": manager.qmgr,
     **{name: partial(manager.switch, name) for name in ("qenable", "qdisable", "qstart", "qstop")},
 }
