@@ -17,9 +17,10 @@ from hpcmesos.gang.snapshot import NodeView, QueueView
 from hpcmesos.master import cycle
 from hpcmesos.master.holdings import Holdings
 from hpcmesos.master.ports import Ports
+from hpcmesos.master.usage import Usage
 from hpcmesos.master.waiting import Waiting
 from hpcmesos.model import AttemptId, Cause, GpuState, JobId, JobState
-from hpcmesos.queue import arrays
+from hpcmesos.queue import arrays, documents
 from hpcmesos.queue.records import (
     AttemptKey,
     GpuRecord,
@@ -62,6 +63,8 @@ class Attempt:
     silence: int | None = None  # s without a leader after which its nodes end it; None: never
     started_at: float | None = None
     spec: dict[str, Any] | None = None  # until it runs, to send PREPARE again
+    account: tuple[str, str] = ("", "")  # project and user whose use it is
+    begun: float = 0.0  # epoch seconds since which it holds its shares
     billing: Mapping[str, Any] = field(default_factory=dict)  # what accounting wants of the submission
 
     @property
@@ -145,6 +148,9 @@ class Cluster:
         self.nodes: dict[str, Node] = {}
         self.queues: dict[str, QueueRecord] = {}
         self.attributes: dict[str, str] = {}  # of the server, as qmgr sets them
+        self.reservations: Mapping[str, Any] = {}  # see queue/documents.py, as for shares
+        self.shares: Mapping[str, Any] = {}
+        self.usage = Usage()
         self.blocked: set[JobKey] = set()  # an earlier attempt's parts may still run somewhere
         self.changed = True  # something that scheduling looks at
         self.ports = Ports()
@@ -159,6 +165,9 @@ class Cluster:
             if queue.priority:
                 self._wait_all(queue.name)
         self.attributes = dict(state.server)
+        self.reservations = state.documents.get(documents.RESERVATIONS) or {}
+        self.shares = state.documents.get(documents.SHARES) or {}
+        self.usage = Usage(state.documents.get(documents.USAGE), state.used)
         for record in state.nodes:
             gpus = {gpu.uuid: gpu for gpu in record.gpus}
             self.nodes[record.name] = Node(replace(record, gpus=()), gpus, record.cpus_used, record.mem_used)
@@ -183,6 +192,8 @@ class Cluster:
                 Phase.UNSURE if live else Phase.OVER,
                 tuple(parts),
                 silence=job.request.silence if job else None,
+                account=_account(job),
+                begun=_begun(job),
             )
             self.holdings.begin(self.attempts[self.name(key)])
             if not live:
@@ -357,6 +368,14 @@ class Cluster:
     def queue_views(self) -> dict[str, QueueView]:
         """The queues as the scheduler sees them."""
         return {name: cycle.queue_view(queue) for name, queue in self.queues.items()}
+
+
+def _account(job: JobRecord | None) -> tuple[str, str]:
+    return (job.project, job.owner) if job else ("", "")
+
+
+def _begun(job: JobRecord | None) -> float:
+    return job.started_at.timestamp() if job and job.started_at else 0.0
 
 
 def _released(word: GpuState | None) -> GpuState:

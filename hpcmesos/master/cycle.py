@@ -13,6 +13,7 @@ from hpcmesos.gang.order import ranked
 from hpcmesos.gang.policy import Policy
 from hpcmesos.gang.snapshot import GpuView, JobView, NodeView, QueueView, Snapshot, Start
 from hpcmesos.gang.tables import JobTable
+from hpcmesos.master import limits, reservations
 from hpcmesos.model import GpuState, GpuUuid, JobId, NodeName, Request
 from hpcmesos.queue.records import AttemptKey, JobKey, JobRecord, QueueRecord, ShareRecord, StartRecord
 from hpcmesos.units import parse_duration
@@ -35,6 +36,7 @@ def job_view(job: JobRecord, queue_priority: int = 0) -> JobView:
         frozenset(NodeName(name) for name in job.excluded),
         count=max(1, job.waiting_elements),
         user=job.owner,
+        project=job.project,
     )
 
 
@@ -45,6 +47,7 @@ def queue_view(queue: QueueRecord) -> QueueView:
         queue.name,
         queue.started,
         queue.priority,
+        level=int(queue.attributes.get("level", "0")),
         walltime=None if walltime is None else float(parse_duration(walltime)),
     )
 
@@ -86,6 +89,10 @@ def snapshot(cluster: Cluster, policy: Policy, now: float, *, whole: bool) -> tu
         cluster.stopped_queues(),
         cluster.holdings.running,
         cluster.queue_views(),
+        reservations.windows(cluster.reservations, now),
+        limits.limits(cluster.queues, cluster.attributes),
+        cluster.usage.accounts(cluster.shares, cluster.pending.who()),
+        cluster.shares.get("projects") or {},
     )
     rank = partial(_ranked, everything, policy, now)
     if whole:

@@ -77,6 +77,7 @@ class Holdings:
             started + walltime,
             job.queue,
             job.owner,
+            job.project,
             preemptible=job.rerunable,
         )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from math import inf
 
 from hpcmesos.gang.policy import Backfill, Policy
 from hpcmesos.gang.schedule import schedule
 from hpcmesos.gang.snapshot import Start
-from hpcmesos.master import cycle
+from hpcmesos.master import cycle, reservations
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.reasons import Reasons
 from hpcmesos.model import JobId
@@ -37,12 +38,14 @@ class Passes:
         self._desk = desk
         self._reasons = reasons
         self._policy = POLICY
+        self._window = inf  # when the next reservation begins or ends
         self._stale = True  # something has changed since the last pass over the whole queue
         self._passed = desk.alarms.clock()  # a new leader lets the front of the queue start first
 
     def wanted(self) -> bool:
-        """Whether something changed that a pass may make use of."""
-        return bool(self._desk.cluster.pending) and (self._desk.cluster.changed or self.again)
+        """Whether something changed that a pass may make use of, or a reservation begins or ends."""
+        new = self._desk.cluster.changed or self.again or self._desk.now.timestamp() >= self._window
+        return bool(self._desk.cluster.pending) and new
 
     def full_due(self) -> bool:
         """Whether jobs behind the front of the queue have not been looked at for a while."""
@@ -59,6 +62,7 @@ class Passes:
             return []
         cluster.changed = self.again = False
         now = self._desk.now.timestamp()
+        self._window = reservations.next_change(cluster.reservations, now) or inf
         snapshot, seen_all = cycle.snapshot(cluster, self._policy, now, whole=whole)
         plan = schedule(snapshot, self._policy, now)
         finished = seen_all and len(plan.starts) < self._policy.max_starts
