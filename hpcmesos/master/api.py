@@ -241,9 +241,19 @@ def show_leader(request: ApiRequest) -> wire.LeaderReply:
 
 
 @get("/v1/health", sync_to_thread=True)
-def show_health(request: ApiRequest) -> dict[str, bool]:
-    """Answers 200 when the database does; ``leader``: somebody leads."""
-    return {"database": True, "leader": _site(request).store.leader().live}
+def show_health(request: ApiRequest) -> wire.HealthReply:
+    """Answers 200 when the database does, and says whether somebody leads; 503 and why when it does not."""
+    store = _site(request).store
+    live, server = store.leader().live, store.database_server()
+    return wire.HealthReply(
+        status="ok" if live else "no leader",
+        database=True,
+        leader=live,
+        timeline=server.timeline,
+        fsync=server.fsync,
+        synchronous_commit=server.synchronous_commit,
+        standbys=server.standbys,
+    )
 
 
 @get("/v1/ca", sync_to_thread=True)

@@ -37,6 +37,7 @@ class Effects:
         default_factory=dict
     )  # of arrays: elements that ended well, or not
     gpus: dict[str, tuple[GpuState, str]] = field(default_factory=dict)
+    past_id: int = 0  # a job's number that is in use somewhere; new ones have to be higher
     messages: list[tuple[str, wire.ToAgent]] = field(default_factory=list)
     recheck: set[JobKey] = field(default_factory=set)  # dependents to judge when this is committed
     accounting: list[Entry] = field(default_factory=list)
@@ -58,7 +59,7 @@ class Effects:
             self.tallies,
             self.gpus,
         )
-        return any(rows) or bool(self.audit) or bool(self.documents)
+        return any(rows) or bool(self.audit) or bool(self.documents) or self.past_id > 0
 
     def add(self, other: Effects) -> None:
         for name in ("nodes", "finished", "releases", "moves", "messages", "accounting", "audit"):
@@ -69,6 +70,7 @@ class Effects:
             self.tally(seq, *counts)
         if other.server is not None:
             self.server = other.server
+        self.past_id = max(self.past_id, other.past_id)
 
     def tally(self, seq: int, succeeded: int, failed: int) -> None:
         before = self.tallies.get(seq, (0, 0))
@@ -110,6 +112,8 @@ class Effects:
             transaction.put_server(self.server)
         for name, value in self.documents.items():
             transaction.put_document(name, value)
+        if self.past_id:
+            transaction.skip_ids(self.past_id)
         if self.audit:
             transaction.tell(self.audit)
 

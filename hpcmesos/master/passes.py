@@ -29,6 +29,9 @@ _STARTS = 1000
 POLICY = Policy(order="priority", backfill=Backfill.EASY, max_starts=_STARTS)
 """As shipped: by priority, then first come, first served; with EASY backfill."""
 
+_REST = 4.0
+"""Times as long as the last such pass took that the next one waits: events come first on a slow machine."""
+
 
 class Passes:
     """Runs passes; ``again``: the last one stopped before the end of what could start."""
@@ -40,6 +43,7 @@ class Passes:
         self._policy = POLICY
         self._window = inf  # when the next reservation begins or ends
         self._stale = True  # something has changed since the last pass over the whole queue
+        self._took = 0.0  # seconds, the last one
         self._passed = desk.alarms.clock()  # a new leader lets the front of the queue start first
 
     def wanted(self) -> bool:
@@ -50,7 +54,8 @@ class Passes:
     def full_due(self) -> bool:
         """Whether jobs behind the front of the queue have not been looked at for a while."""
         since = self._desk.alarms.clock() - self._passed
-        return since >= FULL_PASS and (self._stale or (since >= _RARELY and bool(self._desk.cluster.pending)))
+        due = self._stale or (since >= _RARELY and bool(self._desk.cluster.pending))
+        return due and since >= max(FULL_PASS, _REST * self._took)
 
     def decide(self, *, whole: bool) -> list[StartRecord]:
         """What starts now; ``whole`` False: only the front of a long queue is looked at, if anything has changed.
@@ -61,6 +66,7 @@ class Passes:
         if not whole and not self.wanted():
             return []
         cluster.changed = self.again = False
+        began = self._desk.alarms.clock()
         now = self._desk.now.timestamp()
         self._window = reservations.next_change(cluster.reservations, now) or inf
         snapshot, seen_all = cycle.snapshot(cluster, self._policy, now, whole=whole)
@@ -69,6 +75,7 @@ class Passes:
         self._stale = not finished
         if seen_all:
             self._passed = self._desk.alarms.clock()
+            self._took = self._passed - began
         self._reasons.take(plan, complete=seen_all)
         self.again = bool(plan.starts) and not finished
         indexes = self._indexes(plan.starts)

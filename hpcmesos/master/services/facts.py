@@ -260,4 +260,5 @@ def _gpu_facts(gpu: GpuRecord, job: str | None) -> GpuFacts:
         state=gpu.state.value,
         simulated=gpu.simulated,
         job_id=job if gpu.state is GpuState.ALLOCATED else None,
+        note=gpu.note,
     )
