@@ -64,6 +64,7 @@ class Attempt:
     started_at: float | None = None
     spec: dict[str, Any] | None = None  # until it runs, to send PREPARE again
     account: tuple[str, str] = ("", "")  # project and user whose use it is
+    preempted_for: str = ""  # the job for which it has to go
     begun: float = 0.0  # epoch seconds since which it holds its shares
     billing: Mapping[str, Any] = field(default_factory=dict)  # what accounting wants of the submission
 
@@ -151,6 +152,9 @@ class Cluster:
         self.reservations: Mapping[str, Any] = {}  # see queue/documents.py, as for shares
         self.shares: Mapping[str, Any] = {}
         self.usage = Usage()
+        self.preempted: set[JobKey] = (
+            set()
+        )  # jobs that were; they preempt nobody while they wait to run again
         self.blocked: set[JobKey] = set()  # an earlier attempt's parts may still run somewhere
         self.changed = True  # something that scheduling looks at
         self.ports = Ports()
@@ -229,7 +233,7 @@ class Cluster:
     def _wait(self, job: JobRecord) -> None:
         queue = self.queues.get(job.queue)
         limit = job.array_spec is not None and job.array_spec.limit is not None
-        view = cycle.job_view(job, queue.priority if queue else 0)
+        view = cycle.job_view(job, queue, may_preempt=job.key not in self.preempted)
         self.pending.put(job.key, view, special=limit or job.index is not None)
         self.changed = True
 
@@ -237,6 +241,7 @@ class Cluster:
         """As put() of a complete job."""
         self._forget(key)
         self.blocked.discard(key)
+        self.preempted.discard(key)
 
     def _forget(self, key: JobKey) -> None:
         old = self.jobs.pop(key, None)

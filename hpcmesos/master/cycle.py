@@ -24,19 +24,20 @@ if TYPE_CHECKING:
 _SWITCH = "switch="
 
 
-def job_view(job: JobRecord, queue_priority: int = 0) -> JobView:
+def job_view(job: JobRecord, queue: QueueRecord | None, *, may_preempt: bool = True) -> JobView:
     """A waiting job as the scheduler sees it; of an array, all elements that have no row."""
     queued = job.queued_at or job.created_at
     return JobView(
         job.id,
         job.request,
-        job.priority + queue_priority,
+        job.priority + (queue.priority if queue else 0),
         queued.timestamp(),
         job.queue,
         frozenset(NodeName(name) for name in job.excluded),
         count=max(1, job.waiting_elements),
         user=job.owner,
         project=job.project,
+        may_preempt=may_preempt,
     )
 
 

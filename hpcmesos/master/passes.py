@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from math import inf
 
 from hpcmesos.gang.policy import Backfill, Policy
 from hpcmesos.gang.schedule import schedule
-from hpcmesos.gang.snapshot import Start
+from hpcmesos.gang.snapshot import Preemption, Start
 from hpcmesos.master import cycle, reservations
 from hpcmesos.master.effects import Desk
+from hpcmesos.master.gangs import Gangs
 from hpcmesos.master.reasons import Reasons
 from hpcmesos.model import JobId
 from hpcmesos.queue.records import StartRecord
@@ -36,9 +38,10 @@ _REST = 4.0
 class Passes:
     """Runs passes; ``again``: the last one stopped before the end of what could start."""
 
-    def __init__(self, desk: Desk, reasons: Reasons) -> None:
+    def __init__(self, desk: Desk, gangs: Gangs, reasons: Reasons) -> None:
         self.again = False
         self._desk = desk
+        self._gangs = gangs
         self._reasons = reasons
         self._policy = POLICY
         self._window = inf  # when the next reservation begins or ends
@@ -77,10 +80,20 @@ class Passes:
             self._passed = self._desk.alarms.clock()
             self._took = self._passed - began
         self._reasons.take(plan, complete=seen_all)
+        if plan.preemptions:
+            self._desk.alarms.set(0.0, partial(self._preempt, plan.preemptions))
         self.again = bool(plan.starts) and not finished
         indexes = self._indexes(plan.starts)
         records = [self._record(start, indexes) for start in plan.starts]
         return [record for record in records if record is not None]
+
+    def _preempt(self, preemptions: Iterable[Preemption]) -> None:
+        """Tells whole gangs to go; those for whom they go start when they are gone."""
+        for preemption in preemptions:
+            for victim in preemption.victims:
+                attempt = self._desk.cluster.current(cycle.job_key(victim))
+                if attempt is not None:
+                    self._gangs.preempt(attempt, str(preemption.job))
 
     def _indexes(self, starts: Iterable[Start]) -> dict[JobId, Iterator[int]]:
         """Of each array in the plan, the indexes that start next."""

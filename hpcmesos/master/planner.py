@@ -86,7 +86,7 @@ class Planner:
         zone = datetime.now(UTC).astimezone().tzinfo
         self._accounting = AccountingFiles(settings.state / "accounting", zone)
         self._reasons = Reasons(self._desk)
-        self._passes = Passes(self._desk, self._reasons)
+        self._passes = Passes(self._desk, self._gangs, self._reasons)
         self._chores = Chores(self._desk)
         self._polled = self._loaded = self._written = float("-inf")
         self._rows = _ROWS

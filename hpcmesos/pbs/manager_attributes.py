@@ -52,7 +52,7 @@ QUEUE_ATTRIBUTES: Mapping[str, Attribute] = {
     **_all(Kind.INTEGER, "Priority max_running max_queuable max_user_queuable max_user_run max_group_run"),
     **_all(Kind.LIMIT, "max_run max_queued"),
     **_all(Kind.RESOURCE_LIMIT, "max_run_res"),
-    **_all(Kind.INTEGER, "level preempt_signal_delay"),
+    **_all(Kind.INTEGER, "level preempt_grace"),
     **_all(Kind.BOOLEAN, "enabled started from_route_only acl_logic_or"),
     **_all(Kind.BOOLEAN, "acl_user_enable acl_group_enable acl_host_enable acl_group_sloppy"),
     **_all(Kind.LIST, "acl_users acl_groups acl_hosts route_destinations disallowed_types features_required"),

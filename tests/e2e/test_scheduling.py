@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.e2e.cluster_kit import LiveCluster, wait_until
 from tests.e2e.conftest import running
+from tests.e2e.test_masters import leading
 
 SLEEP = "#!/bin/sh\nexec sleep 600\n"
 TRUE = "#!/bin/sh\ntrue\n"
@@ -67,7 +70,7 @@ def test_nodes_are_kept_for_a_reservation(own: LiveCluster, users: tuple[str, st
         denied = own.run("hpcmesos", "reserve", "rm", "course", user=bob)
         assert (denied.returncode != 0, "only operators" in denied.stderr) == (True, True)
         kept_out = own.qsub(SLEEP, "-l", "nodes=2:gpus=1", user=bob)
-        inside = own.qsub(SLEEP, "-l", "nodes=1:gpus=2", user=bob)
+        inside = own.qsub(SLEEP, "-l", "nodes=1:gpus=2,walltime=0:10:00", user=bob)
         assert own.wait_state(inside, "R")["exec_host"].startswith("node2/")
         own.run("qdel", inside, user=bob)
         let_in = own.qsub(SLEEP, "-l", "nodes=2:gpus=1", user=ann)
@@ -110,6 +113,8 @@ def test_use_counts_and_survives_a_new_leader(own: LiveCluster, users: tuple[str
     before = wait_until(used, "use is written down", 60)
     own.run("qdel", job, user=ann)
     wait_until(lambda: own.run("qselect", "-s", "RE", user="").stdout == "", "it has ended")
-    own.restart_leader()
+    first = leading(own)
+    os.kill(first.pid, signal.SIGKILL)
+    leading(own, above=first.term)
     after = wait_until(lambda: now if (now := used()) > before else None, "what ran since then counts", 60)
     assert after < before + 1.0
