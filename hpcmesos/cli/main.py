@@ -24,6 +24,7 @@ COMMANDS = {
     "ring": "ring",
     "reserve": "standing",
     "share": "standing",
+    "simulate": "simulate",
     "token": "admin",
     "doctor": "admin",
     "install-commands": "admin",
