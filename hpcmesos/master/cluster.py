@@ -166,7 +166,7 @@ class Cluster:
         """Everything but the jobs, which are there already; once."""
         self.queues = {queue.name: queue for queue in state.queues}
         for queue in state.queues:
-            if queue.priority:
+            if self.level(queue.name):
                 self._wait_all(queue.name)
         self.attributes = dict(state.server)
         self.reservations = state.documents.get(documents.RESERVATIONS) or {}
@@ -231,9 +231,8 @@ class Cluster:
             self._wait(job)
 
     def _wait(self, job: JobRecord) -> None:
-        queue = self.queues.get(job.queue)
         limit = job.array_spec is not None and job.array_spec.limit is not None
-        view = cycle.job_view(job, queue, may_preempt=job.key not in self.preempted)
+        view = cycle.job_view(job, self.level(job.queue), may_preempt=job.key not in self.preempted)
         self.pending.put(job.key, view, special=limit or job.index is not None)
         self.changed = True
 
@@ -291,6 +290,8 @@ class Cluster:
             Phase.PREPARING,
             shares,
             silence=job.request.silence,
+            account=_account(job),
+            begun=_begun(job),
         )
         self.attempts[attempt.name] = attempt
         self.holdings.begin(attempt)
@@ -352,15 +353,22 @@ class Cluster:
 
     def put_queue(self, name: str, queue: QueueRecord | None) -> None:
         """Takes in a queue as it is now; None: it is deleted."""
-        old = self.queues.pop(name, None)
-        if queue is not None:
+        before = self.level(name)
+        if queue is None:
+            self.queues.pop(name, None)
+        else:
             self.queues[name] = queue
-        if queue is not None and (old is None or old.priority != queue.priority):
+        if self.level(name) != before:
             self._wait_all(name)
         self.changed = True
 
+    def level(self, queue: str) -> int:
+        """Jobs of queues of a higher level come first, and preempt those of lower ones."""
+        known = self.queues.get(queue)
+        return int(known.attributes.get("level", "0")) if known else 0
+
     def _wait_all(self, queue: str) -> None:
-        """The waiting jobs of a queue anew: their place in the order has changed."""
+        """The waiting jobs of a queue anew: their level has changed."""
         for key in list(self.pending.keys()):
             if self.jobs[key].queue == queue:
                 self._wait(self.jobs[key])

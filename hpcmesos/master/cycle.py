@@ -21,22 +21,26 @@ from hpcmesos.units import parse_duration
 if TYPE_CHECKING:
     from hpcmesos.master.cluster import Cluster, Node
 
+LEVEL = 4096
+"""Steps of quality of service in a level: more than users' priorities have, so that who preempts also starts."""
+
 _SWITCH = "switch="
 
 
-def job_view(job: JobRecord, queue: QueueRecord | None, *, may_preempt: bool = True) -> JobView:
+def job_view(job: JobRecord, level: int = 0, *, may_preempt: bool = True) -> JobView:
     """A waiting job as the scheduler sees it; of an array, all elements that have no row."""
     queued = job.queued_at or job.created_at
     return JobView(
         job.id,
         job.request,
-        job.priority + (queue.priority if queue else 0),
+        job.priority,
         queued.timestamp(),
         job.queue,
         frozenset(NodeName(name) for name in job.excluded),
         count=max(1, job.waiting_elements),
         user=job.owner,
         project=job.project,
+        qos=level * LEVEL,
         may_preempt=may_preempt,
     )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from math import inf
 
-from hpcmesos.gang.policy import Backfill, Policy
+from hpcmesos.gang.policy import SHIPPED, Preempt
 from hpcmesos.gang.schedule import schedule
 from hpcmesos.gang.snapshot import Preemption, Start
 from hpcmesos.master import cycle, reservations
@@ -28,8 +29,8 @@ _RARELY = 60.0
 _STARTS = 1000
 """At most so many gangs start in one pass: a transaction stays short."""
 
-POLICY = Policy(order="priority", backfill=Backfill.EASY, max_starts=_STARTS)
-"""As shipped: by priority, then first come, first served; with EASY backfill."""
+POLICY = replace(SHIPPED, preempt=Preempt.LEVEL, max_starts=_STARTS)
+"""As shipped; jobs of queues of a higher level preempt those of lower ones: where queues have levels at all."""
 
 _REST = 4.0
 """Times as long as the last such pass took that the next one waits: events come first on a slow machine."""
