@@ -508,6 +508,7 @@ class Attempt:
                 "cput": max(cpu, self._cpu),
                 "mem": max(peak, self._peak),
                 "walltime": time.monotonic() - self._since if self._pid else 0.0,
+                "session": self._pid,
             },
             "ranks": ranks,
             "steps": steps,
