@@ -69,7 +69,7 @@ def _keys(job: JobView | RunningView) -> list[_Key]:
 def _reason(limit: Limit, name: str, unit: str, used: int, asked: int, most: int) -> PendingReason:
     who = f"{limit.scope} {name}" if name else f"the {limit.scope}"
     where = f" in queue {limit.queue}" if limit.queue and limit.scope != "queue" else ""
-    text = f"limit of {who}{where}: {used} of {most} {unit} in use, this job needs {asked}"
+    text = f"limit of {who}{where}: {used} of {most} {unit} in use, this job needs {asked} more"
     facts: dict[str, int | float | str] = {
         "scope": limit.scope,
         "name": name,

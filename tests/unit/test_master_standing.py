@@ -44,7 +44,7 @@ def test_what_a_limit_never_lets_run() -> None:
         return reason.text if reason else ""
 
     assert why(2) == why(8, "other") == ""
-    assert why(3) == "limit of user ann in queue gpu: 0 of 2 GPUs in use, this job needs 3"
+    assert why(3) == "limit of user ann in queue gpu: 0 of 2 GPUs in use, this job needs 3 more"
 
 
 def test_reservations_are_made_and_taken_away() -> None:
