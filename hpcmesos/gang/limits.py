@@ -63,7 +63,7 @@ def _names(job: JobView | RunningView) -> dict[str, str]:
 
 
 def _keys(job: JobView | RunningView) -> list[_Key]:
-    return [(queue, scope, name) for queue in ("", job.queue) for scope, name in _names(job).items()]
+    return [(queue, scope, name) for queue in {"", job.queue} for scope, name in _names(job).items()]
 
 
 def _reason(limit: Limit, name: str, unit: str, used: int, asked: int, most: int) -> PendingReason:
