@@ -151,7 +151,9 @@ class Shape:
         return cls(request, job.excluded, job.constraints, kinds_of(request), request.cpus, request.gpus)
 
 
-PRIORITY, QUEUED_AT, TIE, WALLTIME, REMAINING, CPUS, GPUS, COUNT, SHAPE, WHO, QUEUE = range(11)
+PRIORITY, QUEUED_AT, TIE, WALLTIME, REMAINING, CPUS, GPUS, COUNT, SHAPE, WHO, PREDICTED, QOS, QUEUE = range(
+    13
+)
 """Columns of ``JobTable.values``. WALLTIME: nan when none is named; WHO, QUEUE, SHAPE: numbers in their lists."""
 
 
@@ -208,6 +210,8 @@ class JobTable(Collection[JobView]):
             job.count,
             shape,
             self._number((job.project, job.user), self.who),
+            np.nan if job.predicted is None else job.predicted,
+            job.qos,
             self._number(job.queue, self.queues),
         )
         self.jobs[slot] = job
