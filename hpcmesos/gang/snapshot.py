@@ -128,6 +128,7 @@ class Limit:
     """At most so much running at once for each user (project, queue) of that name, or for the whole server.
 
     ``scope``: user, project, queue or server. ``name`` "*": each one by itself. None: no limit.
+    ``queue``: only what runs in this queue counts, and only its jobs are limited; "": all queues.
     """
 
     scope: str
@@ -135,6 +136,7 @@ class Limit:
     jobs: int | None = None
     gpus: int | None = None
     cpus: int | None = None
+    queue: str = ""
 
 
 @dataclass(frozen=True, slots=True)

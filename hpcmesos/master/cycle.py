@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from hpcmesos.gang import frameworks
 from hpcmesos.gang.order import ranked
 from hpcmesos.gang.policy import Policy
-from hpcmesos.gang.snapshot import GpuView, JobView, NodeView, QueueView, Snapshot, Start
+from hpcmesos.gang.snapshot import GpuView, JobView, Limit, NodeView, QueueView, Snapshot, Start
 from hpcmesos.gang.tables import JobTable
 from hpcmesos.model import GpuState, GpuUuid, JobId, NodeName, Request
+from hpcmesos.pbs.manager_attributes import total_limit, user_limit
 from hpcmesos.queue.records import AttemptKey, JobKey, JobRecord, QueueRecord, ShareRecord, StartRecord
 from hpcmesos.units import parse_duration
 
@@ -86,6 +87,7 @@ def snapshot(cluster: Cluster, policy: Policy, now: float, *, whole: bool) -> tu
         cluster.stopped_queues(),
         cluster.holdings.running,
         cluster.queue_views(),
+        limits=limits(cluster),
     )
     rank = partial(_ranked, everything, policy, now)
     if whole:
@@ -93,6 +95,18 @@ def snapshot(cluster: Cluster, policy: Policy, now: float, *, whole: bool) -> tu
         return replace(everything, pending=cluster.pending.table), True
     front = cluster.pending.front(rank)
     return replace(everything, pending=front), front is cluster.pending.table
+
+
+def limits(cluster: Cluster) -> tuple[Limit, ...]:
+    """How much may run at once by what qmgr has set: of the server and each queue, in all and for each user."""
+    found: list[Limit] = []
+    for queue in ("", *cluster.queues):
+        given = cluster.queues[queue].attributes if queue else cluster.attributes
+        if (most := total_limit(given, "max_running", "max_run")) is not None:
+            found.append(Limit("queue", queue, jobs=most) if queue else Limit("server", jobs=most))
+        if (most := user_limit(given, "max_user_run", "max_run")) is not None:
+            found.append(Limit("user", jobs=most, queue=queue))
+    return tuple(found)
 
 
 def _ranked(snapshot: Snapshot, policy: Policy, now: float, table: JobTable) -> list[JobId]:

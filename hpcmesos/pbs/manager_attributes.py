@@ -50,7 +50,8 @@ def _all(kind: Kind, names: str, *, used: bool = True) -> dict[str, Attribute]:
 
 QUEUE_ATTRIBUTES: Mapping[str, Attribute] = {
     "queue_type": Attribute("queue_type", Kind.CHOICE, ("Execution", "Route")),
-    **_all(Kind.INTEGER, "Priority max_running max_queuable max_user_queuable max_user_run max_group_run"),
+    **_all(Kind.INTEGER, "Priority max_running max_queuable max_user_queuable max_user_run"),
+    **_all(Kind.INTEGER, "max_group_run", used=False),
     **_all(Kind.LIMIT, "max_run max_queued"),
     **_all(Kind.BOOLEAN, "enabled started from_route_only acl_logic_or"),
     **_all(Kind.BOOLEAN, "acl_user_enable acl_group_enable acl_host_enable acl_group_sloppy"),
@@ -91,7 +92,7 @@ SERVER_ATTRIBUTES: Mapping[str, Attribute] = {
     ),
     **_all(Kind.INTEGER, "exit_code_canceled_job automatic_requeue_exit_code max_array_size", used=False),
     **_all(Kind.DURATION, "job_history_duration", used=False),
-    **_all(Kind.LIMIT, "max_run max_queued", used=False),
+    **_all(Kind.LIMIT, "max_run max_queued"),
     **_all(Kind.RESOURCES, "resources_available default_chunk", used=False),
 }
 
@@ -117,7 +118,9 @@ READ_ONLY: Mapping[str, frozenset[str]] = {
     ),
 }
 
-_NOT_NEGATIVE = frozenset({"keep_completed", "kill_delay"})
+_NOT_NEGATIVE = frozenset(
+    {"keep_completed", "kill_delay", "max_running", "max_user_run", "max_queuable", "max_user_queuable"}
+)
 _DURATIONS = frozenset({"walltime", "cput", "pcput"})
 _SIZES = frozenset({"mem", "pmem", "vmem", "pvmem", "file"})
 _COUNTS = frozenset({"ncpus", "nodect", "nodes", "procct", "procs", "gpus", "ngpus", "mpiprocs", "nice"})
