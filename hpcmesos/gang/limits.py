@@ -48,7 +48,7 @@ class Gate:
 
     def _add(self, job: JobView | RunningView, gpus: int, cpus: int) -> None:
         for scope, name in _keys(job).items():
-            for key in ((scope, name, ""), (scope, name, job.queue)):
+            for key in {(scope, name, ""), (scope, name, job.queue)}:
                 self._jobs[key] += 1
                 self._gpus[key] += gpus
                 self._cpus[key] += cpus
