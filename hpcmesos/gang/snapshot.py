@@ -127,8 +127,8 @@ class Window:
 class Limit:
     """At most so much running at once for each user (project, queue) of that name, or for the whole server.
 
-    ``scope``: user, project, queue or server. ``name`` "*": each one by itself. None: no limit.
-    ``queue``: only what runs in this queue counts, and only its jobs are limited; "": all queues.
+    ``scope``: user, project, queue or server. ``name`` "*": each one by itself, ``but`` those. ``queue``: only what
+    runs in that queue counts; "": all. None: no limit.
     """
 
     scope: str
@@ -137,6 +137,7 @@ class Limit:
     gpus: int | None = None
     cpus: int | None = None
     queue: str = ""
+    but: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

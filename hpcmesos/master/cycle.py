@@ -11,31 +11,37 @@ from typing import TYPE_CHECKING
 from hpcmesos.gang import frameworks
 from hpcmesos.gang.order import ranked
 from hpcmesos.gang.policy import Policy
-from hpcmesos.gang.snapshot import GpuView, JobView, Limit, NodeView, QueueView, Snapshot, Start
+from hpcmesos.gang.snapshot import GpuView, JobView, NodeView, QueueView, Snapshot, Start
 from hpcmesos.gang.tables import JobTable
+from hpcmesos.master import limits, reservations
 from hpcmesos.model import GpuState, GpuUuid, JobId, NodeName, Request
-from hpcmesos.pbs.manager_attributes import total_limit, user_limit
 from hpcmesos.queue.records import AttemptKey, JobKey, JobRecord, QueueRecord, ShareRecord, StartRecord
 from hpcmesos.units import parse_duration
 
 if TYPE_CHECKING:
     from hpcmesos.master.cluster import Cluster, Node
 
+LEVEL = 4096
+"""Steps of quality of service in a level: more than users' priorities have, so that who preempts also starts."""
+
 _SWITCH = "switch="
 
 
-def job_view(job: JobRecord, queue_priority: int = 0) -> JobView:
+def job_view(job: JobRecord, level: int = 0, *, may_preempt: bool = True) -> JobView:
     """A waiting job as the scheduler sees it; of an array, all elements that have no row."""
     queued = job.queued_at or job.created_at
     return JobView(
         job.id,
         job.request,
-        job.priority + queue_priority,
+        job.priority,
         queued.timestamp(),
         job.queue,
         frozenset(NodeName(name) for name in job.excluded),
         count=max(1, job.waiting_elements),
         user=job.owner,
+        project=job.project,
+        qos=level * LEVEL,
+        may_preempt=may_preempt,
     )
 
 
@@ -46,6 +52,7 @@ def queue_view(queue: QueueRecord) -> QueueView:
         queue.name,
         queue.started,
         queue.priority,
+        level=int(queue.attributes.get("level", "0")),
         walltime=None if walltime is None else float(parse_duration(walltime)),
     )
 
@@ -87,7 +94,10 @@ def snapshot(cluster: Cluster, policy: Policy, now: float, *, whole: bool) -> tu
         cluster.stopped_queues(),
         cluster.holdings.running,
         cluster.queue_views(),
-        limits=limits(cluster),
+        reservations.windows(cluster.reservations, now),
+        limits.limits(cluster.queues, cluster.attributes),
+        cluster.usage.accounts(cluster.shares, cluster.pending.who()),
+        cluster.shares.get("projects") or {},
     )
     rank = partial(_ranked, everything, policy, now)
     if whole:
@@ -95,18 +105,6 @@ def snapshot(cluster: Cluster, policy: Policy, now: float, *, whole: bool) -> tu
         return replace(everything, pending=cluster.pending.table), True
     front = cluster.pending.front(rank)
     return replace(everything, pending=front), front is cluster.pending.table
-
-
-def limits(cluster: Cluster) -> tuple[Limit, ...]:
-    """How much may run at once by what qmgr has set: of the server and each queue, in all and for each user."""
-    found: list[Limit] = []
-    for queue in ("", *cluster.queues):
-        given = cluster.queues[queue].attributes if queue else cluster.attributes
-        if (most := total_limit(given, "max_running", "max_run")) is not None:
-            found.append(Limit("queue", queue, jobs=most) if queue else Limit("server", jobs=most))
-        if (most := user_limit(given, "max_user_run", "max_run")) is not None:
-            found.append(Limit("user", jobs=most, queue=queue))
-    return tuple(found)
 
 
 def _ranked(snapshot: Snapshot, policy: Policy, now: float, table: JobTable) -> list[JobId]:
