@@ -13,9 +13,9 @@ def bars(title: str, rows: Sequence[tuple[str, float]]) -> str:
     """One bar a row; ours are blue."""
     largest = max((value for _, value in rows), default=1.0)
     height = 60 + _ROW * len(rows)
+    box = f'viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" font-size="13"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}"'
-        ' font-family="sans-serif" font-size="13">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {box}>',
         f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
         f'<text x="12" y="28" font-size="16">{escape(title)}</text>',
     ]

@@ -2,6 +2,7 @@
 
 A file server that does not answer blocks whoever reads, writes or even closes a file of it, and this process serves
 every job of the node. So what lies on a file system of another machine is touched in threads, with some patience.
+A process that the shepherd itself forks still has to close its copies of such descriptors at exec, and waits there.
 """
 
 from __future__ import annotations
