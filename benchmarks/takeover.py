@@ -147,8 +147,9 @@ class Flow:
 def once(bench: Bench, number: signal.Signals) -> dict[str, Any]:
     """One leader is signalled; seconds until there is a next one, and until the next job's script runs."""
     pid, term = bench.leader()
-    flowing = bench.one("SELECT count(*) FROM attempts")
-    until(lambda: bench.one("SELECT count(*) FROM attempts") > flowing + 5, "jobs flow")
+    events = "SELECT last_value FROM event_ids"
+    before = bench.one(events)
+    until(lambda: bench.one(events) > before + 20, "jobs flow")
     warmed = bench.warmed()
     supervisor = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     began = time.time()

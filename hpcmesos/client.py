@@ -61,6 +61,7 @@ class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
     state: str  # a model.GpuState
     simulated: bool = False
     job: str | None = None
+    note: str = ""  # why it is not given out
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -274,6 +275,10 @@ class Client:
 
     def leader(self) -> wire.LeaderReply:
         return self._call("GET", "/v1/leader", wire.LeaderReply)
+
+    def health(self) -> wire.HealthReply:
+        """Raises DatabaseUnavailable when the database does not answer for as long as this client is patient."""
+        return self._call("GET", "/v1/health", wire.HealthReply)
 
     def create_token(
         self,

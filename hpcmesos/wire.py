@@ -401,6 +401,18 @@ class TokenReply(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float
 
 
+class HealthReply(msgspec.Struct, frozen=True, kw_only=True):
+    """``status``: "ok", or "no leader": jobs are taken, none starts. A database that is away is an error, 503."""
+
+    status: str
+    database: bool
+    leader: bool
+    timeline: int = 0
+    fsync: bool = True
+    synchronous_commit: str = "on"
+    standbys: str = ""  # synchronous_standby_names; empty: a failover may lose the last commits
+
+
 class LeaderReply(msgspec.Struct, frozen=True, kw_only=True):
     """Where agents dial. ``address``: host:port of the leader's link listener; None while there is no leader."""
 

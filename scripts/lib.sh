@@ -7,8 +7,8 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
 PROGRAM=${0##*/}
 
-# Debian packages that the tests need beside Python: a C compiler, and `ip` for hosts made of namespaces.
-TEST_PACKAGES=(gcc libc6-dev iproute2)
+# Debian packages that the tests need beside Python: a C compiler, `ip` for hosts made of namespaces, false clocks.
+TEST_PACKAGES=(gcc libc6-dev iproute2 libfaketime)
 # For the tests over several hosts: the MPIs that users find on their machines.
 MPI_PACKAGES=(openmpi-bin libopenmpi-dev mpich libmpich-dev)
 # An Open MPI in an environment of its own: it does not go with the MPICH of .venv.

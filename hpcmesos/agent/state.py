@@ -54,6 +54,7 @@ class Attempt:
     go: bool = False
     end: wire.End | None = None
     started: wire.Started | None = None
+    untold: float | None = None  # since when the leader has not been told that it started; None: it was
     ended: wire.Ended | None = None
     since: float = 0.0  # checking: when the probe was asked; ended: when the leader was told last
 

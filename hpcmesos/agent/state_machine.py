@@ -36,6 +36,9 @@ from hpcmesos.model import Cause, GpuState
 
 CHECK_TIMEOUT = 10.0  # s that NVML has to answer before PREPARE is refused
 REPEAT_ENDED = 5.0  # s until an end that is not acknowledged is told again
+TELL_STARTED = (
+    0.2  # s after which the leader hears of a start that it need not wait for; a short script is over by then
+)
 LOOK_WHILE_CLEANING = 0.5  # s between two questions to the probe while a GPU is being cleaned
 LOOK_WHEN_IDLE = 10.0  # s between two questions otherwise
 LOST_KILL_DELAY = 10.0  # s between SIGTERM and SIGKILL for an attempt whose GPU is lost
@@ -61,6 +64,8 @@ def deadline(state: State) -> float | None:
     times = [a.since + CHECK_TIMEOUT for a in state.attempts.values() if a.phase is Phase.CHECKING]
     if state.welcomed:
         times += [a.since + REPEAT_ENDED for a in state.attempts.values() if a.phase is Phase.ENDED]
+        untold = (a.untold for a in state.attempts.values() if a.phase is not Phase.ENDED)
+        times += [since + TELL_STARTED for since in untold if since is not None]
     real = [s for s in state.gpus.values() if not s.told.simulated]
     times += [s.since + state.clean_timeout for s in real if s.state is GpuState.CLEANING]
     if real:
@@ -70,6 +75,12 @@ def deadline(state: State) -> float | None:
 
 def _look_interval(slots: Iterable[Slot]) -> float:
     return LOOK_WHILE_CLEANING if any(s.state is GpuState.CLEANING for s in slots) else LOOK_WHEN_IDLE
+
+
+def _is_late(attempt: Attempt, now: float) -> bool:
+    """Whether the leader has to hear of its start now."""
+    untold = attempt.untold if attempt.phase is not Phase.ENDED else None
+    return untold is not None and now >= untold + TELL_STARTED
 
 
 def _job(attempt: str) -> str:
@@ -255,6 +266,12 @@ class _Step(Draft):
         elif attempt.phase is Phase.READY:
             self._tell(wire.Ready(attempt=attempt.name))
 
+    def _tell_started(self, name: str) -> None:
+        attempt = replace(self.state.attempts[name], untold=None)
+        self._set_attempt(attempt)
+        if attempt.started is not None:
+            self._tell(attempt.started)
+
     def _tell_unknown(self, name: str, cause: str) -> None:
         """An answer for an attempt that is not here; a PREPARE of it that comes later is refused."""
         self._set_over(name, self.state.over.get(name))
@@ -288,8 +305,9 @@ class _Step(Draft):
             case "started" if attempt and attempt.phase is not Phase.ENDED:
                 started = msgspec.convert(message, wire.Started)
                 phase = Phase.ENDING if attempt.end else Phase.RUNNING
-                self._set_attempt(replace(attempt, phase=phase, started=started))
-                self._tell(started)
+                self._set_attempt(replace(attempt, phase=phase, started=started, untold=self.now))
+                if not (attempt.spec and attempt.spec.get("go")):
+                    self._tell_started(attempt.name)
             case "ended":
                 self._on_ended(attempt, msgspec.convert(message, wire.Ended))
             case "unknown" if attempt and attempt.phase is not Phase.ENDED:
@@ -469,6 +487,8 @@ class _Step(Draft):
                 self._refuse_checking(attempt, f"NVML has not answered for {CHECK_TIMEOUT:.0f} s")
             elif attempt.phase is Phase.ENDED and self.now >= attempt.since + REPEAT_ENDED:
                 self._repeat(attempt)
+            elif _is_late(attempt, self.now):
+                self._tell_started(attempt.name)
         for slot in list(self.state.gpus.values()):
             if (
                 slot.state is GpuState.CLEANING

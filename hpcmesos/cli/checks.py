@@ -13,6 +13,7 @@ from hpcmesos.agent import isolation
 from hpcmesos.cli.real_gpus import find_real_gpus
 from hpcmesos.client import Client
 from hpcmesos.errors import HpcmesosError
+from hpcmesos.wire import HealthReply
 
 DOCKER_TIMEOUT = 10.0
 DOCKER_PROGRAM = """
@@ -44,8 +45,7 @@ def run_all(connect: Callable[[], Client]) -> Iterator[Finding]:
 def _cluster(connect: Callable[[], Client]) -> Iterator[Finding]:
     try:
         client = connect()
-        leader = client.leader()
-        nodes = client.nodes()
+        leader, nodes, health = client.leader(), client.nodes(), client.health()
     except HpcmesosError as error:
         yield Finding("master", "bad", str(error))
         return
@@ -64,11 +64,28 @@ def _cluster(connect: Callable[[], Client]) -> Iterator[Finding]:
         yield Finding("nodes", "note", f"{len(nodes) - len(down)} up, not up: {', '.join(down)}")
     else:
         yield Finding("nodes", "good", f"{len(nodes)} up")
-    yield Finding(
-        "database",
-        "note",
-        "a failover of PostgreSQL loses nothing only with a synchronous standby (docs/install.md)",
-    )
+    yield from _database(health)
+
+
+def _database(health: HealthReply) -> Iterator[Finding]:
+    """What a crash and a failover of PostgreSQL may cost."""
+    if not health.fsync or health.synchronous_commit == "off":
+        setting = "fsync" if not health.fsync else "synchronous_commit"
+        yield Finding(
+            "database", "bad", f"{setting} = off: a crash of PostgreSQL may lose accepted jobs; set it on"
+        )
+    elif not health.standbys:
+        yield Finding(
+            "database",
+            "note",
+            "no synchronous standby: a failover may lose the last jobs (docs/high-availability.md)",
+        )
+    elif health.synchronous_commit == "local":
+        yield Finding("database", "bad", "synchronous_commit = local: no standby is waited for; set it on")
+    else:
+        yield Finding(
+            "database", "good", f"waits for standby {health.standbys}; on timeline {health.timeline}"
+        )
 
 
 def _interpreter() -> Iterator[Finding]:

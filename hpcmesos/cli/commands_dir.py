@@ -13,7 +13,8 @@ import hpcmesos
 
 COMMANDS = (
     *("qsub", "qstat", "qdel", "qhold", "qrls", "pbsnodes"),
-    *("qalter", "qmove", "qorder", "qrerun", "qsig", "qmsg", "qselect"),
+    *("qalter", "qmove", "qorder", "qrerun", "qsig", "qmsg", "qselect", "tracejob"),
+    *("showq", "checkjob", "showstart", "mdiag", "msub", "canceljob", "mjobctl"),
     *("qmgr", "qenable", "qdisable", "qstart", "qstop"),
 )
 PERSONALITIES = ("torque", "pbspro")

@@ -53,12 +53,18 @@ def agent(config: Path | None, **flags: Any) -> None:
 
 @click.command()
 @click.option("--database-url", envvar="HPCMESOS_DATABASE_URL", required=True, help="postgresql://...")
-def migrate(database_url: str) -> None:
+@click.option(
+    "--restored", is_flag=True, help="This database is a backup that was restored: skip what may be in use."
+)
+def migrate(database_url: str, restored: bool) -> None:
     """Bring a database to this version's schema."""
-    from hpcmesos.queue import schema
+    from hpcmesos.queue import leadership, schema
 
     schema.migrate(database_url)
     click.echo("hpcmesos: the database has this version's schema")
+    if restored:
+        leadership.after_restore(database_url)
+        click.echo("hpcmesos: agents obey its leaders again; new jobs get new numbers")
 
 
 def write_settings(settings: MasterSettings | AgentSettings, path: Path) -> None:

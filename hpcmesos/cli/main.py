@@ -22,6 +22,7 @@ COMMANDS = {
     "logs": "jobs",
     "wait": "jobs",
     "ring": "ring",
+    "simulate": "simulate",
     "token": "admin",
     "doctor": "admin",
     "install-commands": "admin",

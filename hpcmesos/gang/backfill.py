@@ -87,7 +87,7 @@ class Horizon:
         if not self.times:
             return
         for time in self.times[: self.level(end)]:
-            _add(self._spare[time], amounts, -1)
+            add(self._spare[time], amounts, -1)
         rows = amounts[:, 0]
         for before, least, time in zip(self._least, self._least[1:], self.times, strict=False):
             spare = self._spare[time]
@@ -110,6 +110,11 @@ class Horizon:
             if possible(shape.request, shape.kinds, room, usable):
                 return time, room
         return None
+
+    def releases(self) -> tuple[Floats, Ints]:
+        """When which shares come free, by time; what was started in this cycle among them."""
+        self._merge_fresh()
+        return self._ends, self._shares
 
     def holder(self, level: int) -> Block:
         """What keeps more on this level than on the one before."""
@@ -172,7 +177,7 @@ class Horizon:
         """What is free when the first ``count`` shares have been given back."""
         room = self._free.copy()
         if count:
-            _add(room, self._shares[:count], 1)
+            add(room, self._shares[:count], 1)
         return room
 
     def _at(self, time: float) -> Room:
@@ -181,7 +186,7 @@ class Horizon:
         room = self._after(self._counted.get(time, count))
         for block in self._blocks:
             if block.starts <= time < block.ends:
-                _add(room, block.amounts, -1)
+                add(room, block.amounts, -1)
         return room
 
     def _throughout(self, start: float, end: float) -> Room:
@@ -239,7 +244,8 @@ def place(shape: Shape, room: Room, usable: Mask) -> Sequence[Lot] | None:
     return arrange(shape.request, room, usable).lots
 
 
-def _add(room: Room, amounts: Ints, sign: int) -> None:
+def add(room: Room, amounts: Ints, sign: int) -> None:
+    """Adds amounts (columns row, CPUs, bytes, GPUs) to a room; ``sign`` -1: takes them off."""
     rows = amounts[:, 0]
     size = len(room.cpus)
     if size == 1:

@@ -21,6 +21,7 @@ from hpcmesos.gang.snapshot import JobView, Reservation
 from hpcmesos.gang.tables import Shape
 from hpcmesos.model import Chunk, JobId, NodeName, PendingReason, Placement, ReasonCode
 
+_UNKNOWN = PendingReason(ReasonCode.INSUFFICIENT, "")
 _NO_WAY = "no way was found to place them together"
 
 
@@ -130,7 +131,7 @@ class Explainer:
         if not len(rows):
             return None
         main = np.minimum((free.gpus if kind.gpus else free.cpus)[rows], kind.gpus or kind.cpus)
-        return int(rows[np.lexsort((np.arange(len(rows)), -free.cpus[rows], -main))[0]])
+        return int(rows[np.argmax((main << 32) + free.cpus[rows])])
 
     def _free_on(self, row: int, kind: Chunk) -> str:
         """``node3: 4 of 8 GPUs free``: of what refuses the piece there, or of the main thing that it asks for."""
@@ -159,7 +160,8 @@ class Waiting:
     ``shape_of``: by slot, a number in ``shapes``. ``done``: slots of the jobs that started whole. ``heads``: slots of
     those that the others have to respect. ``level``: what a job that starts now has to respect, None: it may not start
     behind the heads. ``side``: how the cluster looks to it. ``reserve`` gives the heads their places.
-    ``limited``: by slot, jobs that a limit keeps waiting.
+    ``limited``: by slot, jobs that a limit keeps waiting. ``levels``: ``level`` of many
+    slots at once, if that can be. ``order``: all slots, first to start first.
     """
 
     jobs: Sequence[JobView | None]
@@ -171,6 +173,9 @@ class Waiting:
     stopped: frozenset[str]
     level: Callable[[JobView], int | None]
     side: Callable[[JobView], Side]
+    walltime: Callable[[JobView], float]
+    levels: Callable[[Ints], list[int] | None]
+    order: Sequence[int]
     reserve: Callable[[], Sequence[Reservation]]
     explainer: Explainer
 
@@ -181,22 +186,45 @@ class Reasons(Mapping[JobId, PendingReason]):
     def __init__(self, waiting: Waiting) -> None:
         self._waiting = waiting
         self._known: dict[tuple[int, int | None, int], PendingReason] = {}
-        self._lacking: dict[int, PendingReason | None] = {}
-
-    def reservations(self) -> tuple[Reservation, ...]:
-        return tuple(self._waiting.reserve())
+        self._kept_rooms: dict[tuple[int, int], Room] = {}
+        self._lacking: dict[int, PendingReason | None] = {}  # by shape; None: it would fit into what is free
 
     def __getitem__(self, job: JobId) -> PendingReason:
-        return self._reason(self._slots[job])
+        known = self.__dict__.get("_everything")
+        return known[job] if known is not None else self._reason(self._slots[job])
 
     def __iter__(self) -> Iterator[JobId]:
-        return iter(self._slots)
+        return iter(self._everything)
 
     def __len__(self) -> int:
         return len(self._slots)
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+    @cached_property
+    def _everything(self) -> dict[JobId, PendingReason]:
+        """All reasons; those of jobs with the same shape and level are the same."""
+        waiting = self._waiting
+        slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
+        levels = waiting.levels(slots) if not waiting.limited and not waiting.stopped else None
+        if levels is None:
+            return {job: self._reason(slot) for job, slot in self._slots.items()}
+        found: dict[JobId, PendingReason] = {}
+        same: dict[tuple[int, int], PendingReason] = {}
+        for (job, slot), key in zip(
+            self._slots.items(), zip(waiting.shape_of[slots].tolist(), levels, strict=True), strict=True
+        ):
+            reason = same.get(key)
+            if reason is None:
+                reason = same[key] = self._reason(slot)
+            found[job] = reason
+        return found
+
+    @cached_property
+    def _numbers(self) -> list[int]:
+        numbers: list[int] = self._waiting.shape_of.tolist()
+        return numbers
 
     @cached_property
     def _slots(self) -> dict[JobId, int]:
@@ -215,12 +243,12 @@ class Reasons(Mapping[JobId, PendingReason]):
             return PendingReason(ReasonCode.QUEUE_STOPPED, f"queue {job.queue} is stopped")
         if slot in waiting.limited:
             return waiting.limited[slot]
-        number = int(waiting.shape_of[slot])
-        if number not in self._lacking:
+        number = self._numbers[slot]
+        lacking = self._lacking.get(number, _UNKNOWN)
+        if lacking is _UNKNOWN:
             shape = waiting.shapes[number]
             fits = waiting.explainer.fits_now(shape)
-            self._lacking[number] = None if fits else waiting.explainer.lacking(shape)
-        lacking = self._lacking[number]
+            lacking = self._lacking[number] = None if fits else waiting.explainer.lacking(shape)
         if lacking is not None:
             return lacking
         waiting.reserve()
@@ -260,7 +288,10 @@ class Reasons(Mapping[JobId, PendingReason]):
         block, usable = horizon.holder(level), explainer.usable(shape)
         unit, column = ("GPU", "gpus") if shape.gpus else ("CPU", "cpus")
         free = int(getattr(explainer.free, column)[usable].sum())
-        reserved = int(np.maximum(getattr(horizon.kept(level), column), 0)[usable].sum())
+        if (id(horizon), level) not in self._kept_rooms:
+            self._kept_rooms[id(horizon), level] = horizon.kept(level)
+        kept = getattr(self._kept_rooms[id(horizon), level], column)
+        reserved = int(np.maximum(kept, 0)[usable].sum())
         text = (
             f"needs {words.needs(shape.request, shape.kinds, free=True)}; {words.counted(free, unit)} free, "
             f"{reserved} reserved for {block.holder} at {clock(block.starts)}, and it would not end before"

@@ -28,13 +28,17 @@ class Preempt(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """What the factors of the order ``multifactor`` count; each factor but age lies within 0..1."""
+    """What the factors of the order ``multifactor`` count, in points; a job with more points comes first.
 
-    user_priority: float = 1000.0  # per step of queue and user priority
-    age: float = 1000.0  # per day of waiting
-    fair_share: float = 2000.0
-    size: float = 0.0  # GPUs asked for, as part of the cluster's
-    short: float = 2000.0  # jobs of short walltime
+    One point is worth half the work: a job that asks for twice the GPU-seconds of another has one point less. The
+    defaults make a step of priority or QoS outweigh all the rest.
+    """
+
+    priority: float = 100.0  # for each step of the user's priority and of the queue's
+    qos: float = 100.0  # for each step of the quality of service
+    fair_share: float = 1.0  # off for each time that the account has used what is due to it
+    age: float = 1.0  # for each day of waiting
+    work: float = 1.0  # off for each doubling of GPUs x the seconds that it will likely run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,7 @@ class Policy:
     ``all_that_end``: a job's place in time counts all that ends at its very moment; False, as in some published
     studies: the smaller first, and no more than it needs.
     ``patience``: seconds of waiting after which a job goes before all that have waited less, in order of waiting.
+    ``predict``: orders that look at how long a job will run take the prediction from its user's history.
     ``assumed_walltime``: seconds that a job without walltime is taken to need.
     ``max_starts``: so many jobs at most in one cycle.
     """
@@ -58,7 +63,29 @@ class Policy:
     hold_head: bool = False
     all_that_end: bool = True
     patience: float | None = None
+    predict: bool = False
     preempt: Preempt = Preempt.NEVER
     assumed_walltime: float = DAY
     max_starts: int = 1_000_000
     weights: Weights = field(default_factory=Weights)
+
+
+NAMED: dict[str, Policy] = {
+    "fcfs": Policy(backfill=Backfill.NONE),
+    "easy": Policy(),
+    "easy-sjf": Policy(backfill_order="sjf"),
+    "conservative": Policy(backfill=Backfill.CONSERVATIVE),
+    "fill": Policy(backfill=Backfill.FILL),
+    "sjf": Policy(order="sjf"),
+    "f1": Policy(order="f1", backfill_order="fcfs"),
+    "wfp3": Policy(order="wfp3", backfill_order="fcfs"),
+    "unicep": Policy(order="unicep"),
+    "srsf": Policy(order="srsf"),
+    "srsf-preempt": Policy(order="srsf", preempt=Preempt.ORDER),
+}
+"""Policies by name; all but fcfs and fill with EASY's reservation for the first job that waits, or more."""
+
+SHIPPED = Policy(order="multifactor", predict=True, patience=7 * DAY)
+"""What a cluster does unless its site says otherwise."""
+
+NAMED["default"] = SHIPPED

@@ -131,7 +131,7 @@ def chosen_anew(
 
     ``room``: what is free. Running jobs keep their nodes. None: nobody has to go.
     """
-    rest, first, gone = room.copy(), None, list[RunningView]()
+    rest, free, first, gone = room.copy(), room.copy(), None, list[RunningView]()
     for job in merged:
         if isinstance(job, RunningView):
             give_back(rest, job, 1)
@@ -143,11 +143,15 @@ def chosen_anew(
                 gone.append(entry)
             continue
         view, shape = entry
-        found = arrange(shape.request, rest, usable(shape), kinds=shape.kinds)
+        # Rather where nobody runs.
+        found = arrange(shape.request, free, usable(shape), kinds=shape.kinds)
+        if found.lots is None:
+            found = arrange(shape.request, rest, usable(shape), kinds=shape.kinds)
         if found.lots is not None:
             first = first or view.id
             for lot in found.lots:
                 rest.take(lot.row, shape.kinds[lot.kind], lot.pieces)
+                free.take(lot.row, shape.kinds[lot.kind], lot.pieces)
     if first is None or not gone:
         return None
     return Preemption(first, tuple(job.id for job in gone), float(np.sum([lost(job, now) for job in gone])))

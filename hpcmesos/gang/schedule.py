@@ -17,6 +17,7 @@ import numpy as np
 
 from hpcmesos.gang import limits, order, preempt, score, tables, windows
 from hpcmesos.gang.backfill import Block, Horizon, amounts_of, place
+from hpcmesos.gang.estimate import Candidate, estimates
 from hpcmesos.gang.explain import Explainer, Reasons, Side, Waiting
 from hpcmesos.gang.feasible import Arrangement, arrange
 from hpcmesos.gang.ledger import Ledger
@@ -34,7 +35,7 @@ from hpcmesos.gang.snapshot import (
     Window,
 )
 from hpcmesos.gang.tables import JobTable, NodeTable, RunningTable, Shape
-from hpcmesos.model import Chunk, PendingReason
+from hpcmesos.model import Chunk, JobId, PendingReason
 
 _ALL = 1 << 30
 
@@ -73,6 +74,8 @@ class _Cycle:
         self.taken: list[tuple[float, Ints]] = []  # what the starts hold, until when
         self.kept: list[Block] = []  # for heads
         self.places = _places(policy)
+        self.slots: list[int] = []  # all, in the order
+        self._dead: set[int] = set()  # shapes that fit nowhere now, whatever is kept for others
         self._free_cpus = int(self.ledger.room.cpus[self.nodes.up].sum())
         self._free_gpus = int(self.ledger.room.gpus[self.nodes.up].sum())
         self._shape_of = self.pending.values[: len(self.pending.jobs), tables.SHAPE].astype(np.int64)
@@ -80,7 +83,7 @@ class _Cycle:
 
     def run(self) -> None:
         """All jobs once, in their order; behind the first that wait for room, in that of backfill."""
-        slots = self._rank(self.policy.order)
+        slots = self.slots = self._rank(self.policy.order)
         if self.policy.preempt is Preempt.ORDER and self._choose_anew(slots):
             return
         at = 0
@@ -92,18 +95,50 @@ class _Cycle:
             if self.policy.backfill_order:
                 left = set(rest)
                 rest = [slot for slot in self._rank(self.policy.backfill_order) if slot in left]
-            for slot in self._small_enough(rest) if len(self.heads) >= self.places else rest:
-                self._consider(slot)
+            self._fill(rest)
         if self.policy.preempt is Preempt.LEVEL:
             self._make_room()
 
-    def _small_enough(self, slots: list[int]) -> list[int]:
-        """Those that ask for no more than is free in all."""
-        rows = np.array(slots, np.int64)
-        values = self.pending.values
-        cpus, gpus = values[rows, tables.CPUS], values[rows, tables.GPUS]
-        few: list[int] = rows[(cpus <= self._free_cpus) & (gpus <= self._free_gpus)].tolist()
-        return few
+    def _fill(self, rest: list[int]) -> None:
+        """Those behind the heads. What cannot fit is passed over quickly: it is most of a long queue."""
+        rows = np.array(rest, np.int64)
+        if len(self.heads) >= self.places:
+            values = self.pending.values
+            cpus, gpus = values[rows, tables.CPUS], values[rows, tables.GPUS]
+            rows = rows[(cpus <= self._free_cpus) & (gpus <= self._free_gpus)]
+        numbers: list[int] = self._shape_of[rows].tolist()
+        at = next((at for at, number in enumerate(numbers) if self._may_fit(number)), len(numbers))
+        levels = self.levels(rows[at:]) if at < len(numbers) else None
+        dead = self._dead
+        if levels is None:
+            for slot, number in zip(rows[at:].tolist(), numbers[at:], strict=True):
+                if number not in dead:
+                    self._consider(slot)
+            return
+        failed = next(iter(self.sides.values())).failed
+        for slot, number, level in zip(rows[at:].tolist(), numbers[at:], levels, strict=True):
+            if number not in dead and level < failed.get(number, _ALL):
+                self._consider(slot)
+
+    def _may_fit(self, number: int) -> bool:
+        """Whether what is free would do, were nothing kept for others."""
+        if number not in self._dead and not self.explainer.fits_now(self.pending.shapes[number]):
+            self._dead.add(number)
+        return number not in self._dead
+
+    def levels(self, slots: Ints) -> list[int] | None:
+        """:meth:`_level` of many at once; None: they have to be asked one by one."""
+        if (
+            self.snapshot.windows
+            or self.policy.backfill is Backfill.ENDS_BEFORE
+            or len(self.heads) < self.places
+        ):
+            return None
+        self._reserve()
+        ends = self.now + order.walltimes(self.pending, slots, self.snapshot.queues, self.policy)
+        times = next(iter(self.sides.values())).horizon.times if self.sides else []
+        found: list[int] = np.searchsorted(np.array(times), ends, "left").tolist()
+        return found
 
     def _rank(self, name: str) -> list[int]:
         slots: list[int] = order.ranked(self.snapshot, self.pending, name, self.policy, self.now).tolist()
@@ -141,11 +176,12 @@ class _Cycle:
         if refused is not None:
             self.limited[slot] = refused
             return False
-        if shape.gpus > self._free_gpus or shape.cpus > self._free_cpus:
+        if number in self._dead or shape.gpus > self._free_gpus or shape.cpus > self._free_cpus:
+            return False
+        # Spares the reservation, which is the costly part, as long as nothing fits anyway.
+        if len(self.heads) > len(self.reservations) and not self._may_fit(number):
             return False
         side, walltime = self._side(job), self._walltime(job)
-        if side.failed.get(number) == 0:
-            return False
         level = self._level(job)
         if level is None or level >= side.failed.get(number, _ALL):
             return False
@@ -153,6 +189,8 @@ class _Cycle:
         found = arrange(shape.request, side.horizon.room(level), usable, score.prefer, shape.kinds)
         if found.lots is None:
             side.failed[number] = level
+            if level == 0 and bool(side.open.all()):
+                self._dead.add(number)
             return False
         self._commit(job, shape, found, self.now + walltime)
         return True
@@ -241,7 +279,7 @@ class _Cycle:
             if isinstance(entry, RunningView)
             else (entry, self.pending.shapes[int(self._shape_of[self.pending.slots[entry.id]])])
             for entry in order.merged(
-                [self._job(slot) for slot in slots], self.running, self.policy, self.now
+                self.snapshot, [self._job(slot) for slot in slots], self.policy, self.now
             )
         ]
         found = preempt.chosen_anew(merged, self.ledger.room, self.explainer.usable, self.now)
@@ -293,11 +331,44 @@ class _Cycle:
             stopped=self.snapshot.stopped_queues,
             level=self._level,
             side=self._side,
+            walltime=self._walltime,
+            levels=self.levels,
+            order=self.slots,
             reserve=self._reserve,
             explainer=self.explainer,
         )
-        reasons = Reasons(waiting)
-        return Plan(tuple(self.starts), reasons, tuple(self.preemptions), reasons)
+        outlook = _Outlook(waiting, self.kept)
+        return Plan(tuple(self.starts), Reasons(waiting), tuple(self.preemptions), outlook)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outlook:
+    """See ``snapshot.Outlook``."""
+
+    waiting: Waiting
+    kept: Sequence[Block]
+
+    def reservations(self) -> tuple[Reservation, ...]:
+        return tuple(self.waiting.reserve())
+
+    def estimates(self, first: int) -> dict[JobId, float]:
+        waiting = self.waiting
+        waiting.reserve()
+        blocks = {block.holder: block for block in self.kept}
+        jobs, candidates = list[JobView](), list[Candidate]()
+        for slot in waiting.order:
+            job = waiting.jobs[slot]
+            if job is None or slot in waiting.done or slot in waiting.limited or job.queue in waiting.stopped:
+                continue
+            jobs.append(job)
+            shape = waiting.shapes[int(waiting.shape_of[slot])]
+            candidates.append(Candidate(shape, waiting.walltime(job), blocks.get(str(job.id))))
+            if len(jobs) == first:
+                break
+        if not jobs:
+            return {}
+        times = estimates(candidates, waiting.side(jobs[0]).horizon, waiting.explainer)
+        return {job.id: at for job, at in zip(jobs, times, strict=True) if at is not None}
 
 
 @dataclass(slots=True)

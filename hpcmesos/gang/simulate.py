@@ -9,6 +9,7 @@ from math import inf
 
 from hpcmesos.gang import schedule as scheduler
 from hpcmesos.gang.policy import Policy, Preempt
+from hpcmesos.gang.predict import History
 from hpcmesos.gang.snapshot import JobView, Member, NodeView, Plan, Promise, RunningView, Snapshot
 from hpcmesos.gang.tables import JobTable, NodeTable, RunningTable
 from hpcmesos.model import JobId, NodeName, Request
@@ -96,6 +97,7 @@ class Simulator:
         self._ends: list[tuple[float, int, JobId, int]] = []
         self._waiting: dict[JobId, _Live] = {}
         self._arrived = 0
+        self._history = History()
         self._promises: tuple[Promise, ...] = ()
         self.replay = Replay()
 
@@ -145,6 +147,7 @@ class Simulator:
                 project=job.project,
                 walltime=live.left if self._known else job.walltime,
                 remaining=live.left if self._known else None,
+                predicted=self._history.predict(job.user, _size(job)) if self._policy.predict else None,
             )
         )
 
@@ -154,9 +157,19 @@ class Simulator:
         if live is None or live.attempt != attempt:
             return  # it was preempted meanwhile
         self._leave(key)
+        self._learn(live.job)
         nodes = tuple(member.node for member in live.members)
         self.replay.runs.append(Run(live.job, live.first, now, nodes, attempt))
         self._progress(len(self.replay.runs))
+
+    def _learn(self, job: TraceJob) -> None:
+        """A job's run time is known: its user's waiting jobs are seen anew."""
+        if not self._policy.predict or not job.user:
+            return
+        self._history.ended(job.user, _size(job), job.runtime)
+        for waiting in self._waiting.values():
+            if waiting.job.user == job.user:
+                self._queue(waiting)
 
     def _leave(self, key: JobId) -> _Live:
         live = self._live.pop(key)
@@ -221,6 +234,10 @@ class Simulator:
         )
         self._running.put(view)
         heappush(self._ends, (now + live.left, self.replay.calls, job.id, live.attempt))
+
+
+def _size(job: TraceJob) -> tuple[int, int]:
+    return job.request.gpus, job.request.cpus
 
 
 def simulate(

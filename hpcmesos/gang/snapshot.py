@@ -72,6 +72,10 @@ class JobView:
     walltime: float | None = None  # seconds; None: the request's, else ``Policy.assumed_walltime``
     constraints: tuple[Constraint, ...] = ()
     remaining: float | None = None  # seconds that it is known to need still; None: its walltime
+    predicted: float | None = (
+        None  # seconds that it will likely run, by the user's own history; for the order only
+    )
+    qos: int = 0  # quality of service, higher first
     may_preempt: bool = True  # False of one that was preempted itself: no cascades
 
 
@@ -216,6 +220,10 @@ class Outlook(Protocol):
         """Places in time of the first jobs that wait for room."""
         ...
 
+    def estimates(self, first: int) -> Mapping[JobId, float]:
+        """When the first so many waiting jobs start."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -232,3 +240,10 @@ class Plan:
     @property
     def reservations(self) -> tuple[Reservation, ...]:
         return self.outlook.reservations() if self.outlook else ()
+
+    def estimates(self, first: int = 1000) -> Mapping[JobId, float]:
+        """When the first so many of the waiting jobs start (epoch seconds), if all that runs takes its walltime.
+
+        Jobs whose start is not in sight are left out.
+        """
+        return self.outlook.estimates(first) if self.outlook else {}

@@ -151,7 +151,9 @@ class Shape:
         return cls(request, job.excluded, job.constraints, kinds_of(request), request.cpus, request.gpus)
 
 
-PRIORITY, QUEUED_AT, TIE, WALLTIME, REMAINING, CPUS, GPUS, COUNT, SHAPE, WHO, QUEUE = range(11)
+PRIORITY, QUEUED_AT, TIE, WALLTIME, REMAINING, CPUS, GPUS, COUNT, SHAPE, WHO, PREDICTED, QOS, QUEUE = range(
+    13
+)
 """Columns of ``JobTable.values``. WALLTIME: nan when none is named; WHO, QUEUE, SHAPE: numbers in their lists."""
 
 
@@ -208,6 +210,8 @@ class JobTable(Collection[JobView]):
             job.count,
             shape,
             self._number((job.project, job.user), self.who),
+            np.nan if job.predicted is None else job.predicted,
+            job.qos,
             self._number(job.queue, self.queues),
         )
         self.jobs[slot] = job
@@ -299,12 +303,11 @@ class RunningTable(Collection[RunningView]):
         if view is None or not members:
             return
         count, end = len(members), inf if view.ends_at is None else view.ends_at
-        at = int(np.searchsorted(self._ends[: self._size], end, "left"))
         # A job's shares stand together; of equal ends those that hold the same go, whosever they are.
-        wanted = _share_rows(members, self._site.rows)
-        while not np.array_equal(self._shares[at : at + count], wanted):
-            at += 1
-        stop = self._size
+        wanted, stop = _share_rows(members, self._site.rows), self._size
+        first, last = (int(np.searchsorted(self._ends[:stop], end, side)) for side in ("left", "right"))
+        alike = np.flatnonzero((self._shares[first:last] == wanted[0]).all(axis=1)) + first
+        at = next(at for at in alike.tolist() if np.array_equal(self._shares[at : at + count], wanted))
         self._ends[at : stop - count] = self._ends[at + count : stop]
         self._shares[at : stop - count] = self._shares[at + count : stop]
         self._size -= count

@@ -448,7 +448,9 @@ class Attempt:
         self._hurry = False
         left = await enclosure.clear(self.enclosure)
         if self._mpi_since is not None:
-            proxies.clean(self.owner.uid, self._mpi_since)
+            litter = (self.owner.uid, self._mpi_since, time.time())
+            if not proxies.clean(*litter):
+                self._work(proxies.clean_again(*litter))
         if self.head:
             await self._wait_over(enclosure.UNKILLABLE)  # it has ended; SIGCHLD may still be on its way
         message = f"processes that cannot be killed: {' '.join(map(str, left))}" if left else ""
@@ -508,6 +510,7 @@ class Attempt:
                 "cput": max(cpu, self._cpu),
                 "mem": max(peak, self._peak),
                 "walltime": time.monotonic() - self._since if self._pid else 0.0,
+                "session": self._pid,
             },
             "ranks": ranks,
             "steps": steps,

@@ -62,6 +62,7 @@ class Crew:
         self._pumps: set[asyncio.Task[None]] = set()
         self._stdin: asyncio.StreamWriter | None = None
         self._all_reaped = asyncio.Event()
+        self._ending = False
 
     def _gpus(self, share: list[str], local: int, size: int) -> list[str]:
         if wanted := int(self._request.get("gpus_per_rank") or 0):
@@ -185,6 +186,8 @@ class Crew:
             return
         if self._pmi.abort:
             rank, code, text = self._pmi.abort
+            about = {"op": "rank_end", "step": self._step, "rank": rank, "code": code & 0xFF, "signal": None}
+            self._attempt.hear_rank(about | {"vanished": self._ending}, self._attempt.services.config.node)
             self._channel.say({"abort": code, "rank": rank, "text": text})
         elif (puts := self._pmi.complete()) is not None:
             self._channel.say({"barrier": puts})
@@ -204,9 +207,8 @@ class Crew:
         self._hear_the_rest(member)
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
         number = os.WTERMSIG(status) if code is None else None
-        self._attempt.hear_rank(
-            self._about(member, "rank_end", code=code, signal=number), self._attempt.services.config.node
-        )
+        about = self._about(member, "rank_end", code=code, signal=number, vanished=self._ending)
+        self._attempt.hear_rank(about, self._attempt.services.config.node)
         self._pmi.leave(member.number)
         self._channel.say(
             {
@@ -275,6 +277,7 @@ class Crew:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     async def _end(self) -> None:
+        self._ending = True  # what ends from now on did not fail by itself
         self._close_stdin()
         started = [member for member in self._members if member.pid]
         await enclosure.clear_step(self._attempt.enclosure, self._step, [member.pid for member in started])

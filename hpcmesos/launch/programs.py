@@ -9,6 +9,8 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 START = os.path.join(_HERE, "__main__.py")
 RING_RANK = "ring-rank"
 """What starts one rank of the ring, with the interpreter of the node where it runs."""
+LAUNCHERS = ("mpiexec", "mpirun", "hydra", "prte", "prun", "orte", "orted")
+"""How the names of launchers' processes begin."""
 _RANK_PYTHON = os.path.join(_HERE, "rank_python")
 
 

@@ -90,7 +90,7 @@ def _request(command: str, arguments: list[str], personality: str) -> dict[str, 
         "key": hexlify(os.urandom(16)).decode(),
         "personality": personality,
     }
-    if command == "qsub" and arguments and not arguments[-1].startswith("-"):
+    if command in ("qsub", "msub") and arguments and not arguments[-1].startswith("-"):
         _add_script(request, arguments[-1])
     return request
 

@@ -91,10 +91,13 @@ class Ranks:
         host = str(request["host"])
         member = self._find(attempt, host)
         ended = True
-        environ = request.get("environ") or {}
-        watched = 0
-        if request["op"] == "shell" and proxies.is_proxy(str(request["command"])):
-            watched = attempt.proxies.begin(_credentials(channel)[0], host, environ)
+        environ = dict(request.get("environ") or {})
+        launcher = 0  # one called by its path, for which we look after its remote shells
+        if request["op"] == "shell":
+            launcher = attempt.proxies.launcher(_credentials(channel)[0], environ)
+        watched = launcher and proxies.is_proxy(str(request["command"]))
+        if watched:
+            attempt.proxies.begin(launcher, host)
         if member is None:
             channel.say(shells.answer(error=f"{host} is no host of this job"))
         elif member["node"] == self._node:
@@ -109,8 +112,10 @@ class Ranks:
                 ended = await shells.relay(channel, target, member["node"])
         if not ended and request["op"] == "shell":
             attempt.steps.fail(str(environ.get("HPCMESOS_STEP", "")), f"the remote shell to {host} is gone")
+            if launcher:
+                attempt.proxies.lose(launcher, host)
         if watched:
-            attempt.proxies.end(watched, host)
+            attempt.proxies.end(launcher, host, environ)
         await channel.drain()
 
     def _find(self, attempt: Attempt, host: str) -> dict[str, Any] | None:
@@ -182,6 +187,7 @@ async def _answer_launcher(
     step = request["step"]
     steps.discard(step)
     attempt.steps.close(step)
-    channel.say(await attempt.steps.end(step, int(request["code"]), _PATIENCE))
+    by_rank = bool(request.get("by_rank", True))
+    channel.say(await attempt.steps.end(step, int(request["code"]), _PATIENCE, by_rank))
     if not request.get("swept"):
         attempt.sweep(step)

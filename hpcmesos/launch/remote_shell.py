@@ -11,7 +11,7 @@ import os
 import select
 import sys
 
-from hpcmesos.launch import protocol, quick
+from hpcmesos.launch import programs, protocol, quick
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 USAGE = "usage: pbs_tmrsh [-n] [-x] [-q] [-l user] host command...\n"
 LOST = 255
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-
-
-_LAUNCHERS = ("mpiexec", "mpirun", "hydra", "prte", "prun", "orte", "orted")
 
 
 class _Usage(Exception):
@@ -91,7 +88,7 @@ def _end_parent() -> None:
 def _parent_is_launcher() -> bool:
     try:
         with open(f"/proc/{os.getppid()}/comm", "rb", buffering=0) as file:
-            return os.fsdecode(file.read(64)).startswith(_LAUNCHERS)
+            return os.fsdecode(file.read(64)).startswith(programs.LAUNCHERS)
     except OSError:
         return False
 

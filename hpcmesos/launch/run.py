@@ -104,10 +104,11 @@ class Verdict:
     def __init__(self) -> None:
         self.code = 0
         self.text = ""
+        self.by_rank = False
 
-    def fail(self, code: int, text: str) -> None:
+    def fail(self, code: int, text: str, by_rank: bool = False) -> None:
         if not self.text:
-            self.code, self.text = code, text
+            self.code, self.text, self.by_rank = code, text, by_rank
 
 
 class Node:
@@ -227,13 +228,13 @@ class Step:
         if 0 < member["gpus"] < count and os.environ.get("HPCMESOS_GPUBIND") != "none":
             _say(f"{count} ranks share {member['gpus']} GPUs on {member['node']}")
 
-    def run(self) -> int:
-        """Answers the exit code."""
+    def run(self) -> None:
+        """Until nothing of the step is left; the verdict is there then."""
         try:
             self._run()
         except BrokenPipeError:  # nobody reads our output any more
-            return 128 + int(quick.signal.SIGPIPE)
-        return self.verdict.code
+            self.verdict = Verdict()
+            self.verdict.code = 128 + int(quick.signal.SIGPIPE)
 
     def _run(self) -> None:
         self._start()
@@ -330,10 +331,8 @@ class Step:
         rank, code, number = message["rank"], message["code"], message["signal"]
         self._left.pop(rank, None)
         who = f"rank {rank} ({node.name})"
-        if number is not None:
-            self._fail(128 + int(number), f"{who} was killed by signal {number}")
-        elif code:
-            self._fail(int(code), f"{who} exited with code {code}")
+        if number is not None or code:
+            self._fail(*_failure(who, code, number), by_rank=True)
         elif message.get("open"):
             self._fail(1, f"{who} exited with code 0 and without MPI_Finalize")
         self._gone = True
@@ -349,9 +348,9 @@ class Step:
             self._left.pop(rank, None)
         self._fail(LOST, f"{node.name}: {reason}")
 
-    def _fail(self, code: int, text: str) -> None:
+    def _fail(self, code: int, text: str, by_rank: bool = False) -> None:
         if not self._ending:
-            self.verdict.fail(code, text)
+            self.verdict.fail(code, text, by_rank)
         self._end()
 
     def _end(self) -> None:
@@ -385,16 +384,39 @@ class Step:
             protocol.frame(protocol.STDIN, data) if data else protocol.frame(protocol.STDIN_END)
         )
 
-    def finish(self) -> None:
-        """Tells the shepherd, and the user if it went wrong."""
-        if self.verdict.text:
-            _say(self.verdict.text)
-        request = {"op": "step_end", "step": self.name, "code": self.verdict.code, "swept": True}
+    def finish(self) -> int:
+        """Tells the shepherd, and the user if it went wrong; answers the exit code.
+
+        Of ranks that fail together the shepherd, too, has one that was the first: there shall be but one such.
+        """
+        verdict, trouble = self.verdict, ""
+        answer: dict[str, Any] = {}
+        request = {
+            "op": "step_end",
+            "step": self.name,
+            "code": verdict.code,
+            "by_rank": verdict.by_rank,
+            "swept": True,
+        }
         try:
             self._lease.sendall(protocol.message(request))
-            protocol.receive(self._lease, protocol.Parser(), [])
+            if frame := protocol.receive(self._lease, protocol.Parser(), []):
+                answer = protocol.decode(frame[1])
         except OSError as error:
-            _say(f"the shepherd cannot be told of the end: {error.strerror}")
+            trouble = f"the shepherd cannot be told of the end: {error.strerror}"
+        code, text = verdict.code, verdict.text
+        if verdict.by_rank and (first := answer.get("first_failed")):
+            code, text = _failure(f"rank {first['rank']} ({first['node']})", first["code"], first["signal"])
+        for line in filter(None, (text, trouble)):
+            _say(line)
+        return code
+
+
+def _failure(who: str, code: int | None, number: int | None) -> tuple[int, str]:
+    """The exit code, and how it is told."""
+    if number is not None:
+        return 128 + int(number), f"{who} was killed by signal {number}"
+    return int(code or 0), f"{who} exited with code {code}"
 
 
 def main(argv: list[str]) -> int:
@@ -409,8 +431,8 @@ def main(argv: list[str]) -> int:
     try:
         path, lease, answer = begin(["hpcmesos", "run", *argv])
         step = Step(path, options, lease, answer, place(answer["members"], options))
-        code = step.run()
-        step.finish()
+        step.run()
+        code = step.finish()
     except Refused as error:
         _say(str(error))
         return 2

@@ -97,7 +97,11 @@ class Shepherd:
             return
         if len(spec["members"]) > 1:
             attempt.gang = gangs.HeadGang(attempt)
-        attempt.ready()
+        if spec.get("go"):  # nobody else has to get ready
+            attempt.phase = "ready"
+            attempt.go()
+        else:
+            attempt.ready()
 
     def _arrived(self, name: str) -> None:
         if event := self._arrivals.pop(name, None):

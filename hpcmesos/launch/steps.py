@@ -78,6 +78,8 @@ class Steps:
         if key not in self._ranks:
             self.rank(message, node)
         row = self._ranks[key]
+        if row["code"] is not None or row["signal"] is not None:
+            return  # one that aborts is heard of before it ends
         row |= {"code": message.get("code"), "signal": message.get("signal"), "at": time.time()}
         if not (self.closing or message.get("vanished") or message.get("dragged")):
             self._ended.append(row)
@@ -89,14 +91,14 @@ class Steps:
         if step and step["first_failed"] is None and (row["code"] or row["signal"]):
             step["first_failed"] = row["rank"]
 
-    async def end(self, step: str, code: int, patience: float) -> dict[str, Any]:
+    async def end(self, step: str, code: int, patience: float, by_rank: bool = True) -> dict[str, Any]:
         """The launcher has returned ``code``; answers its ranks, the one that failed first, and why it broke, if so.
+
+        ``by_rank``: what the first failing rank returned counts, if there is one, as it does for the front.
 
         Reports of far ranks travel by another connection than the launcher's end: a launcher that failed waits for
         them up to ``patience`` seconds.
         """
-        if step in self._steps:
-            self._steps[step]["code"] = _number(code)
         deadline = time.monotonic() + patience
         while code and not self._first_failed(step) and (left := deadline - time.monotonic()) > 0:
             self._news.clear()
@@ -105,10 +107,15 @@ class Steps:
                     await self._news.wait()
             except TimeoutError:
                 break
+        failed = self._first_failed(step)
+        if failed and by_rank:
+            code = 128 + failed["signal"] if failed["signal"] is not None else failed["code"]
+        if step in self._steps:
+            self._steps[step]["code"] = _number(code)
         ranks = [row for row in self._ranks.values() if row["step"] == step]
         return {
             "ranks": ranks,
-            "first_failed": self._first_failed(step),
+            "first_failed": failed,
             "broken": self._broken.pop(step, None),
         }
 

@@ -33,11 +33,13 @@ from hpcmesos.master.services import (
     control,
     logs,
     manager,
+    moab,
     nodes,
     selecting,
     status,
     submit,
     tokens,
+    tracing,
     wait,
 )
 from hpcmesos.master.services.lookup import find_own
@@ -67,6 +69,14 @@ COMMANDS: Mapping[str, Service] = {
     "qsig": changes.qsig,
     "qmsg": changes.qmsg,
     "qselect": selecting.qselect,
+    "tracejob": tracing.tracejob,
+    "showq": moab.showq,
+    "checkjob": moab.checkjob,
+    "showstart": moab.showstart,
+    "mdiag": moab.mdiag,
+    "msub": moab.msub,
+    "canceljob": moab.canceljob,
+    "mjobctl": moab.mjobctl,
     "qmgr": manager.qmgr,
     **{name: partial(manager.switch, name) for name in ("qenable", "qdisable", "qstart", "qstop")},
 }
@@ -201,9 +211,19 @@ def show_leader(request: ApiRequest) -> wire.LeaderReply:
 
 
 @get("/v1/health", sync_to_thread=True)
-def show_health(request: ApiRequest) -> dict[str, bool]:
-    """Answers 200 when the database does; ``leader``: somebody leads."""
-    return {"database": True, "leader": _site(request).store.leader().live}
+def show_health(request: ApiRequest) -> wire.HealthReply:
+    """Answers 200 when the database does, and says whether somebody leads; 503 and why when it does not."""
+    store = _site(request).store
+    live, server = store.leader().live, store.database_server()
+    return wire.HealthReply(
+        status="ok" if live else "no leader",
+        database=True,
+        leader=live,
+        timeline=server.timeline,
+        fsync=server.fsync,
+        synchronous_commit=server.synchronous_commit,
+        standbys=server.standbys,
+    )
 
 
 @get("/v1/ca", sync_to_thread=True)

@@ -5,19 +5,19 @@ Touched by the planner's thread only. Changes nothing in the database and decide
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from hpcmesos import wire
-from hpcmesos.gang.order import order_key
-from hpcmesos.gang.snapshot import JobView, NodeView
+from hpcmesos.gang.snapshot import NodeView, QueueView
 from hpcmesos.master import cycle
+from hpcmesos.master.holdings import Holdings
 from hpcmesos.master.ports import Ports
+from hpcmesos.master.waiting import Waiting
 from hpcmesos.model import AttemptId, Cause, GpuState, JobId, JobState
 from hpcmesos.queue import arrays
 from hpcmesos.queue.records import (
@@ -97,32 +97,6 @@ class Node:
         return self.link is not None and not self.record.offline
 
 
-class Pending:
-    """Jobs in state Q in the scheduler's order."""
-
-    def __init__(self) -> None:
-        self._order: list[tuple[tuple[int, float, int, str, int], JobKey]] = []
-        self._views: dict[JobKey, JobView] = {}
-
-    def __len__(self) -> int:
-        return len(self._views)
-
-    def put(self, key: JobKey, view: JobView) -> None:
-        self.remove(key)
-        self._views[key] = view
-        insort(self._order, (order_key(view), key))
-
-    def remove(self, key: JobKey) -> None:
-        if view := self._views.pop(key, None):
-            del self._order[bisect_left(self._order, order_key(view), key=lambda entry: entry[0])]
-
-    def keys(self) -> Iterator[JobKey]:
-        return (key for _, key in self._order)
-
-    def view(self, key: JobKey) -> JobView:
-        return self._views[key]
-
-
 class Arrays:
     """Of each array, its elements that have a row and are not complete."""
 
@@ -163,7 +137,8 @@ class Cluster:
     def __init__(self, state: LeaderState, server: str) -> None:
         self.server = server
         self.jobs: dict[JobKey, JobRecord] = {}
-        self.pending = Pending()
+        self.pending = Waiting()
+        self.holdings = Holdings()
         self.arrays = Arrays()
         self.dependents: dict[int, set[JobKey]] = {}
         self.attempts: dict[str, Attempt] = {}
@@ -180,6 +155,9 @@ class Cluster:
     def take_in(self, state: LeaderState) -> None:
         """Everything but the jobs, which are there already; once."""
         self.queues = {queue.name: queue for queue in state.queues}
+        for queue in state.queues:
+            if queue.priority:
+                self._wait_all(queue.name)
         self.attributes = dict(state.server)
         for record in state.nodes:
             gpus = {gpu.uuid: gpu for gpu in record.gpus}
@@ -206,6 +184,7 @@ class Cluster:
                 tuple(parts),
                 silence=job.request.silence if job else None,
             )
+            self.holdings.begin(self.attempts[self.name(key)])
             if not live:
                 self.blocked.add(key.job)
 
@@ -231,9 +210,17 @@ class Cluster:
         self.arrays.take_in(job)
         for dependency in job.dependencies:
             self.dependents.setdefault(dependency.seq, set()).add(job.key)
+        if job.state in HOLDING_STATES:
+            self.holdings.moved.add(job.key)
         if may_start(job):
-            self.pending.put(job.key, cycle.job_view(job))
-            self.changed = True
+            self._wait(job)
+
+    def _wait(self, job: JobRecord) -> None:
+        queue = self.queues.get(job.queue)
+        limit = job.array_spec is not None and job.array_spec.limit is not None
+        view = cycle.job_view(job, queue.priority if queue else 0)
+        self.pending.put(job.key, view, special=limit or job.index is not None)
+        self.changed = True
 
     def forget(self, key: JobKey) -> None:
         """As put() of a complete job."""
@@ -290,6 +277,7 @@ class Cluster:
             silence=job.request.silence,
         )
         self.attempts[attempt.name] = attempt
+        self.holdings.begin(attempt)
         for share in shares:
             node = self.nodes[share.node]
             node.cpus_used += share.cpus
@@ -310,6 +298,7 @@ class Cluster:
         for uuid, state in states.items():
             self.set_gpu(node, uuid, state)
         node.view = None
+        self.holdings.moved.add(attempt.key.job)
         self.changed = True
         if not attempt.shares and attempt.phase is Phase.OVER:
             self.drop(attempt)
@@ -347,16 +336,27 @@ class Cluster:
 
     def put_queue(self, name: str, queue: QueueRecord | None) -> None:
         """Takes in a queue as it is now; None: it is deleted."""
-        if queue is None:
-            self.queues.pop(name, None)
-        else:
+        old = self.queues.pop(name, None)
+        if queue is not None:
             self.queues[name] = queue
+        if queue is not None and (old is None or old.priority != queue.priority):
+            self._wait_all(name)
         self.changed = True
+
+    def _wait_all(self, queue: str) -> None:
+        """The waiting jobs of a queue anew: their place in the order has changed."""
+        for key in list(self.pending.keys()):
+            if self.jobs[key].queue == queue:
+                self._wait(self.jobs[key])
 
     def stopped_queues(self) -> frozenset[str]:
         """Queues whose jobs do not start; all of them while the server's scheduling is off."""
         idle = self.attributes.get("scheduling") == "False"
         return frozenset(name for name, queue in self.queues.items() if idle or not queue.started)
+
+    def queue_views(self) -> dict[str, QueueView]:
+        """The queues as the scheduler sees them."""
+        return {name: cycle.queue_view(queue) for name, queue in self.queues.items()}
 
 
 def _released(word: GpuState | None) -> GpuState:

@@ -5,33 +5,47 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hpcmesos.gang import frameworks
-from hpcmesos.gang.snapshot import GpuView, JobView, NodeView, Snapshot, Start
+from hpcmesos.gang.order import ranked
+from hpcmesos.gang.policy import Policy
+from hpcmesos.gang.snapshot import GpuView, JobView, NodeView, QueueView, Snapshot, Start
+from hpcmesos.gang.tables import JobTable
 from hpcmesos.model import GpuState, GpuUuid, JobId, NodeName, Request
-from hpcmesos.queue.records import AttemptKey, JobKey, JobRecord, ShareRecord, StartRecord
+from hpcmesos.queue.records import AttemptKey, JobKey, JobRecord, QueueRecord, ShareRecord, StartRecord
+from hpcmesos.units import parse_duration
 
 if TYPE_CHECKING:
     from hpcmesos.master.cluster import Cluster, Node
 
-QUICK = 500
-"""Jobs from the front of the queue that a pass on an event looks at; a full pass looks at all."""
-
-MOST_ELEMENTS = 1000
-"""Elements of one array that start in one pass: a transaction stays short."""
+_SWITCH = "switch="
 
 
-def job_view(job: JobRecord) -> JobView:
-    """A waiting job as the scheduler sees it; an array's count is found when its turn comes."""
+def job_view(job: JobRecord, queue_priority: int = 0) -> JobView:
+    """A waiting job as the scheduler sees it; of an array, all elements that have no row."""
     queued = job.queued_at or job.created_at
     return JobView(
         job.id,
         job.request,
-        job.priority,
+        job.priority + queue_priority,
         queued.timestamp(),
         job.queue,
         frozenset(NodeName(name) for name in job.excluded),
+        count=max(1, job.waiting_elements),
+        user=job.owner,
+    )
+
+
+def queue_view(queue: QueueRecord) -> QueueView:
+    """A queue's rules as the scheduler sees them."""
+    walltime = queue.attributes.get("resources_default.walltime")
+    return QueueView(
+        queue.name,
+        queue.started,
+        queue.priority,
+        walltime=None if walltime is None else float(parse_duration(walltime)),
     )
 
 
@@ -52,46 +66,46 @@ def node_view(node: Node) -> NodeView:
         tuple(GpuView(GpuUuid(g.uuid), g.index, g.state is GpuState.FREE, g.numa) for g in gpus),
         frozenset(record.features),
         links if square else (),
+        _switch(record.features),
+        None if record.ends_at is None else record.ends_at.timestamp(),
     )
 
 
-def snapshot(cluster: Cluster, limit: int | None) -> tuple[Snapshot, bool]:
-    """What one decision depends on, and whether that is the whole queue; ``limit``: only so many jobs, or elements of
-    arrays, from the front of the queue.
-    """
-    jobs, whole = _candidates(cluster, limit)
-    return Snapshot(tuple(_views(cluster.nodes.values())), jobs, cluster.stopped_queues()), whole
+def _switch(features: Iterable[str]) -> str:
+    """A node's place in the tree of switches, which its features tell: ``switch=core1/leaf7``."""
+    return next((word.removeprefix(_SWITCH) for word in sorted(features) if word.startswith(_SWITCH)), "")
 
 
-def _views(nodes: Iterable[Node]) -> Iterable[NodeView]:
-    for node in nodes:
-        if node.view is None:
-            node.view = node_view(node)
-        yield node.view
+def snapshot(cluster: Cluster, policy: Policy, now: float, *, whole: bool) -> tuple[Snapshot, bool]:
+    """What one decision depends on, and whether that is the whole queue; ``whole`` False: its front may do."""
+    cluster.holdings.follow(cluster, now, policy.assumed_walltime)
+    _recount(cluster)
+    everything = Snapshot(
+        cluster.holdings.nodes,
+        cluster.pending.table,
+        cluster.stopped_queues(),
+        cluster.holdings.running,
+        cluster.queue_views(),
+    )
+    rank = partial(_ranked, everything, policy, now)
+    if whole:
+        cluster.pending.rank(rank)
+        return replace(everything, pending=cluster.pending.table), True
+    front = cluster.pending.front(rank)
+    return replace(everything, pending=front), front is cluster.pending.table
 
 
-def _candidates(cluster: Cluster, limit: int | None) -> tuple[tuple[JobView, ...], bool]:
-    views: list[JobView] = []
-    left = limit
-    slots = Slots(cluster)
-    whole = True
-    for key in cluster.pending.keys():  # noqa: SIM118
-        if key in cluster.blocked:
-            continue
-        if left is not None and left <= 0:
-            return tuple(views), False
-        view = cluster.pending.view(key)
-        if view.id.array or key.index is not None:
-            wanted = slots.take(key)
-            count = min(wanted, MOST_ELEMENTS if left is None else left)
-            whole = whole and count == wanted
-            if not count:
-                continue
-            view = replace(view, count=count)
-        if left is not None:
-            left -= view.count
-        views.append(view)
-    return tuple(views), whole
+def _ranked(snapshot: Snapshot, policy: Policy, now: float, table: JobTable) -> list[JobId]:
+    slots: list[int] = ranked(snapshot, table, policy.order, policy, now).tolist()
+    return [job.id for slot in slots if (job := table.jobs[slot]) is not None]
+
+
+def _recount(cluster: Cluster) -> None:
+    """How much passes see of arrays with slot limits, of elements, and of jobs that may still run somewhere."""
+    pending, slots = cluster.pending, Slots(cluster)
+    special = pending.special | (cluster.blocked & pending.keys())
+    for key in sorted(special, key=lambda key: (key.seq, -1 if key.index is None else key.index)):
+        pending.show(key, 0 if key in cluster.blocked else slots.take(key))
 
 
 class Slots:
@@ -106,10 +120,12 @@ class Slots:
         self._unsure = Counter(key.seq for key in cluster.blocked if key.index is not None)
 
     def take(self, key: JobKey) -> int:
-        """Of an element: 1, or 0; of an array, for the elements that have no row."""
+        """Of an element: 1, or 0; of an array, for the elements that have no row; of any other job 1."""
         parent = self._cluster.jobs[JobKey(key.seq)]
+        if parent.array_spec is None:
+            return 1
         waiting = parent.waiting_elements if key.index is None else 1
-        if parent.array_spec is None or parent.array_spec.limit is None:
+        if parent.array_spec.limit is None:
             return waiting
         arrays = self._cluster.arrays
         used = arrays.running[key.seq] + (

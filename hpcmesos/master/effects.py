@@ -37,6 +37,7 @@ class Effects:
         default_factory=dict
     )  # of arrays: elements that ended well, or not
     gpus: dict[str, tuple[GpuState, str]] = field(default_factory=dict)
+    past_id: int = 0  # a job's number that is in use somewhere; new ones have to be higher
     messages: list[tuple[str, wire.ToAgent]] = field(default_factory=list)
     recheck: set[JobKey] = field(default_factory=set)  # dependents to judge when this is committed
     accounting: list[Entry] = field(default_factory=list)
@@ -57,7 +58,7 @@ class Effects:
             self.tallies,
             self.gpus,
         )
-        return any(rows) or bool(self.audit)
+        return any(rows) or bool(self.audit) or self.past_id > 0
 
     def add(self, other: Effects) -> None:
         for name in ("nodes", "finished", "releases", "moves", "messages", "accounting", "audit"):
@@ -68,6 +69,7 @@ class Effects:
             self.tally(seq, *counts)
         if other.server is not None:
             self.server = other.server
+        self.past_id = max(self.past_id, other.past_id)
 
     def tally(self, seq: int, succeeded: int, failed: int) -> None:
         before = self.tallies.get(seq, (0, 0))
@@ -107,6 +109,8 @@ class Effects:
                 transaction.put_queue(queue)
         if self.server is not None:
             transaction.put_server(self.server)
+        if self.past_id:
+            transaction.skip_ids(self.past_id)
         if self.audit:
             transaction.tell(self.audit)
 

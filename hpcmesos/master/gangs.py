@@ -74,11 +74,22 @@ class Gangs:
         attempt = self.desk.cluster.attempts.get(name)
         if attempt is None or attempt.phase is not Phase.PREPARING or attempt.end is not None:
             return
+        if len(attempt.nodes) == 1:
+            self._never_began(attempt)
+            return
         late = [node for node in attempt.nodes if node not in attempt.ready]
         linked = [node for node in late if self.desk.cluster.nodes[node].link is not None]
         why = f"not ready within {self.desk.settings.prepare_timeout:g} s: {', '.join(late)}"
         # A node that is away is the likelier culprit than one that may be waiting for it.
         self.start_failed(attempt, next((n for n in late if n not in linked), late[0]), why)
+
+    def _never_began(self, attempt: Attempt) -> None:
+        """PREPARE was GO as well, so the script may run: only the node's own word ends it."""
+        if self.desk.cluster.nodes[attempt.head].link is None:
+            self.watch(attempt)
+        else:
+            why = f"node {attempt.head} has not begun within {self.desk.settings.prepare_timeout:g} s"
+            self.end(attempt, Cause.START_FAILED, attempt.head, why)
 
     def on_ready(self, attempt: Attempt, node: str) -> None:
         attempt.ready.add(node)
@@ -156,6 +167,8 @@ class Gangs:
         if attempt.phase is Phase.OVER:
             return
         if node == attempt.head:
+            if report.started_at:
+                self.on_started(attempt, report.started_at)  # a short one says both at once
             self.finish(attempt, self._report(attempt, report))
         elif attempt.end is None and Cause(report.cause) in _TROUBLE:
             culprit = report.culprit or node

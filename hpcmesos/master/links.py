@@ -23,6 +23,7 @@ from hpcmesos.master.pki import peer_name
 log = logging.getLogger(__name__)
 
 _HELLO_TIMEOUT = 10.0
+_ALIVE = 5.0  # seconds of silence after which an agent may have another one in its place
 _MAX_UNSENT = 64 * 1024 * 1024  # bytes waiting for an agent that does not read, until its link is given up
 
 Sink = Callable[[Event], None]
@@ -62,6 +63,7 @@ class Links:
         self._server: asyncio.Server | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._nonce = 0
+        self._warned = False
 
     async def start(self, bound: socket.socket, tls: ssl.SSLContext) -> None:
         """Listens on a bound socket."""
@@ -121,9 +123,23 @@ class Links:
             self.sink(LinkDown(connection.node, connection.number, why))
 
     def hello(self, connection: Connection, hello: wire.Hello) -> None:
-        """A link is up; an older one of the same node has to go."""
+        """A link is up. One of the same node has to go if it is the same agent's or silent; else the newcomer has.
+
+        Two machines with one certificate, a copied disk say, would else throw each other out for ever.
+        """
+        if hello.seen_term > self.welcome.term and not self._warned:
+            self._warned = True
+            log.error(
+                "node %s has obeyed term %d, this is %d: is the database a restored backup (hpcmesos migrate"
+                " --restored), or an old primary?", hello.node, hello.seen_term, self.welcome.term,
+            )  # fmt: skip
+        process = (hello.boot_id, hello.pid)
         if older := self.nodes.get(hello.node):
+            if process != older.process and self._loop.time() - older.heard < _ALIVE:
+                connection.reject(f"another agent of {hello.node} is linked and alive")
+                return
             older.reject(f"a newer agent of {hello.node} dialled in")
+        connection.node, connection.process = hello.node, process
         self.nodes[hello.node] = connection
         welcome = msgspec.structs.replace(self.welcome, protocol=hello.protocol)
         connection.write(wire.encode(welcome))
@@ -155,6 +171,7 @@ class Connection(asyncio.Protocol):
         self.links = links
         self.number = next(links.numbers)
         self.node = ""  # empty: no hello yet
+        self.process = ("", 0)  # boot id and pid of the agent
         self.organisation = ""
         self.name = ""
         self.heard = 0.0
@@ -221,7 +238,6 @@ class Connection(asyncio.Protocol):
         elif message.node != self.name:
             self.reject(f"the certificate is of {self.name}, the agent says it is {message.node}")
         else:
-            self.node = message.node
             self._handle = self._on_message
             self.links.hello(self, message)
 

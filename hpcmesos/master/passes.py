@@ -17,7 +17,19 @@ from hpcmesos.queue.records import StartRecord
 log = logging.getLogger(__name__)
 
 FULL_PASS = 5.0
-"""Seconds between passes over the whole queue."""
+"""Seconds between passes over the whole queue, while there is something new."""
+
+_RARELY = 60.0
+"""The same while there is nothing new but the time."""
+
+_STARTS = 1000
+"""At most so many gangs start in one pass: a transaction stays short."""
+
+POLICY = Policy(order="priority", backfill=Backfill.EASY, max_starts=_STARTS)
+"""As shipped: by priority, then first come, first served; with EASY backfill."""
+
+_REST = 4.0
+"""Times as long as the last such pass took that the next one waits: events come first on a slow machine."""
 
 
 class Passes:
@@ -27,8 +39,9 @@ class Passes:
         self.again = False
         self._desk = desk
         self._reasons = reasons
-        self._policy = Policy(order="priority", backfill=Backfill.NONE)
+        self._policy = POLICY
         self._stale = True  # something has changed since the last pass over the whole queue
+        self._took = 0.0  # seconds, the last one
         self._passed = desk.alarms.clock()  # a new leader lets the front of the queue start first
 
     def wanted(self) -> bool:
@@ -37,21 +50,30 @@ class Passes:
 
     def full_due(self) -> bool:
         """Whether jobs behind the front of the queue have not been looked at for a while."""
-        return self._stale and self._desk.alarms.clock() - self._passed >= FULL_PASS
+        since = self._desk.alarms.clock() - self._passed
+        due = self._stale or (since >= _RARELY and bool(self._desk.cluster.pending))
+        return due and since >= max(FULL_PASS, _REST * self._took)
 
-    def decide(self, limit: int | None) -> list[StartRecord]:
-        """What starts now; ``limit``: only so many jobs from the front of the queue are looked at."""
+    def decide(self, *, whole: bool) -> list[StartRecord]:
+        """What starts now; ``whole`` False: only the front of a long queue is looked at, if anything has changed.
+
+        What a pass over the front starts, one over the whole queue would start, too: those at the front come first.
+        """
         cluster = self._desk.cluster
-        if limit is not None and not self.wanted():
+        if not whole and not self.wanted():
             return []
         cluster.changed = self.again = False
-        snapshot, whole = cycle.snapshot(cluster, limit)
-        self._stale = not whole
-        if whole or limit is None:
+        began = self._desk.alarms.clock()
+        now = self._desk.now.timestamp()
+        snapshot, seen_all = cycle.snapshot(cluster, self._policy, now, whole=whole)
+        plan = schedule(snapshot, self._policy, now)
+        finished = seen_all and len(plan.starts) < self._policy.max_starts
+        self._stale = not finished
+        if seen_all:
             self._passed = self._desk.alarms.clock()
-        plan = schedule(snapshot, self._policy, self._desk.now.timestamp())
-        self._reasons.take(plan, whole)
-        self.again = bool(plan.starts) and not whole
+            self._took = self._passed - began
+        self._reasons.take(plan, complete=seen_all)
+        self.again = bool(plan.starts) and not finished
         indexes = self._indexes(plan.starts)
         records = [self._record(start, indexes) for start in plan.starts]
         return [record for record in records if record is not None]

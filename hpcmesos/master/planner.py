@@ -20,7 +20,6 @@ from typing import Protocol
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable, InvalidValue, LostLeadership
-from hpcmesos.master import cycle
 from hpcmesos.master.absence import Absence, Fence
 from hpcmesos.master.alarms import Alarms
 from hpcmesos.master.cluster import Phase
@@ -35,7 +34,7 @@ from hpcmesos.master.reconcile import Nodes
 from hpcmesos.master.standby import WarmPicture
 from hpcmesos.model import JobState
 from hpcmesos.queue import elements
-from hpcmesos.queue.accounting import AccountingFiles
+from hpcmesos.queue.accounting import AccountingFiles, Entry
 from hpcmesos.queue.leader_store import LeaderStore, LeaderTransaction
 from hpcmesos.queue.records import InboxRow, JobKey, JobRecord, StartRecord
 
@@ -90,6 +89,8 @@ class Planner:
         self._polled = self._loaded = self._written = float("-inf")
         self._rows = _ROWS
         self._reload_wanted = False
+        self._outbox: list[tuple[str, wire.ToAgent]] = []
+        self._entries: list[Entry] = []
         self._reload_pause = _RELOAD_PAUSE
         self._quarantine = Quarantine(clock)
         self._recheck: set[JobKey] = set()
@@ -116,10 +117,12 @@ class Planner:
             self._attempt(work, _ALARM, call)
         hinted = any(isinstance(event, InboxHint) for event in batch)
         self._write(work, look=hinted or began - self._polled >= POLL)
+        self._flush()
         if self._reload_wanted and began - self._loaded >= self._reload_pause:
             self._reload()
         if self._passes.full_due() and not self._reload_wanted:
             self._full_pass()
+            self._flush()
         self._gangs.submissions.keep(self._desk.cluster.arrays.live.keys())
         self._reasons.turn(self._alarms.clock() - began, len(batch))
 
@@ -212,7 +215,7 @@ class Planner:
                     rows = transaction.drain_inbox(self._rows)
                     self._take_rows(rows, done, transaction)
                 outcome = _together(done).write(transaction)
-                decided = [] if outcome.outrun or self._reload_wanted else self._passes.decide(cycle.QUICK)
+                decided = [] if outcome.outrun or self._reload_wanted else self._passes.decide(whole=False)
                 started = transaction.apply_starts(decided)
         except _FATAL:
             raise
@@ -237,7 +240,7 @@ class Planner:
 
     def _full_pass(self) -> None:
         """Over the whole queue, which may take too long for a transaction to be open meanwhile."""
-        decided = self._passes.decide(None)
+        decided = self._passes.decide(whole=True)
         if decided:
             with self._store.transaction() as transaction:
                 started = transaction.apply_starts(decided)
@@ -335,11 +338,18 @@ class Planner:
                 log.error("GPU refused, another node has it node=%s gpu=%s", name, uuid)
                 self._desk.cluster.nodes[name].gpus.pop(uuid, None)
         self._recheck |= effects.recheck
-        self._links.send(effects.messages)
+        self._outbox += effects.messages
+        self._entries += effects.accounting
+
+    def _flush(self) -> None:
+        """Sends what is durable, to each node at once: a node that is woken twice costs twice."""
+        messages, self._outbox = self._outbox, []
+        entries, self._entries = self._entries, []
+        self._links.send(messages)
         try:
-            self._accounting.append(effects.accounting)
+            self._accounting.append(entries)
         except OSError:
-            log.exception("accounting lines lost: %s", [str(entry) for entry in effects.accounting])
+            log.exception("accounting lines lost: %s", [str(entry) for entry in entries])
 
     # --- the picture
 
@@ -363,6 +373,7 @@ class Planner:
             if job.state is JobState.WAITING or (job.dependencies and job.state in waiting):
                 self._attempt(work, f"job {job.key}", partial(self._inbox.settle, job))
         self._write(work, look=False)
+        self._flush()
 
     def _blank(self) -> WarmPicture:
         return WarmPicture(self._settings.server)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from hpcmesos.gang.snapshot import Plan
 from hpcmesos.master import cycle
@@ -24,12 +24,15 @@ class Reasons:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._known: dict[JobId, PendingReason] = {}
+        self._recent: Mapping[JobId, PendingReason] = {}  # of the last pass
+        self._complete: Mapping[JobId, PendingReason] = {}  # of the last pass over the whole queue
         self._figures: Counter[str] = Counter()
 
     def take(self, plan: Plan, complete: bool) -> None:
         """The reasons of a pass; ``complete``: it looked at the whole queue."""
-        self._known = dict(plan.reasons) if complete else self._known | dict(plan.reasons)
+        self._recent = plan.reasons
+        if complete:
+            self._complete = plan.reasons
         self._figures["passes_total"] += 1
         self._figures["starts_total"] += len(plan.starts)
 
@@ -62,7 +65,7 @@ class Reasons:
                 if not cycle.Slots(self._desk.cluster).take(job.key) and (limit := self._limit(job)):
                     text = f"the array's own limit: {limit} of its elements at once"
                     return PendingReason(ReasonCode.ARRAY_LIMIT, text)
-                return self._known.get(job.id, _UNSEEN)
+                return self._recent.get(job.id) or self._complete.get(job.id, _UNSEEN)
         return None
 
     def _limit(self, job: JobRecord) -> int | None:

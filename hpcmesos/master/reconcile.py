@@ -12,6 +12,7 @@ from hpcmesos.master.cluster import Attempt, Node, Phase
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.events import LinkDown, LinkUp
 from hpcmesos.master.gangs import Gangs, clean
+from hpcmesos.master.strangers import Strangers
 from hpcmesos.model import AttemptId, Cause, GpuState
 from hpcmesos.queue.records import GpuRecord, JobKey, NodeRecord
 
@@ -26,7 +27,7 @@ class Nodes:
         self.gangs = gangs
         self.absence = absence
         self._finished: set[str] = set()  # strangers that the database knows as ended
-        self._unknown: set[str] = set()
+        self._strangers = Strangers(desk)
 
     # --- links
 
@@ -46,6 +47,7 @@ class Nodes:
                     self._denied(attempt, event.node, forgot)
                 else:
                     self._held(attempt, event.node, report.phase)
+        self._strangers.reported(event.node, reports)
         for name, report in reports.items():
             attempt_here = self.desk.cluster.attempts.get(name)
             if attempt_here is None or event.node not in attempt_here.shares:
@@ -201,11 +203,10 @@ class Nodes:
             if phase != "ended":
                 self._end_leftover(node, name)
             return
-        if name not in self._unknown:
-            self._unknown.add(name)
-            log.error("unknown attempt node=%s attempt=%s phase=%s: left alone", node, name, phase)
         if phase == "ended":
+            self._strangers.ended(node, name)
             return
+        self._strangers.lives(node, name, phase)
         here = self.desk.cluster.nodes[node]
         for uuid in gpus:
             if uuid in here.gpus and uuid not in self.desk.cluster.held(node):

@@ -52,6 +52,7 @@ def build_spec(
         "silence": job.request.silence,
         "kill_delay": settings.kill_delay,
         "prepare_timeout": settings.prepare_timeout,
+        "go": len(members) == 1,
         "framework": job.request.framework or None,
         "members": [_member(share, node) for share, node in members],
         "mpi_network": settings.mpi_network or None,

@@ -19,6 +19,7 @@ from hpcmesos.pbs.personalities import (
     start_field,
     state_letter,
 )
+from hpcmesos.units import parse_duration
 
 Value = str | int | bool | datetime | Mapping[str, str]
 """A mapping is shown as NAME.KEY (text), as an element with children (XML), or as an object (JSON)."""
@@ -28,6 +29,13 @@ VARIABLES = "Variable_List"
 _SUBSTATES = {"Q": 10, "H": 20, "W": 30, "R": 42, "E": 50, "C": 59}
 _SUBSTATE_BEGUN = 70  # of an array
 _SUBSTATE_FINISHED_PBSPRO = {True: 92, False: 93}  # ended with 0, ended otherwise
+_ORIGIN = tuple(
+    f"PBS_O_{name}"
+    for name in (
+        *("QUEUE", "HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG"),
+        *("WORKDIR", "HOST", "SERVER", "SYSTEM"),
+    )
+)
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -69,13 +77,29 @@ def variables_text(variables: Mapping[str, str]) -> str:
     return ",".join(f"{name}={value}" for name, value in variables.items())
 
 
+def _pbspro_used(job: JobFacts) -> dict[str, str]:
+    """OpenPBS also tells the CPUs given and how busy they were, in per cent of one."""
+    used = dict(job.resources_used)
+    if "walltime" in used and (cpus := job.resource_list.get("ncpus")):
+        used["ncpus"] = cpus
+        seconds = max(1, parse_duration(used["walltime"]))
+        used["cpupercent"] = str(100 * parse_duration(used.get("cput", "0")) // seconds)
+    return dict(sorted(used.items()))
+
+
+def _in_order(variables: Mapping[str, str]) -> dict[str, str]:
+    """Where the job comes from first, as both families have it; clients look for ``PBS_O_WORKDIR=...,PBS``."""
+    origin = {name: variables[name] for name in _ORIGIN if name in variables}
+    return origin | dict(sorted((name, value) for name, value in variables.items() if name not in origin))
+
+
 def _all_attributes(
     job: JobFacts, personality: Personality, private: bool
 ) -> Iterator[tuple[str, Value | None]]:
     torque = personality is Personality.TORQUE
     yield "Job_Name", element_name(job.name, job.array_index, personality)
     yield "Job_Owner", f"{job.owner}@{job.submit_host}"
-    yield "resources_used", job.resources_used
+    yield "resources_used", job.resources_used if torque else _pbspro_used(job)
     is_array, live = job.array is not None, job.in_live_array
     yield "job_state", state_letter(job.state, personality, is_array=is_array, in_live_array=live)
     yield "queue", job.queue
@@ -108,7 +132,7 @@ def _all_attributes(
     if not torque:
         yield start_field(personality), job.start_time
     yield "substate", _substate(job, torque)
-    yield VARIABLES, job.environment if private else None
+    yield VARIABLES, _in_order(job.environment) if private else None
     yield "etime", job.etime
     yield from _torque_end(job, private) if torque else _pbspro_end(job, private)
     yield from _ours(job)

@@ -109,6 +109,7 @@ class GpuFacts:
     state: str  # a model.GpuState
     simulated: bool = False
     job_id: str | None = None
+    note: str = ""  # why it is not given out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,6 +112,7 @@ def _gpu_status(gpu: GpuFacts) -> str:
         "gpu_state": _TORQUE_GPU_STATES.get(gpu.state, gpu.state),
         "job": gpu.job_id,
         "simulated": "true" if gpu.simulated else None,
+        "note": gpu.note.replace(",", " ").replace(";", " ") or None,
     }
     return ";".join(f"{name}={value}" for name, value in fields.items() if value is not None)
 
@@ -196,6 +197,7 @@ def _json_gpu(gpu: GpuFacts) -> dict[str, object]:
         "state": gpu.state,
         "simulated": gpu.simulated,
         "job": gpu.job_id,
+        **({"note": gpu.note} if gpu.note else {}),
     }
 
 

@@ -112,6 +112,13 @@ COMMANDS: Mapping[str, Command] = {
             {"-wd": "w"},
         ),
         Command(
+            "msub",
+            "[script | - | -- program [argument ...]]",
+            "submit a job (Moab's name)",
+            (*_JOB.values(), *_SUBMIT_ONLY, Option("xml", None, "print the id as XML"), *_COMMON),
+            {"-wd": "w"},
+        ),
+        Command(
             "qalter",
             _JOBS,
             "change a job that has not ended",
@@ -216,6 +223,57 @@ COMMANDS: Mapping[str, Command] = {
         ),
         Command("qmove", f"destination {_JOBS}", "move jobs to another queue", _COMMON),
         Command("qorder", "job_id job_id", "exchange the places of two jobs", _COMMON),
+        Command(
+            "showq",
+            "",
+            "jobs that run, wait and are held, as Maui shows them",
+            (
+                Option("w", "user=NAME", "of this user only"),
+                Option("u", "NAME", "of this user only"),
+                Option("xml", None, "XML"),
+                *_flags("birv"),
+                *_COMMON,
+            ),
+        ),
+        *(
+            Command(name, _JOBS, summary, (Option("xml", None, "XML"), *_flags("v"), *_COMMON))
+            for name, summary in (
+                ("checkjob", "everything about jobs, as Maui tells it"),
+                ("showstart", "when jobs start at the earliest"),
+            )
+        ),
+        Command(
+            "mdiag",
+            "job_id ...",
+            "everything about jobs, as Moab tells it",
+            (
+                Option("j", None, "jobs (the only object that is served)"),
+                Option("xml", None, "XML"),
+                *_flags("v"),
+                *_COMMON,
+            ),
+        ),
+        Command("canceljob", _JOBS, "delete jobs", _COMMON),
+        Command(
+            "mjobctl",
+            "job_id[,job_id ...]",
+            "delete jobs",
+            (Option("c", None, "cancel them (the only action that is served)"), *_COMMON),
+        ),
+        Command(
+            "tracejob",
+            _JOBS,
+            "tell what happened to jobs",
+            (
+                Option("a", None, "no accounting records"),
+                Option("s", None, "no records of the server"),
+                Option("n", "days", "how many days to look back (default: all)"),
+                Option("w", "columns", "fold lines at this width"),
+                *_flags("lmqvz"),
+                *(Option(name, "argument", "accepted, not used") for name in "pfc"),
+                *_COMMON,
+            ),
+        ),
         Command(
             "qmgr",
             "[server ...]",

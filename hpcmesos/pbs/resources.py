@@ -106,7 +106,8 @@ def _nodes_piece(piece: str, whole: str) -> Chunk:
         if _DECIMAL.fullmatch(first):
             _count("nodes", first)
         raise InvalidValue(f"nodes={whole}: '{first}' is neither a count nor the name of a node")
-    values, features = _tokens(tokens, f"nodes={whole}", {"ppn", "mem", *_GPU_NAMES}, _KEPT_IN_NODES)
+    known = {"ppn", "mem", "host", *_GPU_NAMES}
+    values, features = _tokens(tokens, f"nodes={whole}", known, _KEPT_IN_NODES)
     gpus = _gpus(values)
     if gpus is not None:
         features = tuple(word for word in features if word not in _GPU_MODES)
@@ -118,7 +119,7 @@ def _nodes_piece(piece: str, whole: str) -> Chunk:
         mem=_size("mem", values["mem"]) if "mem" in values else 0,
         slots=ppn or gpus or 1,
         features=features,
-        host=None if named else first,
+        host=values.get("host") if named else first,
     )
 
 
@@ -155,6 +156,8 @@ def _tokens(
     words: list[str] = []
     for token in tokens:
         name, equals, value = (part.strip() for part in token.partition("="))
+        if name.startswith("^"):
+            raise InvalidValue(f"{whole}: '{token}': features cannot be excluded; name those that are wanted")
         if not _WORD.fullmatch(name):
             raise InvalidValue(f"{whole}: '{token}' is neither NAME=VALUE nor a feature")
         if not equals:

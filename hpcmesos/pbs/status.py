@@ -91,6 +91,7 @@ class NodesQuery:
     states: frozenset[str] = frozenset()  # of -l; empty: the unusable ones
     note: str | None = None
     with_notes: bool = False  # -n
+    quiet: bool = False  # -q: no error messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +163,7 @@ def parse_pbsnodes(argv: Sequence[str], personality: Personality = Personality.T
         states=states,
         note=note,
         with_notes=command.has("n"),
+        quiet=command.has("q"),
     )
 
 

@@ -375,6 +375,7 @@ def _origin(context: SubmitContext, queue: str | None, workdir: str | None) -> d
         "PBS_O_WORKDIR": str(PurePosixPath(context.cwd, workdir or "")),
         "PBS_O_HOST": context.host,
         "PBS_O_SERVER": context.server,
+        "PBS_O_SYSTEM": "Linux",
     }
 
 

@@ -43,6 +43,7 @@ def ended(job: JobRecord, attempt: AttemptRecord, shares: Sequence[ShareRecord],
     """``job``: complete or exiting, with its exit status."""
     fields = {
         **_start_fields(job, shares),
+        "session": str(int(attempt.usage.get("session", 0))),
         "total_execution_slots": str(sum(share.slots for share in shares)),
         "unique_node_count": str(len(shares)),
         "end": _epoch(attempt.ended_at),
@@ -55,8 +56,8 @@ def ended(job: JobRecord, attempt: AttemptRecord, shares: Sequence[ShareRecord],
 
 
 def deleted(job: JobRecord, requestor: str, at: datetime, name: str = "") -> Entry:
-    """``requestor``: user@host. ``name``: of elements of an array that never got a row; else the job's id."""
-    return Entry(at, "D", name or job_name(job), {"requestor": requestor})
+    """``requestor``: a user of this server. ``name``: of elements of an array that never got a row."""
+    return Entry(at, "D", name or job_name(job), {"requestor": f"{requestor}@{job.server}"})
 
 
 def array_ended(job: JobRecord, at: datetime) -> Entry:

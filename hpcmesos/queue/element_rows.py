@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,9 +13,9 @@ from sqlalchemy.dialects.postgresql import INT4MULTIRANGE
 from hpcmesos.model import JobState
 from hpcmesos.queue import arrays
 from hpcmesos.queue import tables as t
-from hpcmesos.queue.moves import move_jobs, write_events
+from hpcmesos.queue.moves import MOVE, move_jobs, move_values, telling
 from hpcmesos.queue.records import JobKey, Move
-from hpcmesos.queue.rows import element, ranges_text, recordset
+from hpcmesos.queue.rows import ranges_text, recordset
 
 _COPIED = (
     "server",
@@ -38,55 +38,50 @@ def begin_elements(connection: Connection, moves: Sequence[Move]) -> set[JobKey]
 
     ``moves``: from Q to R. Those of an array that may not start elements now, or that lacks one of them, are left out.
     """
+    taken = _begin(connection, moves)
+    if missing := [move for move in moves if move.seq not in taken]:
+        first = [
+            Move(seq=seq, index=None, source=JobState.QUEUED, target=JobState.RUNNING, event="begun")
+            for seq in sorted({move.seq for move in missing})
+        ]
+        move_jobs(connection, first)
+        taken |= _begin(connection, missing)
+    return {move.key for move in moves if move.seq in taken}
+
+
+def _begin(connection: Connection, moves: Sequence[Move]) -> set[int]:
+    """Of the arrays that have begun; answers them."""
     if not moves:
         return set()
-    wanted: defaultdict[int, list[int]] = defaultdict(list)
+    indexes: defaultdict[int, list[int]] = defaultdict(list)
     for move in moves:
         assert move.index is not None
-        wanted[move.seq].append(move.index)
-    taken = _take(connection, wanted)
-    if missing := wanted.keys() - taken:
-        begun = [_begin(seq) for seq in sorted(missing)]
-        move_jobs(connection, begun)
-        taken |= _take(connection, {seq: wanted[seq] for seq in missing})
-    moves = [move for move in moves if move.seq in taken]
-    rows = [{"seq": move.seq, "element": element(move.index)} for move in moves]
-    connection.execute(_inserting(), {"rows": rows})
-    write_events(connection, moves)
-    return {move.key for move in moves}
-
-
-def _begin(seq: int) -> Move:
-    """The first element of an array starts."""
-    return Move(seq=seq, index=None, source=JobState.QUEUED, target=JobState.RUNNING, event="begun")
-
-
-def _take(connection: Connection, wanted: Mapping[int, Iterable[int]]) -> set[int]:
-    rows = [{"seq": seq, "taken": ranges_text(arrays.of(indexes))} for seq, indexes in wanted.items()]
-    return set(connection.scalars(_taking(), {"rows": rows}))
+        indexes[move.seq].append(move.index)
+    parents = [{"seq": seq, "taken": ranges_text(arrays.of(found))} for seq, found in indexes.items()]
+    return set(connection.scalars(_beginning(), {"rows": move_values(moves), "parents": parents}))
 
 
 @cache
-def _taking() -> Any:
+def _beginning() -> Any:
+    """The indexes leave ``todo``, the rows come, the events tell it."""
     jobs = t.jobs.c
-    wanted = recordset({"seq": BigInteger(), "taken": INT4MULTIRANGE()})
-    mine = (jobs.seq == wanted.c.seq, jobs.element == t.WHOLE_JOB, jobs.state == JobState.RUNNING.value)
-    may = (jobs.holds == "", jobs.todo.op("@>")(wanted.c.taken))
-    left = jobs.todo.op("-")(wanted.c.taken)
-    first = func.coalesce(jobs.started_at, func.now())
-    taking = update(t.jobs).where(*mine, *may).values(todo=left, started_at=first, modified_at=func.now())
-    return taking.returning(jobs.seq)
-
-
-@cache
-def _inserting() -> Any:
-    parents = t.jobs.c
-    wanted = recordset({"seq": BigInteger(), "element": Integer()})
-    copied = [parents[name] for name in _COPIED]
+    parents = recordset({"seq": BigInteger(), "taken": INT4MULTIRANGE()}, "parents")
+    mine = (jobs.seq == parents.c.seq, jobs.element == t.WHOLE_JOB, jobs.state == JobState.RUNNING.value)
+    may = (jobs.holds == "", jobs.todo.op("@>")(parents.c.taken))
+    values = {
+        "todo": jobs.todo.op("-")(parents.c.taken),
+        "started_at": func.coalesce(jobs.started_at, func.now()),
+        "modified_at": func.now(),
+    }
+    taking = update(t.jobs).where(*mine, *may).values(**values)
+    taken = taking.returning(jobs.seq, *(jobs[name] for name in _COPIED)).cte("taken")
+    wanted = recordset(MOVE)
     new = [literal(JobState.RUNNING.value, Text), literal(1, Integer), func.now()]
-    chosen = select(wanted.c.seq, wanted.c.element, *copied, *new)
-    chosen = chosen.where(parents.seq == wanted.c.seq, parents.element == t.WHOLE_JOB)
-    return insert(t.jobs).from_select(["seq", "element", *_COPIED, "state", "attempt", "started_at"], chosen)
+    rows = select(wanted.c.seq, wanted.c.element, *(taken.c[name] for name in _COPIED), *new)
+    rows = rows.where(wanted.c.seq == taken.c.seq)
+    born = insert(t.jobs).from_select(["seq", "element", *_COPIED, "state", "attempt", "started_at"], rows)
+    began = select(wanted).where(wanted.c.seq == taken.c.seq).subquery("began")
+    return select(taken.c.seq).add_cte(born.cte("born"), telling(began).cte("told"))
 
 
 def tally(connection: Connection, counts: Mapping[int, tuple[int, int]]) -> None:

@@ -70,6 +70,7 @@ _NODE_FIELDS = (
     "declared",
     "ends_at",
 )
+_SKIP_IDS = text("SELECT setval('job_ids', :past + 10000) FROM job_ids WHERE last_value < :past")
 _GPU_FIELDS = ("node", "index", "model", "memory", "numa", "pci", "simulated", "links", "note")
 
 
@@ -122,6 +123,10 @@ class LeaderTransaction:
         A node's report that a GPU is clean must be written after the release, else the GPU stays in ``gpu_state``.
         """
         starts.release_shares(self._connection, releases)
+
+    def skip_ids(self, past: int) -> None:
+        """Job numbers up to ``past`` are in use: if they are still to be given out, 10,000 more are passed over."""
+        self._connection.execute(_SKIP_IDS, {"past": past})
 
     def purge_keys(self, older_than: timedelta = timedelta(hours=24)) -> None:
         """Forgets idempotency keys."""

@@ -29,6 +29,7 @@ CANDIDATE = "hpcmesos-leadership"
 
 _LOCK = 0x6870636D  # of pg_try_advisory_lock; locks are per database
 _TERMINATE_WAIT = 1000  # ms for an old leader's backend to go
+_RESTORED = 1_000_000  # more than any leader has given out since the backup was taken
 _JUMP = 10_000  # ids are skipped after a failover, which may have lost the last ones given out
 
 _LIMITS = {  # ms; the last three: the server notices in 3 s that a leader's host is gone, and frees the lock
@@ -160,9 +161,7 @@ def _take_over(connection: Connection, holder: str, address: str, lease_seconds:
     timeline = read_timeline(connection)
     if before.timeline not in (0, timeline):
         log.warning("PostgreSQL's timeline is %d now: ids jump by %d", timeline, _JUMP)
-        for sequence in (t.job_ids, t.event_ids, t.inbox_ids):
-            jump = func.setval(sequence.name, func.nextval(sequence.name) + literal(_JUMP))
-            connection.execute(select(jump))
+        _skip_ids(connection, _JUMP)
     values = {
         "term": table.c.term + 1,
         "holder": holder,
@@ -171,3 +170,24 @@ def _take_over(connection: Connection, holder: str, address: str, lease_seconds:
         "expires_at": func.clock_timestamp() + timedelta(seconds=lease_seconds),
     }
     return int(connection.execute(update(table).values(values).returning(table.c.term)).scalar_one())
+
+
+def _skip_ids(connection: Connection, count: int) -> None:
+    for sequence in (t.job_ids, t.event_ids, t.inbox_ids):
+        jump = func.setval(sequence.name, func.nextval(sequence.name) + literal(count))
+        connection.execute(select(jump))
+
+
+def after_restore(url: str) -> None:
+    """Moves term and ids past all that may have been given out after a backup that has been restored.
+
+    Until then agents refuse the leader, whose term is lower than what they have obeyed, and a new job could get the
+    id of one that still runs. ``url``: as the database's owner. Raises DatabaseUnavailable.
+    """
+    engine = make_engine(url, "hpcmesos-restored", pool=1)
+    try:
+        with begin(engine) as connection:
+            connection.execute(update(t.leadership).values(term=t.leadership.c.term + _RESTORED))
+            _skip_ids(connection, _RESTORED)
+    finally:
+        engine.dispose()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Integer, Text, func, update
+from sqlalchemy import BigInteger, Connection, Insert, Integer, Text, func, insert, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 
 from hpcmesos.model import JobState
@@ -17,7 +17,6 @@ from hpcmesos.queue.rows import (
     array_json,
     dependencies_json,
     element,
-    insert_rows,
     job_key,
     ranges_text,
     recordset,
@@ -61,11 +60,20 @@ _ENCODE: Mapping[str, Any] = {
     "todo": ranges_text,
     "deleted": ranges_text,
 }
-_KEY = {"seq": BigInteger(), "element": Integer(), "source": Text(), "target": Text()}
+MOVE = {
+    "seq": BigInteger(),
+    "element": Integer(),
+    "source": Text(),
+    "target": Text(),
+    "event": Text(),
+    "payload": JSONB(),
+    "place": Integer(),
+}
+_EVENT = ("seq", "element", "kind", "source", "target", "payload")
 
 
 def move_jobs(connection: Connection, moves: Sequence[Move]) -> set[JobKey]:
-    """See LeaderTransaction.move_jobs."""
+    """See LeaderTransaction.move_jobs. Each statement writes the events of what it changes, in their order."""
     for move in moves:
         check(move.source, move.target)
         if unknown := set(move.changes) - CHANGEABLE:
@@ -75,11 +83,8 @@ def move_jobs(connection: Connection, moves: Sequence[Move]) -> set[JobKey]:
         by_fields: defaultdict[frozenset[str], list[Move]] = defaultdict(list)
         for move in wave:
             by_fields[frozenset(_changes(move))].append(move)
-        done: set[JobKey] = set()
         for fields, group in by_fields.items():
-            done |= _update(connection, sorted(fields), group)
-        write_events(connection, [move for move in wave if move.key in done])
-        moved |= done
+            moved |= _update(connection, sorted(fields), group)
     return moved
 
 
@@ -104,50 +109,46 @@ def _changes(move: Move) -> Mapping[str, Any]:
 
 def _update(connection: Connection, fields: Sequence[str], group: Sequence[Move]) -> set[JobKey]:
     rows = [
+        row | {name: _ENCODE.get(name, _same)(value) for name, value in _changes(move).items()}
+        for row, move in zip(move_values(group), group, strict=True)
+    ]
+    return {job_key(row) for row in connection.execute(_updating(tuple(fields)), {"rows": rows})}
+
+
+def move_values(moves: Iterable[Move]) -> list[dict[str, Any]]:
+    """What of moves their events tell."""
+    return [
         {
             "seq": move.seq,
             "element": element(move.index),
             "source": move.source,
             "target": move.target,
-            **{name: _ENCODE.get(name, _same)(value) for name, value in _changes(move).items()},
+            "event": move.event,
+            "payload": move.payload,
+            "place": place,
         }
-        for move in group
+        for place, move in enumerate(moves)
     ]
-    return {job_key(row) for row in connection.execute(_updating(tuple(fields)), {"rows": rows})}
 
 
 @cache
 def _updating(fields: tuple[str, ...]) -> Any:
     jobs = t.jobs.c
-    wanted = recordset({**_KEY, **{name: jobs[name].type for name in fields}})
-    return (
-        update(t.jobs)
-        .where(jobs.seq == wanted.c.seq, jobs.element == wanted.c.element, jobs.state == wanted.c.source)
-        .values(state=wanted.c.target, modified_at=func.now(), **{name: wanted.c[name] for name in fields})
-        .returning(jobs.seq, jobs.element)
+    wanted = recordset({**MOVE, **{name: jobs[name].type for name in fields}})
+    same = (jobs.seq == wanted.c.seq, jobs.element == wanted.c.element, jobs.state == wanted.c.source)
+    changed = {name: wanted.c[name] for name in fields}
+    moved = update(t.jobs).where(*same).values(state=wanted.c.target, modified_at=func.now(), **changed)
+    done = moved.returning(*(wanted.c[name] for name in MOVE)).cte("moved")
+    return select(done.c.seq, done.c.element).add_cte(telling(done).cte("told"))
+
+
+def telling(moved: Any) -> Insert:
+    """Writes the events of these moves (columns as in ``move_values()``)."""
+    told = select(
+        moved.c.seq, moved.c.element, moved.c.event, moved.c.source, moved.c.target, moved.c.payload
     )
+    return insert(t.events).from_select(_EVENT, told.order_by(moved.c.place))
 
 
 def _same(value: Any) -> Any:
     return value
-
-
-def write_events(connection: Connection, moves: Sequence[Move]) -> None:
-    """One event for each move, in their order."""
-    if not moves:
-        return
-    rows = [
-        {
-            "seq": move.seq,
-            "element": element(move.index),
-            "kind": move.event,
-            "source": move.source,
-            "target": move.target,
-            "payload": move.payload,
-        }
-        for move in moves
-    ]
-    connection.execute(_TELLING, {"rows": rows})
-
-
-_TELLING = insert_rows(t.events, {**_KEY, "kind": Text(), "payload": JSONB()})

@@ -200,10 +200,13 @@ def _check_access(user: pwd.struct_passwd | None, need: str, path: Path) -> None
         )
 
 
-def _run(command: Sequence[str | Path], user: pwd.struct_passwd | None) -> subprocess.CompletedProcess[str]:
-    """Runs a program as the server's user, without our environment."""
+def _run(
+    command: Sequence[str | Path], user: pwd.struct_passwd | None, text: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program as the server's user, without our environment; ``text``: its standard input."""
     return subprocess.run(
         command,
+        input=text,
         capture_output=True,
         text=True,
         check=False,
@@ -234,10 +237,16 @@ def _create(binaries: Path, data_dir: Path, user: pwd.struct_passwd | None) -> N
     mapping = "".join(
         f'hpcmesos "{caller}" {role}\n' for caller in sorted(callers) for role in (OWNER, API, LEADER)
     )
-    (data_dir / "pg_ident.conf").write_text(mapping)
-    (data_dir / "pg_hba.conf").write_text("local all all peer map=hpcmesos\n")
-    with (data_dir / "postgresql.conf").open("a") as file:
-        file.write(_SETTINGS)
+    _write(data_dir / "pg_ident.conf", mapping, user)
+    _write(data_dir / "pg_hba.conf", "local all all peer map=hpcmesos\n", user)
+    _write(data_dir / "postgresql.conf", (data_dir / "postgresql.conf").read_text() + _SETTINGS, user)
+
+
+def _write(path: Path, text: str, user: pwd.struct_passwd | None) -> None:
+    """Written as the server's user, whose directory it is: no link that lies there leads root astray."""
+    done = _run(["/bin/sh", "-c", 'cat >"$0"', path], user, text)
+    if done.returncode != 0:
+        raise StateError(f"cannot write {path}: {_last_line(done.stderr)}")
 
 
 def _launch(binaries: Path, data_dir: Path, socket_dir: Path, user: pwd.struct_passwd | None) -> None:

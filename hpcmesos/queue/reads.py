@@ -28,6 +28,7 @@ from hpcmesos.queue.records import (
     NodeRecord,
     Outcome,
     QueueRecord,
+    ServerRecord,
     ShareRecord,
 )
 from hpcmesos.queue.rows import (
@@ -168,6 +169,21 @@ class Reads:
         wanted = select(t.leadership, (t.leadership.c.expires_at > func.clock_timestamp()).label("live"))
         with begin(self._single) as connection:
             return LeaderRecord(**connection.execute(wanted).one()._mapping)
+
+    def database_server(self) -> ServerRecord:
+        """The server's settings on which our promises rest."""
+        names = ("server_version_num", "fsync", "synchronous_commit", "synchronous_standby_names")
+        wanted = select(*(func.current_setting(name) for name in names))
+        with begin(self._single) as connection:
+            version, fsync, commit, standbys = connection.execute(wanted).one()
+            timeline = read_timeline(connection)
+        return ServerRecord(
+            version=int(version),
+            timeline=timeline,
+            fsync=fsync == "on",
+            synchronous_commit=commit,
+            standbys=standbys,
+        )
 
     def timeline(self) -> int:
         """The timeline that PostgreSQL writes now; it grows with every failover."""

@@ -263,6 +263,19 @@ class LeaderRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRecord:
+    """What the PostgreSQL server says of itself. ``standbys``: its synchronous_standby_names; empty: none is waited
+    for, and a failover may lose the last commits.
+    """
+
+    version: int  # e.g. 180000
+    timeline: int
+    fsync: bool
+    synchronous_commit: str
+    standbys: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
     """One change of one job: from ``source`` to ``target`` (the same: only fields change), with its event.
 

@@ -35,13 +35,14 @@ SPEC_VERSION = 1
 """Of the JSON form of a Request; a reader converts older ones."""
 
 
-def recordset(types: Mapping[str, Any]) -> TableValuedAlias:
+def recordset(types: Mapping[str, Any], parameter: str = "rows") -> TableValuedAlias:
     """The parameter ``rows``, a list of mappings, as a table: one statement whatever their number. To build one costs
     more than to execute it, so statements are kept.
     """
     columns = [column(name, kind) for name, kind in types.items()]
-    rendered = func.jsonb_to_recordset(bindparam("rows", type_=JSONB)).table_valued(*columns, name="wanted")
-    return rendered.render_derived(name="wanted", with_types=True)
+    name = "wanted" if parameter == "rows" else f"wanted_{parameter}"
+    rendered = func.jsonb_to_recordset(bindparam(parameter, type_=JSONB)).table_valued(*columns, name=name)
+    return rendered.render_derived(name=name, with_types=True)
 
 
 def insert_rows(table: Table, types: Mapping[str, Any]) -> Insert:

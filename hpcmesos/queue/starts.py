@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -35,8 +34,6 @@ _ATTEMPT = {"seq": BigInteger(), "element": Integer(), "number": Integer()}
 _NOT_WHILE_HELD = [GpuState.FREE.value, GpuState.CLEANING.value, GpuState.UNKNOWN_ATTEMPT.value]
 
 
-_NEW_ATTEMPTS = insert_rows(t.attempts, _ATTEMPT)
-_NEW_SHARES = insert_rows(t.shares, {c.name: c.type for c in t.shares.c if c.name != "released_at"})
 _NEW_STEPS = insert_rows(t.steps, {c.name: c.type for c in t.steps.c})
 _ALLOCATION = {**_ATTEMPT, "node": Text(), "gpu": Text(), "port": Integer()}
 _NEW_ALLOCATIONS = insert_rows(t.allocations, _ALLOCATION)
@@ -70,9 +67,9 @@ def _start(connection: Connection, gangs: Sequence[StartRecord], now: datetime) 
     if not gangs:
         return moved
     shares = [share for gang in gangs for share in gang.shares]
-    connection.execute(_NEW_ATTEMPTS, {"rows": [attempt_values(gang.attempt) for gang in gangs]})
-    connection.execute(_NEW_SHARES, {"rows": [share_values(share) for share in shares]})
-    _take_nodes(connection, shares)
+    nodes = connection.scalar(_starting(), {"rows": [share_values(share) for share in shares]})
+    if nodes != len({share.node for share in shares}):
+        raise _DoesNotFit
     _take_gpus_and_ports(connection, shares)
     return moved
 
@@ -91,31 +88,30 @@ def _start_move(gang: StartRecord, now: datetime) -> Move:
     )
 
 
-def _take_nodes(connection: Connection, shares: Sequence[ShareRecord]) -> None:
-    need: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for share in shares:
-        need[share.node][0] += share.cpus
-        need[share.node][1] += share.mem
-    if _add_used(connection, need, usable_only=True) != len(need):
-        raise _DoesNotFit
-
-
-def _add_used(connection: Connection, need: Mapping[str, Sequence[int]], *, usable_only: bool) -> int:
-    """Adds (CPUs, memory) to the nodes' used counters; answers how many nodes that were."""
-    rows = [{"name": name, "cpus": cpus, "mem": mem} for name, (cpus, mem) in need.items()]
-    return connection.execute(_adding_used(usable_only), {"rows": rows}).rowcount
-
-
 @cache
-def _adding_used(usable_only: bool) -> Any:
-    wanted = recordset({"name": Text(), "cpus": Integer(), "mem": BigInteger()})
+def _starting() -> Any:
+    """Attempts, their shares, and what these take of their nodes; the number of nodes that could give it."""
+    columns = {c.name: c.type for c in t.shares.c if c.name != "released_at"}
+    wanted = select(recordset(columns)).cte("wanted")
+    heads = select(*(wanted.c[name] for name in _ATTEMPT)).where(wanted.c.position == 0)
+    begun = insert(t.attempts).from_select(list(_ATTEMPT), heads).cte("begun")
+    shared = insert(t.shares).from_select(list(columns), select(wanted)).cte("shared")
     nodes = t.nodes.c
-    usable = (nodes.up & ~nodes.offline,) if usable_only else ()
-    return (
-        update(t.nodes)
-        .where(nodes.name == wanted.c.name, *usable)
-        .values(cpus_used=nodes.cpus_used + wanted.c.cpus, mem_used=nodes.mem_used + wanted.c.mem)
-    )
+    taken = _adding(wanted, 1).where(nodes.up & ~nodes.offline).returning(nodes.name).cte("taken")
+    return select(func.count()).select_from(taken).add_cte(begun, shared)
+
+
+def _adding(shares: Any, sign: int) -> Any:
+    """Adds the CPUs and memory of these shares to their nodes' used counters, or takes them away."""
+    columns = shares.c
+    sums = select(columns.node, func.sum(columns.cpus).label("cpus"), func.sum(columns.mem).label("mem"))
+    change = sums.group_by(columns.node).subquery("change").c
+    nodes = t.nodes.c
+    values = {
+        "cpus_used": nodes.cpus_used + sign * change.cpus,
+        "mem_used": nodes.mem_used + sign * change.mem,
+    }
+    return update(t.nodes).where(nodes.name == change.node).values(**values)
 
 
 def _take_gpus_and_ports(connection: Connection, shares: Sequence[ShareRecord]) -> None:
@@ -155,22 +151,14 @@ def release_shares(connection: Connection, releases: Sequence[Release]) -> None:
         return
     rows = [{**attempt_values(r.attempt), "node": r.node, "gpu_state": r.gpu_state} for r in releases]
     released, freed, given_back = _releasing()
-    back: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
-    allocated = False
-    for row in connection.execute(released, {"rows": rows}):
-        back[row.node][0] -= row.cpus
-        back[row.node][1] -= row.mem
-        allocated = allocated or bool(row.gpus or row.ports)
-    if back:
-        _add_used(connection, back, usable_only=False)
-    if allocated:  # only a live share has allocations
+    if connection.scalar(released, {"rows": rows}):  # only a live share has allocations
         connection.execute(freed, {"rows": rows})
         connection.execute(given_back, {"rows": rows})
 
 
 @cache
 def _releasing() -> tuple[Any, Any, Any]:
-    """Of shares, of their GPUs, of their allocations."""
+    """Of shares, with their nodes' counters (whether any had GPUs or ports); of their GPUs; of their allocations."""
     wanted = recordset({**_ATTEMPT, "node": Text(), "gpu_state": Text()})
 
     def same(table: Any) -> tuple[Any, ...]:
@@ -178,11 +166,14 @@ def _releasing() -> tuple[Any, Any, Any]:
 
     shares, gpus = t.shares.c, t.gpus.c
     released = update(t.shares).where(*same(t.shares), shares.released_at.is_(None))
+    held = func.cardinality(shares.gpus) + func.cardinality(shares.ports) > 0
     released = released.values(released_at=func.now())
-    held = (t.allocations.c.gpu == gpus.uuid, *same(t.allocations))
-    freed = update(t.gpus).where(*held, gpus.state == GpuState.ALLOCATED.value)
+    gone = released.returning(shares.node, shares.cpus, shares.mem, held.label("held")).cte("gone")
+    back = _adding(gone, -1).cte("back")
+    theirs = (t.allocations.c.gpu == gpus.uuid, *same(t.allocations))
+    freed = update(t.gpus).where(*theirs, gpus.state == GpuState.ALLOCATED.value)
     return (
-        released.returning(shares.node, shares.cpus, shares.mem, shares.gpus, shares.ports),
+        select(func.bool_or(gone.c.held)).add_cte(back),
         freed.values(state=wanted.c.gpu_state),
         delete(t.allocations).where(*same(t.allocations)),
     )

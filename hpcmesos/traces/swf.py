@@ -103,8 +103,8 @@ def trace_job(job: SwfJob, run: float, estimate: float, procs: int) -> TraceJob:
         runtime=float(run),
         request=Request((Chunk(cpus=procs, slots=procs),), Placement.PACK),
         walltime=float(estimate),
-        user=str(job.user),
-        project=str(job.group),
+        user=str(job.user) if job.user >= 0 else "",
+        project=str(job.group) if job.group >= 0 else "",
         queue=str(job.queue),
     )
 

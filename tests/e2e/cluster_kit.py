@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from hpcmesos import pidfile
 from hpcmesos.cli.embedded import Cluster
+from hpcmesos.client import Client
 
 T = TypeVar("T")
 USERS = ("hpcmann", "hpcmbob")
@@ -68,6 +69,9 @@ class LiveCluster:
     @property
     def described(self) -> Cluster:
         return Cluster.load(self.state)
+
+    def client(self) -> Client:
+        return Client(socket=self.described.api_sockets)
 
     @property
     def database_url(self) -> str:

@@ -129,6 +129,12 @@ class Host:
         """All that run on this host, daemons and the holder included."""
         return inhabitants(self.namespaces)
 
+    def crash(self) -> None:
+        """Kills all processes but the holder: the host stays, with its network, and resets their connections."""
+        while pids := [pid for pid in self.processes() if pid != self.holder.pid]:
+            for pid in pids:
+                _kill(pid, self.namespaces)
+
 
 class Hosts:
     """Hosts that reach each other, and nothing else, by address and by name. Skips the test where that cannot be."""

@@ -74,6 +74,8 @@ def check_places(cluster: NamespaceCluster, output: str, library: str) -> None:
     [
         (MPICH, "MPICH-5"),
         (RUN, "MPICH-5"),
+        (MPICH4, "MPICH-4"),
+        (MPICH4.under_run(), "MPICH-4"),
         (OPENMPI4, "OpenMPI-4"),
         (OPENMPI5, "OpenMPI-5"),
     ],

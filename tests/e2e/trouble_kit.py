@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -80,15 +81,59 @@ def pass_time(seconds: float) -> None:
     wait_until(lambda: time.monotonic() >= until, "the fault stays", seconds + 10)
 
 
-class ReplicatedCluster(LiveCluster):
-    """A cluster with two masters on a primary and a synchronous standby; its URL names both servers."""
+class TroubleCluster(LiveCluster):
+    """Two masters, which can be started again with other settings or another environment."""
 
     def __init__(self, agents: int = 2, gpus: int = 4) -> None:
         super().__init__(agents, gpus, ("--masters", "2"))
+        self._masters: list[subprocess.Popen[bytes]] = []
+
+    def down(self) -> None:
+        super().down()
+        for master in self._masters:
+            master.wait(20)
+
+    def restart_masters(
+        self, change: Callable[[str], str] = str, environ: Mapping[str, str] | None = None
+    ) -> None:
+        """``change``: of the text of each one's settings."""
+        for name in self.described.master_names:
+            state = self.state / name
+            assert pidfile.stop(str(state / "master.pid"), term_timeout=20)
+            config = state / "master.toml"
+            config.write_text(change(config.read_text()))
+            with (self.state / "log" / f"{name}.log").open("ab") as log:
+                command = [*HPCMESOS, "master", "--config", config]
+                environment = {**os.environ, **(environ or {})}
+                self._masters.append(
+                    subprocess.Popen(command, stdout=log, stderr=log, cwd="/", env=environment)
+                )
+            wait_until(lambda name=name: pidfile.living(str(self.state / name / "master.pid")), "a master")  # type: ignore[misc]
+        wait_until(lambda: self._serves(), "the masters serve again", 60)
+
+    def renew_processes(self) -> None:
+        """Kills the masters' leader candidates and API processes: the next ones remember nothing."""
+        for name in self.described.master_names:
+            master = self.pid(name)
+            for child in Path(f"/proc/{master}/task/{master}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+
+    def _serves(self) -> bool:
+        logs = [(self.state / "log" / f"{name}.log").read_text() for name in self.described.master_names]
+        if not all("picture is warm" in log.rpartition("started child=leader")[2] for log in logs):
+            return False
+        nodes = self.run("pbsnodes", "-l", "up", user="")
+        return nodes.returncode == 0 and all(name in nodes.stdout for name in self.described.names)
+
+
+class ReplicatedCluster(TroubleCluster):
+    """A cluster with two masters on a primary and a synchronous standby; its URL names both servers."""
+
+    def __init__(self, agents: int = 2, gpus: int = 4) -> None:
+        super().__init__(agents, gpus)
         self.primary = self.root / "state" / "postgres"
         self.standby = self.root / "standby"
         self._promoted = False
-        self._masters: list[subprocess.Popen[bytes]] = []
 
     @property
     def sockets(self) -> tuple[Path, Path]:
@@ -102,13 +147,11 @@ class ReplicatedCluster(LiveCluster):
         said = super().up()
         if not self.standby.exists():
             self._replicate()
-            self._restart_masters()
+            self.restart_masters(self._name_both)
         return said
 
     def down(self) -> None:
         super().down()
-        for master in self._masters:
-            master.wait(20)
         postgres.stop(self.standby, "immediate")
 
     def ask(self, query: str) -> object:
@@ -142,26 +185,9 @@ class ReplicatedCluster(LiveCluster):
         with (self.primary / "postgresql.auto.conf").open("a") as file:
             file.write("".join(f"{line}\n" for line in lines))
 
-    def _restart_masters(self) -> None:
-        """With a URL that names both servers."""
+    def _name_both(self, settings: str) -> str:
         both = f"host={self.sockets[0]},{self.sockets[1]}&target_session_attrs=read-write"
-        for name in self.described.master_names:
-            state = self.state / name
-            assert pidfile.stop(str(state / "master.pid"), term_timeout=20)
-            config = state / "master.toml"
-            config.write_text(re.sub(r"host=[^\"]*", lambda _: both, config.read_text()))
-            with (self.state / "log" / f"{name}.log").open("ab") as log:
-                command = [*HPCMESOS, "master", "--config", config]
-                self._masters.append(subprocess.Popen(command, stdout=log, stderr=log, cwd="/"))
-            wait_until(lambda name=name: pidfile.living(str(self.state / name / "master.pid")), "a master")  # type: ignore[misc]
-        wait_until(lambda: self._serves(), "the masters serve again", 60)
-
-    def _serves(self) -> bool:
-        logs = [(self.state / "log" / f"{name}.log").read_text() for name in self.described.master_names]
-        if not all("picture is warm" in log.rpartition("started child=leader")[2] for log in logs):
-            return False
-        nodes = self.run("pbsnodes", "-l", "up", user="")
-        return nodes.returncode == 0 and all(name in nodes.stdout for name in self.described.names)
+        return re.sub(r"host=[^\"]*", lambda _: both, settings)
 
     # --- failover -----------------------------------------------------------------------------------------------
 
@@ -179,10 +205,3 @@ class ReplicatedCluster(LiveCluster):
         """As nobody should: it takes writes again, with nothing in front of it."""
         self._set("synchronous_standby_names = ''")
         postgres.start(self.primary, self.sockets[0])
-
-    def renew_processes(self) -> None:
-        """Kills the masters' leader candidates and API processes: the next ones remember nothing."""
-        for name in self.described.master_names:
-            master = self.pid(name)
-            for child in Path(f"/proc/{master}/task/{master}/children").read_text().split():
-                os.kill(int(child), signal.SIGKILL)

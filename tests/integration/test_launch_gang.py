@@ -202,6 +202,23 @@ def test_silence_ends_both_sides(tmp_path: Path, victim: int) -> None:
         assert attempt.ended(victim)["cause"] == "NODE_LOST"
 
 
+@pytest.mark.parametrize("code", [0, 255])
+def test_the_clock_has_the_last_word_on_a_script_that_lost_a_member(tmp_path: Path, code: int) -> None:
+    """Launchers return one or the other for a lost host; what they lost tells the shepherd."""
+    with kit.cluster(
+        tmp_path, ["node1", "node2"], bool(kit.UNIFIED), gang_silence=2.0, gang_ping=0.1
+    ) as nodes:
+        far = nodes[1].address
+        script = f"sh -c \"pbs_tmrsh {far} 'touch up; sleep 600'; true\"\n"  # whose parent it ends
+        attempt = kit.Run(nodes, kit.spec(nodes, tmp_path, f"{script}exit {code}\n"))
+        kit.wait_until((tmp_path / "up").exists, "the command on the other node")
+        nodes[1].kill()
+        ended = attempt.ended(timeout=10)
+        assert (ended["cause"], ended["culprit"], ended["code"]) == ("NODE_LOST", "node2", code)
+        nodes[1].start()
+        attempt.ended(1)
+
+
 def test_death_of_a_members_shepherd(tmp_path: Path) -> None:
     with kit.cluster(
         tmp_path, ["node1", "node2"], bool(kit.UNIFIED), gang_silence=0.5, gang_ping=0.1

@@ -514,3 +514,26 @@ def test_a_message_that_always_fails_costs_two_reloads_and_holds_up_nobody(bench
     bench.turn()
     bench.run(seq)
     assert bench.state(seq) is JobState.RUNNING
+
+
+def test_nothing_starts_beside_an_attempt_that_the_database_does_not_know(bench: Bench) -> None:
+    bench.up("node1")
+    bench.down("node1")
+    seq = bench.submit()
+    bench.turn()
+    bench.up("node1", attempts=[report(f"{seq}.hpcm#2", "running"), report(f"{seq + 500}.hpcm#1", "running")])
+    assert bench.state(seq) is JobState.QUEUED, "its number is in use on the node"
+    assert bench.submit() > seq + 500
+    bench.say(("node1", ended(f"{seq}.hpcm#2")))
+    bench.turn()
+    assert bench.attempt(seq) == f"{seq}.hpcm#3"
+    assert bench.state(seq) is JobState.RUNNING
+
+
+def test_an_unknown_attempt_that_its_node_no_longer_holds_blocks_nothing(bench: Bench) -> None:
+    seq = bench.submit()
+    bench.up("node1", attempts=[report(f"{seq}.hpcm#1", "running")])
+    assert bench.state(seq) is JobState.QUEUED
+    bench.down("node1")
+    bench.up("node1", boot="boot2")
+    assert bench.state(seq) is JobState.RUNNING

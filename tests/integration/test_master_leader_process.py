@@ -142,6 +142,11 @@ def test_who_may_dial(store: Store, candidate: Candidate, ca: pki.Ca, tmp_path: 
     assert first.closed.wait(10)
     assert "newer agent" in first.of(wire.Rejected)[0].reason  # type: ignore[attr-defined]
     assert not second.closed.is_set()
+    copied = FakeAgent(certificate(ca, tmp_path, "node1"), hello("node1", boot="another machine"))
+    wait_until(lambda: _dialled(copied, address), "a connection")
+    assert copied.closed.wait(10)
+    assert "linked and alive" in copied.of(wire.Rejected)[0].reason  # type: ignore[attr-defined]
+    assert not second.closed.is_set()
 
 
 def _dialled(agent: FakeAgent, address: str) -> bool:

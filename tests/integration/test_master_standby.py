@@ -36,7 +36,7 @@ def shown(cluster: Cluster) -> dict[str, Any]:
     """What a picture holds of jobs."""
     return {
         "jobs": cluster.jobs,
-        "pending": list(cluster.pending.keys()),
+        "pending": {key: cluster.pending.view(key) for key in cluster.pending.keys()},  # noqa: SIM118 - no mapping
         "dependents": cluster.dependents,
         "blocked": cluster.blocked,
         "attempts": set(cluster.attempts),

@@ -100,3 +100,21 @@ def test_the_wheel_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_databases_are_refused(url: str) -> None:
     with pytest.raises(ConfigError):
         check_url(url)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another user's directory")
+def test_root_follows_no_link_that_lies_in_the_servers_directory(tmp_path: Path) -> None:
+    user = pwd.getpwnam("nobody")
+    secret = tmp_path / "secret"
+    secret.write_text("root's")
+    theirs = Path(tempfile.mkdtemp(prefix="hpcm-", dir="/tmp"))
+    try:
+        (theirs / "pg_hba.conf").symlink_to(secret)
+        os.chown(theirs, user.pw_uid, user.pw_gid)
+        with pytest.raises(StateError, match=r"pg_hba\.conf"):
+            postgres._write(theirs / "pg_hba.conf", "local all all trust", user)
+        assert secret.read_text() == "root's"
+        postgres._write(theirs / "pg_ident.conf", "a line", user)
+        assert (theirs / "pg_ident.conf").owner() == "nobody"
+    finally:
+        shutil.rmtree(theirs)

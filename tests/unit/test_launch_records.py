@@ -155,7 +155,18 @@ def test_first_failed_is_the_earliest_that_we_did_not_kill() -> None:
     assert (answer["first_failed"]["rank"], answer["first_failed"]["gpu"]) == (2, "g2")
     ranks, launches = steps.tables()
     assert [(r["code"], r["signal"]) for r in ranks] == [(0, None), (None, 9), (3, None), (None, 15)]
-    assert launches == [{"step": "0.1", "command": ["mpiexec", "a"], "code": 255, "first_failed": 2}]
+    assert launches == [{"step": "0.1", "command": ["mpiexec", "a"], "code": 3, "first_failed": 2}]
+
+
+def test_what_a_rank_said_before_its_launcher_killed_it_stays() -> None:
+    """And a launch that failed for another reason than its first failing rank has a code of its own."""
+    steps = Steps(0)
+    step = steps.begin(["a"], print)
+    steps.rank_end({"step": step, "rank": 1, "code": 7, "signal": None}, "n1")
+    steps.rank_end({"step": step, "rank": 1, "code": None, "signal": 9, "vanished": True}, "n1")
+    answer = asyncio.run(steps.end(step, 143, 0.0, by_rank=False))
+    assert (answer["first_failed"]["rank"], answer["first_failed"]["code"]) == (1, 7)
+    assert steps.tables()[1][0]["code"] == 143
 
 
 def test_a_failed_launch_waits_for_the_report_of_the_rank() -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hpcmesos.config import MasterSettings
-from hpcmesos.gang.snapshot import Member, Start
+from hpcmesos.gang.policy import Policy
+from hpcmesos.gang.snapshot import Member, Snapshot, Start
 from hpcmesos.master import cycle
 from hpcmesos.master.cluster import Cluster
 from hpcmesos.master.spec import build_spec
+from hpcmesos.master.waiting import FRONT
 from hpcmesos.model import Chunk, GpuState, GpuUuid, JobId, JobState, NodeName, Request
 from hpcmesos.queue.records import (
     AttemptKey,
@@ -80,6 +82,11 @@ def cluster(
     return Cluster(state, "hpcm")
 
 
+def look(picture: Cluster, *, whole: bool = False) -> tuple[Snapshot, bool]:
+    """What a pass sees; the snapshot shares the picture's tables, so it is looked at before the next one."""
+    return cycle.snapshot(picture, Policy(order="priority"), 10_000.0, whole=whole)
+
+
 def share(
     name: str = "node1", seq: int = 12, number: int = 2, gpus: tuple[str, ...] = ("node1-1",)
 ) -> ShareRecord:
@@ -137,7 +144,7 @@ def test_a_snapshot_shows_what_is_free_and_who_may_start() -> None:
     picture = cluster(held, blocked, waiting, nodes=(dirty, node("node2", offline=True)))
     picture.nodes["node1"].link = picture.nodes["node2"].link = 1
     picture.blocked.add(blocked.key)
-    snapshot, _ = cycle.snapshot(picture, None)
+    snapshot, _ = look(picture)
     first, second = snapshot.nodes
     assert (first.up, first.cpus_free, [gpu.free for gpu in first.gpus]) == (True, 5, [True, False])
     assert not second.up
@@ -145,12 +152,46 @@ def test_a_snapshot_shows_what_is_free_and_who_may_start() -> None:
     assert snapshot.stopped_queues == {"shut"}
 
 
-def test_only_the_front_of_the_queue_on_an_event() -> None:
-    picture = cluster(*(job(seq) for seq in range(10, 0, -1)), job(99, priority=5))
-    assert [view.id.seq for view in cycle.snapshot(picture, 3)[0].pending] == [99, 1, 2]
+def test_only_the_front_of_a_long_queue_on_an_event() -> None:
+    picture = cluster(*(job(seq) for seq in range(3 * FRONT, 0, -1)), job(9999, priority=5))
+
+    def seen(whole: bool = False) -> list[int]:
+        found, complete = look(picture, whole=whole)
+        assert complete == whole
+        return sorted(view.id.seq for view in found.pending)
+
+    assert seen() == [*range(1, FRONT), 9999]
     picture.put(replace(job(1), state=JobState.COMPLETE))
-    picture.put(job(2, priority=9))
-    assert [view.id.seq for view in cycle.snapshot(picture, 3)[0].pending] == [2, 99, 3]
+    picture.put(job(3 * FRONT, priority=9))  # what is new of the queue belongs to it
+    assert seen() == [*range(2, FRONT), 3 * FRONT, 9999]
+    for seq in range(2, FRONT - 100):
+        picture.put(replace(job(seq), state=JobState.COMPLETE))
+    assert seen() == [*range(FRONT - 100, FRONT + 398), 3 * FRONT, 9999]  # it is filled up in the old order
+    assert len(seen(whole=True)) == 3 * FRONT - (FRONT - 100) + 2
+    for seq in range(FRONT - 100, FRONT + 500):
+        picture.put(replace(job(seq), state=JobState.COMPLETE))
+    assert look(picture)[1], "a short queue is looked at whole"
+
+
+def test_the_scheduler_sees_who_holds_what_until_when() -> None:
+    running = job(attempt=2, state=JobState.RUNNING, started_at=datetime.fromtimestamp(5000, UTC))
+    picture = cluster(running, nodes=(node(cpus_used=2, mem_used=100),), shares=(share(),))
+    (view,) = look(picture)[0].running
+    assert (view.id, view.started_at, view.ends_at, view.user) == (running.id, 5000.0, 5060.0, running.owner)
+    assert [(part.node, part.cpus, part.gpus) for part in view.members] == [("node1", 2, ("node1-1",))]
+    picture.put(replace(running, request=replace(running.request, walltime=None)))
+    (view,) = look(picture)[0].running
+    assert view.ends_at == 5000.0 + Policy().assumed_walltime
+    picture.release(picture.attempts["12.hpcm#2"], "node1")
+    assert len(look(picture)[0].running) == 0
+
+
+def test_queues_order_their_jobs_and_nodes_tell_their_switch() -> None:
+    picture = cluster(job(1), job(2, priority=3), nodes=(node(features=("a100", "switch=core1/leaf7")),))
+    picture.put_queue("batch", QueueRecord(name="batch", priority=10))
+    found, _ = look(picture)
+    assert {view.id.seq: view.priority for view in found.pending} == {1: 10, 2: 13}
+    assert [view.switch for view in found.nodes] == ["core1/leaf7"]
 
 
 def test_a_start_becomes_the_next_attempt() -> None:
@@ -181,8 +222,8 @@ def test_a_share_gives_back_what_it_took() -> None:
 def test_parts_of_an_earlier_attempt_block_its_job() -> None:
     waiting = job(attempt=2)
     picture = cluster(waiting, nodes=(node(cpus_used=2, mem_used=100),), shares=(share(),))
-    assert not cycle.snapshot(picture, None)[0].pending
+    assert not len(look(picture)[0].pending)
     assert picture.current(waiting.key) is None
     picture.release(picture.attempts["12.hpcm#2"], "node1")
-    assert len(cycle.snapshot(picture, None)[0].pending) == 1
+    assert len(look(picture)[0].pending) == 1
     assert not picture.attempts

@@ -219,6 +219,19 @@ def _names(entries: Iterable[str]) -> set[str]:
     return {entry.lstrip("+").partition("@")[0] for entry in entries}
 
 
+def execution_group(user: str, asked: Sequence[str]) -> str:
+    """The group that a job is accounted to: the first of ``-W group_list``, else the user's own; "": not known here.
+
+    Raises:
+        InvalidValue: the user is no member of the group.
+    """
+    groups = groups_of(user) if asked else groups_of(user)[:1]
+    wanted = [group.partition("@")[0] for group in asked]
+    if wanted and groups and wanted[0] not in groups:
+        raise InvalidValue(f"Bad GID for job execution: {user} is no member of group {wanted[0]}")
+    return (wanted or groups or [""])[0]
+
+
 def groups_of(user: str) -> list[str]:
     """The names of the user's groups, the first one first; none for a user unknown here."""
     try:

@@ -109,6 +109,7 @@ def job_facts(
         exec_gpus=_exec_gpus(shares, around.gpus),
         resource_list=submission.get("resource_list", {}),
         resources_used=_resources_used(attempt, used),
+        session_id=int(attempt.usage.get("session", 0)) or None if attempt else None,
         exit_status=job.exit_status,
         cause=job.cause.value if job.cause else None,
         comment=job.comment or None,
@@ -128,7 +129,7 @@ def job_facts(
         depend=",".join(depend_text(d, job.server) for d in job.dependencies) or None,
         project=submission.get("project"),
         account=submission.get("account"),
-        group=next(iter(submission.get("group_list", ())), None),
+        group=submission.get("group"),
         array=job.array_spec,
         array_counts=_element_counts(job, around.elements.get(job.seq, {})),
         array_remaining=job.array_spec.text(job.todo or ()) if job.array_spec else "",
@@ -260,4 +261,5 @@ def _gpu_facts(gpu: GpuRecord, job: str | None) -> GpuFacts:
         state=gpu.state.value,
         simulated=gpu.simulated,
         job_id=job if gpu.state is GpuState.ALLOCATED else None,
+        note=gpu.note,
     )

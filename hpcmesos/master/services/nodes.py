@@ -6,6 +6,8 @@ from collections import defaultdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+import msgspec
+
 from hpcmesos.client import GpuStatus, NodeStatus
 from hpcmesos.errors import UnknownNode, WrongState
 from hpcmesos.master import auth
@@ -38,6 +40,11 @@ def pbsnodes(site: Site, caller: Caller, request: CommandRequest) -> CommandRepl
     if told := information("pbsnodes", request.argv, personality):
         return told
     query = parse_pbsnodes(request.argv, personality)
+    reply = _answer(site, caller, query, personality)
+    return msgspec.structs.replace(reply, stderr="") if query.quiet else reply
+
+
+def _answer(site: Site, caller: Caller, query: NodesQuery, personality: Personality) -> CommandReply:
     refusals = Refusals("pbsnodes", personality)
     known = {node.name: node for node in site.store.nodes()}
     chosen = _chosen(query, known, refusals)
@@ -143,6 +150,7 @@ def _status(node: NodeRecord, facts: NodeFacts) -> NodeStatus:
                 state=gpu.state,
                 simulated=gpu.simulated,
                 job=gpu.job_id,
+                note=gpu.note,
             )
             for gpu in facts.gpus
         ],

@@ -31,7 +31,7 @@ from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.objects import fenced
 from hpcmesos.master.services import output_paths
-from hpcmesos.master.services.admission import Applicant, admit, default_resources
+from hpcmesos.master.services.admission import Applicant, admit, default_resources, execution_group
 from hpcmesos.master.services.replies import information
 from hpcmesos.master.services.site import Site, client_zone
 from hpcmesos.model import JobId, JobState, Request
@@ -215,7 +215,8 @@ def _new_job(
     holds = ("u" if built.hold else "") + ("d" if parents else "")
     waits = built.not_before is not None and built.not_before > datetime.now(UTC)
     state = JobState.HELD if holds else JobState.WAITING if waits else JobState.QUEUED
-    stored = _stored(site, request, built)
+    group = execution_group(caller.user, built.group_list)
+    stored = _stored(site, request, built) | ({"group": group} if group else {})
     _check_storable([built.name, request.host, request.key or "", stored])
     return NewJob(
         name=built.name,

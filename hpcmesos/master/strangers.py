@@ -1,0 +1,67 @@
+"""Attempts that nodes hold and the database does not know, after a restored backup say: nothing is started beside them.
+
+Nobody ends them: whether they were meant to run, an operator decides.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+
+from hpcmesos.master.cluster import WAITING_STATES
+from hpcmesos.master.effects import Desk
+from hpcmesos.model import AttemptId
+from hpcmesos.queue.records import JobKey
+
+log = logging.getLogger(__name__)
+
+
+class Strangers:
+    """The living ones, and on which nodes they are. Lives as long as its leader's picture."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._nodes: dict[str, set[str]] = {}  # by the attempt's name
+        self._told: set[str] = set()
+
+    def ended(self, node: str, name: str) -> None:
+        """This node's part of it is over."""
+        self._tell(node, name, "ended")
+        self._gone(node, name)
+
+    def lives(self, node: str, name: str, phase: str) -> None:
+        """No new job gets the number of its job, and that job, if there is one, does not start."""
+        self._tell(node, name, phase)
+        identity = AttemptId.parse(name)
+        key = JobKey(identity.job.seq, identity.job.index)
+        self._nodes.setdefault(name, set()).add(node)
+        self._desk.effects.past_id = max(self._desk.effects.past_id, key.seq)
+        self._desk.cluster.blocked.add(key)
+
+    def reported(self, node: str, names: Collection[str]) -> None:
+        """What a node that has just linked holds: of the others it has no part any more."""
+        for name in [name for name, nodes in self._nodes.items() if node in nodes and name not in names]:
+            self._gone(node, name)
+
+    def _gone(self, node: str, name: str) -> None:
+        nodes = self._nodes.get(name, set())
+        nodes.discard(node)
+        if name in self._nodes and not nodes:
+            del self._nodes[name]
+            self._let_go(node, AttemptId.parse(name))
+
+    def _let_go(self, node: str, identity: AttemptId) -> None:
+        """Its job may start, under a number that no node has seen."""
+        cluster = self._desk.cluster
+        key = JobKey(identity.job.seq, identity.job.index)
+        job = cluster.jobs.get(key)
+        if job is not None and job.state in WAITING_STATES and job.attempt < identity.number:
+            told = {"attempt": str(identity), "node": node}
+            self._desk.move(job, job.state, "unknown attempt", told, attempt=identity.number)
+        if not any(attempt.key.job == key for attempt in cluster.attempts.values()):
+            cluster.unblock(key)
+
+    def _tell(self, node: str, name: str, phase: str) -> None:
+        if name not in self._told:
+            self._told.add(name)
+            log.error("unknown attempt node=%s attempt=%s phase=%s: left alone", node, name, phase)
