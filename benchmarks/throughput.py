@@ -255,7 +255,7 @@ def daemons(state: Path) -> list[int]:
     """Masters, API processes, agents and PostgreSQL of a cluster: all but the shepherds."""
     postgres = int((state / "postgres" / "postmaster.pid").read_text().split()[0])
     found = [postgres, *_children(postgres, lambda _: True)]
-    for path in [*state.glob("master*/master.pid"), *state.rglob("agent.pid")]:
+    for path in [*state.glob("master*/master.pid"), *state.glob("agents/*/agent.pid")]:
         if daemon := pidfile.living(str(path)):
             found += [daemon.pid, *_children(daemon.pid, lambda line: b"shepherd" not in line)]
     return found
