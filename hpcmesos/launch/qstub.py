@@ -212,9 +212,7 @@ def _answer(connection: Any) -> dict[str, Any]:
         content = _chunks(connection, body)
     else:
         length = int(headers.get("content-length", "0"))
-        while len(body) < length:
-            body += _receive(connection)
-        content = body
+        content = _up_to(connection, body, length)
     try:
         value = quick.loads(content.decode("utf-8"))
     except ValueError:
@@ -248,10 +246,18 @@ def _chunks(connection: Any, data: bytes) -> bytes:
         size = int(size_line.split(b";")[0], 16)
         if size == 0:
             return b"".join(parts)
-        while len(data) < size + 2:
-            data += _receive(connection)
+        data = _up_to(connection, data, size + 2)
         parts.append(data[:size])
         data = data[size + 2 :]
+
+
+def _up_to(connection: Any, data: bytes, size: int) -> bytes:
+    """``data`` and what follows it, at least ``size`` bytes; joined once, for a list may be 100 MB."""
+    parts, have = [data], len(data)
+    while have < size:
+        parts.append(_receive(connection))
+        have += len(parts[-1])
+    return b"".join(parts)
 
 
 def _receive(connection: Any) -> bytes:

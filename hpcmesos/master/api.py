@@ -78,6 +78,7 @@ COMMANDS: Mapping[str, Service] = {
     "canceljob": moab.canceljob,
     "mjobctl": moab.mjobctl,
     "qmgr": manager.qmgr,
+    "qterm": manager.qterm,
     **{name: partial(manager.switch, name) for name in ("qenable", "qdisable", "qstart", "qstop")},
 }
 

@@ -148,15 +148,24 @@ class Gangs:
         self, attempt: Attempt, cause: Cause, culprit: str | None, text: str, kill_delay: float | None = None
     ) -> None:
         """Tells all members that hold a share to end; those that are away are told at their hello."""
-        delay = self.desk.settings.kill_delay if kill_delay is None else kill_delay
+        delay = self._kill_delay(attempt) if kill_delay is None else kill_delay
         attempt.end = wire.End(attempt=attempt.name, cause=cause, kill_delay=delay, message=text)
         attempt.culprit = culprit
         for node in attempt.shares:
             self.desk.send(node, attempt.end)
 
+    def _kill_delay(self, attempt: Attempt) -> float:
+        """The queue's, else the server's, else the settings'."""
+        cluster = self.desk.cluster
+        job = cluster.jobs.get(attempt.key.job)
+        queue = cluster.queues.get(job.queue) if job is not None else None
+        text = queue.attributes.get("kill_delay") if queue is not None else None
+        text = text or cluster.attributes.get("kill_delay")
+        return float(text) if text else self.desk.settings.kill_delay
+
     def mark_deleted(self, attempt: Attempt) -> None:
         """An earlier leader had begun to end it for a user; members hear of it at their hello."""
-        delay = self.desk.settings.kill_delay
+        delay = self._kill_delay(attempt)
         attempt.end = wire.End(attempt=attempt.name, cause=Cause.DELETED, kill_delay=delay)
 
     def on_ended(self, attempt: Attempt, node: str, report: wire.Ended) -> None:

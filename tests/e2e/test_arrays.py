@@ -1,0 +1,88 @@
+"""An array on a real cluster: its slot limit, a deleted element, masters killed in the middle, and who waits for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+
+from tests.e2e.cluster_kit import LiveCluster, wait_until
+from tests.integration.invariants import most_at_once
+
+SIZE, SLOTS = 400, 7
+SCRIPT = """#!/bin/sh
+echo "$PBS_ARRAYID" >> {log}
+test "$PBS_ARRAYID" -ne 5 || sleep 3
+exit $((PBS_ARRAYID % 100 == 0 ? 9 : 0))
+"""
+
+
+def ran(cluster: LiveCluster, log: str) -> list[int]:
+    path = cluster.work() / log
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def test_an_array_over_the_death_of_masters(make_cluster: Callable[..., LiveCluster]) -> None:
+    cluster = make_cluster(agents=2, gpus=2)
+    script = SCRIPT.format(log=cluster.work() / "ran")
+    options = ("-t", f"1-{SIZE}%{SLOTS}", "-S", "/bin/sh", "-N", "many", "-o", "/dev/null", "-e", "/dev/null")
+    array = cluster.qsub(script, *options)
+    seq = array.partition("[")[0]
+    assert array == f"{seq}[].hpcm"
+    after = cluster.qsub("#!/bin/sh\ntrue\n", "-S", "/bin/sh", "-W", f"depend=afteranyarray:{array}")
+    never = cluster.qsub("#!/bin/sh\ntrue\n", "-S", "/bin/sh", "-W", f"depend=afterok:{array}")
+    for words in ([f"{seq}[307]"], [f"{seq}[310-312].hpcm"], ["-t", "398,399", seq]):
+        assert cluster.run("qdel", *words).stderr == ""
+    gone = [307, 310, 311, 312, 398, 399]
+    trace = cluster.job(f"{seq}[307].hpcm")
+    assert (trace["job_state"], trace["comment"]) == ("X", "deleted before it started")
+
+    for point in (SIZE // 8, SIZE // 3):
+        wait_until(lambda point=point: len(ran(cluster, "ran")) > point, "elements run", 120)
+        os.kill(cluster.pid("master"), signal.SIGKILL)
+        cluster.up()
+    folded = cluster.run("qstat").stdout.splitlines()
+    assert [line.split()[0] for line in folded[2:]] == [array, after, never]
+    listed = cluster.run("qstat", "-t", array).stdout.splitlines()[2:]
+    assert [line.split()[0] for line in listed] == [array, *(f"{seq}[{i}].hpcm" for i in range(1, SIZE + 1))]
+
+    done = cluster.wait(array, 300)
+    assert (done["Exit_status"], done["array_state_count"]) == (
+        1,
+        f"Queued:0 Running:0 Exiting:0 Expired:{SIZE}",
+    )
+    assert Counter(ran(cluster, "ran")) == Counter({i: 1 for i in range(1, SIZE + 1) if i not in gone})
+    assert most_at_once(cluster.database_url, int(seq)) <= SLOTS
+    shown = json.loads(cluster.run("qstat", "-f", "-t", "-F", "json", array).stdout)["Jobs"]
+    codes = {job["array_index"]: job.get("Exit_status") for job in shown.values() if "array_index" in job}
+    assert codes == {i: None if i in gone else 9 if i % 100 == 0 else 0 for i in range(1, SIZE + 1)}
+    assert cluster.wait(after)["Exit_status"] == 0
+    assert cluster.wait_state(never, "F").get("Exit_status") is None
+
+
+def test_block_waits_for_all_elements(make_cluster: Callable[..., LiveCluster]) -> None:
+    cluster = make_cluster(agents=1, gpus=1)
+    for script, code in (("exit 0", 0), ("exit $((PBS_ARRAY_INDEX == 2))", 1)):
+        words = ["qsub", "-W", "block=true", "-J", "1-3", "-S", "/bin/sh"]
+        done = cluster.run(*words, stdin=f"#!/bin/sh\n{script}\n")
+        assert (done.returncode, done.stderr) == (code, ""), done
+        assert done.stdout.endswith("[].hpcm\n")
+
+
+def test_files_of_elements_in_both_families(make_cluster: Callable[..., LiveCluster]) -> None:
+    cluster = make_cluster(agents=1, gpus=1)
+    script = "#!/bin/sh\necho $PBS_JOBID $PBS_JOBNAME $PBS_ARRAYID $PBS_ARRAY_INDEX $PBS_ARRAY_ID\n"
+    torque = cluster.qsub(script, "-t", "3", "-S", "/bin/sh", "-N", "t", "-j", "oe")
+    named = cluster.qsub(script, "-t", "3", "-S", "/bin/sh", "-o", "to", "-j", "oe")
+    qsub = str(cluster.state / "bin" / "pbspro" / "qsub")
+    pro = cluster.run(qsub, "-J", "2-3", "-S", "/bin/sh", "-N", "p", "-j", "oe", stdin=script).stdout.strip()
+    for job in (torque, named, pro):
+        cluster.wait(job)
+    one, two, three = (job.partition("[")[0] for job in (torque, named, pro))
+    work = cluster.work()
+    assert (work / f"t.o{one}-3").read_text() == f"{one}[3].hpcm t-3 3 3 {torque}\n"
+    assert (work / "to-3").exists()
+    assert (work / f"p.o{three}.3").read_text() == f"{three}[3].hpcm p 3 3 {pro}\n"
+    assert cluster.run("hpcmesos", "logs", f"{two}[3]").stdout == f"{two}[3].hpcm STDIN-3 3 3 {named}\n"
