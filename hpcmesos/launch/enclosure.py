@@ -205,18 +205,15 @@ class Tree:
         return found
 
     def _evidence(self, pid: int, session: int, inherited: bool, orphan: bool) -> bool:
-        named = attempt_of_environment(pid, self._trees.marker)
-        if named in self._trees.live:
-            return named == self._attempt
+        named = self._trees.live.get(attempt_of_environment(pid, self._trees.marker) or "")
+        if named and named._uid == _uid(pid):  # anybody may write another's attempt into his environment
+            return named is self
         if inherited or session in self._sessions or pid in self._sessions:
             return True
         return orphan and self._last_of_user(pid)
 
     def _last_of_user(self, pid: int) -> bool:
-        try:
-            uid = os.stat(f"/proc/{pid}").st_uid
-        except OSError:
-            return False
+        uid = _uid(pid)
         others = [t for t in self._trees.live.values() if t is not self and t._uid == self._uid]
         known = any(pid in t._sessions for t in others)
         return uid == self._uid and not others and not known
@@ -246,6 +243,14 @@ def _content(path: str) -> bytes:
         return os.read(fd, 4096)
     finally:
         os.close(fd)
+
+
+def _uid(pid: int) -> int:
+    """Whose process it is; -1 when it has ended."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return -1
 
 
 def process_table() -> dict[int, tuple[int, int]]:

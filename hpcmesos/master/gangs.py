@@ -64,7 +64,9 @@ class Gangs:
         for name in attempt.nodes:
             node = nodes[name]
             members.append((attempt.shares[name], replace(node.record, gpus=tuple(node.gpus.values()))))
-        return build_spec(job, members, submitted.script, self.desk.settings)
+        queue = self.desk.cluster.queues.get(job.queue)
+        demanded = queue is not None and queue.attributes.get("ring") == "check"
+        return build_spec(job, members, submitted.script, self.desk.settings, ring_demanded=demanded)
 
     def watch(self, attempt: Attempt) -> None:
         """Gives the members until now + prepare_timeout to get ready."""

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hpcmesos.config import MasterSettings
 from hpcmesos.gang.policy import Policy
 from hpcmesos.gang.snapshot import Member, Snapshot, Start
@@ -100,6 +102,13 @@ def share(
         gpus=gpus,
         ports=(20001,),
     )
+
+
+@pytest.mark.parametrize("asked", [{}, {"ring": "none"}, {"ring": "check"}])
+def test_a_queue_may_demand_the_ring(asked: dict[str, str]) -> None:
+    about = (job(submission=asked), [(share(), node())], b"", SETTINGS)
+    assert build_spec(*about)["ring"] == asked.get("ring")
+    assert build_spec(*about, ring_demanded=True)["ring"] == "check"
 
 
 def test_the_spec_has_every_key_of_the_contract() -> None:
