@@ -59,7 +59,9 @@ def main() -> int:
 async def _serve(config: Child, supervisor: int | None) -> None:
     settings, certificate, key, ca = config.settings, config.certificate, config.key, config.ca
     store = Store(settings.api_database_url or settings.database_url)
-    site = replace(Site.open(settings, store, pki.client_context(ca, certificate, key)), supervisor=supervisor)
+    site = replace(
+        Site.open(settings, store, pki.client_context(ca, certificate, key)), supervisor=supervisor
+    )
     metrics = Metrics(site)
     app = counting(_interruptible(build_app(site, metrics)), metrics)
     servers: list[tuple[_Server, socket.socket]] = []
@@ -95,7 +97,7 @@ def _server(app: Any, tls: ssl.SSLContext | None) -> _Server:
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=_GRACE,  # type: ignore[arg-type]  # asyncio takes fractions
-        backlog=2048,
+        backlog=4096,
     )
     config.load()
     config.ssl = tls

@@ -31,6 +31,7 @@ class Kind(StrEnum):
     CHOICE = "choice"
     RESOURCES = "resources"  # one value for each resource: NAME.RESOURCE
     LIMIT = "limit"  # OpenPBS: [u:PBS_GENERIC=4], or a plain number
+    RESOURCE_LIMIT = "resource limit"  # the same for each resource: NAME.RESOURCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,11 @@ def _all(kind: Kind, names: str, *, used: bool = True) -> dict[str, Attribute]:
 
 QUEUE_ATTRIBUTES: Mapping[str, Attribute] = {
     "queue_type": Attribute("queue_type", Kind.CHOICE, ("Execution", "Route")),
-    **_all(Kind.INTEGER, "Priority max_running max_queuable max_user_queuable max_user_run max_group_run"),
+    **_all(Kind.INTEGER, "Priority max_running max_queuable max_user_queuable max_user_run"),
+    **_all(Kind.INTEGER, "max_group_run", used=False),
     **_all(Kind.LIMIT, "max_run max_queued"),
+    **_all(Kind.RESOURCE_LIMIT, "max_run_res"),
+    **_all(Kind.INTEGER, "level preempt_grace"),
     **_all(Kind.BOOLEAN, "enabled started from_route_only acl_logic_or"),
     **_all(Kind.BOOLEAN, "acl_user_enable acl_group_enable acl_host_enable acl_group_sloppy"),
     **_all(Kind.LIST, "acl_users acl_groups acl_hosts route_destinations disallowed_types"),
@@ -72,9 +76,7 @@ SERVER_ATTRIBUTES: Mapping[str, Attribute] = {
     **_all(Kind.TEXT, "default_queue default_qsub_arguments"),
     **_all(Kind.LIST, "managers operators"),
     **_all(Kind.RESOURCES, "resources_max resources_min resources_default"),
-    **_all(
-        Kind.INTEGER, "keep_completed kill_delay max_running max_user_run max_group_run max_user_queuable"
-    ),
+    **_all(Kind.INTEGER, "keep_completed kill_delay max_running max_user_run max_user_queuable"),
     **_all(Kind.INTEGER, "max_job_array_size max_slot_limit"),
     **_all(Kind.LIST, "acl_users acl_hosts"),
     **_all(Kind.LIST, "submit_hosts", used=False),
@@ -91,7 +93,9 @@ SERVER_ATTRIBUTES: Mapping[str, Attribute] = {
     ),
     **_all(Kind.INTEGER, "exit_code_canceled_job automatic_requeue_exit_code max_array_size", used=False),
     **_all(Kind.DURATION, "job_history_duration", used=False),
-    **_all(Kind.LIMIT, "max_run max_queued", used=False),
+    **_all(Kind.INTEGER, "max_group_run", used=False),
+    **_all(Kind.LIMIT, "max_run max_queued"),
+    **_all(Kind.RESOURCE_LIMIT, "max_run_res"),
     **_all(Kind.RESOURCES, "resources_available default_chunk", used=False),
 }
 
@@ -117,7 +121,14 @@ READ_ONLY: Mapping[str, frozenset[str]] = {
     ),
 }
 
-_NOT_NEGATIVE = frozenset({"keep_completed", "kill_delay"})
+LIMITED_RESOURCES = ("ngpus", "ncpus")
+"""What ``max_run_res`` may limit."""
+
+_BY_RESOURCE = frozenset({Kind.RESOURCES, Kind.RESOURCE_LIMIT})
+_NOT_NEGATIVE = frozenset(
+    {"keep_completed", "kill_delay", "preempt_grace", "max_running", "max_user_run", "max_queuable"}
+    | {"max_user_queuable"}
+)
 _DURATIONS = frozenset({"walltime", "cput", "pcput"})
 _SIZES = frozenset({"mem", "pmem", "vmem", "pvmem", "file"})
 _COUNTS = frozenset({"ncpus", "nodect", "nodes", "procct", "procs", "gpus", "ngpus", "mpiprocs", "nice"})
@@ -144,6 +155,8 @@ def apply(kind: str, now: Mapping[str, str], changes: Iterable[Change]) -> dict[
             continue
         if attribute.kind is Kind.RESOURCES and not resource:
             raise InvalidValue(f"{change.name} wants a resource: {change.name}.walltime = 01:00:00")
+        if attribute.kind is Kind.RESOURCE_LIMIT and resource not in LIMITED_RESOURCES:
+            raise InvalidValue(f"{change.name}: write {change.name}.{' or .'.join(LIMITED_RESOURCES)}")
         _assign(found, attribute, resource, change)
     return found
 
@@ -195,7 +208,7 @@ def _known(kind: str, name: str) -> tuple[Attribute, str]:
     if base in READ_ONLY[kind]:
         raise ReadOnlyAttribute(f"Cannot set attribute, read only or insufficient permission  {base}")
     attribute = ATTRIBUTES[kind].get(base)
-    if attribute is None or (resource and attribute.kind is not Kind.RESOURCES):
+    if attribute is None or (resource and attribute.kind not in _BY_RESOURCE):
         raise UnknownAttribute(f"Undefined attribute {name}")
     return attribute, resource
 
@@ -246,7 +259,7 @@ def _value(attribute: Attribute, resource: str, text: str) -> str:
             return ",".join(dict.fromkeys(members(text)))
         case Kind.CHOICE:
             return _chosen(name, text, attribute.choices)
-        case Kind.LIMIT if not _LIMIT.fullmatch(text.strip()):
+        case Kind.LIMIT | Kind.RESOURCE_LIMIT if not _LIMIT.fullmatch(text.strip()):
             raise InvalidValue(f"{name} = {text}: write a number or e.g. [u:PBS_GENERIC=4]")
         case _ if attribute.pattern and not re.fullmatch(attribute.pattern, text):
             raise InvalidValue(f"{name} = {text}: write {attribute.pattern}")

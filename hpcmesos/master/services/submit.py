@@ -31,8 +31,10 @@ from hpcmesos.errors import (
     UnknownJob,
     UsageError,
 )
+from hpcmesos.gang.snapshot import JobView
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
+from hpcmesos.master.limits import why_never
 from hpcmesos.master.objects import fenced
 from hpcmesos.master.services import output_paths
 from hpcmesos.master.services.admission import Applicant, admit, default_resources, execution_group
@@ -220,6 +222,7 @@ def _new_job(
     )
     queue = admit(site, built.queue or site.default_queue, applicant)
     check_fits(site, built.request)
+    _check_limits(site, queue.name, caller.user, built)
     parents = dependencies(site, built.dependencies)
     holds = ("u" if built.hold else "") + ("d" if parents else "")
     waits = built.not_before is not None and built.not_before > datetime.now(UTC)
@@ -245,6 +248,7 @@ def _new_job(
         rerunable=built.rerunable,
         dependencies=parents,
         submit_host=request.host,
+        project=built.project or "",
         submission=stored,
         script=script,
         array_spec=built.array,
@@ -273,6 +277,13 @@ def _check_array(site: Site, built: pbs.Submission, personality: Personality) ->
         raise UsageError("illegal -J value: an array has at least two elements")
     if personality is Personality.PBSPRO and not built.rerunable:
         raise UsageError("cannot submit non-rerunable Array Job")
+
+
+def _check_limits(site: Site, queue: str, user: str, built: pbs.Submission) -> None:
+    """Raises QueueLimit for a job that a limit would keep waiting for ever."""
+    asked = JobView(JobId(0, ""), built.request, 0, 0.0, queue, user=user, project=built.project or "")
+    if reason := why_never(asked, site.queues.recent(), site.server.recent()):
+        raise QueueLimit(f"Job violates queue and/or server resource limits: {reason.text}")
 
 
 def check_fits(site: Site, request: Request) -> None:
