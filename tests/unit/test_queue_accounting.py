@@ -44,9 +44,7 @@ EPOCH = int(NOON.timestamp())
 
 def test_queued_and_deleted() -> None:
     assert str(accounting.queued(JOB, NOON)) == "03/01/2026 12:00:00;Q;12.hpcm;queue=batch"
-    assert (
-        str(accounting.deleted(JOB, "bob", NOON)) == "03/01/2026 12:00:00;D;12.hpcm;requestor=bob@hpcm"
-    )
+    assert str(accounting.deleted(JOB, "bob", NOON)) == "03/01/2026 12:00:00;D;12.hpcm;requestor=bob@hpcm"
 
 
 def test_started() -> None:
