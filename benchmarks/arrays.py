@@ -1,7 +1,7 @@
 """Arrays: how soon a million elements are accepted, qstat on 100,000 of them, the CPU that an element of `true` costs.
 
-Brings up a cluster of its own (4 agents, fsync on), prints a table and, with ``--json FILE``, JSON. CPU suffers less from
-what else a machine does than wall time; both grow when few elements share a transaction: when the machine is slow.
+Brings up a cluster of its own (4 agents, fsync on), prints a table and, with ``--json FILE``, JSON. CPU suffers less
+than wall time from what else a machine does; both grow when few elements share a transaction: when it is slow.
 """
 
 from __future__ import annotations

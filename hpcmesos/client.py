@@ -276,6 +276,26 @@ class Client:
     def leader(self) -> wire.LeaderReply:
         return self._call("GET", "/v1/leader", wire.LeaderReply)
 
+    def reservations(self) -> list[wire.Reservation]:
+        """Reservations that are not over, the first to begin first."""
+        return self._call("GET", "/v1/reservations", list[wire.Reservation])
+
+    def reserve(self, wanted: wire.ReservationRequest) -> wire.Reservation:
+        """Keeps nodes for a time; operators may. Raises Rejection: nothing is kept."""
+        return self._call("POST", "/v1/reservations", wire.Reservation, wanted)
+
+    def unreserve(self, name: str) -> list[wire.Reservation]:
+        """Takes a reservation away; those that are left."""
+        return self._call("DELETE", f"/v1/reservations/{quote(name)}", list[wire.Reservation])
+
+    def shares(self) -> list[wire.ShareStatus]:
+        """Who has used how much of what is due to them."""
+        return self._call("GET", "/v1/shares", list[wire.ShareStatus])
+
+    def set_shares(self, wanted: wire.ShareRequest) -> list[wire.ShareStatus]:
+        """Gives a project, or a user in it, so many shares; managers may."""
+        return self._call("POST", "/v1/shares", list[wire.ShareStatus], wanted)
+
     def health(self) -> wire.HealthReply:
         """Raises DatabaseUnavailable when the database does not answer for as long as this client is patient."""
         return self._call("GET", "/v1/health", wire.HealthReply)
@@ -331,7 +351,7 @@ class Client:
             try:
                 return self._once(method, path, kind, data)
             except (OSError, http.client.HTTPException, Unavailable) as error:
-                met = met or isinstance(error, Unavailable) or self._connected
+                met = met or isinstance(error, Unavailable | ConnectionRefusedError) or self._connected
                 self.close()
                 self._give_up_after(began + (patience if met else min(patience, _UNMET)), error)
                 self._turn()

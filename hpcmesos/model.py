@@ -16,6 +16,9 @@ from hpcmesos.errors import InvalidValue
 NodeName = NewType("NodeName", str)
 GpuUuid = NewType("GpuUuid", str)
 
+HALF_LIFE = 7 * 86400.0
+"""Seconds after which use counts half in fair share."""
+
 SIMULATED_PREFIX = "SIM-"
 """UUIDs of simulated GPUs begin so, wherever they show."""
 

@@ -401,6 +401,54 @@ class TokenReply(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float
 
 
+class Reservation(msgspec.Struct, frozen=True, kw_only=True):
+    """Nodes kept for a time (epoch seconds), for the jobs of some users and queues; for nobody: maintenance."""
+
+    name: str
+    starts_at: float
+    ends_at: float
+    nodes: list[str]
+    users: list[str] = []
+    queues: list[str] = []
+    note: str = ""
+    by: str = ""
+
+
+class ReservationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``nodes`` empty: all that there are; ``starts_at`` 0: now."""
+
+    name: str
+    ends_at: float
+    starts_at: float = 0.0
+    nodes: list[str] = []
+    users: list[str] = []
+    queues: list[str] = []
+    note: str = ""
+
+
+class ShareRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``user`` None: of the project among the projects; else of the user among the project's. ``shares`` None: one."""
+
+    project: str = ""
+    user: str | None = None
+    shares: float | None = None
+
+
+class ShareStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One user in one project ("": none). ``usage`` and ``target``: parts of all, 0 to 1; ``factor``: 1 without use,
+    1/2 at what is due. ``gpu_hours``: used, halved with every week.
+    """
+
+    project: str
+    user: str
+    project_shares: float
+    shares: float
+    gpu_hours: float
+    usage: float
+    target: float
+    factor: float
+
+
 class HealthReply(msgspec.Struct, frozen=True, kw_only=True):
     """``status``: "ok", or "no leader": jobs are taken, none starts. A database that is away is an error, 503."""
 

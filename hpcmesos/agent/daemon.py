@@ -137,8 +137,9 @@ class Agent:
                 log.warning("%s", text)
 
     def _contact(self, at: float) -> None:
-        """Winds the shepherd's dead-man timer, but not for a leader that is not obeyed."""
-        if self.state.welcomed:
+        """Winds the shepherd's dead-man timer, if it has one, but not for a leader that is not obeyed."""
+        shepherd = self.state.shepherd
+        if self.state.welcomed and shepherd is not None and "contact" in shepherd.operations:
             self._control.send({"op": "contact", "at": at})
 
     def _ready(self) -> bool:

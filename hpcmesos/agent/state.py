@@ -59,11 +59,16 @@ class Attempt:
     since: float = 0.0  # checking: when the probe was asked; ended: when the leader was told last
 
 
+FIRST_OPERATIONS = frozenset({"hello", "prepare", "go", "end", "signal", "forget", "shutdown"})
+"""What a shepherd can do whose hello does not say it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shepherd:
     pid: int
     peer_port: int
     journal: str = ""  # names what it remembers; empty: of a release that did not say
+    operations: frozenset[str] = FIRST_OPERATIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +103,8 @@ class Draft:
             self.effects.append(ToLeader(self.state.link, message))
 
     def _command(self, op: str, attempt: str, **more: Any) -> None:
-        """What is said to no shepherd is said again at its hello."""
-        if self.state.shepherd is not None:
+        """What is said to no shepherd is said again at its hello; one of an earlier release may not know it."""
+        if self.state.shepherd is not None and op in self.state.shepherd.operations:
             who = {} if op == "prepare" else {"attempt": attempt}
             self.effects.append(ToShepherd({"op": op} | who | more))
 

@@ -31,7 +31,7 @@ from hpcmesos.agent.events import (
     Tick,
     ToLeader,
 )
-from hpcmesos.agent.state import NEVER_TOLD, Attempt, Draft, Phase, Shepherd, Slot, State
+from hpcmesos.agent.state import FIRST_OPERATIONS, NEVER_TOLD, Attempt, Draft, Phase, Shepherd, Slot, State
 from hpcmesos.model import Cause, GpuState
 
 CHECK_TIMEOUT = 10.0  # s that NVML has to answer before PREPARE is refused
@@ -314,7 +314,12 @@ class _Step(Draft):
                 self._end_here(attempt, Cause.NODE_LOST, "the shepherd does not know this attempt")
 
     def _on_shepherd_hello(self, message: dict[str, Any]) -> None:
-        shepherd = Shepherd(message["pid"], message["peer_port"], message.get("journal", ""))
+        shepherd = Shepherd(
+            message["pid"],
+            message["peer_port"],
+            message.get("journal", ""),
+            frozenset(message.get("operations", FIRST_OPERATIONS)),
+        )
         if self.state.link is not None:
             self.effects.append(CloseLink(self.state.link, "another shepherd: the leader has to be told"))
             self._set(link=None, welcomed=False)

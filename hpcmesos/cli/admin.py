@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from hpcmesos.cli import checks, commands_dir
+from hpcmesos.cli import checks, commands_dir, man_pages
 from hpcmesos.cli.connect import connect
 
 STATE = click.option(
@@ -57,6 +57,7 @@ def doctor(state: Path | None) -> None:
     "--socket", type=click.Path(path_type=Path), default="/run/hpcmesos/api.sock", show_default=True
 )
 def install_commands(directory: Path, socket: Path) -> None:
-    """Write the q-commands into DIRECTORY/torque and DIRECTORY/pbspro."""
+    """Write the q-commands into DIRECTORY/torque and DIRECTORY/pbspro, their man pages into DIRECTORY/man."""
     commands_dir.write(directory.absolute(), socket.absolute())
-    click.echo(f"put {directory.absolute() / 'torque'} (or pbspro) first in PATH")
+    pages = man_pages.write(directory.absolute())
+    click.echo(f"put {directory.absolute() / 'torque'} (or pbspro) first in PATH, and {pages} into MANPATH")

@@ -15,7 +15,7 @@ COMMANDS = (
     *("qsub", "qstat", "qdel", "qhold", "qrls", "pbsnodes"),
     *("qalter", "qmove", "qorder", "qrerun", "qsig", "qmsg", "qselect", "tracejob"),
     *("showq", "checkjob", "showstart", "mdiag", "msub", "canceljob", "mjobctl"),
-    *("qmgr", "qenable", "qdisable", "qstart", "qstop"),
+    *("qmgr", "qterm", "qenable", "qdisable", "qstart", "qstop"),
 )
 PERSONALITIES = ("torque", "pbspro")
 

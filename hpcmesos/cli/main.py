@@ -22,6 +22,8 @@ COMMANDS = {
     "logs": "jobs",
     "wait": "jobs",
     "ring": "ring",
+    "reserve": "standing",
+    "share": "standing",
     "simulate": "simulate",
     "token": "admin",
     "doctor": "admin",

@@ -15,7 +15,7 @@ from math import inf
 
 import numpy as np
 
-from hpcmesos.gang.feasible import arrange, possible
+from hpcmesos.gang.placing import find, fits
 from hpcmesos.gang.room import Floats, Ints, Lot, Mask, Room
 from hpcmesos.gang.tables import RunningTable, Shape
 
@@ -107,7 +107,7 @@ class Horizon:
         times = self._candidates(first)
         for time in times[:_TRIES]:
             room = self._throughout(time, time + walltime)
-            if possible(shape.request, shape.kinds, room, usable):
+            if fits(shape, room, usable):
                 return time, room
         return None
 
@@ -141,16 +141,16 @@ class Horizon:
     def _enough_from(self, shape: Shape, usable: Mask) -> float | None:
         """The earliest time at which enough has been given back, whatever is reserved."""
         high = len(self._ends)
-        if not possible(shape.request, shape.kinds, self._after(high), usable):
+        if not fits(shape, self._after(high), usable):
             return None
         low = max(
             self._at_least(shape.gpus, self._free.gpus, 3), self._at_least(shape.cpus, self._free.cpus, 1)
         )
-        if low < high and possible(shape.request, shape.kinds, self._after(low), usable):
+        if low < high and fits(shape, self._after(low), usable):
             high = low
         while low < high:
             middle = (low + high) // 2
-            if possible(shape.request, shape.kinds, self._after(middle), usable):
+            if fits(shape, self._after(middle), usable):
                 high = middle
             else:
                 low = middle + 1
@@ -241,7 +241,7 @@ def amounts_of(shape: Shape, lots: Sequence[Lot]) -> Ints:
 
 def place(shape: Shape, room: Room, usable: Mask) -> Sequence[Lot] | None:
     """Where a reservation is put."""
-    return arrange(shape.request, room, usable).lots
+    return find(shape, room, usable).lots
 
 
 def add(room: Room, amounts: Ints, sign: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from hpcmesos.gang.backfill import Block, Horizon, add, amounts_of
 from hpcmesos.gang.explain import Explainer
-from hpcmesos.gang.feasible import arrange
+from hpcmesos.gang.placing import find
 from hpcmesos.gang.room import Floats, Ints, Room
 from hpcmesos.gang.score import prefer
 from hpcmesos.gang.tables import Shape
@@ -120,7 +120,7 @@ def _round(
             failed.add((id(shape), False))
             continue
         usable = future.explainer.usable(shape)
-        lots = arrange(shape.request, kept if long else future.room, usable, prefer, shape.kinds).lots
+        lots = find(shape, kept if long else future.room, usable, prefer).lots
         if lots is None:
             failed.add(key)
             continue

@@ -15,7 +15,8 @@ import numpy as np
 
 from hpcmesos.gang import words
 from hpcmesos.gang.backfill import Horizon
-from hpcmesos.gang.feasible import arrange, can_ever_fit, possible, short_kind
+from hpcmesos.gang.feasible import can_ever_fit, short_kind
+from hpcmesos.gang.placing import find, fits
 from hpcmesos.gang.room import Ints, Mask, Refusal, Room
 from hpcmesos.gang.snapshot import JobView, Reservation
 from hpcmesos.gang.tables import Shape
@@ -56,12 +57,12 @@ class Explainer:
     def could_start_on_empty(self, shape: Shape) -> bool:
         """True when only what other jobs hold can be in the shape's way."""
         if shape not in self._could:
-            self._could[shape] = possible(shape.request, shape.kinds, self.installed, self.usable(shape))
+            self._could[shape] = fits(shape, self.installed, self.usable(shape))
         return self._could[shape]
 
     def fits_now(self, shape: Shape) -> bool:
         """Whether what is free would do, were it not kept for others."""
-        return possible(shape.request, shape.kinds, self.free, self.usable(shape))
+        return fits(shape, self.free, self.usable(shape))
 
     def lacking(self, shape: Shape) -> PendingReason:
         """For a shape that does not fit into what is free."""
@@ -87,7 +88,13 @@ class Explainer:
         if never is not None:
             return never
         included = self.included(shape)
-        if arrange(request, self.installed, included).lots is None and not bool(included.all()):
+        everywhere = np.ones(len(self.up), np.bool_)
+        if shape.constraints and not fits(shape, self.installed, everywhere):
+            rules = ", ".join(
+                f"{rule.field} {rule.operator} {rule.value}".strip() for rule in shape.constraints
+            )
+            return PendingReason(ReasonCode.NEVER_FITS, f"needs {needs}; the nodes cannot keep to {rules}")
+        if find(shape, self.installed, included).lots is None and not bool(included.all()):
             names = self.names(~included)
             text = f"needs {needs}; excluded for this job after failures: {names}; the others do not suffice"
             return PendingReason(ReasonCode.EXCLUDED, text)
@@ -108,7 +115,12 @@ class Explainer:
         short = short_kind(request, self.free, usable)
         if short is None:
             needs = words.needs(request, shape.kinds, free=True)
-            sure = arrange(request, self.free, usable).certain
+            sure = find(shape, self.free, usable).certain
+            rules = ", ".join(
+                f"{rule.field} {rule.operator} {rule.value}".strip() for rule in shape.constraints
+            )
+            if rules:
+                return f"needs {needs}; not enough is free now on nodes that keep to {rules}"
             return f"needs {needs}; each is free now, but {'not all at once' if sure else _NO_WAY}"
         kind, number = short
         text = f"needs {words.need(kind, request.placement, free=True)}; "
@@ -262,14 +274,14 @@ class Reasons(Mapping[JobId, PendingReason]):
         """For a shape that would fit into what is free."""
         waiting = self._waiting
         usable = waiting.explainer.usable(shape)
-        if not possible(shape.request, shape.kinds, waiting.explainer.free, usable & side.open):
+        if not fits(shape, waiting.explainer.free, usable & side.open):
             names = waiting.explainer.names(usable & ~side.open)
             needs = words.needs(shape.request, shape.kinds, free=True)
             text = f"needs {needs}; kept for a reservation or for maintenance now: {names}"
             return PendingReason(ReasonCode.WINDOW, text, waiting.explainer.facts(shape))
         for upto in range(1, (level or 0) + 1):
             room = side.horizon.room(upto)
-            if not possible(shape.request, shape.kinds, room, usable & side.open):
+            if not fits(shape, room, usable & side.open):
                 return self._kept(shape, side.horizon, upto)
         if not waiting.heads:
             return PendingReason(

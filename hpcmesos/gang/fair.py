@@ -12,9 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hpcmesos.gang.snapshot import Account
-
-HALF_LIFE = 7 * 86400.0
-"""Seconds after which use counts half."""
+from hpcmesos.model import HALF_LIFE
 
 
 @dataclass(frozen=True, slots=True)

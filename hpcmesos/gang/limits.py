@@ -9,7 +9,7 @@ from hpcmesos.gang.snapshot import JobView, Limit, RunningView
 from hpcmesos.gang.tables import Shape
 from hpcmesos.model import PendingReason, ReasonCode
 
-_Key = tuple[str, str]  # scope and name
+_Key = tuple[str, str, str]  # the queue in which it counts ("": everywhere), scope and name
 
 
 class Gate:
@@ -31,23 +31,23 @@ class Gate:
 
     def refuses(self, job: JobView, shape: Shape) -> PendingReason | None:
         """Why a limit keeps the job from starting now; None: none does."""
-        keys = _keys(job) if self._limits else {}
+        names = _names(job) if self._limits else {}
         for limit in self._limits:
-            name = keys[limit.scope]
-            if limit.name not in ("*", name):
+            name = names[limit.scope]
+            if limit.name not in ("*", name) or name in limit.but or limit.queue not in ("", job.queue):
                 continue
-            key = (limit.scope, name)
+            key = (limit.queue, limit.scope, name)
             for unit, used, asked, most in (
                 ("jobs", self._jobs[key], 1, limit.jobs),
                 ("GPUs", self._gpus[key], shape.gpus, limit.gpus),
                 ("CPUs", self._cpus[key], shape.cpus, limit.cpus),
             ):
                 if most is not None and used + asked > most:
-                    return _reason(limit.scope, name, unit, used, asked, most)
+                    return _reason(limit, name, unit, used, asked, most)
         return None
 
-    def _add(self, keys: dict[str, str], gpus: int, cpus: int) -> None:
-        for key in keys.items():
+    def _add(self, keys: Iterable[_Key], gpus: int, cpus: int) -> None:
+        for key in keys:
             self._jobs[key] += 1
             self._gpus[key] += gpus
             self._cpus[key] += cpus
@@ -58,15 +58,20 @@ def never(job: JobView, shape: Shape, limits: Sequence[Limit]) -> PendingReason 
     return Gate(limits, ()).refuses(job, shape)
 
 
-def _keys(job: JobView | RunningView) -> dict[str, str]:
+def _names(job: JobView | RunningView) -> dict[str, str]:
     return {"user": job.user, "project": job.project, "queue": job.queue, "server": ""}
 
 
-def _reason(scope: str, name: str, unit: str, used: int, asked: int, most: int) -> PendingReason:
-    who = f"{scope} {name}" if name else f"the {scope}"
-    text = f"limit of {who}: {used} of {most} {unit} in use, this job needs {asked} more"
+def _keys(job: JobView | RunningView) -> list[_Key]:
+    return [(queue, scope, name) for queue in {"", job.queue} for scope, name in _names(job).items()]
+
+
+def _reason(limit: Limit, name: str, unit: str, used: int, asked: int, most: int) -> PendingReason:
+    who = f"{limit.scope} {name}" if name else f"the {limit.scope}"
+    where = f" in queue {limit.queue}" if limit.queue and limit.scope != "queue" else ""
+    text = f"limit of {who}{where}: {used} of {most} {unit} in use, this job needs {asked} more"
     facts: dict[str, int | float | str] = {
-        "scope": scope,
+        "scope": limit.scope,
         "name": name,
         "unit": unit,
         "used": used,

@@ -37,7 +37,7 @@ class Weights:
     priority: float = 100.0  # for each step of the user's priority and of the queue's
     qos: float = 100.0  # for each step of the quality of service
     fair_share: float = 1.0  # off for each time that the account has used what is due to it
-    age: float = 1.0  # for each day of waiting
+    age: float = 0.0  # for each day of waiting
     work: float = 1.0  # off for each doubling of GPUs x the seconds that it will likely run
 
 
@@ -53,6 +53,7 @@ class Policy:
     ``patience``: seconds of waiting after which a job goes before all that have waited less, in order of waiting.
     ``predict``: orders that look at how long a job will run take the prediction from its user's history.
     ``assumed_walltime``: seconds that a job without walltime is taken to need.
+    ``first_fit``: the first nodes by name, whatever switches they span; to compare with.
     ``max_starts``: so many jobs at most in one cycle.
     """
 
@@ -66,6 +67,7 @@ class Policy:
     predict: bool = False
     preempt: Preempt = Preempt.NEVER
     assumed_walltime: float = DAY
+    first_fit: bool = False
     max_starts: int = 1_000_000
     weights: Weights = field(default_factory=Weights)
 

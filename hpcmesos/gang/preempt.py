@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from hpcmesos.gang.feasible import arrange, possible
+from hpcmesos.gang.placing import find, fits
 from hpcmesos.gang.room import Mask, Room
 from hpcmesos.gang.snapshot import JobView, Preemption, QueueView, RunningView
 from hpcmesos.gang.tables import Shape
@@ -61,15 +61,15 @@ def _enough(
     """Jobs of ``order`` from its front until the shape fits, less those that can stay."""
     freed, gone = room.copy(), list[RunningView]()
     for job in order:
-        if possible(shape.request, shape.kinds, freed, usable):
+        if fits(shape, freed, usable):
             break
         give_back(freed, job, 1)
         gone.append(job)
-    if not possible(shape.request, shape.kinds, freed, usable):
+    if not fits(shape, freed, usable):
         return None
     for job in sorted(gone, key=lambda job: -cost[job.id]):
         give_back(freed, job, -1)
-        if possible(shape.request, shape.kinds, freed, usable):
+        if fits(shape, freed, usable):
             gone.remove(job)
         else:
             give_back(freed, job, 1)
@@ -144,9 +144,9 @@ def chosen_anew(
             continue
         view, shape = entry
         # Rather where nobody runs.
-        found = arrange(shape.request, free, usable(shape), kinds=shape.kinds)
+        found = find(shape, free, usable(shape))
         if found.lots is None:
-            found = arrange(shape.request, rest, usable(shape), kinds=shape.kinds)
+            found = find(shape, rest, usable(shape))
         if found.lots is not None:
             first = first or view.id
             for lot in found.lots:

@@ -105,6 +105,13 @@ def failed(ranks: Sequence[Rank], rank: int, text: str) -> Report:
     return Report(False, message, tuple(ranks), (left, rank), (ranks[rank].host,))
 
 
+def cut(ranks: Sequence[Rank], rank: int, text: str) -> Report:
+    """The report of a ring one of whose ranks cannot reach the host of its right neighbour."""
+    before, after = ranks[rank], ranks[(rank + 1) % len(ranks)]
+    message = f"the ring broke between {before} and {after}: rank {rank} cannot reach {after.host}: {text}"
+    return Report(False, message, tuple(ranks), (rank, after.rank), (after.host, before.host))
+
+
 def lost(ranks: Sequence[Rank], culprits: Iterable[str], text: str) -> Report:
     """The report of a ring that could not go on, not for what a rank did."""
     return Report(False, f"the ring broke: {text}", tuple(ranks), None, tuple(culprits))

@@ -19,8 +19,9 @@ from hpcmesos.gang import limits, order, preempt, score, tables, windows
 from hpcmesos.gang.backfill import Block, Horizon, amounts_of, place
 from hpcmesos.gang.estimate import Candidate, estimates
 from hpcmesos.gang.explain import Explainer, Reasons, Side, Waiting
-from hpcmesos.gang.feasible import Arrangement, arrange
+from hpcmesos.gang.feasible import Arrangement
 from hpcmesos.gang.ledger import Ledger
+from hpcmesos.gang.placing import find
 from hpcmesos.gang.policy import Backfill, Policy, Preempt
 from hpcmesos.gang.room import Ints
 from hpcmesos.gang.snapshot import (
@@ -74,6 +75,7 @@ class _Cycle:
         self.taken: list[tuple[float, Ints]] = []  # what the starts hold, until when
         self.kept: list[Block] = []  # for heads
         self.places = _places(policy)
+        self._prefer = score.first_fit if policy.first_fit else score.prefer
         self.slots: list[int] = []  # all, in the order
         self._dead: set[int] = set()  # shapes that fit nowhere now, whatever is kept for others
         self._free_cpus = int(self.ledger.room.cpus[self.nodes.up].sum())
@@ -186,7 +188,7 @@ class _Cycle:
         if level is None or level >= side.failed.get(number, _ALL):
             return False
         usable = self.explainer.usable(shape) & side.open
-        found = arrange(shape.request, side.horizon.room(level), usable, score.prefer, shape.kinds)
+        found = find(shape, side.horizon.room(level), usable, self._prefer)
         if found.lots is None:
             side.failed[number] = level
             if level == 0 and bool(side.open.all()):

@@ -13,7 +13,7 @@ from math import comb
 
 import numpy as np
 
-from hpcmesos.gang.room import Ints, Room
+from hpcmesos.gang.room import Ints, Room, Site
 from hpcmesos.gang.snapshot import NodeView
 
 _MEM_UNIT = 22  # bits: memory counts in steps of 4 MiB
@@ -30,10 +30,14 @@ def prefer(room: Room, rows: Ints, copies: Ints, pieces: int) -> Ints:
     fit = _fit(room, rows)
     if pieces == 1:
         return rows[[fit.argmin()]]
-    switch = room.site.switch[rows]
-    if int(switch.min()) == int(switch.max()):
+    if int(room.site.switch[rows].min()) == int(room.site.switch[rows].max()):
         return rows[np.lexsort((fit, -copies))]
-    return rows[np.lexsort((fit, _switch_rank(switch, copies, pieces), -copies))]
+    return rows[np.lexsort((fit, _switch_rank(room.site, rows, copies, pieces), -copies))]
+
+
+def first_fit(room: Room, rows: Ints, copies: Ints, pieces: int) -> Ints:
+    """The first rows that do, by name: what the others are measured by."""
+    return rows
 
 
 def _fit(room: Room, rows: Ints) -> Ints:
@@ -44,13 +48,29 @@ def _fit(room: Room, rows: Ints) -> Ints:
     return key
 
 
-def _switch_rank(switch: Ints, copies: Ints, pieces: int) -> Ints:
-    """Ranks rows by their switch: first the tightest switch that holds all pieces, then the others, biggest first."""
-    holds = np.bincount(switch, weights=copies).astype(np.int64)
-    order = np.lexsort((np.arange(len(holds)), np.where(holds >= pieces, holds, -holds), holds < pieces))
-    rank = np.empty(len(holds), np.int64)
-    rank[order] = np.arange(len(holds))
-    ranks: Ints = rank[switch]
+def _switch_rank(site: Site, rows: Ints, copies: Ints, pieces: int) -> Ints:
+    """Ranks rows by their leaf switch: inside the lowest switch that holds all pieces, as few leaves as possible.
+
+    Of the leaves the biggest come first, and last the tightest that holds the rest. What is not needed comes after.
+    """
+    outside = np.zeros(len(rows), np.int64)
+    for level in reversed(site.levels):
+        holds = np.bincount(level[rows], copies)
+        enough = np.flatnonzero(holds >= pieces)
+        if len(enough):
+            outside = (level[rows] != enough[holds[enough].argmin()]).astype(np.int64)
+            break
+    leaves = site.switch[rows]
+    holds = np.bincount(leaves, copies * (1 - outside))
+    rank = np.full(len(holds), len(holds), np.int64)
+    left, place = pieces, 0
+    while left > 0 and holds.any():
+        enough = np.flatnonzero(holds >= left)
+        leaf = int(enough[holds[enough].argmin()]) if len(enough) else int(holds.argmax())
+        rank[leaf], place = place, place + 1
+        left -= int(holds[leaf])
+        holds[leaf] = 0
+    ranks: Ints = rank[leaves] + outside * (len(rank) + 1)
     return ranks
 
 

@@ -127,7 +127,8 @@ class Window:
 class Limit:
     """At most so much running at once for each user (project, queue) of that name, or for the whole server.
 
-    ``scope``: user, project, queue or server. ``name`` "*": each one by itself. None: no limit.
+    ``scope``: user, project, queue or server. ``name`` "*": each one by itself, ``but`` those. ``queue``: only what
+    runs in that queue counts; "": all. None: no limit.
     """
 
     scope: str
@@ -135,6 +136,8 @@ class Limit:
     jobs: int | None = None
     gpus: int | None = None
     cpus: int | None = None
+    queue: str = ""
+    but: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,10 @@ from hpcmesos.launch.attempt import Attempt, Order
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.deadman import DeadMan
 
+_OF_ATTEMPTS = ("go", "signal", "alter", "end")
+OPERATIONS = ("hello", "prepare", "contact", "forget", "shutdown", *_OF_ATTEMPTS)
+"""What a hello says that this shepherd can do: an agent may be newer, for it is upgraded under living shepherds."""
+
 
 class Holder(Protocol):
     """What the agent commands: the shepherd."""
@@ -53,15 +57,19 @@ class Control:
             channel.close()
 
     def _obey(self, channel: Channel, request: dict[str, Any]) -> None:
-        operations: dict[str, Callable[[Channel, dict[str, Any]], None]] = {
+        known: dict[str, Callable[[Channel, dict[str, Any]], None]] = {
             "hello": self._hello,
             "prepare": lambda _, r: self._holder.prepare(r["spec"]),
             "contact": lambda _, r: self._holder.deadman.contact(float(r["at"])),
             "forget": lambda _, r: self._holder.forget(r["attempt"]),
             "shutdown": lambda _, r: self._holder.shutdown(bool(r.get("force"))),
         }
-        operation = operations.get(request["op"], self._to_attempt)
-        operation(channel, request)
+        if request["op"] in _OF_ATTEMPTS:
+            self._to_attempt(channel, request)
+        elif operation := known.get(request["op"]):
+            operation(channel, request)
+        else:  # of an agent of a later release, which heard in our hello what we can do
+            sys.stderr.write(f"shepherd: control.sock: no operation {request['op']!r}\n")
 
     def _hello(self, channel: Channel, _: dict[str, Any]) -> None:
         channel.say(self._holder.hello())
@@ -87,8 +95,6 @@ class Control:
                         request["cause"], float(request.get("kill_delay") or 0), request.get("message") or ""
                     )
                 )
-        else:
-            raise ValueError(f"no operation {request['op']!r}")
 
 
 async def listen(

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import sys
+from collections import Counter
 from typing import Any
 
 from hpcmesos.gang import mpi
@@ -19,6 +20,8 @@ from hpcmesos.launch.peers import PeerError, Peers
 _PATIENCE = 1.0
 """Seconds that the end of a failed launch waits for the report of the rank that failed."""
 
+_MOST_CONNECTIONS, _CONNECTIONS_OF_A_SLOT = 256, 8
+"""Connections of an attempt that are served at once: so many, and so many more for each of its slots here."""
 _MOST_RANKS = 10_000
 """Ranks that may be open on one connection; a wrapper has one."""
 
@@ -31,18 +34,31 @@ class Ranks:
         self._trees = trees
         self._peers = peers
         self._node = node
+        self._open: Counter[str] = Counter()  # connections, by attempt
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
         channel = Channel(reader, writer)
+        attempt = self._caller(*_credentials(channel))
+        if attempt is None:
+            await _refuse(channel, "this process belongs to no job on this node")
+        elif self._open[attempt.id] >= (most := _most_connections(attempt)):
+            await _refuse(
+                channel,
+                f"this job has {most} connections to the shepherd of {self._node}, the most that it may",
+            )
+        else:
+            self._open[attempt.id] += 1
+            try:
+                await self._serve(attempt, channel)
+            finally:
+                self._open[attempt.id] -= 1
+                self._open += Counter()  # forgets those that have none
+
+    async def _serve(self, attempt: Attempt, channel: Channel) -> None:
         running: dict[tuple[str, int], dict[str, Any]] = {}
         steps: set[str] = set()
-        attempt = self._caller(*_credentials(channel))
         try:
-            if attempt is None:
-                channel.say(shells.answer(error="this process belongs to no job on this node"))
-                await channel.drain()
-                return
             while request := await channel.hear():
                 if request["op"] in ("shell", "crew"):
                     return await self._start(attempt, request, channel)
@@ -55,12 +71,9 @@ class Ranks:
             sys.stderr.write(f"shepherd: ranks.sock: bad request: {error!r}\n")
         finally:
             for message in running.values():  # its wrapper was killed before it could say how it ended
-                if attempt:
-                    attempt.hear_rank(
-                        {**message, "op": "rank_end", "code": None, "signal": 9, "vanished": True}, self._node
-                    )
+                vanished = {**message, "op": "rank_end", "code": None, "signal": 9, "vanished": True}
+                attempt.hear_rank(vanished, self._node)
             for step in steps:  # its launcher was killed
-                assert attempt
                 attempt.steps.close(step)
                 attempt.sweep(step)
             channel.close()
@@ -148,6 +161,17 @@ class Ranks:
             raise ValueError(f"no operation {request['op']!r}")
 
 
+async def _refuse(channel: Channel, reason: str) -> None:
+    channel.say(shells.answer(error=reason))
+    await channel.drain()
+    channel.close()
+
+
+def _most_connections(attempt: Attempt) -> int:
+    slots = int(attempt.spec["members"][attempt.spec["me"]]["slots"])
+    return _MOST_CONNECTIONS + _CONNECTIONS_OF_A_SLOT * slots
+
+
 def _credentials(channel: Channel) -> tuple[int, int]:
     """(pid, uid) of the caller, from the kernel."""
     connection: socket.socket = channel.peer("socket")
@@ -176,6 +200,7 @@ async def _answer_launcher(
             {
                 "node": member["node"],
                 "address": member["address"],
+                "peer_port": member["peer_port"],
                 "slots": mpi.seats(attempt.spec, member),
                 "gpus": len(member["gpus"]),
                 "uuids": [gpu["uuid"] for gpu in member["gpus"]],

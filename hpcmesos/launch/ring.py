@@ -29,7 +29,12 @@ class Ring(run.Step):
         counts = [ring_report.ranks_of(member["slots"], member["gpus"]) for member in members]
         options = run.Options()
         self._limit = ring_report.time_limit(sum(counts), patience)
-        options.command = ["hpcmesos", programs.RING_RANK, str(self._limit)]
+        doors = [
+            f"{member['address']}:{member['peer_port']}"
+            for member, count in zip(members, counts, strict=True)
+            for _ in range(count)
+        ]
+        options.command = ["hpcmesos", programs.RING_RANK, str(self._limit), ",".join(doors)]
         super().__init__(path, options, lease, answer, counts)
         self._ranks = [
             ring_report.Rank(
@@ -41,6 +46,7 @@ class Ring(run.Step):
         self._unread: dict[tuple[int, bytes], bytes] = {}
         self._last_words: dict[int, str] = {}
         self._suspect: int | None = None
+        self._cut: int | None = None  # the rank that found it
         self._lost: list[str] = []
         self._late = False
 
@@ -51,6 +57,8 @@ class Ring(run.Step):
         self.run()
         quick.signal.setitimer(quick.signal.ITIMER_REAL, 0)
         ranks, trouble = self._ranks, self.verdict.text
+        if self._cut is not None:
+            return ring_report.cut(ranks, self._cut, trouble)
         if self._late:
             return ring_report.late(ranks, self._limit)
         if self._suspect is not None:
@@ -88,6 +96,9 @@ class Ring(run.Step):
         except (ValueError, TypeError):  # words of a library
             return
         self._ranks[rank] = dataclasses.replace(self._ranks[rank], **known)
+        if "cut" in said and not self.verdict.text:
+            self._cut = rank
+            self._fail(1, str(said["cut"])[:200])
 
     def _pass_signal(self, number: int) -> None:
         if number == quick.signal.SIGALRM:

@@ -66,6 +66,7 @@ class Shepherd:
             "started_at": self._started_at,
             "peer_port": self.peers.port,
             "journal": self.services.journal.identity,
+            "operations": list(control.OPERATIONS),
             "attempts": [attempt.summary() for attempt in self._held()],
         }
 

@@ -36,6 +36,7 @@ from hpcmesos.master.services import (
     moab,
     nodes,
     selecting,
+    standing,
     status,
     submit,
     tokens,
@@ -78,6 +79,7 @@ COMMANDS: Mapping[str, Service] = {
     "canceljob": moab.canceljob,
     "mjobctl": moab.mjobctl,
     "qmgr": manager.qmgr,
+    "qterm": manager.qterm,
     **{name: partial(manager.switch, name) for name in ("qenable", "qdisable", "qstart", "qstop")},
 }
 
@@ -95,6 +97,11 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             wait_for_job,
             read_log,
             list_nodes,
+            list_reservations,
+            reserve,
+            unreserve,
+            list_shares,
+            set_shares,
             show_leader,
             show_health,
             show_authority,
@@ -200,6 +207,40 @@ def list_nodes(request: ApiRequest) -> list[NodeStatus]:
     """All nodes with their GPUs."""
     _caller(request)
     return nodes.list_nodes(_site(request))
+
+
+@get("/v1/reservations", sync_to_thread=True)
+def list_reservations(request: ApiRequest) -> list[wire.Reservation]:
+    """Reservations and maintenance windows that are not over."""
+    _caller(request)
+    return standing.list_reservations(_site(request))
+
+
+@post("/v1/reservations", sync_to_thread=True, status_code=201)
+def reserve(data: wire.ReservationRequest, request: ApiRequest) -> wire.Reservation:
+    """Keeps nodes for a time; for operators."""
+    return standing.reserve(_site(request), _caller(request), data)
+
+
+@delete("/v1/reservations/{name:str}", sync_to_thread=True, status_code=200)
+def unreserve(name: str, request: ApiRequest) -> list[wire.Reservation]:
+    """Takes a reservation away; answers those that are left."""
+    standing.unreserve(_site(request), _caller(request), name)
+    return standing.list_reservations(_site(request))
+
+
+@get("/v1/shares", sync_to_thread=True)
+def list_shares(request: ApiRequest) -> list[wire.ShareStatus]:
+    """Who has used how much of what is due to them."""
+    _caller(request)
+    return standing.list_shares(_site(request))
+
+
+@post("/v1/shares", sync_to_thread=True, status_code=200)
+def set_shares(data: wire.ShareRequest, request: ApiRequest) -> list[wire.ShareStatus]:
+    """Gives a project, or a user in it, so many shares; for managers."""
+    standing.set_shares(_site(request), _caller(request), data)
+    return standing.list_shares(_site(request))
 
 
 @get("/v1/leader", sync_to_thread=True)

@@ -14,6 +14,7 @@ import signal
 import socket
 import ssl
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,18 @@ def main() -> int:
     config = Child.read(Path(os.environ[API_CONFIG]))
     log_to_stderr(config.settings.log_level)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it tells of every client that leaves early
-    _die_with_supervisor()
+    supervisor = _die_with_supervisor()
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    uvloop.run(_serve(config))
+    uvloop.run(_serve(config, supervisor))
     return 0
 
 
-async def _serve(config: Child) -> None:
+async def _serve(config: Child, supervisor: int | None) -> None:
     settings, certificate, key, ca = config.settings, config.certificate, config.key, config.ca
     store = Store(settings.api_database_url or settings.database_url)
-    site = Site.open(settings, store, pki.client_context(ca, certificate, key))
+    site = replace(
+        Site.open(settings, store, pki.client_context(ca, certificate, key)), supervisor=supervisor
+    )
     metrics = Metrics(site)
     app = counting(_interruptible(build_app(site, metrics)), metrics)
     servers: list[tuple[_Server, socket.socket]] = []
@@ -94,7 +97,7 @@ def _server(app: Any, tls: ssl.SSLContext | None) -> _Server:
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=_GRACE,  # type: ignore[arg-type]  # asyncio takes fractions
-        backlog=2048,
+        backlog=4096,
     )
     config.load()
     config.ssl = tls
@@ -128,12 +131,16 @@ def _stop(servers: list[_Server]) -> None:
         server.should_exit = True
 
 
-def _die_with_supervisor() -> None:
-    """SIGTERM when the supervisor ends, also if it has ended already: requests in progress may finish."""
-    parent = int(os.environ.pop("HPCMESOS_SUPERVISOR", os.getppid()))
+def _die_with_supervisor() -> int | None:
+    """SIGTERM when the supervisor ends, also if it has ended already: requests in progress may finish.
+
+    Answers its pid; None: this process was started without one.
+    """
+    known = os.environ.pop("HPCMESOS_SUPERVISOR", None)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
+    if known is not None and os.getppid() != int(known):
         sys.exit("the supervisor is gone already")
+    return None if known is None else int(known)
 
 
 if __name__ == "__main__":

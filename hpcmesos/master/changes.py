@@ -68,12 +68,14 @@ class Changes:
             changes["not_before"] = _time(fields["not_before"])
         if "dependencies" in fields:
             changes["dependencies"] = dependencies_of(fields["dependencies"])
+        if "project" in (given := row.payload.get("submission") or {}):
+            changes["project"] = given["project"] or ""
         if (limit := row.payload.get("limit")) is not None and job.array_spec is not None:
             changes["array_spec"] = replace(job.array_spec, limit=int(limit))
         if job.state not in WAITING_STATES:
             changes = _while_running(job, changes)
         shown = {name: str(value) for name, value in fields.items() if name != "request"}
-        submission = self._merged(job, row.payload.get("submission") or {})
+        submission = self._merged(job, given)
         stored = {} if submission is None else {"submission": submission}
         altered = self.desk.move(job, job.state, "altered", {"user": row.user, **shown}, **changes, **stored)
         if submission is not None:

@@ -17,9 +17,10 @@ from hpcmesos.gang.snapshot import NodeView, QueueView
 from hpcmesos.master import cycle
 from hpcmesos.master.holdings import Holdings
 from hpcmesos.master.ports import Ports
+from hpcmesos.master.usage import Usage
 from hpcmesos.master.waiting import Waiting
 from hpcmesos.model import AttemptId, Cause, GpuState, JobId, JobState
-from hpcmesos.queue import arrays
+from hpcmesos.queue import arrays, documents
 from hpcmesos.queue.records import (
     AttemptKey,
     GpuRecord,
@@ -62,6 +63,9 @@ class Attempt:
     silence: int | None = None  # s without a leader after which its nodes end it; None: never
     started_at: float | None = None
     spec: dict[str, Any] | None = None  # until it runs, to send PREPARE again
+    account: tuple[str, str] = ("", "")  # project and user whose use it is
+    preempted_for: str = ""  # the job for which it has to go
+    begun: float = 0.0  # epoch seconds since which it holds its shares
     billing: Mapping[str, Any] = field(default_factory=dict)  # what accounting wants of the submission
 
     @property
@@ -145,6 +149,12 @@ class Cluster:
         self.nodes: dict[str, Node] = {}
         self.queues: dict[str, QueueRecord] = {}
         self.attributes: dict[str, str] = {}  # of the server, as qmgr sets them
+        self.reservations: Mapping[str, Any] = {}  # see queue/documents.py, as for shares
+        self.shares: Mapping[str, Any] = {}
+        self.usage = Usage()
+        self.preempted: set[JobKey] = (
+            set()
+        )  # jobs that were; they preempt nobody while they wait to run again
         self.blocked: set[JobKey] = set()  # an earlier attempt's parts may still run somewhere
         self.changed = True  # something that scheduling looks at
         self.ports = Ports()
@@ -156,9 +166,12 @@ class Cluster:
         """Everything but the jobs, which are there already; once."""
         self.queues = {queue.name: queue for queue in state.queues}
         for queue in state.queues:
-            if queue.priority:
+            if self.level(queue.name):
                 self._wait_all(queue.name)
         self.attributes = dict(state.server)
+        self.reservations = state.documents.get(documents.RESERVATIONS) or {}
+        self.shares = state.documents.get(documents.SHARES) or {}
+        self.usage = Usage(state.documents.get(documents.USAGE), state.used)
         for record in state.nodes:
             gpus = {gpu.uuid: gpu for gpu in record.gpus}
             self.nodes[record.name] = Node(replace(record, gpus=()), gpus, record.cpus_used, record.mem_used)
@@ -183,6 +196,8 @@ class Cluster:
                 Phase.UNSURE if live else Phase.OVER,
                 tuple(parts),
                 silence=job.request.silence if job else None,
+                account=_account(job),
+                begun=_begun(job),
             )
             self.holdings.begin(self.attempts[self.name(key)])
             if not live:
@@ -216,9 +231,8 @@ class Cluster:
             self._wait(job)
 
     def _wait(self, job: JobRecord) -> None:
-        queue = self.queues.get(job.queue)
         limit = job.array_spec is not None and job.array_spec.limit is not None
-        view = cycle.job_view(job, queue.priority if queue else 0)
+        view = cycle.job_view(job, self.level(job.queue), may_preempt=job.key not in self.preempted)
         self.pending.put(job.key, view, special=limit or job.index is not None)
         self.changed = True
 
@@ -226,6 +240,7 @@ class Cluster:
         """As put() of a complete job."""
         self._forget(key)
         self.blocked.discard(key)
+        self.preempted.discard(key)
 
     def _forget(self, key: JobKey) -> None:
         old = self.jobs.pop(key, None)
@@ -275,6 +290,8 @@ class Cluster:
             Phase.PREPARING,
             shares,
             silence=job.request.silence,
+            account=_account(job),
+            begun=_begun(job),
         )
         self.attempts[attempt.name] = attempt
         self.holdings.begin(attempt)
@@ -336,15 +353,22 @@ class Cluster:
 
     def put_queue(self, name: str, queue: QueueRecord | None) -> None:
         """Takes in a queue as it is now; None: it is deleted."""
-        old = self.queues.pop(name, None)
-        if queue is not None:
+        before = self.level(name)
+        if queue is None:
+            self.queues.pop(name, None)
+        else:
             self.queues[name] = queue
-        if queue is not None and (old is None or old.priority != queue.priority):
+        if self.level(name) != before:
             self._wait_all(name)
         self.changed = True
 
+    def level(self, queue: str) -> int:
+        """Jobs of queues of a higher level come first, and preempt those of lower ones."""
+        known = self.queues.get(queue)
+        return int(known.attributes.get("level", "0")) if known else 0
+
     def _wait_all(self, queue: str) -> None:
-        """The waiting jobs of a queue anew: their place in the order has changed."""
+        """The waiting jobs of a queue anew: their level has changed."""
         for key in list(self.pending.keys()):
             if self.jobs[key].queue == queue:
                 self._wait(self.jobs[key])
@@ -357,6 +381,14 @@ class Cluster:
     def queue_views(self) -> dict[str, QueueView]:
         """The queues as the scheduler sees them."""
         return {name: cycle.queue_view(queue) for name, queue in self.queues.items()}
+
+
+def _account(job: JobRecord | None) -> tuple[str, str]:
+    return (job.project, job.owner) if job else ("", "")
+
+
+def _begun(job: JobRecord | None) -> float:
+    return job.started_at.timestamp() if job and job.started_at else 0.0
 
 
 def _released(word: GpuState | None) -> GpuState:

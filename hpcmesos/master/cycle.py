@@ -13,6 +13,7 @@ from hpcmesos.gang.order import ranked
 from hpcmesos.gang.policy import Policy
 from hpcmesos.gang.snapshot import GpuView, JobView, NodeView, QueueView, Snapshot, Start
 from hpcmesos.gang.tables import JobTable
+from hpcmesos.master import limits, reservations
 from hpcmesos.model import GpuState, GpuUuid, JobId, NodeName, Request
 from hpcmesos.queue.records import AttemptKey, JobKey, JobRecord, QueueRecord, ShareRecord, StartRecord
 from hpcmesos.units import parse_duration
@@ -20,21 +21,27 @@ from hpcmesos.units import parse_duration
 if TYPE_CHECKING:
     from hpcmesos.master.cluster import Cluster, Node
 
+LEVEL = 4096
+"""Steps of quality of service in a level: more than users' priorities have, so that who preempts also starts."""
+
 _SWITCH = "switch="
 
 
-def job_view(job: JobRecord, queue_priority: int = 0) -> JobView:
+def job_view(job: JobRecord, level: int = 0, *, may_preempt: bool = True) -> JobView:
     """A waiting job as the scheduler sees it; of an array, all elements that have no row."""
     queued = job.queued_at or job.created_at
     return JobView(
         job.id,
         job.request,
-        job.priority + queue_priority,
+        job.priority,
         queued.timestamp(),
         job.queue,
         frozenset(NodeName(name) for name in job.excluded),
         count=max(1, job.waiting_elements),
         user=job.owner,
+        project=job.project,
+        qos=level * LEVEL,
+        may_preempt=may_preempt,
     )
 
 
@@ -45,6 +52,7 @@ def queue_view(queue: QueueRecord) -> QueueView:
         queue.name,
         queue.started,
         queue.priority,
+        level=int(queue.attributes.get("level", "0")),
         walltime=None if walltime is None else float(parse_duration(walltime)),
     )
 
@@ -86,6 +94,10 @@ def snapshot(cluster: Cluster, policy: Policy, now: float, *, whole: bool) -> tu
         cluster.stopped_queues(),
         cluster.holdings.running,
         cluster.queue_views(),
+        reservations.windows(cluster.reservations, now),
+        limits.limits(cluster.queues, cluster.attributes),
+        cluster.usage.accounts(cluster.shares, cluster.pending.who()),
+        cluster.shares.get("projects") or {},
     )
     rank = partial(_ranked, everything, policy, now)
     if whole:

@@ -43,6 +43,7 @@ class Effects:
     accounting: list[Entry] = field(default_factory=list)
     queues: dict[str, QueueRecord | None] = field(default_factory=dict)  # None: deleted
     server: dict[str, str] | None = None  # all attributes of the server; None: unchanged
+    documents: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by name, see queue/documents.py
     audit: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)  # events about no job
 
     def __bool__(self) -> bool:
@@ -58,12 +59,12 @@ class Effects:
             self.tallies,
             self.gpus,
         )
-        return any(rows) or bool(self.audit) or self.past_id > 0
+        return any(rows) or bool(self.audit) or bool(self.documents) or self.past_id > 0
 
     def add(self, other: Effects) -> None:
         for name in ("nodes", "finished", "releases", "moves", "messages", "accounting", "audit"):
             getattr(self, name).extend(getattr(other, name))
-        for name in ("up", "offline", "gone", "gpus", "recheck", "queues"):
+        for name in ("documents", "up", "offline", "gone", "gpus", "recheck", "queues"):
             getattr(self, name).update(getattr(other, name))
         for seq, counts in other.tallies.items():
             self.tally(seq, *counts)
@@ -109,6 +110,8 @@ class Effects:
                 transaction.put_queue(queue)
         if self.server is not None:
             transaction.put_server(self.server)
+        for name, value in self.documents.items():
+            transaction.put_document(name, value)
         if self.past_id:
             transaction.skip_ids(self.past_id)
         if self.audit:
@@ -176,6 +179,7 @@ class Desk:
 
     def release(self, attempt: Attempt, node: str) -> None:
         """A node's part of an attempt is over."""
+        self.cluster.usage.release(attempt, attempt.shares[node], self.now.timestamp())
         states = self.cluster.release(attempt, node)
         common = set(states.values())
         state = common.pop() if len(common) == 1 else GpuState.CLEANING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -31,9 +32,15 @@ GANG_LOSS = 30.0
 ACCUSED = 6.0
 """The same when a member has not heard the head for the gang's silence: the head's clock has run as long."""
 
+PREEMPT_GRACE = "preempt_grace"
+"""Attribute of a queue: seconds between SIGUSR1 and SIGTERM for its jobs that are preempted; unset: no SIGUSR1."""
+
 MAX_FAILED_STARTS = 5
 _BILLED = ("group", "account", "resource_list")
 _LOSSES = frozenset({Cause.NODE_LOST, Cause.GPU_LOST})
+_SAID_SO = frozenset({Cause.APP, Cause.SIGNAL})
+"""How a job ends that was told to save its work and did not end with 0; with 0 it is complete."""
+
 _TROUBLE = _LOSSES | {Cause.START_FAILED, Cause.OOM}  # of a member: the whole attempt ends with it
 
 
@@ -64,7 +71,9 @@ class Gangs:
         for name in attempt.nodes:
             node = nodes[name]
             members.append((attempt.shares[name], replace(node.record, gpus=tuple(node.gpus.values()))))
-        return build_spec(job, members, submitted.script, self.desk.settings)
+        queue = self.desk.cluster.queues.get(job.queue)
+        demanded = queue is not None and queue.attributes.get("ring") == "check"
+        return build_spec(job, members, submitted.script, self.desk.settings, ring_demanded=demanded)
 
     def watch(self, attempt: Attempt) -> None:
         """Gives the members until now + prepare_timeout to get ready."""
@@ -141,7 +150,8 @@ class Gangs:
         job = self.desk.cluster.jobs[attempt.key.job]
         if attempt.spec is not None:
             attempt.spec["walltime"] = job.request.walltime  # for a PREPARE that is sent again
-        self.desk.send(attempt.head, wire.Alter(attempt=attempt.name, walltime=job.request.walltime))
+        if attempt.end is None:  # what is told to end needs none
+            self.desk.send(attempt.head, wire.Alter(attempt=attempt.name, walltime=job.request.walltime))
 
     # --- end
 
@@ -149,15 +159,45 @@ class Gangs:
         self, attempt: Attempt, cause: Cause, culprit: str | None, text: str, kill_delay: float | None = None
     ) -> None:
         """Tells all members that hold a share to end; those that are away are told at their hello."""
-        delay = self.desk.settings.kill_delay if kill_delay is None else kill_delay
+        delay = self._kill_delay(attempt) if kill_delay is None else kill_delay
         attempt.end = wire.End(attempt=attempt.name, cause=cause, kill_delay=delay, message=text)
         attempt.culprit = culprit
         for node in attempt.shares:
             self.desk.send(node, attempt.end)
 
+    def preempt(self, attempt: Attempt, job: str) -> None:
+        """The attempt has to go for a job of a higher level; it may save its work first, if its queue gives it time."""
+        cluster, running = self.desk.cluster, self.desk.cluster.jobs[attempt.key.job]
+        if attempt.end is not None or attempt.preempted_for or running.state is not JobState.RUNNING:
+            return
+        queue = cluster.queues.get(running.queue)
+        grace = float(queue.attributes.get(PREEMPT_GRACE, "0")) if queue else 0.0
+        attempt.preempted_for = job
+        cluster.holdings.moved.add(attempt.key.job)
+        self.desk.move(running, running.state, "preempted", {"for": job, "grace": grace})
+        if grace > 0 and attempt.phase is Phase.RUNNING:
+            self.desk.send(attempt.head, wire.Signal(attempt=attempt.name, signal=int(signal.SIGUSR1)))
+            self.desk.alarms.set(grace, lambda: self._preempt_now(attempt.name))
+        else:
+            self._preempt_now(attempt.name)
+
+    def _preempt_now(self, name: str) -> None:
+        attempt = self.desk.cluster.attempts.get(name)
+        if attempt is not None and attempt.phase is not Phase.OVER and attempt.end is None:
+            self.end(attempt, Cause.PREEMPTED, None, f"preempted for {attempt.preempted_for}")
+
+    def _kill_delay(self, attempt: Attempt) -> float:
+        """The queue's, else the server's, else the settings'."""
+        cluster = self.desk.cluster
+        job = cluster.jobs.get(attempt.key.job)
+        queue = cluster.queues.get(job.queue) if job is not None else None
+        text = queue.attributes.get("kill_delay") if queue is not None else None
+        text = text or cluster.attributes.get("kill_delay")
+        return float(text) if text else self.desk.settings.kill_delay
+
     def mark_deleted(self, attempt: Attempt) -> None:
         """An earlier leader had begun to end it for a user; members hear of it at their hello."""
-        delay = self.desk.settings.kill_delay
+        delay = self._kill_delay(attempt)
         attempt.end = wire.End(attempt=attempt.name, cause=Cause.DELETED, kill_delay=delay)
 
     def on_ended(self, attempt: Attempt, node: str, report: wire.Ended) -> None:
@@ -246,6 +286,9 @@ class Gangs:
         """The attempt is over: its job is complete or waits again."""
         desk = self.desk
         attempt.phase, attempt.spec = Phase.OVER, None
+        if attempt.preempted_for and record.cause in _SAID_SO:
+            text = f"preempted for {attempt.preempted_for}: {record.message}".removesuffix(": ")
+            record = replace(record, cause=Cause.PREEMPTED, message=text)
         desk.effects.finished.append(record)
         level = logging.WARNING if record.cause in _TROUBLE else logging.DEBUG
         log.log(
@@ -281,6 +324,8 @@ class Gangs:
             changes["excluded"] = excluded
         if record.cause in _LOSSES:
             changes["charged_attempts"] = job.charged_attempts + 1
+        if attempt.preempted_for:
+            self.desk.cluster.preempted.add(job.key)
         failed_starts = job.attempt - job.charged_attempts
         if record.cause is Cause.START_FAILED and failed_starts >= MAX_FAILED_STARTS:
             changes["holds"] = "".join(sorted({*job.holds, "s"}))

@@ -77,7 +77,11 @@ class Holdings:
             started + walltime,
             job.queue,
             job.owner,
+            job.project,
             preemptible=job.rerunable,
+            leaving=any(attempt.end is not None or attempt.preempted_for for attempt in held),
+            priority=job.priority,
+            queued_at=(job.queued_at or job.created_at).timestamp(),
         )
 
 

@@ -23,7 +23,7 @@ from hpcmesos.master.services import wishes
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
 from hpcmesos.queue.arrays import Ranges, normal
-from hpcmesos.queue.dependencies import Verdict, judge_all
+from hpcmesos.queue.dependencies import Dependency, DependencyKind, Verdict, judge_all, preceded
 from hpcmesos.queue.records import InboxRow, JobFilter, JobKey, JobRecord, Outcome
 from hpcmesos.queue.states import exit_status
 from hpcmesos.queue.store import SUBMIT
@@ -125,6 +125,18 @@ class Inbox:
         if job.key not in self.desk.cluster.jobs:  # else this leader loaded it with all the others
             self.desk.cluster.put(replace(job, submission={}))
             self.settle(job)
+        for kind, seq in job.submission.get("before", ()):
+            self._precede(Dependency(DependencyKind(kind), job.seq), JobKey(int(seq)))
+
+    def _precede(self, first: Dependency, key: JobKey) -> None:
+        """A new job is to come before one that waits for that."""
+        job = self.desk.cluster.jobs.get(key)
+        dependencies = None if job is None or job.state in _RUNNING else preceded(job.dependencies, first)
+        if job is None or dependencies is None:
+            log.info("nobody waits for job=%d to precede job=%d", first.seq, key.seq)
+            return
+        self.desk.move(job, job.state, "preceded", {"by": first.seq}, dependencies=dependencies)
+        self.judge(key)
 
     def settle(self, job: JobRecord) -> None:
         """A job that waits is put where it belongs: by its dependencies, its holds and its time."""
@@ -165,7 +177,8 @@ class Inbox:
             self.rest(job, "dependency waits", {*job.holds, DEPENDENCY_HOLD})
 
     def _outcomes(self, job: JobRecord) -> Mapping[JobKey, Outcome]:
-        return self.desk.reader.outcomes(JobKey(*dependency.parent) for dependency in job.dependencies)
+        parents = (one.parent for one in job.dependencies if one.kind is not DependencyKind.ON)
+        return self.desk.reader.outcomes(JobKey(*parent) for parent in parents)
 
     def _complete_unrun(self, job: JobRecord, event: str, comment: str, user: str = "") -> None:
         changes: dict[str, object] = {"cause": Cause.DELETED, "comment": comment[:1000]}

@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from hpcmesos.errors import HpcmesosError, InvalidValue, QueueBusy, QueueExists, UnknownQueue
+from hpcmesos.master import reservations, shares
 from hpcmesos.master.effects import Desk
 from hpcmesos.model import Request
 from hpcmesos.pbs.manager import Change
 from hpcmesos.pbs.manager_attributes import apply
+from hpcmesos.queue import documents
 from hpcmesos.queue.records import InboxRow, QueueRecord
 
 _COLUMNS = ("enabled", "started", "Priority")
@@ -86,9 +88,31 @@ def on_wish(desk: Desk, row: InboxRow) -> None:
             cluster.attributes = apply("server", cluster.attributes, changes)
             cluster.changed = True
             desk.effects.server = cluster.attributes
+        elif kind == "reservation":
+            _reserve(desk, name, None if action == "delete" else payload.get("value") or {})
+        elif kind == "shares":
+            cluster.shares = shares.changed(cluster.shares, payload.get("value") or {})
+            cluster.changed = True
+            desk.effects.documents[documents.SHARES] = cluster.shares
         else:
             raise InvalidValue(f"an unknown kind of object: {kind}")
     except HpcmesosError as error:
         raise InvalidValue(f"{action} {kind} {name}: {error}") from error
     told: dict[str, Any] = {"user": row.user, "name": name, "changes": payload.get("changes") or []}
+    if payload.get("value"):
+        told["value"] = payload["value"]
     desk.effects.audit.append((f"{kind} {action}", told))
+
+
+def _reserve(desk: Desk, name: str, value: Mapping[str, Any] | None) -> None:
+    cluster = desk.cluster
+    cluster.reservations = reservations.changed(
+        cluster.reservations,
+        name,
+        value,
+        nodes=cluster.nodes,
+        queues=cluster.queues,
+        now=desk.now.timestamp(),
+    )
+    cluster.changed = True
+    desk.effects.documents[documents.RESERVATIONS] = cluster.reservations

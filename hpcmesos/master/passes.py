@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from math import inf
 
-from hpcmesos.gang.policy import Backfill, Policy
+from hpcmesos.gang.policy import SHIPPED, Preempt
 from hpcmesos.gang.schedule import schedule
-from hpcmesos.gang.snapshot import Start
-from hpcmesos.master import cycle
+from hpcmesos.gang.snapshot import Preemption, Start
+from hpcmesos.master import cycle, reservations
 from hpcmesos.master.effects import Desk
+from hpcmesos.master.gangs import Gangs
 from hpcmesos.master.reasons import Reasons
 from hpcmesos.model import JobId
 from hpcmesos.queue.records import StartRecord
@@ -25,8 +29,8 @@ _RARELY = 60.0
 _STARTS = 1000
 """At most so many gangs start in one pass: a transaction stays short."""
 
-POLICY = Policy(order="priority", backfill=Backfill.EASY, max_starts=_STARTS)
-"""As shipped: by priority, then first come, first served; with EASY backfill."""
+POLICY = replace(SHIPPED, preempt=Preempt.LEVEL, max_starts=_STARTS)
+"""As shipped; jobs of queues of a higher level preempt those of lower ones: where queues have levels at all."""
 
 _REST = 4.0
 """Times as long as the last such pass took that the next one waits: events come first on a slow machine."""
@@ -35,18 +39,21 @@ _REST = 4.0
 class Passes:
     """Runs passes; ``again``: the last one stopped before the end of what could start."""
 
-    def __init__(self, desk: Desk, reasons: Reasons) -> None:
+    def __init__(self, desk: Desk, gangs: Gangs, reasons: Reasons) -> None:
         self.again = False
         self._desk = desk
+        self._gangs = gangs
         self._reasons = reasons
         self._policy = POLICY
+        self._window = inf  # when the next reservation begins or ends
         self._stale = True  # something has changed since the last pass over the whole queue
         self._took = 0.0  # seconds, the last one
         self._passed = desk.alarms.clock()  # a new leader lets the front of the queue start first
 
     def wanted(self) -> bool:
-        """Whether something changed that a pass may make use of."""
-        return bool(self._desk.cluster.pending) and (self._desk.cluster.changed or self.again)
+        """Whether something changed that a pass may make use of, or a reservation begins or ends."""
+        new = self._desk.cluster.changed or self.again or self._desk.now.timestamp() >= self._window
+        return bool(self._desk.cluster.pending) and new
 
     def full_due(self) -> bool:
         """Whether jobs behind the front of the queue have not been looked at for a while."""
@@ -65,6 +72,7 @@ class Passes:
         cluster.changed = self.again = False
         began = self._desk.alarms.clock()
         now = self._desk.now.timestamp()
+        self._window = reservations.next_change(cluster.reservations, now) or inf
         snapshot, seen_all = cycle.snapshot(cluster, self._policy, now, whole=whole)
         plan = schedule(snapshot, self._policy, now)
         finished = seen_all and len(plan.starts) < self._policy.max_starts
@@ -73,10 +81,20 @@ class Passes:
             self._passed = self._desk.alarms.clock()
             self._took = self._passed - began
         self._reasons.take(plan, complete=seen_all)
+        if plan.preemptions:
+            self._desk.alarms.set(0.0, partial(self._preempt, plan.preemptions))
         self.again = bool(plan.starts) and not finished
         indexes = self._indexes(plan.starts)
         records = [self._record(start, indexes) for start in plan.starts]
         return [record for record in records if record is not None]
+
+    def _preempt(self, preemptions: Iterable[Preemption]) -> None:
+        """Tells whole gangs to go; those for whom they go start when they are gone."""
+        for preemption in preemptions:
+            for victim in preemption.victims:
+                attempt = self._desk.cluster.current(cycle.job_key(victim))
+                if attempt is not None:
+                    self._gangs.preempt(attempt, str(preemption.job))
 
     def _indexes(self, starts: Iterable[Start]) -> dict[JobId, Iterator[int]]:
         """Of each array in the plan, the indexes that start next."""

@@ -22,6 +22,7 @@ from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable, InvalidValue, LostLeadership
 from hpcmesos.master.absence import Absence, Fence
 from hpcmesos.master.alarms import Alarms
+from hpcmesos.master.chores import Chores
 from hpcmesos.master.cluster import Phase
 from hpcmesos.master.effects import Desk, Effects, Outcome
 from hpcmesos.master.events import Asked, Event, Fenced, InboxHint, LinkDown, LinkUp, Received, Stop
@@ -86,7 +87,8 @@ class Planner:
         zone = datetime.now(UTC).astimezone().tzinfo
         self._accounting = AccountingFiles(settings.state / "accounting", zone)
         self._reasons = Reasons(self._desk)
-        self._passes = Passes(self._desk, self._reasons)
+        self._passes = Passes(self._desk, self._gangs, self._reasons)
+        self._chores = Chores(self._desk)
         self._polled = self._loaded = self._written = float("-inf")
         self._rows = _ROWS
         self._gather = _GATHER
@@ -370,6 +372,7 @@ class Planner:
         for key in list(cluster.blocked):
             self._alarms.set(GANG_LOSS, partial(cluster.unblock, key))
         self._absence.watch_all()
+        self._chores.begin()
         work: list[tuple[str, Effects]] = []
         waiting = (JobState.WAITING, JobState.HELD, JobState.QUEUED)
         for job in list(cluster.jobs.values()):

@@ -85,7 +85,7 @@ class Reasons:
 
 def _held(job: JobRecord) -> PendingReason:
     if "d" in job.holds:
-        listed = ", ".join(f"{dependency.kind}:{dependency.seq}" for dependency in job.dependencies)
+        listed = ", ".join(dependency.short for dependency in job.dependencies)
         return PendingReason(ReasonCode.DEPENDENCY, f"waits for {listed}")
     holds = " and ".join(_HOLDS[letter] for letter in job.holds if letter in _HOLDS) or "a hold"
     return PendingReason(ReasonCode.HELD, f"{holds}: qrls takes it away")

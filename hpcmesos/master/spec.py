@@ -31,13 +31,20 @@ def build_spec(
     members: Sequence[tuple[ShareRecord, NodeRecord]],
     script: bytes | None,
     settings: MasterSettings,
+    *,
+    ring_demanded: bool = False,
 ) -> dict[str, Any]:
-    """The spec of the job's last attempt but for ``me``, in which members differ; ``members`` head first."""
+    """The spec of the job's last attempt but for ``me``, in which members differ; ``members`` head first.
+
+    ``ring_demanded``: by the job's queue, whatever the job itself says of a ring.
+    """
     job_id = JobId(job.seq, job.server, job.index)
     stdout, stderr = final_paths(job.submission, job_id, job.name)
     submitted = {key: job.submission.get(key, default) for key, default in _SUBMITTED.items()}
     if job.request.framework and "gpubind" not in job.submission:
         submitted["gpubind"] = "none"  # a framework's tasks are told which GPUs are theirs
+    if ring_demanded:
+        submitted["ring"] = "check"
     return submitted | {
         "attempt": str(AttemptId(job_id, job.attempt)),
         "job": str(job_id),

@@ -89,7 +89,10 @@ class Timers:
         return done
 
     def _sweep(self, due: datetime) -> None:
-        keep = timedelta(seconds=self._settings.keep_completed)
+        """What some queue keeps in qstat's sight for longer stays where qstat finds it."""
+        given = [self._store.server(), *(queue.attributes for queue in self._store.queues())]
+        times = [float(one["keep_completed"]) for one in given if "keep_completed" in one]
+        keep = timedelta(seconds=max(self._settings.keep_completed, *times, 0.0))
         while self._store.sweep(due, keep, _SWEEP) == _SWEEP:
             pass
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, KeysView
+from collections.abc import Callable, Iterable, KeysView, Sequence
 from dataclasses import replace
 
 from hpcmesos.gang.snapshot import JobView
@@ -48,6 +48,10 @@ class Waiting:
         if view := self._views.pop(key, None):
             self._remove(view.id)
             self.special.discard(key)
+
+    def who(self) -> Sequence[tuple[str, str]]:
+        """Projects and users who wait, or did so."""
+        return self.table.who
 
     def view(self, key: JobKey) -> JobView:
         return self._views[key]

@@ -135,7 +135,10 @@ class NodeFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueFacts:
-    """One queue as ``qstat -Q`` and ``-q`` show it; ``counts`` is keyed by state letter."""
+    """One queue as ``qstat -Q`` and ``-q`` show it; ``counts`` is keyed by state letter.
+
+    ``attributes``: all that are set, in qmgr's form and order, for -Q -f.
+    """
 
     name: str
     enabled: bool = True
@@ -143,7 +146,8 @@ class QueueFacts:
     max_running: int | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)  # resources_max: mem, cput, walltime, nodes
-    attributes: Mapping[str, str] = field(default_factory=dict)  # further ones, for -Q -f
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    routes: bool = False  # a route queue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

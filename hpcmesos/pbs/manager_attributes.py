@@ -7,12 +7,14 @@ both families. Attributes are kept as texts in the form in which ``list`` and ``
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from hpcmesos.errors import InvalidValue, ReadOnlyAttribute, UnknownAttribute
+from hpcmesos.errors import InvalidValue, ReadOnlyAttribute, UnknownAttribute, UsageError
 from hpcmesos.pbs.manager import Change
+from hpcmesos.pbs.options import parse
 from hpcmesos.pbs.values import parse_boolean
 from hpcmesos.units import format_duration, parse_duration, parse_size
 
@@ -29,6 +31,7 @@ class Kind(StrEnum):
     CHOICE = "choice"
     RESOURCES = "resources"  # one value for each resource: NAME.RESOURCE
     LIMIT = "limit"  # OpenPBS: [u:PBS_GENERIC=4], or a plain number
+    RESOURCE_LIMIT = "resource limit"  # the same for each resource: NAME.RESOURCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +53,12 @@ QUEUE_ATTRIBUTES: Mapping[str, Attribute] = {
     "queue_type": Attribute("queue_type", Kind.CHOICE, ("Execution", "Route")),
     **_all(Kind.INTEGER, "Priority max_running max_queuable max_user_queuable max_user_run max_group_run"),
     **_all(Kind.LIMIT, "max_run max_queued"),
+    **_all(Kind.RESOURCE_LIMIT, "max_run_res"),
+    **_all(Kind.INTEGER, "level preempt_grace"),
     **_all(Kind.BOOLEAN, "enabled started from_route_only acl_logic_or"),
     **_all(Kind.BOOLEAN, "acl_user_enable acl_group_enable acl_host_enable acl_group_sloppy"),
-    **_all(Kind.LIST, "acl_users acl_groups acl_hosts route_destinations disallowed_types features_required"),
+    **_all(Kind.LIST, "acl_users acl_groups acl_hosts route_destinations disallowed_types"),
+    **_all(Kind.LIST, "features_required", used=False),
     **_all(Kind.RESOURCES, "resources_max resources_min resources_default"),
     **_all(Kind.RESOURCES, "resources_available default_chunk", used=False),
     **_all(Kind.INTEGER, "keep_completed kill_delay"),
@@ -64,7 +70,8 @@ QUEUE_ATTRIBUTES: Mapping[str, Attribute] = {
 }
 
 SERVER_ATTRIBUTES: Mapping[str, Attribute] = {
-    **_all(Kind.BOOLEAN, "scheduling query_other_jobs"),
+    **_all(Kind.BOOLEAN, "scheduling"),
+    **_all(Kind.BOOLEAN, "query_other_jobs", used=False),
     **_all(Kind.TEXT, "default_queue default_qsub_arguments"),
     **_all(Kind.LIST, "managers operators"),
     **_all(Kind.RESOURCES, "resources_max resources_min resources_default"),
@@ -72,7 +79,8 @@ SERVER_ATTRIBUTES: Mapping[str, Attribute] = {
         Kind.INTEGER, "keep_completed kill_delay max_running max_user_run max_group_run max_user_queuable"
     ),
     **_all(Kind.INTEGER, "max_job_array_size max_slot_limit"),
-    **_all(Kind.LIST, "acl_users acl_hosts submit_hosts"),
+    **_all(Kind.LIST, "acl_users acl_hosts"),
+    **_all(Kind.LIST, "submit_hosts", used=False),
     **_all(Kind.BOOLEAN, "acl_user_enable acl_host_enable"),
     **_all(Kind.TEXT, "mail_from mail_domain comment", used=False),
     **_all(Kind.LIST, "acl_roots", used=False),
@@ -86,7 +94,9 @@ SERVER_ATTRIBUTES: Mapping[str, Attribute] = {
     ),
     **_all(Kind.INTEGER, "exit_code_canceled_job automatic_requeue_exit_code max_array_size", used=False),
     **_all(Kind.DURATION, "job_history_duration", used=False),
-    **_all(Kind.LIMIT, "max_run max_queued", used=False),
+    **_all(Kind.LIMIT, "max_run"),
+    **_all(Kind.RESOURCE_LIMIT, "max_run_res"),
+    **_all(Kind.LIMIT, "max_queued", used=False),
     **_all(Kind.RESOURCES, "resources_available default_chunk", used=False),
 }
 
@@ -112,6 +122,11 @@ READ_ONLY: Mapping[str, frozenset[str]] = {
     ),
 }
 
+LIMITED_RESOURCES = ("ngpus", "ncpus")
+"""What ``max_run_res`` may limit."""
+
+_BY_RESOURCE = frozenset({Kind.RESOURCES, Kind.RESOURCE_LIMIT})
+_NOT_NEGATIVE = frozenset({"keep_completed", "kill_delay", "preempt_grace"})
 _DURATIONS = frozenset({"walltime", "cput", "pcput"})
 _SIZES = frozenset({"mem", "pmem", "vmem", "pvmem", "file"})
 _COUNTS = frozenset({"ncpus", "nodect", "nodes", "procct", "procs", "gpus", "ngpus", "mpiprocs", "nice"})
@@ -138,6 +153,8 @@ def apply(kind: str, now: Mapping[str, str], changes: Iterable[Change]) -> dict[
             continue
         if attribute.kind is Kind.RESOURCES and not resource:
             raise InvalidValue(f"{change.name} wants a resource: {change.name}.walltime = 01:00:00")
+        if attribute.kind is Kind.RESOURCE_LIMIT and resource not in LIMITED_RESOURCES:
+            raise InvalidValue(f"{change.name}: write {change.name}.{' or .'.join(LIMITED_RESOURCES)}")
         _assign(found, attribute, resource, change)
     return found
 
@@ -189,7 +206,7 @@ def _known(kind: str, name: str) -> tuple[Attribute, str]:
     if base in READ_ONLY[kind]:
         raise ReadOnlyAttribute(f"Cannot set attribute, read only or insufficient permission  {base}")
     attribute = ATTRIBUTES[kind].get(base)
-    if attribute is None or (resource and attribute.kind is not Kind.RESOURCES):
+    if attribute is None or (resource and attribute.kind not in _BY_RESOURCE):
         raise UnknownAttribute(f"Undefined attribute {name}")
     return attribute, resource
 
@@ -212,7 +229,8 @@ def _assign(found: dict[str, str], attribute: Attribute, resource: str, change: 
         found[change.name] = ",".join(left)
     elif attribute.kind is Kind.INTEGER:
         sign = 1 if change.operator == "+=" else -1
-        found[change.name] = str(int(found.get(change.name, "0")) + sign * int(value))
+        result = int(found.get(change.name, "0")) + sign * int(value)
+        found[change.name] = _value(attribute, resource, str(result))
     else:
         raise InvalidValue(f"{change.name} takes = only, no {change.operator}")
     if found[change.name] == "":
@@ -227,15 +245,19 @@ def _value(attribute: Attribute, resource: str, text: str) -> str:
             return _resource_value(resource, text)
         case Kind.BOOLEAN:
             return str(parse_boolean(name, text))
+        case Kind.INTEGER if name in _NOT_NEGATIVE and text.strip().startswith("-"):
+            raise InvalidValue(f"{name} = {text}: write a whole number of at least 0")
         case Kind.INTEGER:
             return _integer(name, text)
+        case Kind.TEXT if name == "default_qsub_arguments":
+            return _arguments(text)
         case Kind.DURATION:
             return format_duration(parse_duration(text))
         case Kind.LIST:
             return ",".join(dict.fromkeys(members(text)))
         case Kind.CHOICE:
             return _chosen(name, text, attribute.choices)
-        case Kind.LIMIT if not _LIMIT.fullmatch(text.strip()):
+        case Kind.LIMIT | Kind.RESOURCE_LIMIT if not _LIMIT.fullmatch(text.strip()):
             raise InvalidValue(f"{name} = {text}: write a number or e.g. [u:PBS_GENERIC=4]")
         case _ if attribute.pattern and not re.fullmatch(attribute.pattern, text):
             raise InvalidValue(f"{name} = {text}: write {attribute.pattern}")
@@ -243,6 +265,15 @@ def _value(attribute: Attribute, resource: str, text: str) -> str:
             raise InvalidValue(f"{name}: a text holds one kind of quote at most")
         case _:
             return text.strip()
+
+
+def _arguments(text: str) -> str:
+    """Words of qsub that all of its runs begin with."""
+    try:
+        parse("qsub", shlex.split(text))
+    except (ValueError, UsageError) as error:
+        raise InvalidValue(f"default_qsub_arguments = {text}: {error}") from None
+    return text.strip()
 
 
 def _resource_value(resource: str, text: str) -> str:

@@ -91,6 +91,7 @@ _SUBMIT_ONLY = (
     Option("x", None, "with -I: run the operand instead of a shell"),
     Option("X", None, "X11 forwarding (accepted, not used)"),
     Option("z", None, "do not print the job's id"),
+    Option("dry-run", None, "tell what was understood, and submit nothing"),
 )
 
 
@@ -286,6 +287,12 @@ COMMANDS: Mapping[str, Command] = {
                 Option("z", None, "no error messages"),
                 *_COMMON,
             ),
+        ),
+        Command(
+            "qterm",
+            "",
+            "stop the master that is asked; jobs go on",
+            (Option("t", "quick", "the only way that is served: no job ends with its master"), *_COMMON),
         ),
         *(
             Command(name, "queue ...", summary, _COMMON)

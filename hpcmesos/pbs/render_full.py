@@ -120,14 +120,13 @@ def _block(kind: str, name: str, attributes: Mapping[str, str]) -> str:
 
 
 def _queue_attributes(queue: QueueFacts) -> dict[str, str]:
-    maximum = {} if queue.max_running is None else {"max_running": str(queue.max_running)}
-    return {
-        "queue_type": "Execution",
+    """The type, the priority and the counts first, whether it is on last, as both families show them."""
+    given = dict(queue.attributes)
+    first = {name: given.pop(name) for name in ("queue_type", "Priority") if name in given}
+    counts = {
         "total_jobs": str(sum(queue.counts.values())),
         "state_count": state_count(queue.counts),
-        **maximum,
-        **{f"resources_max.{name}": value for name, value in queue.limits.items()},
-        "enabled": str(queue.enabled),
-        "started": str(queue.started),
-        **queue.attributes,
     }
+    last = {"enabled": str(queue.enabled), "started": str(queue.started)}
+    kept = {name: value for name, value in given.items() if name not in last}
+    return {"queue_type": "Execution"} | first | counts | kept | last

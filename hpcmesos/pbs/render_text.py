@@ -261,14 +261,16 @@ def _queue_torque(queue: QueueFacts) -> str:
     counts = " ".join(f"{queue.counts.get(state, 0):>5}" for state in _COUNTED_STATES)
     flags = f"{_yes(queue.enabled):>5} {_yes(queue.started):>5}"
     total, done = sum(queue.counts.values()), queue.counts.get("C", 0)
-    return f"{queue.name:<16} {queue.max_running or 0:>5} {total:>6} {flags} {counts} E {done:>5}\n"
+    most, kind = queue.max_running or 0, "R" if queue.routes else "E"
+    return f"{queue.name:<16} {most:>5} {total:>6} {flags} {counts} {kind} {done:>5}\n"
 
 
 def _queue_pbspro(queue: QueueFacts) -> str:
     counts = " ".join(f"{queue.counts.get(state, 0):>5}" for state in _COUNTED_STATES)
     flags = f"{_yes(queue.enabled):>3} {_yes(queue.started):>3}"
     total = sum(queue.counts.values())
-    return f"{_star(queue.name, 16):<16} {queue.max_running or 0:>5} {total:>5} {flags} {counts} Exe*\n"
+    most, kind = queue.max_running or 0, "Rou*" if queue.routes else "Exe*"
+    return f"{_star(queue.name, 16):<16} {most:>5} {total:>5} {flags} {counts} {kind}\n"
 
 
 def _yes(flag: bool) -> str:

@@ -139,6 +139,7 @@ class Submission:
     array: ArraySpec | None = None
     interactive: bool = False
     silent: bool = False  # -z
+    dry_run: bool = False  # --dry-run: check and tell, but submit nothing
     submit_args: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)  # -W attributes that we only keep
     ring: str | None = None  # -W ring=
@@ -258,6 +259,7 @@ class _Merged:
             array=self._array(array) if array else None,
             interactive=self.interactive,
             silent=self.has("z"),
+            dry_run=self.has("dry-run"),
             submit_args=submit_args,
             extra=self._extra(),
             ring=self.attributes.get("ring"),

@@ -19,6 +19,7 @@ class DependencyKind(StrEnum):
     AFTER_OK = "afterok"  # it ended with 0
     AFTER_NOT_OK = "afternotok"  # it ended otherwise
     AFTER_ANY = "afterany"  # it ended
+    ON = "on"  # other jobs have named this one as theirs to precede (before...); ``number``: so many are to come
     # Of an array, each "so many of its elements", all when no number is given (Torque qsub(1B)).
     AFTER_START_ARRAY = "afterstartarray"
     AFTER_OK_ARRAY = "afterokarray"
@@ -40,6 +41,10 @@ class Dependency(NamedTuple):
     number: int | None = None
 
     @property
+    def short(self) -> str:
+        return f"on:{self.number}" if self.kind is DependencyKind.ON else f"{self.kind}:{self.seq}"
+
+    @property
     def parent(self) -> tuple[int, int | None]:
         return self.seq, self.element
 
@@ -57,6 +62,8 @@ def judge(dependency: Dependency, parent: Outcome | None) -> Verdict:
     A parent that was deleted before it ran has no exit status: it did not end ok, and it never started.
     """
     kind = dependency.kind
+    if kind is DependencyKind.ON:
+        return Verdict.WAITING if dependency.number else Verdict.SATISFIED
     if parent is None:
         over = kind in _WHATEVER_END
         return Verdict.SATISFIED if over else Verdict.IMPOSSIBLE
@@ -73,7 +80,7 @@ def judge(dependency: Dependency, parent: Outcome | None) -> Verdict:
             satisfied = parent.exit_status == 0
         case DependencyKind.AFTER_NOT_OK | DependencyKind.AFTER_NOT_OK_ARRAY:
             satisfied = parent.exit_status != 0
-        case DependencyKind.AFTER_ANY | DependencyKind.AFTER_ANY_ARRAY:
+        case _:
             satisfied = True
     return Verdict.SATISFIED if satisfied else Verdict.IMPOSSIBLE
 
@@ -96,6 +103,19 @@ def _judge_elements(dependency: Dependency, array: Progress) -> Verdict:
     if have >= wanted:
         return Verdict.SATISFIED
     return Verdict.WAITING if have + may_come >= wanted else Verdict.IMPOSSIBLE
+
+
+def preceded(dependencies: Iterable[Dependency], first: Dependency) -> tuple[Dependency, ...] | None:
+    """The dependencies of a job that waits for others to name it (``on``), once one has: ``first`` is what it then
+    waits for. None: it waits for none to name it.
+    """
+    given = list(dependencies)
+    waits = next((one for one in given if one.kind is DependencyKind.ON and one.number), None)
+    if waits is None or waits.number is None:
+        return None
+    given.remove(waits)
+    left = [waits._replace(number=waits.number - 1)] if waits.number > 1 else []
+    return (*given, *left, first)
 
 
 def judge_all(dependencies: Iterable[Dependency], parents: Mapping[JobKey, Outcome]) -> Verdict:

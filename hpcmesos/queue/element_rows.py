@@ -30,6 +30,7 @@ _COPIED = (
     "queued_at",
     "rerunable",
     "submit_host",
+    "project",
 )
 
 

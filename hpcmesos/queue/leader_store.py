@@ -7,28 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from hpcmesos.errors import LostLeadership, UnknownNode
-from hpcmesos.model import GpuState, JobState
-from hpcmesos.queue import element_rows, history, starts
+from hpcmesos.model import HALF_LIFE, GpuState, JobState
+from hpcmesos.queue import documents, element_rows, history, starts
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import Snapshots, begin, make_engine
 from hpcmesos.queue.leadership import APPLICATION
 from hpcmesos.queue.live_jobs import Changes, LiveJobs
 from hpcmesos.queue.moves import CHANGEABLE, move_jobs
 from hpcmesos.queue.reads import (
-    SERVER_SETTING,
     Reads,
     read_attempts,
+    read_documents,
     read_jobs,
     read_nodes,
     read_queues,
-    read_server,
 )
 from hpcmesos.queue.records import (
     AttemptRecord,
@@ -44,9 +43,11 @@ from hpcmesos.queue.records import (
     StartRecord,
 )
 from hpcmesos.queue.rows import recordset, share_record
+from hpcmesos.queue.use import use_since
 
 __all__ = ["CHANGEABLE", "LeaderStore", "LeaderTransaction"]
 
+_HALF_LIVES = 6
 LIMITS: Mapping[
     str, int
 ] = {  # ms; a takeover ends a frozen leader's sessions, so this is for when nobody takes over
@@ -215,7 +216,11 @@ class LeaderTransaction:
 
     def put_server(self, attributes: Mapping[str, str]) -> None:
         """Replaces the attributes of the server."""
-        new = insert(t.settings).values(name=SERVER_SETTING, value=dict(attributes))
+        self.put_document(documents.SERVER, attributes)
+
+    def put_document(self, name: str, value: Mapping[str, Any]) -> None:
+        """Replaces one of the values of documents.py."""
+        new = insert(t.settings).values(name=name, value=dict(value))
         self._connection.execute(
             new.on_conflict_do_update(index_elements=["name"], set_={"value": new.excluded.value})
         )
@@ -301,6 +306,14 @@ class LeaderStore(Reads):
             return history.drop_partitions(transaction._connection, before)
 
 
+def _used(connection: Connection, written: Mapping[str, Any] | None) -> tuple[tuple[str, str, float], ...]:
+    """What ended since the leader before wrote down who had used what; of the last weeks, if none ever did."""
+    at = datetime.fromtimestamp(written["at"], UTC) if written else None
+    since = at or connection.scalar(select(func.now() - _HALF_LIVES * timedelta(seconds=HALF_LIFE)))
+    assert since is not None
+    return use_since(connection, since)
+
+
 def _load(connection: Connection, live_jobs: LiveJobs) -> tuple[LeaderState, Changes]:
     changes = live_jobs.look(connection)
     jobs = live_jobs.jobs.values()
@@ -309,12 +322,15 @@ def _load(connection: Connection, live_jobs: LiveJobs) -> tuple[LeaderState, Cha
     attempts = read_attempts(connection, [job.key for job in running], tails=False)
     live = select(t.shares).where(t.shares.c.released_at.is_(None))
     live = live.order_by(t.shares.c.seq, t.shares.c.element, t.shares.c.number, t.shares.c.position)
+    kept = read_documents(connection)
     state = LeaderState(
         jobs=tuple(jobs),
         attempts=tuple(attempt for attempt in attempts if attempt.key in last),
         shares=tuple(share_record(row) for row in connection.execute(live)),
         nodes=tuple(read_nodes(connection)),
         queues=tuple(read_queues(connection)),
-        server=read_server(connection),
+        server=dict(kept.get(documents.SERVER) or {}),
+        documents=kept,
+        used=_used(connection, kept.get(documents.USAGE)),
     )
     return state, changes

@@ -29,6 +29,7 @@ CHANGEABLE = frozenset(
         "name",
         "queue",
         "priority",
+        "project",
         "request",
         "holds",
         "not_before",

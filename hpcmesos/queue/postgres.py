@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -30,6 +31,7 @@ OWNER, API, LEADER = "hpcmesos_owner", "hpcmesos_api", "hpcmesos_leader"
 DATABASE = "hpcmesos"
 
 _UNPRIVILEGED = ("postgres", "nobody")  # the first that exists
+_RELAUNCH = 1.0  # seconds until it is looked whether a server that was started still lives
 _START_TIMEOUT = 30.0  # seconds; recovery after a crash included
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _SOCKET_LIMIT = 107  # bytes of a unix socket's path
@@ -77,7 +79,8 @@ def start(data_dir: Path, socket_dir: Path) -> EmbeddedPostgres:
     socket = socket_dir / ".s.PGSQL.5432"
     if len(os.fsencode(socket)) > _SOCKET_LIMIT:
         raise StateError(f"{socket_dir} is too long for a unix socket: at most {_SOCKET_LIMIT - 14} bytes")
-    if (pid := _running(data_dir)) is None:
+    launch: Callable[[], None] | None = None
+    if _running(data_dir) is None:
         user = _server_user()
         data_dir.parent.mkdir(parents=True, exist_ok=True)
         _check_access(user, "-x", data_dir.parent)
@@ -88,8 +91,9 @@ def start(data_dir: Path, socket_dir: Path) -> EmbeddedPostgres:
         _check_access(user, "-w", socket_dir)
         if not (data_dir / "PG_VERSION").exists():
             _create(binaries, data_dir, user)
-        _launch(binaries, data_dir, socket_dir, user)
-    _wait_until_ready(data_dir, socket_dir)
+        launch = partial(_launch, binaries, data_dir, socket_dir, user)
+        launch()
+    _wait_until_ready(data_dir, socket_dir, launch)
     _ensure_database(socket_dir)
     pid = _running(data_dir)
     if pid is None:
@@ -286,15 +290,22 @@ def _newborn(data_dir: Path) -> int | None:
     return next((daemon.pid for daemon in pidfile.with_words("-D", str(data_dir), "-c")), None)
 
 
-def _wait_until_ready(data_dir: Path, socket_dir: Path) -> None:
-    last = ""
+def _wait_until_ready(data_dir: Path, socket_dir: Path, launch: Callable[[], None] | None) -> None:
+    """``launch``: does it again. A server that was killed a moment ago makes the next one end at once: its processes,
+    or only their entries in the process table, may be there for a while.
+    """
+    last, looked = "", time.monotonic()
 
     def answers() -> bool:
-        nonlocal last
+        nonlocal last, looked
         try:
             psycopg.connect(url_of(socket_dir, OWNER, "postgres"), connect_timeout=5).close()
         except psycopg.OperationalError as error:
             last = str(error)
+            if launch and time.monotonic() > looked + _RELAUNCH:
+                looked = time.monotonic()
+                if not (_running(data_dir) or _newborn(data_dir)):
+                    launch()
             return False
         return True
 

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Select, Table, func, select, text, union_all
 
 from hpcmesos.model import JobState
-from hpcmesos.queue import elements, queries
+from hpcmesos.queue import documents, elements, queries
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import begin
 from hpcmesos.queue.records import (
@@ -42,9 +42,6 @@ from hpcmesos.queue.rows import (
     outcome,
     share_record,
 )
-
-SERVER_SETTING = "server"
-"""Where the server's attributes lie in ``settings``."""
 
 
 class Reads:
@@ -162,7 +159,12 @@ class Reads:
     def server(self) -> dict[str, str]:
         """The attributes of the server that are set, as qmgr shows them."""
         with begin(self._single) as connection:
-            return read_server(connection)
+            return dict(read_documents(connection).get(documents.SERVER) or {})
+
+    def documents(self) -> dict[str, Any]:
+        """All that is kept as one value each, by name; see documents.py."""
+        with begin(self._single) as connection:
+            return read_documents(connection)
 
     def leader(self) -> LeaderRecord:
         """Who leads now, or led last."""
@@ -201,9 +203,8 @@ def read_queues(connection: Connection) -> list[QueueRecord]:
     return [QueueRecord(**row._mapping) for row in rows]
 
 
-def read_server(connection: Connection) -> dict[str, str]:
-    value = connection.scalar(select(t.settings.c.value).where(t.settings.c.name == SERVER_SETTING))
-    return dict(value or {})
+def read_documents(connection: Connection) -> dict[str, Any]:
+    return {row.name: row.value for row in connection.execute(select(t.settings))}
 
 
 def read_nodes(connection: Connection) -> list[NodeRecord]:

@@ -53,6 +53,7 @@ class NewJob:
     rerunable: bool = True
     dependencies: tuple[Dependency, ...] = ()
     submit_host: str = ""
+    project: str = ""  # whose share it uses, beside its owner's; empty: none
     submission: Mapping[str, Any] = field(default_factory=dict)  # JSON: paths, environment, argv, umask...
     script: bytes | None = None
     array_spec: ArraySpec | None = None  # None: no array
@@ -93,6 +94,7 @@ class JobRecord:
     deleted: Ranges | None = None  # elements that were deleted before they started, and never get a row
     succeeded: int | None = None  # how many elements are complete with exit status 0
     failed: int | None = None  # how many are complete otherwise, but for those in deleted
+    project: str = ""
 
     @property
     def key(self) -> JobKey:
@@ -381,3 +383,5 @@ class LeaderState:
     nodes: tuple[NodeRecord, ...]
     queues: tuple[QueueRecord, ...]
     server: Mapping[str, str] = field(default_factory=dict)  # its attributes that are set
+    documents: Mapping[str, Any] = field(default_factory=dict)  # see documents.py
+    used: tuple[tuple[str, str, float], ...] = ()  # see use.py: since what documents say of usage

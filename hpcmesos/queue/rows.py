@@ -110,6 +110,7 @@ def new_job_values(seq: int, new: NewJob) -> dict[str, Any]:
         "rerunable": new.rerunable,
         "dependencies": dependencies_json(new.dependencies),
         "submit_host": new.submit_host,
+        "project": new.project,
         "submission": dict(new.submission),
         **_new_array_values(new.array_spec),
     }

@@ -114,6 +114,7 @@ def _job_columns() -> list[Column[Any]]:
         _array("excluded", Text),
         _json("dependencies", "[]"),
         _text("submit_host"),
+        _text("project"),
         _json("submission"),
         # Of an array's parent only; its elements become rows when they start.
         Column("array_spec", JSONB(none_as_null=True)),

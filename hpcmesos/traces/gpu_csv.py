@@ -75,7 +75,6 @@ def _philly(number: int, row: Row) -> TraceJob | None:
         runtime=runtime,
         request=gpus(int(row["num_gpus"])),
         project=row["cluster"],
-        user=row["cluster"],
     )
 
 

@@ -177,3 +177,40 @@ def test_qselect(own: LiveCluster) -> None:
     assert own.run("qselect", "-q", "nosuch").returncode == 172
     assert own.run("qselect", "-s", "Z").returncode == 2
     silent(own, "qdel", "-W", "0", *own.run("qselect").stdout.split())
+
+
+def test_jobs_that_come_before_another(own: LiveCluster) -> None:
+    last = own.qsub(TRUE, "-W", "depend=on:2")
+    assert own.job(last)["depend"] == "on:2"
+    for word, status in (("beforeok", 0), ("beforeany", 3)):
+        job = own.qsub(f"#!/bin/sh\nexit {status}\n", "-h", "-W", f"depend={word}:{last}")
+        assert own.job(job)["depend"] == f"{word}:{last}"
+        silent(own, "qrls", job)
+        own.wait(job)
+    assert own.wait(last)["Exit_status"] == 0
+    for depend, text in (
+        (f"beforeok:{last}", "was not submitted with depend=on:COUNT"),
+        ("beforeok:99999", "Unknown Job Id"),
+        ("synccount:2", "one job on many nodes"),
+    ):
+        refused = own.run("qsub", "-W", f"depend={depend}", stdin=TRUE)
+        assert (refused.returncode, refused.stdout) == (208, ""), refused
+        assert text in refused.stderr
+
+
+def test_what_a_queue_is_shows_in_qstat(own: LiveCluster) -> None:
+    setting = "resources_max.walltime=2:00:00,Priority=7,keep_completed=0,max_running=3"
+    done = own.run("qmgr", "-c", f"set queue other {setting}", user="")
+    assert done.returncode == 0, done.stderr
+    full = own.run("qstat", "-Q", "-f", "other", check=True).stdout
+    assert full.startswith("Queue: other\n    queue_type = Execution\n    Priority = 7\n    total_jobs = ")
+    assert "    resources_max.walltime = 02:00:00\n" in full
+    row = own.run("qstat", "-q", "other", check=True).stdout.splitlines()[5].split()
+    assert (row[0], row[3], row[7], row[8:]) == ("other", "02:00:00", "3", ["E", "R"])
+    server = own.run("qstat", "-B", "-f", check=True).stdout
+    assert server.startswith("Server: hpcm\n    server_state = Active\n")
+    assert "    default_queue = batch\n" in server
+    job = own.qsub(TRUE, "-q", "other")
+    own.wait(job)
+    assert job not in own.run("qstat", check=True).stdout
+    assert own.job(job)["Exit_status"] == 0

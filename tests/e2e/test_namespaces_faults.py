@@ -30,6 +30,8 @@ from tests.e2e.namespace_cluster import (
 
 Note = Callable[[str, object], None]
 pytestmark = [pytest.mark.hosts, pytest.mark.root]
+HELD = [pytest.param(stack, marks=pytest.mark.full) for stack in (MPICH, RUN)]
+"""The stacks that every machine has: `scripts/test --all` holds these."""
 GANG = ("-l", "nodes=3:ppn=2:gpus=1")
 SOON, LINK = 10.0, 30.0
 """Seconds after a fault in which everything has to be over; LINK: when it is one of the network."""
@@ -104,7 +106,7 @@ def cluster(namespaces: NamespaceCluster, record_property: Note) -> Iterator[Nam
 
 
 @pytest.mark.parametrize("fault", RANK_FAULTS)
-@pytest.mark.parametrize("stack", [MPICH, RUN, OPENMPI5, OPENMPI4, MPICH4], indirect=True, ids=str)
+@pytest.mark.parametrize("stack", [*HELD, OPENMPI5, OPENMPI4, MPICH4], indirect=True, ids=str)
 def test_a_rank_dies(cluster: NamespaceCluster, stack: Stack, fault: str, record_property: Note) -> None:
     program, code = RANK_FAULTS[fault]
     job = start(cluster, stack, program)
@@ -137,7 +139,7 @@ os._exit({0: 4, 5: 3}.get(rank, 0))
 """
 
 
-@pytest.mark.parametrize("stack", [MPICH, RUN, OPENMPI5, OPENMPI4, MPICH4], indirect=True, ids=str)
+@pytest.mark.parametrize("stack", [*HELD, OPENMPI5, OPENMPI4, MPICH4], indirect=True, ids=str)
 def test_two_ranks_fail_differently(cluster: NamespaceCluster, stack: Stack, record_property: Note) -> None:
     """The code is that of the first, whichever of the two it was; Hydra itself would return 7, both in one."""
     job = cluster.submit(stack.script(stack.run("program.py")), *GANG, files={"program.py": DIFFERENTLY})
@@ -163,7 +165,7 @@ def test_a_rank_dies_without_the_front(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
-@pytest.mark.parametrize("stack", [MPICH, RUN, OPENMPI5, OPENMPI4], indirect=True, ids=str)
+@pytest.mark.parametrize("stack", [*HELD, OPENMPI5, OPENMPI4], indirect=True, ids=str)
 def test_the_launcher_dies(
     cluster: NamespaceCluster, stack: Stack, number: signal.Signals, record_property: Note
 ) -> None:
@@ -179,12 +181,10 @@ def test_the_launcher_dies(
 
 
 HELPERS = [
-    *((stack, victim) for stack in (MPICH, OPENMPI5, OPENMPI4) for victim in ("proxy", "remote_shell")),
-    *(
-        (stack.by_path(), victim)
-        for stack in (MPICH, OPENMPI5, OPENMPI4)
-        for victim in ("proxy", "remote_shell")
-    ),
+    pytest.param(stack, victim, marks=pytest.mark.full if first is MPICH else ())
+    for first in (MPICH, OPENMPI5, OPENMPI4)
+    for stack in (first, first.by_path())
+    for victim in ("proxy", "remote_shell")
 ]
 
 
@@ -233,7 +233,10 @@ def open_fourth(cluster: NamespaceCluster) -> None:
     cluster.run("pbsnodes", "-c", "node4", user="", check=True)
 
 
-@pytest.mark.parametrize(("culprit", "from_master"), [(-1, False), (-1, True), (0, True)])
+CUT_OFF = [(-1, False), (-1, True), pytest.param(0, True, marks=pytest.mark.full)]
+
+
+@pytest.mark.parametrize(("culprit", "from_master"), CUT_OFF)
 def test_a_host_is_cut_off(
     three: NamespaceCluster, openmpi5: str, culprit: int, from_master: bool, record_property: Note
 ) -> None:
@@ -275,7 +278,7 @@ def test_a_host_is_cut_off(
 
 
 @pytest.mark.parametrize(
-    "stack", [MPICH, MPICH.by_path(), RUN, OPENMPI5, OPENMPI5.by_path(), OPENMPI4], indirect=True, ids=str
+    "stack", [*HELD, MPICH.by_path(), OPENMPI5, OPENMPI5.by_path(), OPENMPI4], indirect=True, ids=str
 )
 def test_a_host_dies(three: NamespaceCluster, stack: Stack, record_property: Note) -> None:
     """Launchers see that its connections are reset, and return whatever they do, long before our clock: it decides."""

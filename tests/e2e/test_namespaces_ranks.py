@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from tests.e2e.namespace_cluster import MPICH, MPICH4, OPENMPI4, OPENMPI5, RUN, NamespaceCluster, Stack
+from tests.e2e.test_namespaces_faults import HELD
 
 pytestmark = [pytest.mark.hosts, pytest.mark.root]
 WHOLE = ("-l", "nodes=4:ppn=4:gpus=4")
@@ -72,8 +73,8 @@ def check_places(cluster: NamespaceCluster, output: str, library: str) -> None:
 @pytest.mark.parametrize(
     ("stack", "library"),
     [
-        (MPICH, "MPICH-5"),
-        (RUN, "MPICH-5"),
+        pytest.param(MPICH, "MPICH-5", marks=pytest.mark.full),
+        pytest.param(RUN, "MPICH-5", marks=pytest.mark.full),
         (MPICH4, "MPICH-4"),
         (MPICH4.under_run(), "MPICH-4"),
         (OPENMPI4, "OpenMPI-4"),
@@ -93,7 +94,7 @@ def test_sixteen_ranks(namespaces: NamespaceCluster, stack: Stack, library: str)
 
 
 @pytest.mark.parametrize(
-    "stack", [MPICH, RUN, MPICH4, MPICH4.under_run(), OPENMPI4, OPENMPI5], indirect=True, ids=str
+    "stack", [*HELD, MPICH4, MPICH4.under_run(), OPENMPI4, OPENMPI5], indirect=True, ids=str
 )
 def test_program_in_c(namespaces: NamespaceCluster, stack: Stack) -> None:
     directory = namespaces.root / "programs"
@@ -112,6 +113,7 @@ def test_program_in_c(namespaces: NamespaceCluster, stack: Stack) -> None:
     check_places(namespaces, job.output, "C")
 
 
+@pytest.mark.full
 def test_two_jobs_with_other_gpus_on_each_node(namespaces: NamespaceCluster) -> None:
     """A third job shifts what is free on one node: the same local rank has another index there."""
     for name in ("node3", "node4"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster_kit import LiveCluster
+from tests.e2e.cluster_kit import LiveCluster, wait_until
 from tests.e2e.conftest import running
 
 TRUE = "#!/bin/sh\ntrue\n"
@@ -82,6 +83,22 @@ def test_a_node_is_taken_out_of_use(own: LiveCluster) -> None:
     assert 'set node node1 note = "fan broken"' in own.run("qmgr", "-c", "print node node1").stdout
     qmgr(own, "set node node1 state = free", "unset node node1 note")
     assert own.run("pbsnodes", "-l").stdout == ""
+
+
+def test_qterm_stops_the_master_and_no_job(own: LiveCluster) -> None:
+    job = own.qsub("#!/bin/sh\nwhile [ ! -e $PBS_O_WORKDIR/go ]; do sleep 0.1; done\nexit 4\n")
+    own.wait_state(job, "R")
+    master = own.pid("master")
+    if own.user is not None:
+        assert own.run("qterm").returncode == 159
+    assert own.run("qterm", "-t", "immediate", user="").returncode == 2
+    done = own.run("qterm", "-t", "quick", user="")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    wait_until(lambda: not Path(f"/proc/{master}").exists(), "the master's end")
+    assert own.run("qstat").returncode == 255
+    (own.work() / "go").touch()
+    own.up()
+    assert own.wait(job)["Exit_status"] == 4
 
 
 def test_what_print_server_says_makes_the_same_cluster(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -88,3 +90,50 @@ def test_an_administrators_ring(cluster: LiveCluster) -> None:
     assert len(ElementTree.parse(picture).findall("{http://www.w3.org/2000/svg}path")) == 3
     unknown = cluster.hpcmesos("ring", "--nodes", "node1,nowhere", check=False)
     assert unknown.returncode and "nowhere" in unknown.stderr
+
+
+def test_a_queue_demands_the_ring(cluster: LiveCluster) -> None:
+    """Whatever the job says of it."""
+    directives = (
+        "create queue checked queue_type=Execution\nset queue checked enabled=True,started=True,ring=check\n"
+    )
+    cluster.run("qmgr", stdin=directives, user="", check=True)
+    job = cluster.qsub(
+        "#!/bin/sh\nexit 4\n", "-q", "checked", "-W", "ring=none", "-l", "nodes=2:ppn=1:gpus=1"
+    )
+    assert cluster.wait(job)["Exit_status"] == 4
+    assert "the ring closed: 2 ranks on 2 nodes" in cluster.output(job, kind="e")
+    cluster.run("qmgr", "-c", "delete queue checked", user="", check=True)
+
+
+SABOTEUR = """
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+__attribute__((constructor)) static void sabotage(void) {
+    const char *rank = getenv("PMI_RANK");
+    if (rank && !strcmp(rank, "1")) _exit(3);
+}
+"""
+
+
+def test_no_users_ring_changes_a_node(cluster: LiveCluster) -> None:
+    """A library that the user preloads breaks a ring of his own; the one before his job it does not meet."""
+    if (compiler := shutil.which("gcc")) is None:
+        pytest.skip("no C compiler")
+    library = cluster.work() / "saboteur.so"
+    command = [compiler, "-shared", "-fPIC", "-x", "c", "-o", str(library), "-"]
+    subprocess.run(command, input=SABOTEUR, text=True, check=True)
+    library.chmod(0o755)
+    job = cluster.qsub(
+        "#!/bin/sh\necho $LD_PRELOAD\nhpcmesos ring\n",
+        *("-v", f"LD_PRELOAD={library}", "-W", "ring=check", "-l", "nodes=2:ppn=1:gpus=1"),
+    )
+    assert cluster.wait(job)["Exit_status"] == 1
+    assert "the ring closed: 2 ranks on 2 nodes" in cluster.output(job, kind="e")
+    first, *table = cluster.output(job).splitlines()
+    assert first == str(library)
+    assert "rank 1" in table[-1] and "exited with code 3" in table[-1], table
+    assert cluster.run("pbsnodes", "-l", check=True).stdout == ""
+    refused = cluster.run("pbsnodes", "-o", "node1")
+    assert refused.returncode and cluster.run("pbsnodes", "-l", check=True).stdout == ""

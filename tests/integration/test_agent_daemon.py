@@ -319,7 +319,8 @@ def test_the_dead_man_timer_is_wound_with_what_the_leader_has_heard(
     node: Node, leader: Leader, shepherd: ScriptedShepherd
 ) -> None:
     began = boottime()
-    connected(node, leader, shepherd)
+    shepherd.hello |= {"journal": "journal1", "operations": ["hello", "prepare", "end", "contact"]}
+    assert connected(node, leader, shepherd).journal == "journal1"
     sent = []
     for nonce, heard in ((1, 0), (2, 0), (3, 2)):
         leader.say(wire.Ping(nonce=nonce, heard=heard))
@@ -332,6 +333,18 @@ def test_the_dead_man_timer_is_wound_with_what_the_leader_has_heard(
     hello, second = shepherd.contacts
     assert began <= hello <= sent[0]
     assert sent[0] <= second <= sent[1]
+
+
+def test_a_shepherd_of_the_release_before_is_asked_nothing_that_it_does_not_know(
+    node: Node, leader: Leader, shepherd: ScriptedShepherd
+) -> None:
+    connected(node, leader, shepherd)
+    for nonce in (1, 2, 3):
+        leader.say(wire.Ping(nonce=nonce, heard=nonce - 1))
+        leader.expect(wire.Pong)
+    leader.say(wire.Prepare(attempt="8.hpcm#1", spec=spec("8.hpcm#1", ())))
+    assert shepherd.expect()["op"] == "prepare"
+    assert shepherd.contacts == []
 
 
 def test_joins_says_hello_and_relays_an_attempt(

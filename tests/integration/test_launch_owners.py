@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from hpcmesos.launch import enclosure
 
 from . import shepherd_kit as kit
 
@@ -101,3 +104,25 @@ def test_strangers_cannot_enter_a_job(place: Path) -> None:
         assert "belongs to no job" in result.stderr
         (place / "home" / "stop").touch()
         run.ended()
+
+
+def test_nobody_belongs_to_anothers_attempt_for_what_he_says() -> None:
+    """Without cgroups a process is known by its environment, which anybody writes as he likes."""
+    marker = "HPCMESOS_SOCKET=/of/this/test"
+    trees = enclosure.Trees(marker)
+    victim = enclosure.Tree(trees, "1.hpcm#1", 0)
+    own = enclosure.Tree(trees, "2.hpcm#1", USER.pw_uid)
+    name, _, value = marker.partition("=")
+    environ = {name: value, "HPCMESOS_ATTEMPT": "1.hpcm#1"}
+    with subprocess.Popen(
+        ["/bin/sleep", "60"], env=environ, user=USER.pw_uid, start_new_session=True
+    ) as liar:
+        try:
+            own.adopt(liar.pid)
+            kit.wait_until(
+                lambda: enclosure.environment_of(liar.pid) and trees.owner_of(liar.pid), "the program"
+            )
+            assert (liar.pid in victim.pids(), liar.pid in own.pids()) == (False, True)
+            assert trees.owner_of(liar.pid) == "2.hpcm#1"
+        finally:
+            liar.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -301,3 +302,51 @@ def test_what_a_job_tells_of_its_ranks_can_be_read_by_all(run, node: kit.Node, t
     assert (ended["code"], ended["cause"]) == (0, "OK")
     assert [(rank["rank"], rank["code"]) for rank in ended["ranks"]] == [(5, 4)]
     assert [step["command"] for step in ended["steps"]] == [["a", "?"]]
+
+
+def test_a_job_has_no_descriptor_of_another(run, tmp_path: Path) -> None:
+    other = run("until test -e go; do sleep 0.01; done\n", stdout=str(tmp_path / "others"))
+    other.started()
+    mine = run("ls -l /proc/self/fd; ls -l /proc/$$/fd\n")
+    assert mine.ended()["code"] == 0
+    (tmp_path / "go").touch()
+    assert "others" not in mine.tail("stdout")
+    assert mine.tail("stdout").count(str(tmp_path / "out")) == 2
+
+
+CONNECTIONS = """
+import json, os, socket
+def connect():
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(10)
+    connection.connect(os.environ["HPCMESOS_SOCKET"])
+    return connection
+def ask(connection):
+    body = b"J" + json.dumps({"op": "step", "command": ["x"]}).encode()
+    connection.sendall(len(body).to_bytes(4, "big") + body)
+    return json.loads(connection.recv(65536)[5:])
+kept = []
+while "step" in (answer := ask(connect_ := connect())):
+    kept.append(connect_)
+print(len(kept), answer["error"])
+kept.pop().close()
+while "step" not in ask(connect()):
+    pass
+print("again")
+"""
+
+
+def test_an_attempt_has_only_so_many_connections(run, node: kit.Node, tmp_path: Path) -> None:
+    """A refusal says so; what other attempts have is not touched."""
+    (tmp_path / "connections.py").write_text(CONNECTIONS)
+    script = f"ulimit -n 1024; {sys.executable} connections.py\n"
+    attempt = run(script)
+    assert attempt.ended(timeout=60)["code"] == 0, attempt.tail("stderr")
+    slots = attempt.spec["members"][0]["slots"]
+    first, second = attempt.tail("stdout").splitlines()
+    most = 256 + 8 * slots
+    assert (
+        first
+        == f"{most} this job has {most} connections to the shepherd of {node.name}, the most that it may"
+    )
+    assert second == "again"

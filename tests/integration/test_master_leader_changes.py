@@ -12,7 +12,7 @@ import pytest
 
 from hpcmesos import wire
 from hpcmesos.model import Cause, JobState, Request
-from hpcmesos.queue.dependencies import DependencyKind
+from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.store import Store
 from tests.integration.invariants import check_invariants
@@ -152,3 +152,34 @@ def test_a_message_goes_to_the_head(bench: Bench) -> None:
     bench.run(seq)
     sent = bench.wish("message", seq, text="hello", streams="oe")
     assert sent == [("node1", wire.Alter(attempt=f"{seq}.hpcm#1", streams="oe", text="hello"))]
+
+
+def test_a_job_waits_until_others_have_named_it(bench: Bench) -> None:
+    bench.up("node1")
+    on = (Dependency(DependencyKind.ON, 0, None, 2),)
+    seq = bench.submit(dependencies=on, holds="d", state=JobState.HELD)
+    bench.turn()
+    assert bench.state(seq) is JobState.HELD
+    submission = {"before": [["afterok", seq]]}
+    first, second = (bench.submit(submission=submission) for _ in range(2))
+    bench.turn()
+    assert bench.job(seq).dependencies == (
+        Dependency(DependencyKind.AFTER_OK, first),
+        Dependency(DependencyKind.AFTER_OK, second),
+    )
+    for parent in (first, second):
+        assert bench.state(seq) is JobState.HELD
+        bench.run(parent)
+        bench.say(("node1", ended(f"{parent}.hpcm#1")))
+    assert bench.state(seq) is JobState.RUNNING
+
+
+def test_the_queue_decides_how_long_a_job_may_take_to_end(bench: Bench) -> None:
+    bench.store.wish("object", None, "ann", {**STOPPED, "changes": [["kill_delay", "=", "3"]]})
+    bench.up("node1")
+    seq = bench.submit()
+    bench.turn()
+    bench.run(seq)
+    [(_, end)] = bench.wish("delete", seq)
+    assert isinstance(end, wire.End)
+    assert end.kill_delay == 3

@@ -3,7 +3,10 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
+import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +65,21 @@ def test_rows_outlive_a_crash_and_a_stale_pid_file(place: Path) -> None:
     assert not postgres.stop(place / "data"), "the pid is another program's"
     again = postgres.start(place / "data", place / "s")
     assert ask(again.api_url, "SELECT count(*) FROM queues") == 2
+
+
+def test_a_server_whose_predecessor_is_not_quite_gone_is_started_again(place: Path) -> None:
+    server = postgres.start(place / "data", place / "s")
+    os.kill(server.pid, signal.SIGKILL)
+    pid_file = place / "data" / "postmaster.pid"
+    owner = pid_file.stat().st_uid
+    with subprocess.Popen(["sleep", "3"], user=owner if os.geteuid() == 0 else None) as remnant:
+        pid_file.write_text(pid_file.read_text().replace(str(server.pid), str(remnant.pid), 1))
+        reaper = threading.Thread(target=remnant.wait)
+        reaper.start()
+        again = postgres.start(place / "data", place / "s")
+        assert remnant.returncode is not None
+        reaper.join()
+    assert ask(again.url, "SELECT 1") == 1
 
 
 def test_only_the_caller_gets_in(place: Path) -> None:

@@ -59,6 +59,15 @@ def test_a_rank_that_never_reported_is_the_culprit() -> None:
     )
 
 
+def test_a_host_out_of_reach_is_known_before_mpi_begins() -> None:
+    report = ring_report.cut(ring(INIT, INIT, INIT), 2, "timed out")
+    assert (report.closed, report.broken, report.culprits) == (False, (2, 0), ("node1", "node3"))
+    assert report.message == (
+        "the ring broke between rank 2 (node3, GPU-2) and rank 0 (node1, GPU-0): "
+        "rank 2 cannot reach node1: timed out"
+    )
+
+
 @pytest.mark.parametrize(
     ("stages", "silent"), [((INIT, INIT, INIT), 0), ((TOKEN, TOKEN, TOKEN), 1), ((DONE, MEASURE, MEASURE), 2)]
 )

@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hpcmesos.config import MasterSettings
 from hpcmesos.gang.policy import Policy
-from hpcmesos.gang.snapshot import Member, Snapshot, Start
+from hpcmesos.gang.snapshot import Member, QueueView, Snapshot, Start
 from hpcmesos.master import cycle
 from hpcmesos.master.cluster import Cluster
 from hpcmesos.master.spec import build_spec
@@ -102,6 +104,13 @@ def share(
     )
 
 
+@pytest.mark.parametrize("asked", [{}, {"ring": "none"}, {"ring": "check"}])
+def test_a_queue_may_demand_the_ring(asked: dict[str, str]) -> None:
+    about = (job(submission=asked), [(share(), node())], b"", SETTINGS)
+    assert build_spec(*about)["ring"] == asked.get("ring")
+    assert build_spec(*about, ring_demanded=True)["ring"] == "check"
+
+
 def test_the_spec_has_every_key_of_the_contract() -> None:
     submission = {
         "environment": {"A": "1"},
@@ -186,11 +195,12 @@ def test_the_scheduler_sees_who_holds_what_until_when() -> None:
     assert len(look(picture)[0].running) == 0
 
 
-def test_queues_order_their_jobs_and_nodes_tell_their_switch() -> None:
-    picture = cluster(job(1), job(2, priority=3), nodes=(node(features=("a100", "switch=core1/leaf7")),))
-    picture.put_queue("batch", QueueRecord(name="batch", priority=10))
+def test_queues_and_nodes_tell_what_the_order_and_placement_look_at() -> None:
+    picture = cluster(job(1), nodes=(node(features=("a100", "switch=core1/leaf7")),))
+    attributes = {"level": "2", "resources_default.walltime": "00:10:00"}
+    picture.put_queue("batch", QueueRecord(name="batch", priority=10, attributes=attributes))
     found, _ = look(picture)
-    assert {view.id.seq: view.priority for view in found.pending} == {1: 10, 2: 13}
+    assert found.queues["batch"] == QueueView("batch", priority=10, level=2, walltime=600.0)
     assert [view.switch for view in found.nodes] == ["core1/leaf7"]
 
 

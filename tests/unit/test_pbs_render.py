@@ -333,8 +333,18 @@ def test_why_is_one_line_a_job() -> None:
 
 
 BATCH = QueueFacts(
-    name="batch", counts={"R": 2, "Q": 3, "C": 1}, limits={"walltime": "24:00:00"}, max_running=9
+    name="batch",
+    counts={"R": 2, "Q": 3, "C": 1},
+    limits={"walltime": "24:00:00"},
+    max_running=9,
+    attributes={
+        "queue_type": "Execution",
+        "Priority": "5",
+        "resources_max.walltime": "24:00:00",
+        "ring": "check",
+    },
 )
+ROUTE = QueueFacts(name="in", routes=True, attributes={"queue_type": "Route", "route_destinations": "batch"})
 
 
 def test_queue_tables() -> None:
@@ -371,8 +381,15 @@ def test_server_table() -> None:
 
 def test_full_queues() -> None:
     text = render_queues(parse_qstat(["-Q", "-f"]), [BATCH], VIEW)
-    assert text.startswith("Queue: batch\n    queue_type = Execution\n    total_jobs = 6\n    state_count = ")
-    assert "    resources_max.walltime = 24:00:00\n" in text
+    assert text.startswith(
+        "Queue: batch\n    queue_type = Execution\n    Priority = 5\n    total_jobs = 6\n    state_count = "
+    )
+    assert text.endswith(
+        "    resources_max.walltime = 24:00:00\n    ring = check\n    enabled = True\n    started = True\n\n"
+    )
+    assert queues([ROUTE]).splitlines()[2].split()[-2:] == ["R", "0"]
+    assert queues([ROUTE], Personality.PBSPRO).splitlines()[2].endswith("Rou*")
+    assert "    queue_type = Route\n" in render_queues(parse_qstat(["-Qf"]), [ROUTE], VIEW)
 
 
 GPUS = (

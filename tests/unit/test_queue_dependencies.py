@@ -1,7 +1,7 @@
 import pytest
 
 from hpcmesos.model import JobState
-from hpcmesos.queue.dependencies import Dependency, DependencyKind, Verdict, judge, judge_all
+from hpcmesos.queue.dependencies import Dependency, DependencyKind, Verdict, judge, judge_all, preceded
 from hpcmesos.queue.records import JobKey, Outcome, Progress
 
 QUEUED = Outcome(JobState.QUEUED, None)
@@ -20,6 +20,7 @@ TABLE = {
     "afternotok": (NEVER, WAIT, WAIT, WAIT, NEVER, YES, YES),
     "afterany": (YES, WAIT, WAIT, WAIT, YES, YES, YES),
 }
+TABLE["on"] = (YES,) * 7  # nothing to come any more
 TABLE |= {  # of a parent that is no array
     "afterstartarray": TABLE["after"],
     "afterokarray": TABLE["afterok"],
@@ -66,3 +67,16 @@ def test_so_many_elements_of_an_array(kind: DependencyKind) -> None:
     parent = Outcome(JobState.RUNNING, None, BEGUN)
     wanted = (3, 4, 6, 8, None)
     assert tuple(judge(Dependency(kind, 1, None, number), parent) for number in wanted) == NUMBERED[kind]
+
+
+def test_a_job_that_waits_to_be_named() -> None:
+    on, first, second = (
+        Dependency(DependencyKind.ON, 0, None, 2),
+        Dependency(DependencyKind.AFTER_OK, 7),
+        Dependency(DependencyKind.AFTER_ANY, 8),
+    )
+    assert judge(on, None) is WAIT
+    named = preceded([on], first)
+    assert named == (on._replace(number=1), first)
+    assert preceded(named, second) == (first, second)
+    assert preceded([first], second) is None

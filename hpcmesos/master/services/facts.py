@@ -13,7 +13,7 @@ from hpcmesos.master.services.output_paths import shown_paths
 from hpcmesos.model import GpuState, JobId, JobState
 from hpcmesos.pbs.facts import GpuFacts, JobFacts, NodeFacts
 from hpcmesos.queue import elements
-from hpcmesos.queue.dependencies import Dependency
+from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.records import (
     AttemptKey,
     AttemptRecord,
@@ -126,7 +126,7 @@ def job_facts(
         rerunable=job.rerunable,
         submit_args=submission.get("submit_args", "") if private else "",
         hold_types=hold_types(job.holds),
-        depend=",".join(depend_text(d, job.server) for d in job.dependencies) or None,
+        depend=",".join(_depend(job)) or None,
         project=submission.get("project"),
         account=submission.get("account"),
         group=submission.get("group"),
@@ -149,8 +149,16 @@ def job_facts(
     )
 
 
+def _depend(job: JobRecord) -> Iterator[str]:
+    yield from (depend_text(one, job.server) for one in job.dependencies)
+    for kind, seq in job.submission.get("before", ()):
+        yield f"{kind.replace('after', 'before', 1)}:{JobId(seq, job.server)}"
+
+
 def depend_text(dependency: Dependency, server: str) -> str:
     """As users write it: ``afterok:12.hpcm``, ``afterokarray:12[].hpcm[5]``."""
+    if dependency.kind is DependencyKind.ON:
+        return dependency.short
     array = dependency.kind.counts and dependency.element is None
     parent = JobId(dependency.seq, server, dependency.element, array)
     number = "" if dependency.number is None else f"[{dependency.number}]"

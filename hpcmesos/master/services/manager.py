@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +17,7 @@ from hpcmesos.errors import (
     InvalidValue,
     QueueBusy,
     ReadOnlyAttribute,
+    StateError,
     UnknownAttribute,
     UnknownNode,
     UnknownQueue,
@@ -25,7 +29,7 @@ from hpcmesos.master.objects import changed_queue, flat
 from hpcmesos.master.services import wishes
 from hpcmesos.master.services.nodes import facts as node_facts
 from hpcmesos.master.services.replies import Refusals, error_number, exit_code, information
-from hpcmesos.master.services.site import FRESH, Site
+from hpcmesos.master.services.site import FRESH, Site, server_attributes
 from hpcmesos.master.services.submit import decoded
 from hpcmesos.pbs import manager_render as render
 from hpcmesos.pbs.manager import Change, Directive, lines, parse_line
@@ -43,6 +47,7 @@ _SWITCHES: Mapping[str, tuple[str, str]] = {
     "qstart": ("started", "True"),
     "qstop": ("started", "False"),
 }
+_FAREWELL = 0.2  # seconds until a master that was told to stop does: its answer is on its way by then
 _SWITCH_FAILED = 2  # what these four exit with, whatever the error
 
 
@@ -95,6 +100,20 @@ def switch(command: str, site: Site, caller: Caller, request: CommandRequest) ->
     _settle(site, sent)
     reply = refusals.reply()
     return CommandReply(stderr=reply.stderr, code=_SWITCH_FAILED if reply.code else 0)
+
+
+def qterm(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
+    """Stops the master that is asked; jobs and agents go on, and other masters take over."""
+    if told := information("qterm", request.argv, Personality(request.personality)):
+        return told
+    kind = parse("qterm", request.argv).last("t") or "quick"
+    if kind != "quick":
+        raise UsageError(f"-t {kind} is not served: no job ends with its master; write -t quick")
+    auth.check_manager(caller, "stop a master")
+    if site.supervisor is None:
+        raise StateError("this API process has no supervisor that could be stopped")
+    threading.Timer(_FAREWELL, os.kill, (site.supervisor, signal.SIGTERM)).start()
+    return CommandReply()
 
 
 @dataclass(slots=True)
@@ -193,7 +212,7 @@ class _Session:
             if not known(directive.kind, attribute):
                 raise UnknownAttribute(f"Undefined attribute {attribute}")
         if directive.kind == "server":
-            shown = {"server_state": "Active", **self._counted(None), **self._server_attributes()}
+            shown = {"server_state": "Active", **self._counted(None), **server_attributes(self.site)}
             shown["pbs_version"] = version("hpcmesos")
             name = self.site.settings.server
         elif directive.kind == "queue":
@@ -213,7 +232,7 @@ class _Session:
         queues = self.site.queues.fresh()
         if directive.kind == "server":
             self.out.append(render.printed_queues((queue.name, flat(queue)) for queue in queues.values()))
-            self.out.append(render.printed_server(self._server_attributes()))
+            self.out.append(render.printed_server(server_attributes(self.site)))
         elif directive.kind == "queue":
             if name and name not in queues:
                 raise UnknownQueue("Unknown queue")
@@ -223,18 +242,6 @@ class _Session:
             names = [name] if name else self._node_names()
             settable = [(node, self._settable(node)) for node in names]
             self.out.append(render.printed_nodes(settable))
-
-    def _server_attributes(self) -> dict[str, str]:
-        """What holds: the settings' values where nothing else was set."""
-        settings = self.site.settings
-        given = self.site.server.fresh()
-        defaults = {
-            "scheduling": "True",
-            "default_queue": settings.default_queue,
-            "keep_completed": str(int(settings.keep_completed)),
-            "kill_delay": str(int(settings.kill_delay)),
-        }
-        return defaults | dict(sorted(given.items()))
 
     def _counted(self, queue: str | None) -> dict[str, str]:
         counts = self.site.store.counts()

@@ -8,6 +8,7 @@ from datetime import tzinfo
 
 from hpcmesos.errors import HpcmesosError
 from hpcmesos.master import links_client
+from hpcmesos.master.services.facts import depend_text
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import JobId, JobState
 from hpcmesos.pbs.attributes import time_text
@@ -51,7 +52,7 @@ def _ask_leader(site: Site, seqs: list[int]) -> dict[int, str]:
 
 def _own_reason(job: JobRecord, zone: tzinfo) -> str:
     if "d" in job.holds:
-        parents = ", ".join(f"{d.kind}:{JobId(d.seq, job.server)}" for d in job.dependencies)
+        parents = ", ".join(depend_text(d, job.server) for d in job.dependencies)
         return f"waits for its dependencies: {parents}"
     if job.holds:
         holders = " and ".join(_HOLDERS[letter] for letter in job.holds if letter in _HOLDERS)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Generic, TypeVar
 from zoneinfo import ZoneInfo
@@ -73,6 +73,7 @@ class Site:
     server: Remembered[dict[str, str]]  # its attributes that are set
     tls: ssl.SSLContext | None = None
     ca_state: Path | None = None  # the directory that holds ``ca/``
+    supervisor: int | None = None  # pid of the master's first process
 
     @classmethod
     def open(cls, settings: MasterSettings, store: Store, tls: ssl.SSLContext | None = None) -> Site:
@@ -95,6 +96,26 @@ class Site:
     def close(self) -> None:
         self.notifier.close()
         self.store.close()
+
+
+def server_attributes(site: Site) -> dict[str, str]:
+    """What holds of the server: the settings' values where qmgr has set nothing else."""
+    settings = site.settings
+    defaults = {
+        "scheduling": "True",
+        "default_queue": settings.default_queue,
+        "keep_completed": str(int(settings.keep_completed)),
+        "kill_delay": str(int(settings.kill_delay)),
+    }
+    return defaults | dict(sorted(site.server.fresh().items()))
+
+
+def kept_for(site: Site, queue: str) -> timedelta:
+    """How long plain qstat shows a finished job: the queue's word, else the server's, else the settings'."""
+    known = site.queues.recent().get(queue)
+    text = known.attributes.get("keep_completed") if known is not None else None
+    text = text or site.server.recent().get("keep_completed")
+    return timedelta(seconds=float(text) if text else site.settings.keep_completed)
 
 
 def node_view(node: NodeRecord) -> NodeView:

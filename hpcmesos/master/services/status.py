@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, tzinfo
 from importlib.metadata import version
 
 import msgspec
 
 from hpcmesos.errors import HpcmesosError, JobFinished, UnknownJob, UnknownQueue
 from hpcmesos.master.auth import Caller
+from hpcmesos.master.objects import flat
 from hpcmesos.master.services.facts import Surroundings, job_facts
 from hpcmesos.master.services.launches import attempt_status
 from hpcmesos.master.services.listing import Listed, expanded
 from hpcmesos.master.services.lookup import find, full_id, id_of, names, parse_id
 from hpcmesos.master.services.reasons import pending_reasons
 from hpcmesos.master.services.replies import Refusals, information
-from hpcmesos.master.services.site import Site, client_zone
+from hpcmesos.master.services.site import Site, client_zone, kept_for, server_attributes
 from hpcmesos.model import JobId, JobState
 from hpcmesos.pbs import render_full, render_text
 from hpcmesos.pbs.facts import JobFacts, QueueFacts, ServerFacts, each
+from hpcmesos.pbs.manager_attributes import resources, total_limit
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.render_json import jobs_json
 from hpcmesos.pbs.render_xml import jobs_xml
 from hpcmesos.pbs.status import QstatFormat, QstatQuery, parse_qstat
-from hpcmesos.queue.records import AttemptKey, JobFilter, JobKey, JobRecord
+from hpcmesos.queue.records import AttemptKey, JobFilter, JobKey, JobRecord, QueueRecord
 from hpcmesos.wire import CommandReply, CommandRequest, EventStatus, JobStatus
 
 _SHORT = frozenset({QstatFormat.PLAIN, QstatFormat.WHY})
@@ -195,9 +197,10 @@ def _by_filter(site: Site, query: QstatQuery, personality: Personality, now: dat
         brief=query.format in _SHORT,
         elements=query.expand_arrays,
     )
-    oldest = now - timedelta(seconds=site.settings.keep_completed)
     return [
-        job for job in site.store.jobs(wanted) if history or job.ended_at is None or job.ended_at >= oldest
+        job
+        for job in site.store.jobs(wanted)
+        if history or job.ended_at is None or now - job.ended_at <= kept_for(site, job.queue)
     ]
 
 
@@ -289,7 +292,15 @@ def _queues_or_server(site: Site, query: QstatQuery, personality: Personality, r
     counts = site.store.counts()
     if query.format is QstatFormat.SERVER:
         total = sum(map(Counter, counts.values()), Counter[str]())
-        server = ServerFacts(name=site.settings.server, counts=dict(total))
+        given = server_attributes(site)
+        most = total_limit(given, "max_running", "max_run")
+        server = ServerFacts(
+            name=site.settings.server,
+            status="Active" if given["scheduling"] == "True" else "Idle",
+            counts=dict(total),
+            max_running=most,
+            attributes={**given, "pbs_version": version("hpcmesos")},
+        )
         return (
             render_full.full_server(server) if query.full else render_text.server_table(server, personality)
         )
@@ -298,15 +309,27 @@ def _queues_or_server(site: Site, query: QstatQuery, personality: Personality, r
         if name not in known:
             refusals.add(name, UnknownQueue(f"Unknown queue {name}"))
     shown = [
-        QueueFacts(
-            name=queue.name,
-            enabled=queue.enabled,
-            started=queue.started,
-            counts=counts.get(queue.name, {}),
-        )
+        _queue_facts(queue, counts.get(queue.name, {}))
         for queue in known.values()
         if not query.queues or queue.name in query.queues
     ]
     if query.format is QstatFormat.LIMITS:
         return render_text.queue_limits(shown, site.settings.server)
     return render_full.full_queues(shown) if query.full else render_text.queues(shown, personality)
+
+
+def _queue_facts(queue: QueueRecord, counts: Mapping[str, int]) -> QueueFacts:
+    attributes = flat(queue)
+    limits = resources(attributes, "resources_max")
+    if "nodect" in limits:
+        limits.setdefault("nodes", limits["nodect"])
+    return QueueFacts(
+        name=queue.name,
+        enabled=queue.enabled,
+        started=queue.started,
+        routes=attributes["queue_type"] == "Route",
+        max_running=total_limit(attributes, "max_running", "max_run"),
+        counts=counts,
+        limits=limits,
+        attributes=attributes,
+    )

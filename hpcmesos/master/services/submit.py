@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import pwd
 import re
+import shlex
 import socket
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -25,17 +26,24 @@ from hpcmesos.errors import (
     InvalidScript,
     InvalidValue,
     NeverFits,
+    QueueLimit,
+    Unauthorized,
+    UnknownJob,
     UsageError,
 )
+from hpcmesos.gang.snapshot import JobView
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
+from hpcmesos.master.limits import why_never
 from hpcmesos.master.objects import fenced
 from hpcmesos.master.services import output_paths
 from hpcmesos.master.services.admission import Applicant, admit, default_resources, execution_group
+from hpcmesos.master.services.lookup import find_own
 from hpcmesos.master.services.replies import information
 from hpcmesos.master.services.site import Site, client_zone
 from hpcmesos.model import JobId, JobState, Request
 from hpcmesos.pbs import submission as pbs
+from hpcmesos.pbs.echo import understood
 from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
@@ -74,6 +82,8 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         return CommandReply(need=need)
     built = pbs.build_submission(request.argv, text, _context(site, caller, request))
     new = _new_job(site, caller, request, built, script)
+    if built.dry_run:
+        return CommandReply(stdout=understood(built, new.queue))
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
     seq = site.store.submit(new, request.key, digest).seq
     site.notifier.poke()
@@ -119,8 +129,8 @@ def _one_of_many(
     script = job.script if asked.script is not None else None
     text = None if script is None else pbs.check_script(script)
     built = pbs.build_submission(job.argv, text, context)
-    if built.block:
-        raise UsageError("a job among many cannot block")
+    if built.block or built.dry_run:
+        raise UsageError("a job among many can neither block nor be a dry run")
     return _new_job(site, caller, request, built, script), built
 
 
@@ -180,6 +190,7 @@ def _context(site: Site, caller: Caller, request: CommandRequest | SubmitRequest
         server=site.settings.server,
         now=datetime.now(client_zone(request.environ.get("TZ"))),
         default_queue=site.default_queue,
+        default_options=tuple(shlex.split(site.server.recent().get("default_qsub_arguments", ""))),
         default_resources=partial(default_resources, site),
     )
 
@@ -211,12 +222,18 @@ def _new_job(
     )
     queue = admit(site, built.queue or site.default_queue, applicant)
     check_fits(site, built.request)
+    _check_limits(site, queue.name, caller.user, built)
     parents = dependencies(site, built.dependencies)
     holds = ("u" if built.hold else "") + ("d" if parents else "")
     waits = built.not_before is not None and built.not_before > datetime.now(UTC)
     state = JobState.HELD if holds else JobState.WAITING if waits else JobState.QUEUED
+    before = followers(site, caller, built.dependencies)
     group = execution_group(caller.user, built.group_list)
-    stored = _stored(site, request, built) | ({"group": group} if group else {})
+    stored = (
+        _stored(site, request, built)
+        | ({"group": group} if group else {})
+        | ({"before": before} if before else {})
+    )
     _check_storable([built.name, request.host, request.key or "", stored])
     return NewJob(
         name=built.name,
@@ -231,6 +248,7 @@ def _new_job(
         rerunable=built.rerunable,
         dependencies=parents,
         submit_host=request.host,
+        project=built.project or "",
         submission=stored,
         script=script,
         array_spec=built.array,
@@ -247,15 +265,25 @@ def _check_array(site: Site, built: pbs.Submission, personality: Personality) ->
     """What a family refuses of arrays, and the site's limit."""
     if built.array is None:
         return
-    if built.array.size > site.settings.max_array_size:
+    given = site.server.recent()
+    most = min(site.settings.max_array_size, int(given.get("max_job_array_size", 2**31)))
+    if built.array.size > most:
         raise ArrayTooLarge(
-            f"Array job exceeds server or queue size limit: {built.array.size} elements, at most"
-            f" {site.settings.max_array_size}"
+            f"Array job exceeds server or queue size limit: {built.array.size} elements, at most {most}"
         )
+    if (slots := int(given.get("max_slot_limit", 2**31))) < (built.array.limit or built.array.size):
+        raise QueueLimit(f"Requested slot limit is too large, limit is {slots}")
     if personality is Personality.PBSPRO and built.array.size < 2:
         raise UsageError("illegal -J value: an array has at least two elements")
     if personality is Personality.PBSPRO and not built.rerunable:
         raise UsageError("cannot submit non-rerunable Array Job")
+
+
+def _check_limits(site: Site, queue: str, user: str, built: pbs.Submission) -> None:
+    """Raises QueueLimit for a job that a limit would keep waiting for ever."""
+    asked = JobView(JobId(0, ""), built.request, 0, 0.0, queue, user=user, project=built.project or "")
+    if reason := why_never(asked, site.queues.recent(), site.server.recent()):
+        raise QueueLimit(f"Job violates queue and/or server resource limits: {reason.text}")
 
 
 def check_fits(site: Site, request: Request) -> None:
@@ -269,9 +297,11 @@ def check_fits(site: Site, request: Request) -> None:
 
 def dependencies(site: Site, terms: tuple[pbs.Dependency, ...]) -> tuple[Dependency, ...]:
     """The dependencies that the terms name. Raises BadDependency for a kind or job that there is not."""
-    found = tuple(dependency for term in terms for dependency in _term(site, term))
-    known = site.store.outcomes(JobKey(*dependency.parent) for dependency in found) if found else {}
-    for dependency in found:
+    behind = [term for term in terms if not term.kind.startswith("before")]
+    found = tuple(dependency for term in behind for dependency in _term(site, term))
+    parents = [one for one in found if one.kind is not DependencyKind.ON]
+    known = site.store.outcomes(JobKey(*dependency.parent) for dependency in parents) if parents else {}
+    for dependency in parents:
         outcome = known.get(JobKey(*dependency.parent))
         if outcome is None:
             unknown = JobId(dependency.seq, site.settings.server, dependency.element)
@@ -283,7 +313,36 @@ def dependencies(site: Site, terms: tuple[pbs.Dependency, ...]) -> tuple[Depende
     return found
 
 
+def followers(site: Site, caller: Caller, terms: tuple[pbs.Dependency, ...]) -> list[tuple[str, int]]:
+    """Of the ``before...`` terms, which jobs wait for this one and how: (``afterok``, seq).
+
+    Raises:
+        BadDependency: such a job is not there, is not the caller's, or does not wait for others to name it (``on:N``).
+    """
+    found: list[tuple[str, int]] = []
+    for term in terms:
+        if not term.kind.startswith("before"):
+            continue
+        kind = term.kind.replace("before", "after", 1)
+        for text in term.jobs:
+            try:
+                job = find_own(site, caller, text)
+            except (UnknownJob, Unauthorized) as error:
+                raise BadDependency(f"dependency {term}: {error}") from None
+            if not any(one.kind is DependencyKind.ON and one.number for one in job.dependencies):
+                raise BadDependency(f"dependency {term}: job {job.id} was not submitted with depend=on:COUNT")
+            found.append((kind, job.seq))
+    return found
+
+
 def _term(site: Site, term: pbs.Dependency) -> Iterator[Dependency]:
+    if term.kind == "on":
+        yield Dependency(DependencyKind.ON, 0, None, int(term.jobs[0][:9]))
+        return
+    if term.kind.startswith("sync"):
+        raise BadDependency(
+            f"dependency '{term}' is not served: what has to start together is one job on many nodes"
+        )
     try:
         kind = DependencyKind(term.kind)
     except ValueError:

@@ -15,7 +15,8 @@ message  index, text, streams ("o" "e" "oe")                           the head 
 alter    index, fields (see master/changes.py), submission, limit      changes the job
 node     node, action ("offline" "clear" "note" "gone"), note or None  changes the node; ``seq`` is None
 object   kind ("queue" "server"), name, action ("create" "delete"      changes it; ``seq`` is None
-         "set" "unset"), changes ([name, operator, value] each)
+         "set" "unset"), changes ([name, operator, value] each);
+         kind "reservation" or "shares": value (see the modules)
 ======== ============================================================= ===========================================
 
 ``index`` is an array's element, or None for the job itself. Instead ``elements`` may name several, as half-open ranges;

@@ -1,0 +1,116 @@
+"""Reservations and shares: what operators and managers make, and who has used how much of what is due to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from hpcmesos import wire
+from hpcmesos.errors import InvalidValue
+from hpcmesos.gang.fair import decayed, standings
+from hpcmesos.master import auth, reservations, shares
+from hpcmesos.master.auth import Caller
+from hpcmesos.master.services import wishes
+from hpcmesos.master.services.site import Site
+from hpcmesos.master.usage import accounts
+from hpcmesos.queue import documents
+
+_HOUR = 3600.0
+
+
+def list_reservations(site: Site) -> list[wire.Reservation]:
+    """Those that are not over, the first to begin first."""
+    kept = site.store.documents().get(documents.RESERVATIONS) or {}
+    now = time.time()
+    found = [wire.Reservation(name=name, **entry) for name, entry in kept.items() if entry["ends_at"] > now]
+    return sorted(found, key=lambda one: (one.starts_at, one.name))
+
+
+def reserve(site: Site, caller: Caller, wanted: wire.ReservationRequest) -> wire.Reservation:
+    """Keeps nodes for a time. Raises Unauthorized, InvalidValue; then nothing is kept."""
+    auth.check_operator(caller, "reserve nodes")
+    value = {
+        "starts_at": wanted.starts_at or time.time(),
+        "ends_at": wanted.ends_at,
+        "nodes": wanted.nodes or [view.name for view in site.nodes.fresh().nodes],
+        "users": wanted.users,
+        "queues": wanted.queues,
+        "note": wanted.note,
+        "by": caller.user,
+    }
+    _change_reservations(site, wanted.name, value)
+    _wish(site, caller, "reservation", wanted.name, "create", value)
+    made = next((one for one in list_reservations(site) if one.name == wanted.name), None)
+    if made is None:
+        raise InvalidValue(
+            f"reservation {wanted.name}: the leader has not taken it yet, or others were quicker;"
+            " hpcmesos reserve list shows all"
+        )
+    return made
+
+
+def unreserve(site: Site, caller: Caller, name: str) -> None:
+    """Takes a reservation away. Raises Unauthorized, InvalidValue."""
+    auth.check_operator(caller, "take reservations away")
+    _change_reservations(site, name, None)
+    _wish(site, caller, "reservation", name, "delete", None)
+
+
+def _change_reservations(site: Site, name: str, value: Mapping[str, Any] | None) -> None:
+    """Whether the leader would do it. Raises InvalidValue."""
+    reservations.changed(
+        site.store.documents().get(documents.RESERVATIONS) or {},
+        name,
+        value,
+        nodes={view.name for view in site.nodes.fresh().nodes},
+        queues=site.queues.fresh(),
+        now=time.time(),
+    )
+
+
+def list_shares(site: Site) -> list[wire.ShareStatus]:
+    """Everybody who has used something or has shares set, by project and user."""
+    kept = site.store.documents()
+    tree, usage = kept.get(documents.SHARES) or {}, kept.get(documents.USAGE) or {}
+    passed = max(0.0, time.time() - float(usage.get("at", 0.0)))
+    used = {
+        (project, user): decayed(float(amount), passed)
+        for project, user, amount in usage.get("accounts") or ()
+    }
+    for name in tree.get("users") or {}:
+        project, _, user = name.partition("/")
+        used.setdefault((project, user), 0.0)
+    of_projects = tree.get("projects") or {}
+    listed = accounts(used, tree)
+    found = standings(listed, of_projects)
+    return [
+        wire.ShareStatus(
+            project=account.project,
+            user=account.user,
+            project_shares=float(of_projects.get(account.project, 1.0)),
+            shares=account.shares,
+            gpu_hours=account.usage / _HOUR,
+            usage=found[account.project, account.user].usage,
+            target=found[account.project, account.user].share,
+            factor=found[account.project, account.user].factor,
+        )
+        for account in listed
+    ]
+
+
+def set_shares(site: Site, caller: Caller, wanted: wire.ShareRequest) -> None:
+    """Gives a project, or a user in it, so many shares. Raises Unauthorized, InvalidValue."""
+    auth.check_manager(caller, "set shares")
+    value = {"project": wanted.project, "user": wanted.user, "shares": wanted.shares}
+    shares.changed({}, value)
+    _wish(site, caller, "shares", wanted.project, "set", value)
+
+
+def _wish(
+    site: Site, caller: Caller, kind: str, name: str, action: str, value: Mapping[str, Any] | None
+) -> None:
+    payload = {"kind": kind, "name": name, "action": action, "value": value}
+    sent = site.store.wish(wishes.OBJECT, None, caller.user or "master", payload)
+    site.notifier.poke()
+    wishes.await_taken(site.store, [sent])

@@ -1,0 +1,18 @@
+"""What the leader keeps as one JSON value each: rows of ``settings``, read whole, written whole.
+
+============ ================================================================================================
+name         value
+============ ================================================================================================
+server       the attributes of the server that are set: {name: text}
+reservations by name: {"starts_at", "ends_at" (epoch seconds), "nodes", "users", "queues", "by", "note"}
+shares       {"projects": {name: shares}, "users": {"project/user": shares}}; what is not named has one share
+usage        {"at": epoch seconds, "accounts": [[project, user, GPU-seconds, decayed until then], ...]}
+============ ================================================================================================
+"""
+
+from __future__ import annotations
+
+SERVER = "server"
+RESERVATIONS = "reservations"
+SHARES = "shares"
+USAGE = "usage"
