@@ -355,7 +355,7 @@ class Client:
             try:
                 return self._once(method, path, kind, data)
             except (OSError, http.client.HTTPException, Unavailable) as error:
-                met = met or isinstance(error, Unavailable) or self._connected
+                met = met or isinstance(error, Unavailable | ConnectionRefusedError) or self._connected
                 self.close()
                 self._give_up_after(began + (patience if met else min(patience, _UNMET)), error)
                 self._turn()

@@ -31,7 +31,7 @@ _SILENCE = 20.0
 """Seconds without a byte after which another master is asked, where there is one."""
 
 _UNMET = 5.0
-"""The same while nobody has ever listened: a master may just be starting."""
+"""The same when there is a way to a master, but no socket at its end."""
 
 
 class _Broken(Exception):
@@ -177,6 +177,9 @@ def _ask(paths: str, target: str, request: dict[str, Any]) -> dict[str, Any]:
             except _Broken as error:
                 last, met = error, True
             except OSError as error:
+                met = met or isinstance(
+                    error, ConnectionRefusedError
+                )  # a master that starts, or has just ended
                 if last is None or isinstance(last, FileNotFoundError):
                     last = error
         assert last is not None

@@ -97,7 +97,7 @@ def _server(app: Any, tls: ssl.SSLContext | None) -> _Server:
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=_GRACE,  # type: ignore[arg-type]  # asyncio takes fractions
-        backlog=2048,
+        backlog=4096,
     )
     config.load()
     config.ssl = tls

@@ -1,5 +1,6 @@
 """The supervisor: ``hpcmesos master``. Binds the API's sockets, starts the leader candidate and the API processes, and
-starts again whatever dies. Single thread; no database connection of its own but to migrate.
+starts again whatever dies. The first API process that is ready listens on the unix socket: until then clients are
+refused, and ask another master. Single thread; no database connection of its own but to migrate.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ def run_master(settings: MasterSettings) -> int:
     with _wakeups() as wakeups:
         if not _prepare_database(settings, wakeups):
             return 0
-        with contextlib.closing(_bind_unix(settings.socket)) as unix, _bind_tls(settings) as tls:
+        with (
+            _alone(settings.socket),
+            contextlib.closing(_bind_unix(settings.socket)) as unix,
+            _bind_tls(settings) as tls,
+        ):
             try:
                 Supervisor(settings, _children(settings, unix, tls), wakeups).run()
             finally:
@@ -77,20 +82,33 @@ def _prepare_database(settings: MasterSettings, wakeups: Wakeups) -> bool:
                 return False
 
 
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keeps other masters off this socket, also before anybody listens there."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    lock = path.with_name(f"{path.name}.lock")
+    descriptor = pidfile.hold(str(lock))
+    if descriptor is None:
+        raise StateError(f"another master listens on {path}")
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 def _bind_unix(path: Path) -> socket.socket:
     """The API's socket for everybody on this host; a stale file is replaced only when nobody listens on it."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
     if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
         raise StateError(f"{path} is in the way: it is no socket")
     if path.exists():
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(path)) == 0:
-                raise StateError(f"another master listens on {path}")
+                raise StateError(f"another program listens on {path}")
         path.unlink()
     unix = socket.socket(socket.AF_UNIX)
     unix.bind(str(path))
     path.chmod(0o666)
-    unix.listen(_BACKLOG)
     return unix
 
 

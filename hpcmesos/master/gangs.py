@@ -149,7 +149,8 @@ class Gangs:
         job = self.desk.cluster.jobs[attempt.key.job]
         if attempt.spec is not None:
             attempt.spec["walltime"] = job.request.walltime  # for a PREPARE that is sent again
-        self.desk.send(attempt.head, wire.Alter(attempt=attempt.name, walltime=job.request.walltime))
+        if attempt.end is None:  # what is told to end needs none
+            self.desk.send(attempt.head, wire.Alter(attempt=attempt.name, walltime=job.request.walltime))
 
     # --- end
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -169,3 +170,32 @@ def test_masters_clocks_jump(jump: int) -> None:
         }
         made.restart_masters(environ=environ)
         endure(made, clock_jump(jump), LONG)
+
+
+@durations
+def test_everything_but_the_nodes_away(cluster: TroubleCluster, seconds: float) -> None:
+    """PostgreSQL and all masters: jobs go on, some end meanwhile, and every end is known afterwards."""
+    survive_darkness(cluster, seconds)
+
+
+def survive_darkness(cluster: TroubleCluster, seconds: float) -> None:
+    gate = cluster.work() / "late"
+    gate.unlink(missing_ok=True)
+    late = cluster.qsub(f"#!/bin/sh\nwhile [ ! -e {gate} ]; do sleep 0.1; done\nexit 5\n")
+    early = {cluster.qsub(f"#!/bin/sh\nsleep {seconds / 2}\nexit {code}\n"): code for code in (0, 1, 7)}
+    killed = cluster.qsub(f"#!/bin/sh\nsleep {seconds / 2}\nkill -9 $$\n")
+    for job in (late, *early, killed):
+        cluster.wait_state(job, "R")
+    for name in cluster.described.master_names:
+        os.kill(cluster.pid(name), signal.SIGKILL)
+    postgres.stop(cluster.state / "postgres", "immediate")
+    pass_time(seconds)
+    assert any(f"/{late}" in line for line in cluster.job_processes()), "the running job goes on"
+    cluster.up()
+    assert starts_again(cluster, 30) < 30  # masters of this machine are started one by one, and by hand
+    assert {job: cluster.wait(job)["Exit_status"] for job in early} == early
+    assert cluster.wait(killed)["Exit_status"] == 256 + signal.SIGKILL
+    gate.touch()
+    assert cluster.wait(late)["Exit_status"] == 5
+    for job in (late, *early, killed):
+        assert cluster.job(job)["run_count"] == 1

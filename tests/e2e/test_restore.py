@@ -30,6 +30,11 @@ def scripts(cluster: LiveCluster) -> set[str]:
     return {line for line in cluster.job_processes() if line.endswith("/script")}
 
 
+def led_in(cluster: LiveCluster) -> int:
+    with cluster.client() as client:
+        return client.leader().term
+
+
 def gpu_states(cluster: LiveCluster) -> list[str]:
     with cluster.client() as client:
         return sorted(gpu.state for node in client.nodes() for gpu in node.gpus)
@@ -55,6 +60,7 @@ def test_an_old_backup_under_running_jobs(make_cluster: Callable[..., LiveCluste
     shown = cluster.run("pbsnodes", "-a", user="").stdout
     assert late in shown, shown
     cluster.hpcmesos("migrate", "--restored", "--database-url", cluster.database_url)
+    wait_until(lambda: led_in(cluster) > 1_000_000, "a leader whose term no agent has seen")
     after = cluster.qsub("#!/bin/sh\nexit 6\n")
     assert int(after.split(".")[0]) > int(late.split(".")[0])
     assert cluster.wait(after)["Exit_status"] == 6

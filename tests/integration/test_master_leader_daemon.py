@@ -74,7 +74,7 @@ class Site:
             leader = self.leader()
             return leader["term"] if leader and leader["term"] > above else 0
 
-        return wait_until(term, "a leader", timeout=30, show=self.log)
+        return wait_until(term, "a leader", timeout=90, show=self.log)
 
 
 @pytest.fixture
