@@ -199,6 +199,16 @@ class Planner:
                 pass
 
     def _answer(self, question: Question) -> Answer:
+        """A question that cannot be answered is no reason to load the picture anew."""
+        try:
+            return self._told(question)
+        except _FATAL:
+            raise
+        except Exception:
+            log.exception("no answer to %s", question)
+            return Answer(explained=[None] * len(question.explain))
+
+    def _told(self, question: Question) -> Answer:
         answer = self._reasons.answer(question)
         told = [self._why.try_out(question.trial)] if question.trial else self._why.explain(question.explain)
         return msgspec.structs.replace(answer, explained=told)

@@ -59,10 +59,11 @@ def dry_run(site: Site, new: NewJob, zone: tzinfo) -> str:
         count=new.array_spec.size if new.array_spec else 1,
     )
     try:
-        (found,) = _ask(site, Question(trial=trial)).explained
+        found = next(iter(_ask(site, Question(trial=trial)).explained), None)
     except MasterUnreachable:
+        found = None
+    if found is None:
         return "not known: no leader answers now\n"
-    assert found is not None
     if found.code == "starts" or found.starts_at is None:
         return f"{found.text}\n"
     return f"would wait: {found.text}; would start about {shown_time(found.starts_at, zone)}\n"
