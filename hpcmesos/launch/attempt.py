@@ -116,6 +116,7 @@ class Attempt:
         self._status: int | None = None
         self._cpu = 0.0
         self._peak = 0
+        self._written = 0  # bytes of the larger stream, at the end
         self._ring = ""
         self._since = 0.0
         self._walltime: asyncio.TimerHandle | None = None
@@ -491,6 +492,7 @@ class Attempt:
         order, status, opened = self._order, self._status, self.output.opened
         cpu, peak = self.enclosure.usage()
         ranks, steps = self.steps.tables()
+        stdout, stderr, self._written = await self.output.patiently(self.output.tails, (b"", b"", 0))
         messages = [order.message if order else "", opened.failure, trouble]
         ended = {
             "event": "ended",
@@ -512,8 +514,8 @@ class Attempt:
             },
             "ranks": ranks,
             "steps": steps,
-            "stdout_tail": base64.b64encode(self.output.tail("stdout")).decode(),
-            "stderr_tail": base64.b64encode(self.output.tail("stderr")).decode(),
+            "stdout_tail": base64.b64encode(stdout).decode(),
+            "stderr_tail": base64.b64encode(stderr).decode(),
             "stdout_path": opened.stdout_path,
             "stderr_path": opened.stderr_path,
             "undelivered": opened.undelivered or self._spooled(),
@@ -541,14 +543,14 @@ class Attempt:
 
     def still_read(self) -> bool:
         """Whether this node alone has the whole of what an ended attempt has written."""
-        sizes = (self.output.size("stdout"), self.output.size("stderr"))
-        return self.ended is not None and bool(self.ended["undelivered"]) and max(sizes) > TAIL
+        return self.ended is not None and bool(self.ended["undelivered"]) and self._written > TAIL
 
     def forget(self) -> bool:
         """Removes what is left of an attempt that has ended; False while it has not."""
         if self.phase != "ended":
             return False
         self.output.close()
+        self.enclosure.remove()  # again: what could not be killed may have gone
         self.services.directories.remove(self.paths, self.owner)
         self.services.journal.remove(self.id)
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from hpcmesos.launch import protocol
@@ -21,7 +22,8 @@ async def serve_log(attempt: Attempt | None, request: dict[str, Any], channel: C
     stream, offset, follow = request["stream"], int(request.get("offset") or 0), bool(request.get("follow"))
     while True:
         over = attempt.phase == "ended"
-        data = attempt.output.read(stream, offset, protocol.CHUNK)
+        read = partial(attempt.output.read, stream, offset, protocol.CHUNK)
+        data = await attempt.output.patiently(read, b"")
         if data:
             channel.send(protocol.frame(protocol.STDOUT, data))
             offset += len(data)

@@ -1,15 +1,50 @@
-"""The output files of a script, as the shepherd holds them: to read for people far away, and to add a line."""
+"""The output files of a script, as the shepherd holds them: to read for people far away, and to add a line.
+
+A file server that does not answer blocks whoever reads, writes or even closes a file of it, and this process serves
+every job of the node. So what lies on a file system of another machine is touched in threads, with some patience.
+A process that the shepherd itself forks still has to close its copies of such descriptors at exec, and waits there.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
+import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from hpcmesos.launch.processes import Report
 
+T = TypeVar("T")
+
 TAIL = 64 * 1024
 """Bytes of each stream that travel with the end report."""
+_PATIENCE = 5.0
+"""Seconds for a file server to answer; then the end is told without what it holds."""
+_LOCAL = frozenset(
+    {
+        "bcachefs",
+        "btrfs",
+        "devpts",
+        "devtmpfs",
+        "ext2",
+        "ext3",
+        "ext4",
+        "f2fs",
+        "jfs",
+        "overlay",
+        "ramfs",
+        "tmpfs",
+    }
+    | {"xfs", "zfs"}
+)
+_MOST_WAITING = 4
+"""Threads of one attempt that a file server keeps, besides those that close."""
+_KNOWN_FOR = 10.0
+"""Seconds that the table of mounts is believed."""
 
 
 class Output:
@@ -18,6 +53,8 @@ class Output:
     def __init__(self) -> None:
         self.opened = Report()
         self.closed = False
+        self._far: bool | None = None
+        self._waiting = 0  # threads that a file server keeps
 
     def size(self, stream: str) -> int:
         """Bytes written so far; 0 for what is no regular file, is joined to the other stream, or is not open."""
@@ -34,6 +71,30 @@ class Output:
     def tail(self, stream: str) -> bytes:
         return self.read(stream, max(0, self.size(stream) - TAIL), TAIL)
 
+    def tails(self) -> tuple[bytes, bytes, int]:
+        """Of stdout and stderr; and the larger size of both."""
+        return self.tail("stdout"), self.tail("stderr"), max(self.size("stdout"), self.size("stderr"))
+
+    async def patiently(self, action: Callable[[], T], default: T) -> T:
+        """What ``action`` answers, or ``default`` when the file server does not within seconds."""
+        if not self._is_far():
+            return action()
+        if self._waiting >= _MOST_WAITING:
+            return default
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def told(value: T) -> None:
+            if not answer.done():
+                answer.set_result(value)
+
+        self._in_thread(lambda: loop.call_soon_threadsafe(told, action()))
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await answer
+        except TimeoutError:
+            return default
+
     def note(self, line: str, stream: str = "stderr") -> None:
         """Adds a line where the job's errors (output) go; what cannot take it must not hinder the end.
 
@@ -41,19 +102,82 @@ class Output:
         """
         other = "stdout" if stream == "stderr" else "stderr"
         fd = self._fd(stream) if self._fd(stream) is not None else self._fd(other)
-        if fd is not None and _regular_size(fd) is not None:
-            with suppress(OSError):
-                os.write(fd, f"{line}\n".encode())
+        if fd is None:
+            return
+        if not self._is_far():
+            _add(fd, line)
+        elif self._waiting < _MOST_WAITING:
+            self._in_thread(lambda: _add(fd, line))
 
     def close(self) -> None:
         self.closed = True
-        for fd in (self.opened.stdout, self.opened.stderr):
-            if fd is not None:
-                os.close(fd)
+        fds = [fd for fd in (self.opened.stdout, self.opened.stderr) if fd is not None]
+        far = self._is_far()
         self.opened.stdout = self.opened.stderr = None
+        for fd in fds:
+            if far:
+                self._in_thread(lambda fd=fd: os.close(fd))  # type: ignore[misc]  # bound now
+            else:
+                os.close(fd)
 
     def _fd(self, stream: str) -> int | None:
         return self.opened.stdout if stream == "stdout" else self.opened.stderr
+
+    def _is_far(self) -> bool:
+        """Whether a file lies where another machine may keep us waiting; asked of /proc, which never does."""
+        if self._far is None:
+            fds = [fd for fd in (self.opened.stdout, self.opened.stderr) if fd is not None]
+            if not fds:
+                return False
+            self._far = any(_mounts.kind(fd) not in _LOCAL for fd in fds)
+        return self._far
+
+    def _in_thread(self, action: Callable[[], object]) -> None:
+        """A thread that nobody waits for, at the end of this process neither."""
+
+        def run() -> None:
+            try:
+                with suppress(OSError, RuntimeError):  # RuntimeError: the loop is closed
+                    action()
+            finally:
+                self._waiting -= 1
+
+        self._waiting += 1
+        threading.Thread(target=run, daemon=True).start()
+
+
+class _Mounts:
+    """Kinds of file systems by the number of the mount."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[bytes, str] = {}
+        self._read_at = -_KNOWN_FOR
+
+    def kind(self, fd: int) -> str:
+        """The type of the file system on which an open file lies; empty when that is not known."""
+        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as file:
+            number = file.read().partition(b"mnt_id:")[2].split(None, 1)[0]
+        now = time.monotonic()
+        if now - self._read_at > _KNOWN_FOR or number not in self._kinds:
+            self._kinds, self._read_at = _read_mounts(), now
+        return self._kinds.get(number, "")
+
+
+def _read_mounts() -> dict[bytes, str]:
+    kinds = {}
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            kinds[line.split(None, 1)[0]] = line.partition(b" - ")[2].split(None, 1)[0].decode()
+    return kinds
+
+
+_mounts = _Mounts()
+
+
+def _add(fd: int, line: str) -> None:
+    if _regular_size(fd) is not None:
+        with suppress(OSError):
+            os.write(fd, f"{line}\n".encode())
 
 
 def _regular_size(fd: int | None) -> int | None:

@@ -226,6 +226,7 @@ def read_report(connection: socket.socket, report: Report) -> bool:
             return True
         value = quick.loads(data.decode("utf-8", "surrogateescape"))
         for name, fd in zip(value.get("streams", ()), fds, strict=False):
+            os.set_inheritable(fd, False)  # another job must not get this one's files
             setattr(report, name, fd)
         for name in ("pid", "unable", "stdout_path", "stderr_path", "undelivered", "failure"):
             if name in value:

@@ -41,7 +41,9 @@ class Absence:
         """The link to the node is lost, or this leader has never had one."""
         node = self.desk.cluster.nodes[name]
         node.away_since = self.desk.alarms.clock()
-        self.desk.alarms.set(self.desk.settings.node_silence, partial(self._still_down, name))
+        self.desk.alarms.set(
+            self.desk.settings.node_silence, partial(self._still_down, name, node.away_since)
+        )
         limits = {attempt.silence for attempt in self._attempts(name) if attempt.silence is not None}
         for limit in limits:
             self.desk.alarms.set(limit + MARGIN, partial(self._over, name, limit, node.away_since))
@@ -77,9 +79,10 @@ class Absence:
             log.error("the fence does not confirm that a node is off node=%s said=%r", event.node, event.said)
             self.desk.alarms.set(FENCE_AGAIN, partial(self._ask_fence, event.node))
 
-    def _still_down(self, name: str) -> None:
+    def _still_down(self, name: str, since: float) -> None:
+        """Only then a node counts as down for everybody: an agent that restarts is back in a moment."""
         node = self.desk.cluster.nodes.get(name)
-        if node is None or node.link is not None:
+        if node is None or node.link is not None or node.away_since != since:
             return
         if node.record.up:
             node.record = replace(node.record, up=False)

@@ -304,6 +304,16 @@ def test_what_a_job_tells_of_its_ranks_can_be_read_by_all(run, node: kit.Node, t
     assert [step["command"] for step in ended["steps"]] == [["a", "?"]]
 
 
+def test_a_job_has_no_descriptor_of_another(run, tmp_path: Path) -> None:
+    other = run("until test -e go; do sleep 0.01; done\n", stdout=str(tmp_path / "others"))
+    other.started()
+    mine = run("ls -l /proc/self/fd; ls -l /proc/$$/fd\n")
+    assert mine.ended()["code"] == 0
+    (tmp_path / "go").touch()
+    assert "others" not in mine.tail("stdout")
+    assert mine.tail("stdout").count(str(tmp_path / "out")) == 2
+
+
 CONNECTIONS = """
 import json, os, socket
 def connect():

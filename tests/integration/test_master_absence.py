@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -148,6 +149,21 @@ def test_a_fence_that_does_not_is_asked_again(make_bench: MakeBench, tmp_path: P
         assert bench.state(seq) is JobState.RUNNING
         bench.pass_time(FENCE_AGAIN + 1)
     answer(bench)
+
+
+def test_a_node_whose_link_flaps_is_asked_about_once(make_bench: MakeBench, tmp_path: Path) -> None:
+    bench = make_bench(fence_command=fence(tmp_path, "exit 1"))
+    bench.up("node1")
+    held = [report(bench.attempt(running(bench)), "running")]
+    for _ in range(3):
+        bench.down("node1")
+        bench.pass_time(1)
+        bench.turn(bench.link_up(hello("node1", attempts=held)))
+    bench.down("node1")
+    bench.pass_time(bench.settings.node_silence + 1)
+    answer(bench)
+    with pytest.raises(Empty):
+        bench.planner.events.get(timeout=0.5)
 
 
 def test_an_answer_about_a_node_that_is_back_changes_nothing(make_bench: MakeBench, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""A file server that hangs costs its own job, not the node."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from . import shepherd_kit as kit
+from . import stuck_files
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"
+)
+
+
+@contextmanager
+def mounted(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    directory.mkdir()
+    server = subprocess.Popen([sys.executable, stuck_files.__file__, str(directory)])
+    try:
+        kit.wait_until(lambda: os.path.ismount(directory), "the file system is mounted")
+        yield server
+    finally:
+        server.send_signal(signal.SIGCONT)
+        subprocess.run(["umount", "-l", str(directory)], check=False)
+        server.kill()
+        server.wait()
+
+
+def test_a_file_server_that_hangs_stops_only_its_own_job(tmp_path: Path) -> None:
+    if not kit.UNIFIED:
+        pytest.skip("needs a writable cgroup v2 hierarchy")
+    far = tmp_path / "far"
+    with mounted(far) as server, kit.cluster(tmp_path, ["node1"], True) as [node]:
+        before = kit.Run([node], kit.spec([node], far, "echo text\n", attempt="1.hpcm#1", workdir="/"))
+        assert (before.ended()["code"], before.tail("stdout")) == (0, "text\n")
+        caught = kit.Run(
+            [node],
+            kit.spec([node], far, "echo begun; sleep 600\n", attempt="2.hpcm#1", workdir="/", walltime=2),
+        )
+        caught.started()
+        os.kill(server.pid, signal.SIGSTOP)
+        late = kit.Run([node], kit.spec([node], far, "exit 4\n", attempt="3.hpcm#1", workdir="/"))
+        # Meanwhile the walltime of the second passes: a line is added to its output, its tail is read; both hang.
+        for number in range(4, 8):
+            near = kit.Run(
+                [node], kit.spec([node], tmp_path, "sleep 1; exit 3\n", attempt=f"{number}.hpcm#1")
+            )
+            assert near.ended(timeout=30)["code"] == 3
+        ended = caught.ended(timeout=90)
+        assert ended["cause"] == "WALLTIME"
+        assert "cannot be killed" in ended["message"]  # it waits for the server to take its last words
+        os.kill(server.pid, signal.SIGCONT)
+        assert late.ended()["code"] == 4
+        pid = caught.started()["pid"]
+        kit.wait_until(lambda: not kit.is_alive(pid), "what could not be killed ends")
+        node.agent.send(op="forget", attempt=caught.attempt)
+        directory = node.state / "attempts" / caught.attempt
+        kit.wait_until(lambda: not directory.exists(), "it is forgotten")
