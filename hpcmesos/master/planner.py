@@ -17,6 +17,8 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+import msgspec
+
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable, InvalidValue, LostLeadership
@@ -28,11 +30,13 @@ from hpcmesos.master.effects import Desk, Effects, Outcome
 from hpcmesos.master.events import Asked, Event, Fenced, InboxHint, LinkDown, LinkUp, Received, Stop
 from hpcmesos.master.gangs import GANG_LOSS, Gangs
 from hpcmesos.master.inbox import Inbox
-from hpcmesos.master.passes import Passes
+from hpcmesos.master.links_client import Answer, Question
+from hpcmesos.master.passes import POLICY, Passes
 from hpcmesos.master.quarantine import Quarantine
 from hpcmesos.master.reasons import Reasons
 from hpcmesos.master.reconcile import Nodes
 from hpcmesos.master.standby import WarmPicture
+from hpcmesos.master.why import Why
 from hpcmesos.model import JobState
 from hpcmesos.queue import elements
 from hpcmesos.queue.accounting import AccountingFiles, Entry
@@ -89,6 +93,7 @@ class Planner:
         self._reasons = Reasons(self._desk)
         self._passes = Passes(self._desk, self._gangs, self._reasons)
         self._chores = Chores(self._desk)
+        self._why = Why(self._desk, self._reasons, POLICY)
         self._polled = self._loaded = self._written = float("-inf")
         self._rows = _ROWS
         self._gather = _GATHER
@@ -193,9 +198,24 @@ class Planner:
             case Fenced():
                 self._absence.on_fenced(event)
             case Asked(question, reply):
-                reply(self._reasons.answer(question))
+                reply(self._answer(question))
             case InboxHint() | Stop():
                 pass
+
+    def _answer(self, question: Question) -> Answer:
+        """A question that cannot be answered is no reason to load the picture anew."""
+        try:
+            return self._told(question)
+        except _FATAL:
+            raise
+        except Exception:
+            log.exception("no answer to %s", question)
+            return Answer(explained=[None] * len(question.explain))
+
+    def _told(self, question: Question) -> Answer:
+        answer = self._reasons.answer(question)
+        told = [self._why.try_out(question.trial)] if question.trial else self._why.explain(question.explain)
+        return msgspec.structs.replace(answer, explained=told)
 
     def _take_recheck(self) -> set[JobKey]:
         keys, self._recheck = self._recheck, set()
