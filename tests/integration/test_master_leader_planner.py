@@ -378,7 +378,7 @@ def test_take_over_while_members_prepare(bench: Bench) -> None:
 
 def test_take_over_of_running_and_of_lost_gangs(bench: Bench) -> None:
     bench.up("node1", "node2", "node3", gpus=1)
-    gang, single = bench.submit(request(2)), bench.submit()
+    gang, single = bench.submit(request(2), priority=1), bench.submit()
     bench.turn()
     bench.run(gang)
     bench.run(single)
