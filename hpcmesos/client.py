@@ -276,6 +276,10 @@ class Client:
     def leader(self) -> wire.LeaderReply:
         return self._call("GET", "/v1/leader", wire.LeaderReply)
 
+    def why(self, job: str) -> wire.Why:
+        """Why a job waits, its place, when it starts, and who holds what until when."""
+        return self._call("GET", f"/v1/jobs/{quote(job)}/why", wire.Why)
+
     def reservations(self) -> list[wire.Reservation]:
         """Reservations that are not over, the first to begin first."""
         return self._call("GET", "/v1/reservations", list[wire.Reservation])

@@ -461,6 +461,43 @@ class HealthReply(msgspec.Struct, frozen=True, kw_only=True):
     standbys: str = ""  # synchronous_standby_names; empty: a failover may lose the last commits
 
 
+class Factor(msgspec.Struct, frozen=True, kw_only=True):
+    """One of those that the order of the queue adds up: what it is for a job, and the points that it gives."""
+
+    value: float
+    points: float
+
+
+class Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that runs, and what it holds; ``until``: seconds since the epoch, by its walltime; None: unknown."""
+
+    job: str
+    user: str
+    gpus: int
+    cpus: int
+    nodes: list[str]
+    until: float | None = None
+
+
+class Why(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job waits and when it starts. ``code``: one of ReasonCode ("": it does not wait); ``facts``: the text's
+    numbers and names. ``place``: 1 is the first of the ``waiting``. ``starts_at``: estimated, seconds since the epoch;
+    None: not in sight. ``nodes``: of a job that would start now.
+    """
+
+    id: str
+    state: str
+    code: str
+    text: str
+    facts: dict[str, int | float | str] = {}
+    place: int | None = None
+    waiting: int | None = None
+    starts_at: float | None = None
+    factors: dict[str, Factor] = {}
+    holders: list[Holder] = []
+    nodes: list[str] = []
+
+
 class LeaderReply(msgspec.Struct, frozen=True, kw_only=True):
     """Where agents dial. ``address``: host:port of the leader's link listener; None while there is no leader."""
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import os
+import shlex
 import signal
+import stat
 import sys
 import threading
 import time
@@ -26,6 +30,9 @@ from hpcmesos.wire import JobStatus
 AGAIN = 2.0
 """Seconds within which a second Ctrl-C deletes the job."""
 
+MOST_INPUT = 700 * 1024
+"""Bytes of standard input: in base64, with the rest of the script, they have to fit into what qsub takes."""
+_HINT = 3.0  # seconds until it is said what is waited for
 _LOOK = 0.2
 _ASK = 1.0  # seconds between two questions why the job waits
 _NOT_HERE = frozenset("IJtoez")
@@ -94,8 +101,11 @@ def _count(word: str, text: str) -> int:
     return int(text)
 
 
-def qsub_words(wanted: Wanted, cwd: str) -> list[str]:
-    """The job: ``mpiexec`` in the caller's directory and environment, its output kept for who follows it."""
+def qsub_words(wanted: Wanted, cwd: str, *, as_script: bool = False) -> list[str]:
+    """The job: ``mpiexec`` in the caller's directory and environment, its output kept for who follows it.
+
+    ``as_script``: what it runs is a script of sh that qsub reads from its standard input.
+    """
     words = [*wanted.options, "-V", "-W", "capture=true"]
     if "l" not in wanted.given:
         words += ["-l", f"procs={wanted.ranks or 1}"]
@@ -103,8 +113,52 @@ def qsub_words(wanted: Wanted, cwd: str) -> list[str]:
         words += ["-d", cwd]
     if "N" not in wanted.given:
         words += ["-N", default_name(wanted.command[0])]
+    return [*words, "-S", "/bin/sh"] if as_script else [*words, "--", *_launch(wanted)]
+
+
+def _launch(wanted: Wanted) -> list[str]:
     ranks = [] if wanted.ranks is None else ["-n", str(wanted.ranks)]
-    return [*words, "--", "mpiexec", *ranks, *wanted.command]
+    return ["mpiexec", *ranks, *wanted.command]
+
+
+def script_with_input(wanted: Wanted, data: bytes) -> bytes:
+    """A script whose rank 0 has ``data`` as its standard input.
+
+    Its wrapper opens the file: Hydra itself ends a launch whose rank 0 is 64 KiB behind.
+    """
+    lines = [
+        "#!/bin/sh",
+        "base64 -d >\"$TMPDIR/stdin\" <<'END' || exit",
+        base64.encodebytes(data).decode().rstrip("\n"),
+        "END",
+        f"HPCMESOS_STDIN=$TMPDIR/stdin exec {shlex.join(_launch(wanted))}",
+    ]
+    return "\n".join(lines).encode() + b"\n"
+
+
+def read_input() -> bytes:
+    """What stands in a file or a pipe on standard input, to its end; nothing of a terminal or any other device.
+
+    Raises:
+        UsageError: it is more than a job can carry.
+    """
+    try:
+        kind = os.fstat(0).st_mode
+    except OSError:  # closed
+        return b""
+    if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
+        return b""
+    hint = threading.Timer(_HINT, _say, ["reading standard input to its end; </dev/null if there is none"])
+    hint.daemon = True
+    hint.start()
+    try:
+        data = sys.stdin.buffer.read(MOST_INPUT + 1)
+    finally:
+        hint.cancel()
+    if len(data) > MOST_INPUT:
+        most = f"{MOST_INPUT // 1024} KiB"
+        raise UsageError(f"standard input is longer than {most}: put it into a file that all nodes can read")
+    return data
 
 
 @click.command(
@@ -122,12 +176,15 @@ def mpirun(state: Path | None, words: tuple[str, ...]) -> None:
     """Run PROGRAM as an MPI job and follow it here.
 
     Without -l, RANKS (1) slots are asked for, wherever there is room; with -l, as many ranks start as it has slots, or
-    RANKS. What the job writes goes to this terminal; nothing is read from it. The exit code is the job's Exit_status
+    RANKS. What the job writes goes to this terminal. Standard input, if it is a file or a pipe, is read to its end (at
+    most 700 KiB) before the job is submitted, and goes to rank 0. The exit code is the job's Exit_status
     & 255: the first failing rank's code, 128 + N when signal N killed it; 3 when the job was deleted before it ran.
     Ctrl-C tells how the job stands, a second one within 2 seconds deletes it; the exit code then is 130.
     """
     wanted = parse(words)
-    job = submit(connect(state), qsub_words(wanted, str(Path.cwd())))
+    data = read_input()
+    request = qsub_words(wanted, str(Path.cwd()), as_script=bool(data))
+    job = submit(connect(state), request, script_with_input(wanted, data) if data else None)
     sys.exit(_Follower(lambda: connect(state), job).run())
 
 

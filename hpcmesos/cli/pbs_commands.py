@@ -39,12 +39,12 @@ def run(command: str, argv: tuple[str, ...]) -> None:
     sys.exit(reply.code)
 
 
-def submit(client: Client, argv: list[str]) -> str:
-    """Submits a job as qsub does; its id. Raises the server's refusal."""
-    return _ask(client, "qsub", argv).stdout.strip()
+def submit(client: Client, argv: list[str], script: bytes | None = None) -> str:
+    """Submits a job as qsub does, ``script`` as if from standard input; its id. Raises the server's refusal."""
+    return _ask(client, "qsub", argv, script).stdout.strip()
 
 
-def _ask(client: Client, command: str, argv: list[str]) -> CommandReply:
+def _ask(client: Client, command: str, argv: list[str], given: bytes | None = None) -> CommandReply:
     umask = os.umask(0)
     os.umask(umask)
     environ = {name: os.environ[name] for name in ALWAYS_SENT if name in os.environ}
@@ -67,7 +67,8 @@ def _ask(client: Client, command: str, argv: list[str]) -> CommandReply:
         if reply.need.terminal and sys.stdin.isatty():
             os.execv(sys.argv[0], [sys.argv[0], *reply.need.terminal])  # noqa: S606 - this very program
         if reply.need.script is not None:
-            script, script_path = _read_script(reply.need.script), reply.need.script
+            script = given if given is not None else _read_script(reply.need.script)
+            script_path = reply.need.script
         if reply.need.environ is not None:
             names = list(os.environ) if "*" in reply.need.environ else reply.need.environ
             environ = environ | {name: os.environ[name] for name in names if name in os.environ}

@@ -12,12 +12,13 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
+from typing import Protocol
 
 import numpy as np
 
 from hpcmesos.gang.placing import find, fits
 from hpcmesos.gang.room import Floats, Ints, Lot, Mask, Room
-from hpcmesos.gang.tables import RunningTable, Shape
+from hpcmesos.gang.tables import Shape
 
 _MOMENT = 0.001
 _TRIES = 500
@@ -38,13 +39,31 @@ class Block:
     window: bool = False
 
 
+class Running(Protocol):
+    """What runs, as a RunningTable shows it: ``ends`` ascending, and the ``shares`` that end then."""
+
+    @property
+    def ends(self) -> Floats: ...
+
+    @property
+    def shares(self) -> Ints: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The same, unchanging."""
+
+    ends: Floats
+    shares: Ints
+
+
 class Horizon:
     """``free`` is shared with the ledger, and changes with it; call ``took`` after each start."""
 
     def __init__(
         self,
         free: Room,
-        running: RunningTable,
+        running: Running,
         now: float,
         blocks: Sequence[Block] = (),
         *,

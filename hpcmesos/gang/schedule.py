@@ -16,7 +16,7 @@ from math import inf
 import numpy as np
 
 from hpcmesos.gang import limits, order, preempt, score, tables, windows
-from hpcmesos.gang.backfill import Block, Horizon, amounts_of, place
+from hpcmesos.gang.backfill import Block, Held, Horizon, amounts_of, place
 from hpcmesos.gang.estimate import Candidate, estimates
 from hpcmesos.gang.explain import Explainer, Reasons, Side, Waiting
 from hpcmesos.gang.feasible import Arrangement
@@ -80,6 +80,8 @@ class _Cycle:
         self._dead: set[int] = set()  # shapes that fit nowhere now, whatever is kept for others
         self._free_cpus = int(self.ledger.room.cpus[self.nodes.up].sum())
         self._free_gpus = int(self.ledger.room.gpus[self.nodes.up].sum())
+        self._jobs = list(self.pending.jobs)  # the table changes before somebody asks for reasons
+        self._held = Held(self.running.ends.copy(), self.running.shares.copy())
         self._shape_of = self.pending.values[: len(self.pending.jobs), tables.SHAPE].astype(np.int64)
         self._promised = {promise.job: promise for promise in snapshot.promises}
 
@@ -258,7 +260,7 @@ class _Cycle:
             held = [*self._departures, *windows.blocks(self.nodes, closed)]
             horizon = Horizon(
                 self.ledger.room,
-                self.running,
+                self._held,
                 self.now,
                 [*held, *self.kept],
                 started=self.taken,
@@ -312,7 +314,7 @@ class _Cycle:
     # --- the answer
 
     def _job(self, slot: int) -> JobView:
-        job = self.pending.jobs[slot]
+        job = self._jobs[slot]
         assert job is not None
         return job
 
@@ -324,7 +326,7 @@ class _Cycle:
         if self.policy.hold_head:
             self._reserve()
         waiting = Waiting(
-            jobs=list(self.pending.jobs),
+            jobs=self._jobs,
             shape_of=self._shape_of,
             shapes=self.pending.shapes,
             done=self.done,

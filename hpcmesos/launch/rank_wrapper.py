@@ -60,6 +60,7 @@ def main(argv: list[str]) -> int:
         "gpus": gpus,
     }
     shepherd = _tell_start(about)
+    _give_input(rank)
     status = _run(command)
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     number = os.WTERMSIG(status) if code is None else None
@@ -104,6 +105,21 @@ def _take_back() -> None:
         name, _, value = os.fsdecode(entry).partition("=")
         if name in _OF_THE_HOST:
             os.environ[name] = value
+
+
+def _give_input(rank: int) -> None:
+    """Of `hpcmesos mpirun`: a file on the host of rank 0."""
+    path = os.environ.pop("HPCMESOS_STDIN", "")
+    if rank or not path:
+        return
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        sys.stderr.write(f"hpcmesos: rank 0 has no input: {path}: {error.strerror}\n")
+        sys.stderr.flush()
+        return
+    os.dup2(fd, 0)
+    os.close(fd)
 
 
 def _number(names: tuple[str, ...], default: int) -> int:

@@ -42,6 +42,7 @@ from hpcmesos.master.services import (
     tokens,
     tracing,
     wait,
+    why,
 )
 from hpcmesos.master.services.lookup import find_own
 from hpcmesos.master.services.replies import exit_code, one_line
@@ -93,6 +94,7 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             list_events,
             list_jobs,
             show_job,
+            explain_job,
             delete_job,
             wait_for_job,
             read_log,
@@ -171,6 +173,13 @@ def show_job(job_id: str, request: ApiRequest) -> wire.JobStatus:
     """One job, with the reason when it waits."""
     _caller(request)
     return status.job_status(_site(request), job_id)
+
+
+@get("/v1/jobs/{job_id:str}/why", sync_to_thread=True)
+def explain_job(job_id: str, request: ApiRequest) -> wire.Why:
+    """Why a job waits, its place, when it starts, all factors of the order, and who holds what until when."""
+    _caller(request)
+    return why.why(_site(request), job_id)
 
 
 @delete("/v1/jobs/{job_id:str}", sync_to_thread=True, status_code=200)

@@ -107,6 +107,12 @@ def snapshot(cluster: Cluster, policy: Policy, now: float, *, whole: bool) -> tu
     return replace(everything, pending=front), front is cluster.pending.table
 
 
+def ranked_jobs(cluster: Cluster, policy: Policy, now: float) -> list[JobId]:
+    """All that wait, first to start first."""
+    everything, _ = snapshot(cluster, policy, now, whole=False)
+    return _ranked(everything, policy, now, cluster.pending.table)
+
+
 def _ranked(snapshot: Snapshot, policy: Policy, now: float, table: JobTable) -> list[JobId]:
     slots: list[int] = ranked(snapshot, table, policy.order, policy, now).tolist()
     return [job.id for slot in slots if (job := table.jobs[slot]) is not None]

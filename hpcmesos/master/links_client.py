@@ -9,24 +9,42 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
 from hpcmesos.errors import MasterUnreachable, ProtocolError
-from hpcmesos.wire import MAX_FRAME
+from hpcmesos.wire import MAX_FRAME, Why
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A job that is not submitted; ``request`` as JSON of a Request, ``count``: elements of an array."""
+
+    request: dict[str, Any]
+    queue: str
+    user: str
+    project: str = ""
+    priority: int = 0
+    count: int = 1
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """``why``: sequence numbers of jobs."""
+    """``why``: sequence numbers of jobs; ``explain``: numbers and elements of jobs of which all is told."""
 
     why: list[int] = []
+    explain: list[tuple[int, int | None]] = []
+    trial: Trial | None = None
     metrics: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """``why``: (code, text) of each asked job that waits and has a reason. ``metrics``: figures by name."""
+    """``why``: (code, text) of each asked job that waits and has a reason. ``metrics``: figures by name.
+
+    ``explained``: of each job of ``explain`` (None: it does not wait), else of the trial.
+    """
 
     why: dict[int, tuple[str, str]] = {}
+    explained: list[Why | None] = []
     metrics: dict[str, float] = {}
 
 

@@ -17,6 +17,8 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+import msgspec
+
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable, InvalidValue, LostLeadership
@@ -28,11 +30,13 @@ from hpcmesos.master.effects import Desk, Effects, Outcome
 from hpcmesos.master.events import Asked, Event, Fenced, InboxHint, LinkDown, LinkUp, Received, Stop
 from hpcmesos.master.gangs import GANG_LOSS, Gangs
 from hpcmesos.master.inbox import Inbox
-from hpcmesos.master.passes import Passes
+from hpcmesos.master.links_client import Answer, Question
+from hpcmesos.master.passes import POLICY, Passes
 from hpcmesos.master.quarantine import Quarantine
 from hpcmesos.master.reasons import Reasons
 from hpcmesos.master.reconcile import Nodes
 from hpcmesos.master.standby import WarmPicture
+from hpcmesos.master.why import Why
 from hpcmesos.model import JobState
 from hpcmesos.queue import elements
 from hpcmesos.queue.accounting import AccountingFiles, Entry
@@ -42,7 +46,8 @@ from hpcmesos.queue.records import InboxRow, JobKey, JobRecord, StartRecord
 log = logging.getLogger(__name__)
 
 POLL = 0.5  # seconds after which the inbox is looked at without a hint
-_GATHER = 0.02  # seconds between two transactions under load
+_GATHER = 0.02  # seconds between two transactions under load, at least
+_LONGEST_GATHER = 0.1  # at most: as long as the last turn took, so that a slow machine writes more at once
 _ROWS, _FEWEST_ROWS = 1000, 50  # events and rows of the inbox in one transaction
 _SLOW, _QUICK = 0.5, 0.1  # seconds of a transaction that make the next ones smaller, or larger again
 _RELOAD_PAUSE, _LONGEST_RELOAD_PAUSE = 1.0, 30.0
@@ -88,8 +93,10 @@ class Planner:
         self._reasons = Reasons(self._desk)
         self._passes = Passes(self._desk, self._gangs, self._reasons)
         self._chores = Chores(self._desk)
+        self._why = Why(self._desk, self._reasons, POLICY)
         self._polled = self._loaded = self._written = float("-inf")
         self._rows = _ROWS
+        self._gather = _GATHER
         self._reload_wanted = False
         self._outbox: list[tuple[str, wire.ToAgent]] = []
         self._entries: list[Entry] = []
@@ -126,7 +133,9 @@ class Planner:
             self._full_pass()
             self._flush()
         self._gangs.submissions.keep(self._desk.cluster.arrays.live.keys())
-        self._reasons.turn(self._alarms.clock() - began, len(batch))
+        took = self._alarms.clock() - began
+        self._gather = min(_LONGEST_GATHER, max(_GATHER, took))
+        self._reasons.turn(took, len(batch))
 
     # --- events
 
@@ -147,11 +156,11 @@ class Planner:
         return batch
 
     def _next_event(self, unhurried: bool) -> Event:
-        """What has come; while nothing is in a hurry, also what comes until _GATHER after the last transaction.
+        """What has come; while nothing is in a hurry, also what comes for a while after the last transaction.
 
         So a burst of submissions and ends shares transactions, and a single one is served at once.
         """
-        left = self._written + _GATHER - self._alarms.clock() if unhurried else 0.0
+        left = self._written + self._gather - self._alarms.clock() if unhurried else 0.0
         return self.events.get(timeout=left) if left > 0 else self.events.get_nowait()
 
     def _attempt(
@@ -189,9 +198,24 @@ class Planner:
             case Fenced():
                 self._absence.on_fenced(event)
             case Asked(question, reply):
-                reply(self._reasons.answer(question))
+                reply(self._answer(question))
             case InboxHint() | Stop():
                 pass
+
+    def _answer(self, question: Question) -> Answer:
+        """A question that cannot be answered is no reason to load the picture anew."""
+        try:
+            return self._told(question)
+        except _FATAL:
+            raise
+        except Exception:
+            log.exception("no answer to %s", question)
+            return Answer(explained=[None] * len(question.explain))
+
+    def _told(self, question: Question) -> Answer:
+        answer = self._reasons.answer(question)
+        told = [self._why.try_out(question.trial)] if question.trial else self._why.explain(question.explain)
+        return msgspec.structs.replace(answer, explained=told)
 
     def _take_recheck(self) -> set[JobKey]:
         keys, self._recheck = self._recheck, set()

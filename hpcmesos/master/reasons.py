@@ -26,6 +26,7 @@ class Reasons:
         self._desk = desk
         self._recent: Mapping[JobId, PendingReason] = {}  # of the last pass
         self._complete: Mapping[JobId, PendingReason] = {}  # of the last pass over the whole queue
+        self.last_plan: Plan | None = None  # of the last pass over the whole queue
         self._figures: Counter[str] = Counter()
 
     def take(self, plan: Plan, complete: bool) -> None:
@@ -33,6 +34,7 @@ class Reasons:
         self._recent = plan.reasons
         if complete:
             self._complete = plan.reasons
+            self.last_plan = plan
         self._figures["passes_total"] += 1
         self._figures["starts_total"] += len(plan.starts)
 

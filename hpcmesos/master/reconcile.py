@@ -165,7 +165,8 @@ class Nodes:
             self._end_leftover(node, attempt.name)
         elif node == attempt.head and phase not in ("preparing", "ready"):
             self.gangs.on_started(attempt, None)
-            self.gangs.tell_walltime(attempt)  # it may have changed while the node was away
+            if attempt.end is None:
+                self.gangs.tell_walltime(attempt)  # it may have changed while the node was away
         elif node == attempt.head and attempt.phase is Phase.UNSURE:
             self._resume_start(attempt)
         if phase == "ready":

@@ -51,7 +51,8 @@ def _all(kind: Kind, names: str, *, used: bool = True) -> dict[str, Attribute]:
 
 QUEUE_ATTRIBUTES: Mapping[str, Attribute] = {
     "queue_type": Attribute("queue_type", Kind.CHOICE, ("Execution", "Route")),
-    **_all(Kind.INTEGER, "Priority max_running max_queuable max_user_queuable max_user_run max_group_run"),
+    **_all(Kind.INTEGER, "Priority max_running max_queuable max_user_queuable max_user_run"),
+    **_all(Kind.INTEGER, "max_group_run", used=False),
     **_all(Kind.LIMIT, "max_run max_queued"),
     **_all(Kind.RESOURCE_LIMIT, "max_run_res"),
     **_all(Kind.INTEGER, "level preempt_grace"),
@@ -75,9 +76,7 @@ SERVER_ATTRIBUTES: Mapping[str, Attribute] = {
     **_all(Kind.TEXT, "default_queue default_qsub_arguments"),
     **_all(Kind.LIST, "managers operators"),
     **_all(Kind.RESOURCES, "resources_max resources_min resources_default"),
-    **_all(
-        Kind.INTEGER, "keep_completed kill_delay max_running max_user_run max_group_run max_user_queuable"
-    ),
+    **_all(Kind.INTEGER, "keep_completed kill_delay max_running max_user_run max_user_queuable"),
     **_all(Kind.INTEGER, "max_job_array_size max_slot_limit"),
     **_all(Kind.LIST, "acl_users acl_hosts"),
     **_all(Kind.LIST, "submit_hosts", used=False),
@@ -94,9 +93,9 @@ SERVER_ATTRIBUTES: Mapping[str, Attribute] = {
     ),
     **_all(Kind.INTEGER, "exit_code_canceled_job automatic_requeue_exit_code max_array_size", used=False),
     **_all(Kind.DURATION, "job_history_duration", used=False),
-    **_all(Kind.LIMIT, "max_run"),
+    **_all(Kind.INTEGER, "max_group_run", used=False),
+    **_all(Kind.LIMIT, "max_run max_queued"),
     **_all(Kind.RESOURCE_LIMIT, "max_run_res"),
-    **_all(Kind.LIMIT, "max_queued", used=False),
     **_all(Kind.RESOURCES, "resources_available default_chunk", used=False),
 }
 
@@ -126,7 +125,10 @@ LIMITED_RESOURCES = ("ngpus", "ncpus")
 """What ``max_run_res`` may limit."""
 
 _BY_RESOURCE = frozenset({Kind.RESOURCES, Kind.RESOURCE_LIMIT})
-_NOT_NEGATIVE = frozenset({"keep_completed", "kill_delay", "preempt_grace"})
+_NOT_NEGATIVE = frozenset(
+    {"keep_completed", "kill_delay", "preempt_grace", "max_running", "max_user_run", "max_queuable"}
+    | {"max_user_queuable"}
+)
 _DURATIONS = frozenset({"walltime", "cput", "pcput"})
 _SIZES = frozenset({"mem", "pmem", "vmem", "pvmem", "file"})
 _COUNTS = frozenset({"ncpus", "nodect", "nodes", "procct", "procs", "gpus", "ngpus", "mpiprocs", "nice"})

@@ -91,7 +91,7 @@ _SUBMIT_ONLY = (
     Option("x", None, "with -I: run the operand instead of a shell"),
     Option("X", None, "X11 forwarding (accepted, not used)"),
     Option("z", None, "do not print the job's id"),
-    Option("dry-run", None, "tell what was understood, and submit nothing"),
+    Option("dry-run", None, "tell what was understood, where and when it would start, and submit nothing"),
 )
 
 
@@ -156,7 +156,11 @@ COMMANDS: Mapping[str, Command] = {
                 Option("T", None, "estimated start times"),
                 Option("W", "argument", "accepted, not used"),
                 *_flags("cCeElpGMR"),
-                Option("why", None, "one line for each job: why it waits"),
+                Option(
+                    "why",
+                    None,
+                    "why each job waits; with -f or -F json: its place, when it starts, all factors",
+                ),
                 *_COMMON,
             ),
         ),

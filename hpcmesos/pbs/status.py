@@ -45,6 +45,8 @@ class QstatFormat(StrEnum):
     LIMITS = "limits"  # -q
     SERVER = "server"  # -B
     WHY = "why"  # --why
+    WHY_FULL = "why in full"  # --why -f
+    WHY_JSON = "why as JSON"  # --why -F json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +230,8 @@ def _qstat_format(command: ParsedCommand, personality: Personality) -> QstatForm
         raise UsageError(f"unknown format '{text}'; one of json, dsv")
     xml = command.has("x") and personality is Personality.TORQUE
     choices = (
+        (command.has("why") and text == "json", QstatFormat.WHY_JSON),
+        (command.has("why") and command.has("f"), QstatFormat.WHY_FULL),
         (command.has("why"), QstatFormat.WHY),
         (command.has("B"), QstatFormat.SERVER),
         (command.has("Q"), QstatFormat.QUEUES),

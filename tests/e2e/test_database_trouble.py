@@ -27,6 +27,7 @@ SHORT, LONG = 10.0, 60.0
 Fault = Callable[[TroubleCluster], AbstractContextManager[None]]
 
 durations = pytest.mark.parametrize("seconds", [SHORT, pytest.param(LONG, marks=pytest.mark.full)])
+long_only = pytest.mark.parametrize("seconds", [pytest.param(LONG, marks=pytest.mark.full)])
 
 
 @contextlib.contextmanager
@@ -141,12 +142,12 @@ def test_database_away(cluster: TroubleCluster, seconds: float) -> None:
     endure(cluster, outage, seconds)
 
 
-@durations
+@long_only
 def test_connections_exhausted(cluster: TroubleCluster, seconds: float) -> None:
     endure(cluster, exhausted, seconds)
 
 
-@durations
+@long_only
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounting a small file system")
 def test_disk_full(seconds: float) -> None:
@@ -172,7 +173,7 @@ def test_masters_clocks_jump(jump: int) -> None:
         endure(made, clock_jump(jump), LONG)
 
 
-@durations
+@long_only
 def test_everything_but_the_nodes_away(cluster: TroubleCluster, seconds: float) -> None:
     """PostgreSQL and all masters: jobs go on, some end meanwhile, and every end is known afterwards."""
     survive_darkness(cluster, seconds)

@@ -42,6 +42,30 @@ def test_exit_codes(cluster: LiveCluster, script: str, code: int) -> None:
     assert done.returncode == code, done.stderr
 
 
+def test_standard_input_goes_to_rank_0(cluster: LiveCluster) -> None:
+    """Bytes as they are; the words of the program too, and its environment."""
+    data = b"a 'b' $c\n\0\xff" + bytes(range(256)) * 2000 + b"no end of line"
+    program = 'if [ $HPCMESOS_RANK = 0 ]; then cat; else echo "$1 $COLOUR" >&2; fi'
+    words = ("mpirun", "-l", "nodes=2:ppn=1", "sh", "-c", program, "sh", "it's $1")
+    command = [*HPCMESOS, *words]
+    done = subprocess.run(
+        command,
+        input=data,
+        capture_output=True,
+        env={**cluster.environ, "COLOUR": "light blue"},
+        cwd=cluster.work(),
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"it's $1 light blue\n")
+    assert done.stdout == data
+    much = subprocess.run(
+        command, input=bytes(800 * 1024), capture_output=True, env=cluster.environ, timeout=60, check=False
+    )
+    assert much.returncode == 2
+    assert much.stderr.count(b"\n") == 1 and b"standard input is longer than 700 KiB" in much.stderr
+
+
 def test_a_large_output_of_a_short_job_comes_whole(cluster: LiveCluster) -> None:
     done = cluster.run(*HPCMESOS, "mpirun", "seq", "1", "100000")
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -118,3 +119,78 @@ def test_use_counts_and_survives_a_new_leader(own: LiveCluster, users: tuple[str
     leading(own, above=first.term)
     after = wait_until(lambda: now if (now := used()) > before else None, "what ran since then counts", 60)
     assert after < before + 1.0
+
+
+def test_why_and_when(own: LiveCluster, users: tuple[str, str]) -> None:
+    ann, bob = users
+    runs = own.qsub(SLEEP, "-l", "nodes=2:gpus=2,walltime=0:20:00", user=ann)
+    own.wait_state(runs, "R")
+    first = own.qsub(TRUE, "-l", "nodes=1:gpus=2,walltime=0:30:00", user=bob)
+    second = own.qsub(TRUE, "-l", "nodes=2:gpus=2,walltime=0:30:00", user=bob)
+
+    def told(job: str) -> dict[str, Any]:
+        (found,) = json.loads(own.run("qstat", "--why", "-F", "json", job).stdout)
+        return dict(found)
+
+    wait_until(lambda: told(second).get("starts_at"), "estimates")
+    ends = told(first)["holders"][0]["until"]
+    assert told(first)["code"] == "insufficient"
+    assert (told(first)["facts"]["gpus_needed"], told(first)["facts"]["gpus_free"]) == (2, 0)
+    assert [told(job)["place"] for job in (first, second)] == [1, 2]
+    assert told(first)["starts_at"] == pytest.approx(ends, abs=5)
+    assert told(second)["starts_at"] == pytest.approx(ends + 1800, abs=10)
+    (holder,) = told(first)["holders"]
+    assert (holder["job"], holder["user"], holder["gpus"], holder["nodes"]) == (
+        runs,
+        ann,
+        4,
+        ["node1", "node2"],
+    )
+    full = own.run("qstat", "--why", "-f", second).stdout
+    for words in (
+        "place: 2 of 2",
+        "estimated start: ",
+        "fair share",
+        "queue priority",
+        f"{runs} of {ann}: 4 GPUs",
+    ):
+        assert words in full
+    assert "Earliest start in" in own.run("showstart", second).stdout
+    would = own.run("qsub", "--dry-run", "-l", "nodes=1:gpus=1,walltime=1:00", stdin=TRUE, user=bob)
+    assert "start = would wait: needs " in would.stdout
+    assert "would start about" in would.stdout
+    own.run("qdel", runs, user=ann)
+    assert own.wait(first)["Exit_status"] == own.wait(second)["Exit_status"] == 0
+    would = own.run("qsub", "--dry-run", "-l", "nodes=2:gpus=2", stdin=TRUE, user=bob)
+    assert would.stdout.endswith("start = would start now on node1, node2\n")
+    assert own.run("qselect", "-s", "QR", user="").stdout == ""
+
+
+def test_preempted_after_a_checkpoint(own: LiveCluster, users: tuple[str, str]) -> None:
+    ann, bob = users
+    qmgr(own, "create queue urgent level=1,enabled=true,started=true", "set queue batch preempt_grace = 30")
+    script = f"""#!/bin/bash
+cd {own.work(ann)}
+if [ -e saved ]; then echo goes on from $(cat saved); exit 0; fi
+trap 'echo step 7 > saved; exit 99' USR1
+touch begun
+while :; do sleep 0.1; done
+"""
+    try:
+        low = own.qsub(script, "-l", "nodes=1:gpus=2", "-N", "low", user=ann)
+        wide = own.qsub(SLEEP, "-l", "nodes=1:gpus=2,walltime=0:10:00", "-r", "n", user=ann)
+        wait_until(lambda: (own.work(ann) / "begun").exists(), "the low job runs")
+        own.wait_state(wide, "R")
+        high = own.qsub(
+            "#!/bin/sh\nsleep 2\n", "-q", "urgent", "-l", "nodes=1:gpus=2,walltime=0:01:00", user=bob
+        )
+        own.wait_state(high, "R")
+        assert own.job(low)["job_state"] == "Q"
+        assert own.wait(high)["Exit_status"] == 0
+        assert own.wait(low)["Exit_status"] == 0
+        assert own.output(low, "low", user=ann) == "goes on from step 7\n"
+        assert own.job(wide)["job_state"] == "R", "it may not be run again, so it is not preempted"
+    finally:
+        own.run("qdel", "-W", "0", "all", user="")
+        wait_until(lambda: own.run("qselect", "-s", "QRHWE", user="").stdout == "", "no jobs")
+        qmgr(own, "unset queue batch preempt_grace", "delete queue urgent")

@@ -88,7 +88,7 @@ def test_a_retry_makes_one_job_and_another_body_is_refused(api: Api) -> None:
         (["-l", "walltime=1:2:x"], 168, "duration"),
         (["-W", "depend=afterok:999999"], 208, "999999"),
         (["-W", "depend=afterok:1.elsewhere"], 208, "elsewhere"),
-        (["-W", "depend=on:2"], 208, "on"),
+        (["-W", "depend=synccount:2"], 208, "one job on many nodes"),
         (["-t", "0-1000000"], 3, "1000000"),
         (["-W", "depend=afterokarray:1[][5]"], 208, "1"),
         (["-I"], 2, "-I"),

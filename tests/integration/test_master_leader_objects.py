@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from hpcmesos.master.events import Asked
+from hpcmesos.master.links_client import Answer, Question
 from hpcmesos.model import JobState
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.records import QueueRecord
 from hpcmesos.queue.store import Store
-from tests.integration.leader_kit import Bench, settings
+from tests.integration.leader_kit import Bench, ended, settings
 
 if TYPE_CHECKING:
     from tests.integration.database_kit import Database
@@ -87,3 +89,37 @@ def test_nothing_starts_while_scheduling_is_off(bench: Bench) -> None:
     change(bench, "set", "", ["scheduling", "=", "true"], kind="server")
     assert bench.state(seq) is JobState.RUNNING
     assert bench.store.server() == {"scheduling": "True"}
+
+
+@pytest.mark.parametrize(
+    ("attribute", "text"),
+    [
+        (["max_user_run", "=", "1"], "limit of user ann in queue batch: 1 of 1 jobs in use"),
+        (["max_running", "=", "1"], "limit of queue batch: 1 of 1 jobs in use"),
+        (["max_run", "=", "[u:PBS_GENERIC=1]"], "limit of user ann in queue batch"),
+    ],
+)
+def test_so_many_jobs_of_a_queue_run_at_once(bench: Bench, attribute: list[str], text: str) -> None:
+    bench.up("node1")
+    change(bench, "set", "batch", attribute)
+    change(bench, "create", "other", ["started", "=", "true"])
+    first, second, elsewhere = bench.submit(), bench.submit(), bench.submit(queue="other")
+    bench.turn()
+    states = [bench.state(seq) for seq in (first, second, elsewhere)]
+    assert states == [JobState.RUNNING, JobState.QUEUED, JobState.RUNNING]
+    answers: list[Answer] = []
+    bench.turn(Asked(Question(why=[second]), answers.append))
+    assert text in answers[0].why[second][1]
+    bench.run(first)
+    bench.say(("node1", ended(f"{first}.hpcm#1")))
+    assert bench.state(second) is JobState.RUNNING
+
+
+def test_so_many_jobs_of_the_server_run_at_once(bench: Bench) -> None:
+    bench.up("node1")
+    change(bench, "set", "", ["max_running", "=", "1"], kind="server")
+    first, second = bench.submit(), bench.submit()
+    bench.turn()
+    assert (bench.state(first), bench.state(second)) == (JobState.RUNNING, JobState.QUEUED)
+    change(bench, "unset", "", ["max_running", "", ""], kind="server")
+    assert bench.state(second) is JobState.RUNNING

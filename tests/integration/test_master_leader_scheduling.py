@@ -14,10 +14,10 @@ import pytest
 
 from hpcmesos import wire
 from hpcmesos.master.chores import INTERVAL
-from hpcmesos.model import Cause, JobState
+from hpcmesos.model import Cause, JobState, ReasonCode
 from hpcmesos.queue import documents
 from hpcmesos.queue.leader_store import LeaderStore
-from hpcmesos.queue.records import QueueRecord
+from hpcmesos.queue.records import JobKey, QueueRecord
 from hpcmesos.queue.store import Store
 from tests.integration.invariants import check_invariants
 from tests.integration.leader_kit import Bench, ended, request, settings
@@ -136,3 +136,22 @@ def test_a_job_that_ends_within_its_grace(bench: Bench, cause: str, code: int, s
     bench.turn()
     if state == "Q":
         finish(bench, low)
+
+
+def test_reasons_of_a_pass_outlive_its_jobs(bench: Bench) -> None:
+    bench.up("node1", gpus=2)
+    running = bench.submit(request(gpus=1))
+    bench.turn()
+    bench.run(running)
+    head, behind = bench.submit(request(gpus=2), priority=5), bench.submit(request(gpus=1))
+    bench.turn()
+    plan = bench.planner._reasons.last_plan
+    assert plan is not None
+    cluster = bench.planner._desk.cluster
+    cluster.pending.remove(JobKey(head))
+    cluster.holdings.running.remove(cluster.job_id(JobKey(running)))
+    reason = plan.reasons[cluster.job_id(JobKey(behind))]
+    assert (reason.code, reason.facts["holder"]) == (ReasonCode.RESERVED, f"{head}.hpcm")
+    assert set(plan.estimates()) == {cluster.job_id(JobKey(head)), cluster.job_id(JobKey(behind))}
+    bench.take_over()
+    bench.up("node1", gpus=2)

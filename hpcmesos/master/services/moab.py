@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import msgspec
 
 from hpcmesos.errors import UnknownJob, UsageError
 from hpcmesos.master.auth import Caller
-from hpcmesos.master.services import control, submit
+from hpcmesos.master.services import control, submit, why
 from hpcmesos.master.services.facts import Surroundings, job_facts
 from hpcmesos.master.services.lookup import find, full_id
 from hpcmesos.master.services.reasons import pending_reasons
@@ -82,8 +83,14 @@ def _about(name: str, site: Site, caller: Caller, request: CommandRequest) -> Co
         return refusals.reply(render.mdiag_xml(facts))
     zone, now = client_zone(request.environ.get("TZ")), datetime.now(UTC)
     if name == "showstart":
+        starts = why.estimates(site, jobs)
+        facts = [_estimated(fact, starts.get(job.key)) for fact, job in zip(facts, jobs, strict=True)]
         return refusals.reply("\n".join(render.showstart(job, now, zone) for job in facts))
     return refusals.reply("".join(render.checkjob(job, zone) for job in facts))
+
+
+def _estimated(job: JobFacts, at: float | None) -> JobFacts:
+    return job if at is None else replace(job, estimated_start=datetime.fromtimestamp(at, UTC))
 
 
 def msub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:

@@ -13,6 +13,7 @@ import msgspec
 from hpcmesos.errors import HpcmesosError, JobFinished, UnknownJob, UnknownQueue
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.objects import flat
+from hpcmesos.master.services import why
 from hpcmesos.master.services.facts import Surroundings, job_facts
 from hpcmesos.master.services.launches import attempt_status
 from hpcmesos.master.services.listing import Listed, expanded
@@ -49,8 +50,17 @@ def qstat(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     zone = client_zone(request.environ.get("TZ"))
     now = datetime.now(UTC)
     listed = _selected(site, query, personality, now, refusals)
+    if query.format in (QstatFormat.WHY_FULL, QstatFormat.WHY_JSON):
+        return refusals.reply(_explained(site, query, [one.job for one in listed], zone))
     facts = _facts(site, caller, query, listed, zone, now)
     return refusals.reply(_rendered(site, query, personality, facts, zone, now))
+
+
+def _explained(site: Site, query: QstatQuery, jobs: Sequence[JobRecord], zone: tzinfo) -> str:
+    told = why.explained(site, jobs).values()
+    if query.format is QstatFormat.WHY_JSON:
+        return msgspec.json.format(msgspec.json.encode(list(told))).decode() + "\n"
+    return "\n".join(why.text(one, zone) for one in told)
 
 
 def job_status(site: Site, text: str) -> JobStatus:

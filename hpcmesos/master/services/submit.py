@@ -36,7 +36,7 @@ from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.limits import why_never
 from hpcmesos.master.objects import fenced
-from hpcmesos.master.services import output_paths
+from hpcmesos.master.services import output_paths, why
 from hpcmesos.master.services.admission import Applicant, admit, default_resources, execution_group
 from hpcmesos.master.services.lookup import find_own
 from hpcmesos.master.services.replies import information
@@ -83,7 +83,8 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     built = pbs.build_submission(request.argv, text, _context(site, caller, request))
     new = _new_job(site, caller, request, built, script)
     if built.dry_run:
-        return CommandReply(stdout=understood(built, new.queue))
+        start = why.dry_run(site, new, client_zone(request.environ.get("TZ")))
+        return CommandReply(stdout=understood(built, new.queue) + f"start = {start}")
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
     seq = site.store.submit(new, request.key, digest).seq
     site.notifier.poke()
