@@ -41,6 +41,8 @@ def standings(
         share = project * account.shares / users[account.project] if users[account.project] else 0.0
         own = account.usage / total if total else 0.0
         rest = used[account.project] / total - own if total else 0.0
+        if not account.project:
+            rest = 0.0  # users of no project answer for themselves alone
         effective = own + (rest * share / project if project else 0.0)
         factor = 2.0 ** -(effective / share) if share else 0.0
         found[account.project, account.user] = Standing(own, share, factor)

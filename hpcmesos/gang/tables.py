@@ -18,6 +18,7 @@ from hpcmesos.gang.room import Floats, Ints, Mask, Room
 from hpcmesos.gang.snapshot import Constraint, JobView, Member, NodeView, RunningView
 from hpcmesos.model import Chunk, GpuUuid, JobId, NodeName, Request
 
+_MANY_SHAPES = 4096
 _ELEMENTS = 1 << 21  # more than an array may have
 
 
@@ -188,6 +189,8 @@ class JobTable(Collection[JobView]):
 
     def put(self, job: JobView) -> None:
         """Takes in a job, or what has changed of it."""
+        if len(self.shapes) > max(_MANY_SHAPES, 4 * len(self.slots)):
+            self._forget_old_numbers()
         slot = self.slots.get(job.id)
         if slot is None:
             slot = self._slot()
@@ -228,6 +231,12 @@ class JobTable(Collection[JobView]):
     def get(self, job: JobId) -> JobView | None:
         slot = self.slots.get(job)
         return None if slot is None else self.jobs[slot]
+
+    def _forget_old_numbers(self) -> None:
+        """Numbers shapes and names anew: most are of jobs that left long ago. Lists given out before stay."""
+        self.shapes, self.who, self.queues, self._numbers = [], [], [], {}
+        for job in list(self):
+            self.put(job)
 
     def all_slots(self) -> Ints:
         """Slots in use, in no order that means anything."""

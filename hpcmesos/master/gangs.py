@@ -77,7 +77,8 @@ class Gangs:
 
     def watch(self, attempt: Attempt) -> None:
         """Gives the members until now + prepare_timeout to get ready."""
-        self.desk.alarms.set(self.desk.settings.prepare_timeout, lambda: self._too_late(attempt.name))
+        name = attempt.name  # an alarm that kept the attempt would keep thousands that are long over
+        self.desk.alarms.set(self.desk.settings.prepare_timeout, lambda: self._too_late(name))
 
     def _too_late(self, name: str) -> None:
         attempt = self.desk.cluster.attempts.get(name)

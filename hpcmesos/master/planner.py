@@ -46,7 +46,8 @@ from hpcmesos.queue.records import InboxRow, JobKey, JobRecord, StartRecord
 log = logging.getLogger(__name__)
 
 POLL = 0.5  # seconds after which the inbox is looked at without a hint
-_GATHER = 0.02  # seconds between two transactions under load
+_GATHER = 0.02  # seconds between two transactions under load, at least
+_LONGEST_GATHER = 0.1  # at most: as long as the last turn took, so that a slow machine writes more at once
 _ROWS, _FEWEST_ROWS = 1000, 50  # events and rows of the inbox in one transaction
 _SLOW, _QUICK = 0.5, 0.1  # seconds of a transaction that make the next ones smaller, or larger again
 _RELOAD_PAUSE, _LONGEST_RELOAD_PAUSE = 1.0, 30.0
@@ -95,6 +96,7 @@ class Planner:
         self._why = Why(self._desk, self._reasons, POLICY)
         self._polled = self._loaded = self._written = float("-inf")
         self._rows = _ROWS
+        self._gather = _GATHER
         self._reload_wanted = False
         self._outbox: list[tuple[str, wire.ToAgent]] = []
         self._entries: list[Entry] = []
@@ -131,7 +133,9 @@ class Planner:
             self._full_pass()
             self._flush()
         self._gangs.submissions.keep(self._desk.cluster.arrays.live.keys())
-        self._reasons.turn(self._alarms.clock() - began, len(batch))
+        took = self._alarms.clock() - began
+        self._gather = min(_LONGEST_GATHER, max(_GATHER, took))
+        self._reasons.turn(took, len(batch))
 
     # --- events
 
@@ -152,11 +156,11 @@ class Planner:
         return batch
 
     def _next_event(self, unhurried: bool) -> Event:
-        """What has come; while nothing is in a hurry, also what comes until _GATHER after the last transaction.
+        """What has come; while nothing is in a hurry, also what comes for a while after the last transaction.
 
         So a burst of submissions and ends shares transactions, and a single one is served at once.
         """
-        left = self._written + _GATHER - self._alarms.clock() if unhurried else 0.0
+        left = self._written + self._gather - self._alarms.clock() if unhurried else 0.0
         return self.events.get(timeout=left) if left > 0 else self.events.get_nowait()
 
     def _attempt(

@@ -136,4 +136,6 @@ def _epoch(at: datetime | None) -> str:
 
 def _one_word(value: str) -> str:
     """Fields are separated by spaces and records by lines."""
+    if value.isprintable() and " " not in value:
+        return value
     return "".join("_" if char.isspace() or not char.isprintable() else char for char in value)
