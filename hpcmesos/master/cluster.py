@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from hpcmesos import wire
+from hpcmesos.gang.predict import History
 from hpcmesos.gang.snapshot import NodeView, QueueView
 from hpcmesos.master import cycle
 from hpcmesos.master.holdings import Holdings
@@ -152,6 +153,7 @@ class Cluster:
         self.reservations: Mapping[str, Any] = {}  # see queue/documents.py, as for shares
         self.shares: Mapping[str, Any] = {}
         self.usage = Usage()
+        self.history = History()  # of what this leader has seen end
         self.preempted: set[JobKey] = (
             set()
         )  # jobs that were; they preempt nobody while they wait to run again
@@ -232,7 +234,12 @@ class Cluster:
 
     def _wait(self, job: JobRecord) -> None:
         limit = job.array_spec is not None and job.array_spec.limit is not None
-        view = cycle.job_view(job, self.level(job.queue), may_preempt=job.key not in self.preempted)
+        view = cycle.job_view(
+            job,
+            self.level(job.queue),
+            may_preempt=job.key not in self.preempted,
+            predicted=self.history.predict(job.owner, (job.request.gpus, job.request.cpus)),
+        )
         self.pending.put(job.key, view, special=limit or job.index is not None)
         self.changed = True
 

@@ -27,7 +27,9 @@ LEVEL = 4096
 _SWITCH = "switch="
 
 
-def job_view(job: JobRecord, level: int = 0, *, may_preempt: bool = True) -> JobView:
+def job_view(
+    job: JobRecord, level: int = 0, *, may_preempt: bool = True, predicted: float | None = None
+) -> JobView:
     """A waiting job as the scheduler sees it; of an array, all elements that have no row."""
     queued = job.queued_at or job.created_at
     return JobView(
@@ -42,6 +44,7 @@ def job_view(job: JobRecord, level: int = 0, *, may_preempt: bool = True) -> Job
         project=job.project,
         qos=level * LEVEL,
         may_preempt=may_preempt,
+        predicted=predicted,
     )
 
 

@@ -366,6 +366,10 @@ class Gangs:
             changes["comment"] = record.undelivered[:1000]
         elif record.cause in _TROUBLE:
             changes["comment"] = f"{record.cause}: {record.message}"[:1000]
+        if record.started_at is not None and record.ended_at is not None:
+            size = (job.request.gpus, job.request.cpus)
+            ran = (record.ended_at - record.started_at).total_seconds()
+            self.desk.cluster.history.ended(job.owner, size, ran)
         payload = {"attempt": job.attempt, "exit_status": status, "cause": cause}
         done = self.desk.move(job, JobState.COMPLETE, "ended", payload, **changes)
         entry = accounting.ended(self._billed(done, attempt), record, attempt.placed, self.desk.now)

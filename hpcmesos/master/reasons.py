@@ -19,6 +19,11 @@ _UNSEEN = PendingReason(
 )
 
 
+_NOTE_EVERY = _MINUTE = 60.0
+_NOTED = 50  # jobs from the front of the queue
+_MOST_NOTED = 10_000
+
+
 class Reasons:
     """Answers questions; belongs to the planner's thread."""
 
@@ -27,6 +32,8 @@ class Reasons:
         self._recent: Mapping[JobId, PendingReason] = {}  # of the last pass
         self._complete: Mapping[JobId, PendingReason] = {}  # of the last pass over the whole queue
         self.last_plan: Plan | None = None  # of the last pass over the whole queue
+        self._estimated: dict[JobId, float] = {}  # when jobs were first said to start
+        self._noted = float("-inf")
         self._figures: Counter[str] = Counter()
 
     def take(self, plan: Plan, complete: bool) -> None:
@@ -35,8 +42,31 @@ class Reasons:
         if complete:
             self._complete = plan.reasons
             self.last_plan = plan
+            self._note_estimates(plan)
+        self._compare(plan)
         self._figures["passes_total"] += 1
         self._figures["starts_total"] += len(plan.starts)
+
+    def _note_estimates(self, plan: Plan) -> None:
+        """Once a minute: when the first jobs of the queue start, as users are told."""
+        clock = self._desk.alarms.clock()
+        if clock - self._noted < _NOTE_EVERY:
+            return
+        self._noted = clock
+        if len(self._estimated) > _MOST_NOTED:
+            self._estimated.clear()  # of jobs that were deleted, too
+        for job, at in plan.estimates(_NOTED).items():
+            if not job.array:
+                self._estimated.setdefault(job, at)
+
+    def _compare(self, plan: Plan) -> None:
+        """How wrong the first estimate of each job that starts now was."""
+        now = self._desk.now.timestamp()
+        for start in plan.starts:
+            if (at := self._estimated.pop(start.job, None)) is not None:
+                self._figures["estimates_checked_total"] += 1
+                self._figures["estimate_error_seconds_total"] += abs(now - at)  # type: ignore[assignment]  # a float
+                self._figures["estimates_within_minute_total"] += abs(now - at) <= _MINUTE
 
     def turn(self, seconds: float, events: int) -> None:
         """One turn of the planner is over."""

@@ -155,3 +155,21 @@ def test_reasons_of_a_pass_outlive_its_jobs(bench: Bench) -> None:
     assert set(plan.estimates()) == {cluster.job_id(JobKey(head)), cluster.job_id(JobKey(behind))}
     bench.take_over()
     bench.up("node1", gpus=2)
+
+
+def test_the_error_of_estimates_is_a_figure(bench: Bench) -> None:
+    bench.up("node1", gpus=2)
+    running = bench.submit(request(gpus=2))
+    bench.turn()
+    bench.run(running)
+    waiting = bench.submit(request(gpus=2))
+    bench.turn()
+    bench.pass_time(61.0)
+    finish(bench, running)
+    bench.turn()
+    assert bench.state(waiting) is JobState.RUNNING
+    figures = bench.planner._reasons._metrics()
+    assert (figures["estimates_checked_total"], figures["estimates_within_minute_total"]) == (1, 0)
+    assert figures["estimate_error_seconds_total"] == pytest.approx(86400, abs=120), "a day was assumed"
+    assert bench.planner._desk.cluster.history.predict("ann", (2, 1)) is not None
+    finish(bench, waiting)
