@@ -326,12 +326,10 @@ class Gangs:
             changes["charged_attempts"] = job.charged_attempts + 1
         if attempt.preempted_for:
             self.desk.cluster.preempted.add(job.key)
-        failed_starts = job.attempt - job.charged_attempts
-        if record.cause is Cause.START_FAILED and failed_starts >= MAX_FAILED_STARTS:
+        if record.cause is Cause.START_FAILED and (failed := self._failed_starts(job)) >= MAX_FAILED_STARTS:
             changes["holds"] = "".join(sorted({*job.holds, "s"}))
-            changes["comment"] = f"held after {failed_starts} failed starts; the last: {record.message}"[
-                :1000
-            ]
+            text = f"held after {failed} failed starts; the last: {record.message}"
+            changes["comment"] = text[:1000]
         target = resting_state(changes.get("holds", job.holds), job.not_before, self.desk.now)
         payload = {"attempt": job.attempt, "cause": record.cause, "culprit": record.culprit}
         if attempt.shares:
@@ -340,6 +338,14 @@ class Gangs:
             self.desk.alarms.set(GANG_LOSS, lambda: self.desk.cluster.unblock(job.key))
         waiting = self.desk.move(job, target, "requeued", payload, **changes)
         self.desk.effects.accounting.append(accounting.requeued(waiting, self.desk.now))
+
+    def _failed_starts(self, job: JobRecord) -> int:
+        """Failed starts of a job whose last one has just failed. Attempts that were preempted or rerun do not count."""
+        most = job.attempt - job.charged_attempts
+        if most < MAX_FAILED_STARTS:
+            return most  # too few, whatever they were
+        earlier = [a for a in self.desk.reader.attempts([job.key], tails=False) if a.key.number < job.attempt]
+        return 1 + sum(attempt.cause is Cause.START_FAILED for attempt in earlier)
 
     def _excluded(self, job: JobRecord, culprit: str | None) -> tuple[str, ...]:
         """Nodes not to use again; none is added without which the job could never run."""

@@ -169,6 +169,18 @@ def test_five_failed_starts_hold_the_job(bench: Bench) -> None:
     assert "5 failed starts" in job.comment
 
 
+def test_attempts_that_were_preempted_are_no_failed_starts(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit()
+    bench.turn()
+    for _ in range(5):
+        bench.run(seq)
+        bench.say(("node1", ended(bench.attempt(seq), "PREEMPTED", signal=15)))
+    bench.say(("node1", wire.Refused(attempt=bench.attempt(seq), culprit="node1", reason="no")))
+    job = bench.job(seq)
+    assert (job.state, job.holds, job.attempt) == (JobState.RUNNING, "", 7)
+
+
 def test_nobody_ready_in_time(bench: Bench) -> None:
     bench.up("node1", "node2")
     seq = bench.submit(request(2))
