@@ -79,6 +79,19 @@ def test_qhold_and_qrls(api: Api, obedient: ObedientLeader) -> None:
     ]
 
 
+@pytest.mark.parametrize("words", [["{array}[2]"], ["{array}[1-3]"], ["-t", "2", "{array}[]"]])
+def test_elements_of_an_array_are_not_held_alone(
+    api: Api, obedient: ObedientLeader, words: list[str]
+) -> None:
+    with api.client() as client:
+        made = client.command("qsub", ["-t", "0-5", "--", "/bin/true"], cwd=str(api.work), environ={"HOME": "/"})
+        array = made.stdout.partition("[")[0]
+        reply = client.command("qhold", [word.format(array=array) for word in words])
+    assert reply.code != 0
+    assert f"for all of them: qhold {array}[]" in reply.stderr
+    assert "hold" not in {row.kind for row in obedient.taken}
+
+
 def test_the_typed_client_deletes_and_waits(api: Api, obedient: ObedientLeader) -> None:
     job = api.qsub()
     answers = []

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpcmesos.errors import HpcmesosError, JobFinished, Unauthorized, WrongState
+from hpcmesos.errors import HpcmesosError, InvalidValue, JobFinished, Unauthorized, WrongState
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import wishes
 from hpcmesos.master.services.lookup import find_own, full_id, id_of, parse_elements, split_elements
 from hpcmesos.master.services.replies import Refusals, information
 from hpcmesos.master.services.site import Site
-from hpcmesos.model import JobState
+from hpcmesos.model import JobId, JobState
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.status import DeleteQuery, parse_hold, parse_qdel
 from hpcmesos.queue.records import JobFilter, JobRecord
@@ -72,18 +72,21 @@ def _hold(command: str, kind: str, site: Site, caller: Caller, request: CommandR
             raise WrongState("invalid state for job - RUNNING")
         return kind, {"kinds": kinds}
 
-    return Command(site, caller, command, personality, query.array_range).each(query.ids, wanted)
+    return Command(site, caller, command, personality, query.array_range, whole=True).each(query.ids, wanted)
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command over several ids. ``elements``: of its -t, which every id of an array means then."""
+    """A command over several ids. ``elements``: of its -t, which every id of an array means then. ``whole``: it is
+    for whole arrays; elements that have not started wait as one row, and share its holds.
+    """
 
     site: Site
     caller: Caller
     name: str
     personality: Personality
     elements: str | None = None
+    whole: bool = False
 
     def each(
         self, ids: Sequence[str], wanted: Callable[[JobRecord], tuple[str, Mapping[str, Any]]]
@@ -107,6 +110,9 @@ class Command:
         plain, elements = split_elements(text)
         job = _unfinished(self.site, self.caller, plain)
         elements = elements or (self.elements if job.array_spec is not None else None)
+        if self.whole and (elements is not None or job.index is not None):
+            whole = JobId(job.seq, job.server, array=True)
+            raise InvalidValue(f"elements of an array wait together; for all of them: {self.name} {whole}")
         if elements is None:
             return job, {"index": job.index}
         return job, {"elements": parse_elements(job, elements)}
