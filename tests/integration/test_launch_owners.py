@@ -82,13 +82,16 @@ def test_strangers_cannot_enter_a_job(place: Path) -> None:
         value = kit.spec([node], place / "home", "until test -e stop; do sleep 0.01; done\n", owner="nobody")
         run = kit.Run([node], value)
         pid = run.started()["pid"]
-        stolen = dict(
-            e.split("=", 1) for e in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in e
-        )
+
+        def environ() -> dict[str, str]:
+            words = Path(f"/proc/{pid}/environ").read_text().split("\0")
+            return dict(word.split("=", 1) for word in words if "=" in word)
+
+        # The start is told before the shell is there.
+        kit.wait_until(lambda: "HPCMESOS_ATTEMPT" in environ(), "the shell of the job")
+        stolen = environ()
         shell = str(node.state / "bin" / "pbs_tmrsh")
         user = pwd.getpwnam("daemon")
-        import subprocess
-
         result = subprocess.run(
             [shell, "-n", "node1", "id"],
             env=stolen,
