@@ -218,6 +218,8 @@ def _covers(name: str, other: str) -> bool:
 
 
 def _assign(found: dict[str, str], attribute: Attribute, resource: str, change: Change) -> None:
+    if not change.value.isprintable():
+        raise InvalidValue(f"{change.name}: a value is one line without control characters")
     value = _value(attribute, resource, change.value)
     if change.operator == "=":
         found[change.name] = value

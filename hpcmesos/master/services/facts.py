@@ -10,7 +10,7 @@ from datetime import datetime
 from hpcmesos.master.services import launches
 from hpcmesos.master.services.lookup import id_of
 from hpcmesos.master.services.output_paths import shown_paths
-from hpcmesos.model import GpuState, JobId, JobState
+from hpcmesos.model import Cause, GpuState, JobId, JobState
 from hpcmesos.pbs.facts import GpuFacts, JobFacts, NodeFacts
 from hpcmesos.queue import elements
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
@@ -55,7 +55,9 @@ class Surroundings:
         known = {attempt.key: attempt for attempt in attempts}
         runs: defaultdict[JobKey, int] = defaultdict(int)
         for attempt in known.values():
-            runs[attempt.key.job] += attempt.started_at is not None
+            # One whose node was lost may have run, though nobody was told of its start.
+            ran = attempt.started_at is not None or attempt.cause not in (None, Cause.START_FAILED)
+            runs[attempt.key.job] += ran
         ordered = {
             key: tuple(sorted(found, key=lambda share: share.position)) for key, found in by_attempt.items()
         }
