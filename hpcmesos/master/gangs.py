@@ -175,7 +175,8 @@ class Gangs:
         attempt.preempted_for = job
         cluster.holdings.moved.add(attempt.key.job)
         self.desk.move(running, running.state, "preempted", {"for": job, "grace": grace})
-        if grace > 0 and attempt.phase is Phase.RUNNING:
+        # A script on one node runs before its start is told.
+        if grace > 0 and (attempt.phase is Phase.RUNNING or len(attempt.nodes) == 1):
             self.desk.send(attempt.head, wire.Signal(attempt=attempt.name, signal=int(signal.SIGUSR1)))
             self.desk.alarms.set(grace, lambda: self._preempt_now(attempt.name))
         else:
