@@ -9,12 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PLACES = (
-    os.environ.get("HPCMESOS_TRACES", ""),
-    str(ROOT / "shared/traces"),
-    str(ROOT.parent / "shared/traces"),
-)
+PLACE = os.environ.get("HPCMESOS_TRACES", "")
 
 SHA256 = {
     "KTH-SP2-1996-2.1-cln.swf.gz": "3e152f201fd2e96808a735bced6ea6eb0bb07fdc447689cafb0750d87b264c0b",
@@ -31,9 +26,8 @@ SHA256 = {
 @cache
 def trace(name: str) -> Path:
     """The file; skips the test where nobody has put it. HPCMESOS_TRACES names the directory."""
-    for place in PLACES:
-        path = Path(place) / name
-        if place and path.is_file():
-            assert hashlib.sha256(path.read_bytes()).hexdigest() == SHA256[name], f"{path} is another file"
-            return path
+    path = Path(PLACE) / name
+    if PLACE and path.is_file():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == SHA256[name], f"{path} is another file"
+        return path
     pytest.skip("no trace files here; HPCMESOS_TRACES names their directory")
