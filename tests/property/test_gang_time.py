@@ -39,10 +39,13 @@ requests = st.builds(
 
 
 class Time(RuleBasedStateMachine):
-    """Walltimes are exact, so no promise that was made may be broken."""
+    """Walltimes are exact, so no promise that was made may be broken: the place in time of the first that waits.
+
+    Places behind it are worked out anew in every cycle, and may move back when a job starts on other nodes than its
+    own place had named (docs/scheduling.md).
+    """
 
     policy = Policy(order="fcfs")
-    kept: int | None = None  # so many of the first places in time are promises; None: all
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +80,7 @@ class Time(RuleBasedStateMachine):
         self.plan = schedule(self.snapshot(), self.policy, self.now)
         values = Snapshot(tuple(self.nodes), tuple(self.pending), running=tuple(self.running))
         assert schedule(values, self.policy, self.now) == self.plan  # tables and values say the same
-        reservations = self.plan.reservations[: self.kept]
+        reservations = self.plan.reservations[:1]
         for start in self.plan.starts:
             job = self.jobs[start.job]
             assert self.now <= self.promised.get(job.id, self.now), "a promise was broken"
@@ -129,7 +132,7 @@ class Time(RuleBasedStateMachine):
     def an_estimate_is_no_earlier_than_now_and_heads_keep_theirs(self) -> None:
         if self.plan is None:
             return
-        estimates = self.plan.estimates(10)
+        estimates = self.plan.estimates(len(self.jobs))
         assert all(at > self.now for at in estimates.values())
         assert all(estimates[held.job] == held.at for held in self.plan.reservations)
 
@@ -140,7 +143,6 @@ class Conservatively(Time):
 
 class ForTwoHeads(Time):
     policy = Policy(order="fcfs", reservations=2)
-    kept = 1  # the second's place is worked out anew behind the first's, and may move back
 
 
 TestEasy = Time.TestCase
