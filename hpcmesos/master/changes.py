@@ -15,7 +15,7 @@ import msgspec
 
 from hpcmesos import wire
 from hpcmesos.errors import InvalidValue
-from hpcmesos.master.cluster import WAITING_STATES, Phase
+from hpcmesos.master.cluster import WAITING_STATES
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.gangs import Gangs
 from hpcmesos.master.objects import fenced
@@ -141,10 +141,10 @@ class Changes:
 
     def _on_message(self, job: JobRecord, row: InboxRow) -> None:
         attempt = self.desk.cluster.current(job.key)
-        if attempt is None or attempt.phase is not Phase.RUNNING:
+        if attempt is None:
             return
         streams, text = str(row.payload.get("streams")), str(row.payload.get("text"))
-        self.desk.send(attempt.head, wire.Alter(attempt=attempt.name, streams=streams, text=text))
+        self.gangs.tell(attempt, wire.Alter(attempt=attempt.name, streams=streams, text=text))
         self.desk.move(job, job.state, "message", {"user": row.user, "text": text, "streams": streams})
 
 

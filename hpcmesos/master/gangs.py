@@ -119,9 +119,22 @@ class Gangs:
         job = self.desk.cluster.jobs[attempt.key.job]
         entry = accounting.started(self._billed(job, attempt), attempt.placed, self.desk.now)
         self.desk.effects.accounting.append(entry)
+        for message in attempt.untold:
+            self.tell(attempt, message)
+        attempt.untold = []
         for node in attempt.missing:
             if node in attempt.shares:
                 self.part_lost(attempt, node, "it knows nothing of the attempt")
+
+    def tell(self, attempt: Attempt, message: wire.Signal | wire.Alter) -> None:
+        """Sends the head what concerns the running script; before the script runs there, it is kept until it does.
+
+        A head that still prepares has nothing that could take it.
+        """
+        if attempt.phase in (Phase.PREPARING, Phase.STARTING):
+            attempt.untold.append(message)
+        elif attempt.phase is not Phase.OVER and attempt.end is None:  # what is told to end needs none
+            self.desk.send(attempt.head, message)
 
     def _billed(self, job: JobRecord, attempt: Attempt) -> JobRecord:
         """The job with what accounting wants to know; the picture's jobs have no submission."""
@@ -150,8 +163,7 @@ class Gangs:
         job = self.desk.cluster.jobs[attempt.key.job]
         if attempt.spec is not None:
             attempt.spec["walltime"] = job.request.walltime  # for a PREPARE that is sent again
-        if attempt.end is None:  # what is told to end needs none
-            self.desk.send(attempt.head, wire.Alter(attempt=attempt.name, walltime=job.request.walltime))
+        self.tell(attempt, wire.Alter(attempt=attempt.name, walltime=job.request.walltime))
 
     # --- end
 
@@ -177,7 +189,7 @@ class Gangs:
         self.desk.move(running, running.state, "preempted", {"for": job, "grace": grace})
         # A script on one node runs before its start is told.
         if grace > 0 and (attempt.phase is Phase.RUNNING or len(attempt.nodes) == 1):
-            self.desk.send(attempt.head, wire.Signal(attempt=attempt.name, signal=int(signal.SIGUSR1)))
+            self.tell(attempt, wire.Signal(attempt=attempt.name, signal=int(signal.SIGUSR1)))
             self.desk.alarms.set(grace, lambda: self._preempt_now(attempt.name))
         else:
             self._preempt_now(attempt.name)

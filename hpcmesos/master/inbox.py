@@ -238,8 +238,7 @@ class Inbox:
             raise InvalidValue(f"a signal wish with the signal {number!r}")
         attempt = self.desk.cluster.current(job.key)
         if attempt is not None:
-            signal = wire.Signal(attempt=attempt.name, signal=number)
-            self.desk.send(attempt.head, signal)
+            self.gangs.tell(attempt, wire.Signal(attempt=attempt.name, signal=number))
         self.desk.move(job, job.state, "signalled", {"user": row.user, "signal": number})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -152,6 +154,22 @@ def test_a_message_goes_to_the_head(bench: Bench) -> None:
     bench.run(seq)
     sent = bench.wish("message", seq, text="hello", streams="oe")
     assert sent == [("node1", wire.Alter(attempt=f"{seq}.hpcm#1", streams="oe", text="hello"))]
+
+
+def test_what_a_running_script_is_told_waits_until_its_head_says_that_it_runs(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit()
+    bench.turn()
+    assert bench.wish("message", seq, text="hello", streams="e") == []
+    assert bench.wish("signal", seq, signal=10) == []
+    name = f"{seq}.hpcm#1"
+    told = [
+        ("node1", wire.Alter(attempt=name, streams="e", text="hello")),
+        ("node1", wire.Signal(attempt=name, signal=10)),
+    ]
+    assert bench.say(("node1", wire.Ready(attempt=name))) == [("node1", wire.Go(attempt=name))]
+    assert bench.say(("node1", wire.Started(attempt=name, pid=1, started_at=time.time()))) == told
+    assert bench.wish("signal", seq, signal=12) == [("node1", wire.Signal(attempt=name, signal=12))]
 
 
 def test_a_job_waits_until_others_have_named_it(bench: Bench) -> None:
