@@ -66,7 +66,9 @@ class Attempt:
     spec: dict[str, Any] | None = None  # until it runs, to send PREPARE again
     account: tuple[str, str] = ("", "")  # project and user whose use it is
     preempted_for: str = ""  # the job for which it has to go
-    untold: list[wire.Signal | wire.Alter] = field(default_factory=list)  # what its head hears once its script runs
+    untold: list[wire.Signal | wire.Alter] = field(
+        default_factory=list
+    )  # what its head hears once its script runs
     begun: float = 0.0  # epoch seconds since which it holds its shares
     billing: Mapping[str, Any] = field(default_factory=dict)  # what accounting wants of the submission
 

@@ -84,7 +84,9 @@ def test_elements_of_an_array_are_not_held_alone(
     api: Api, obedient: ObedientLeader, words: list[str]
 ) -> None:
     with api.client() as client:
-        made = client.command("qsub", ["-t", "0-5", "--", "/bin/true"], cwd=str(api.work), environ={"HOME": "/"})
+        made = client.command(
+            "qsub", ["-t", "0-5", "--", "/bin/true"], cwd=str(api.work), environ={"HOME": "/"}
+        )
         array = made.stdout.partition("[")[0]
         reply = client.command("qhold", [word.format(array=array) for word in words])
     assert reply.code != 0
