@@ -200,3 +200,11 @@ class Role(StrEnum):
     USER = "user"
     OPERATOR = "operator"
     MANAGER = "manager"
+
+
+class Scope(StrEnum):
+    """What a credential is good for, at most; its user's role is the other limit."""
+
+    READ = "read"  # changes nothing
+    JOBS = "jobs"  # also the user's own jobs
+    ALL = "all"  # whatever the user may do

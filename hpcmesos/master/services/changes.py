@@ -144,7 +144,7 @@ def qorder(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         names = " or ".join(full_id(site, text) for text in ids)
         refusals.add(names if isinstance(error, UnknownJob) else full_id(site, ids[0]), error)
         return refusals.reply()
-    sent = site.store.wish(wishes.ORDER, first.seq, caller.user or "master", {"other": second.seq})
+    sent = site.wish(caller, wishes.ORDER, first.seq, {"other": second.seq})
     site.notifier.poke()
     wishes.await_taken(site.store, [sent])
     return CommandReply()
