@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from zoneinfo import ZoneInfo
 
 from hpcmesos.config import MasterSettings
-from hpcmesos.gang.feasible import can_ever_fit
+from hpcmesos.gang.placing import can_ever_fit
 from hpcmesos.gang.snapshot import GpuView, NodeView
 from hpcmesos.master.services.wishes import Notifier
 from hpcmesos.model import GpuState, GpuUuid, NodeName, PendingReason, Request
