@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from hpcmesos.gang import constraints, feasible, words
+from hpcmesos.gang import constrained, feasible, words
 from hpcmesos.gang.feasible import Arrangement, Prefer, arrange, by_name, possible
 from hpcmesos.gang.room import Mask, Room
 from hpcmesos.gang.snapshot import NodeView
@@ -74,4 +74,4 @@ def _choices(shape: Shape, room: Room, usable: Mask, prefer: Prefer) -> Iterator
     def enough(chosen: Sequence[int]) -> bool:
         return all(int(number[list(chosen)].sum()) >= count for count, number in copies)
 
-    return constraints.choices(room.site, fitting, shape.request.constraints, pieces, best, enough)
+    return constrained.choices(room.site, fitting, shape.request.constraints, pieces, best, enough)
