@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from zoneinfo import ZoneInfo
 
 from hpcmesos.config import MasterSettings
-from hpcmesos.gang.feasible import can_ever_fit
+from hpcmesos.gang.placing import can_ever_fit
 from hpcmesos.gang.snapshot import GpuView, NodeView
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services.wishes import Notifier
