@@ -22,9 +22,10 @@ import socket as sockets
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
@@ -39,6 +40,9 @@ from hpcmesos.errors import (
     UsageError,
     leaves,
 )
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
 
 T = TypeVar("T")
 
@@ -157,6 +161,7 @@ class Client:
         environ: Mapping[str, str] | None = None,
         personality: str = "torque",
         key: str | None = None,
+        terminal: bool = False,
     ) -> wire.CommandReply:
         """Runs a q-command on the server; its refusals are text and a code in the reply, as a terminal shows them."""
         request = wire.CommandRequest(
@@ -169,6 +174,7 @@ class Client:
             script_path=script_path,
             key=key or secrets.token_hex(16),
             personality=personality,
+            terminal=terminal,
         )
         return self._call("POST", f"/v1/commands/{quote(name)}", wire.CommandReply, request)
 
@@ -342,6 +348,37 @@ class Client:
         if not secrets.compare_digest(found, token.partition(".")[0]):
             raise Unauthenticated("this server is not of the cluster that the join token was made for")
         return pem
+
+    @contextmanager
+    def terminal(self, job_id: str, **query: int) -> Iterator[ClientConnection]:
+        """The WebSocket of an interactive job's terminal, at the next master after one that broke.
+
+        ``query``: ``rows`` and ``columns`` of the window, ``attempt`` and ``offset``: what was seen of which attempt.
+
+        Raises:
+            OSError, WebSocketException: it cannot be made; another call tries the next master.
+        """
+        from websockets.sync.client import connect  # 30 ms that others need not wait for
+
+        headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+        connection = self._open()
+        try:
+            connection.connect()
+            with connect(
+                f"ws://localhost{_job_path(job_id)}/terminal?{urlencode(query)}",
+                sock=connection.sock,
+                additional_headers=headers,
+                compression=None,
+                proxy=None,
+                max_size=None,
+                close_timeout=1,
+            ) as socket:
+                yield socket
+        except BaseException:
+            self._turn()
+            raise
+        finally:
+            connection.close()
 
     def _call(
         self, method: str, path: str, kind: type[T], body: Any = None, patience: float | None = None

@@ -251,6 +251,7 @@ class CommandRequest(msgspec.Struct, frozen=True, kw_only=True):
     script_path: str | None = None  # the operand that ``script`` was read from; "-" for standard input
     key: str | None = None  # idempotency key
     personality: str = "torque"
+    terminal: bool = False  # the caller has a terminal for an interactive job, and stays with it
 
 
 class Submission(msgspec.Struct, frozen=True):

@@ -89,7 +89,7 @@ _SUBMIT_ONLY = (
     Option("V", None, "all variables of this environment"),
     Option("w", "path", "working directory, also told as PBS_O_WORKDIR"),
     Option("x", None, "with -I: run the operand instead of a shell"),
-    Option("X", None, "X11 forwarding (accepted, not used)"),
+    Option("X", None, "X11 forwarding (refused with -I, else not used)"),
     Option("z", None, "do not print the job's id"),
     Option("dry-run", None, "tell what was understood, where and when it would start, and submit nothing"),
 )

@@ -115,6 +115,7 @@ def job_facts(
         exit_status=job.exit_status,
         cause=job.cause.value if job.cause else None,
         comment=job.comment or None,
+        interactive=bool(submission.get("interactive")),
         environment=submission.get("environment", {}) if private else {},
         output_path=out,
         error_path=err,
