@@ -317,9 +317,26 @@ class Client:
         user: str | None = None,
         node: str | None = None,
         lifetime: float = 86400.0,
+        scope: str = "all",
     ) -> wire.TokenReply:
-        request = wire.TokenRequest(kind=kind, user=user, node=node, lifetime=lifetime)
+        request = wire.TokenRequest(kind=kind, user=user, node=node, lifetime=lifetime, scope=scope)
         return self._call("POST", "/v1/tokens", wire.TokenReply, request)
+
+    def tokens(self) -> list[wire.TokenStatus]:
+        """One's own tokens that are good; a manager's: all."""
+        return self._call("GET", "/v1/tokens", list[wire.TokenStatus])
+
+    def revoke_tokens(self, ids: Sequence[str]) -> list[str]:
+        """Ends tokens, and those made by them; answers the ids of what was ended. Raises InvalidValue: none was."""
+        return self._call("POST", "/v1/tokens/revoke", list[str], wire.RevokeRequest(ids=list(ids)))
+
+    def audit(
+        self, since: float = 0.0, user: str | None = None, job: str | None = None, limit: int = 1000
+    ) -> list[wire.AuditStatus]:
+        """Who changed what since then (epoch seconds) and how that one came: the newest ``limit``, oldest first."""
+        asked = {"since": since, "user": user, "job": job, "limit": limit}
+        query = urlencode({name: value for name, value in asked.items() if value is not None})
+        return self._call("GET", f"/v1/audit?{query}", list[wire.AuditStatus])
 
     def join(self, token: str, node: str, csr: str) -> wire.JoinReply:
         """Certificate for an agent. The token names the cluster's authority, which is checked before it is shown.

@@ -27,6 +27,7 @@ COMMANDS = {
     "share": "standing",
     "simulate": "simulate",
     "token": "admin",
+    "audit": "admin",
     "doctor": "admin",
     "install-commands": "admin",
 }

@@ -9,17 +9,19 @@ from __future__ import annotations
 import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from types import MappingProxyType
 
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import RootRefused, Unauthenticated, Unauthorized
 from hpcmesos.master.peercred import Peer
-from hpcmesos.model import Role
+from hpcmesos.model import Role, Scope
 from hpcmesos.queue.store import Store
 
 NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
 
 _BEARER = "bearer "
+_SCOPES = tuple(Scope)  # from the least to the most
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,10 @@ class Caller:
     role: Role = Role.USER
     node: str | None = None
     local: bool = False  # on this host, by its unix socket
+    scope: Scope = Scope.ALL
+    via: str = ""  # the credential and where it came from, for who reads what happened
+    token: str | None = None  # id of the bearer token
+    expires_at: datetime | None = None  # until when the credential is good; None: no limit
 
     @property
     def privileged(self) -> bool:
@@ -54,13 +60,15 @@ def identify(
         Unauthenticated: no credential, or a wrong one.
     """
     if peer.uid is not None:
-        return replace(_user(_name_of(peer.uid), settings, server), local=True)
+        via = f"socket uid {peer.uid} pid {peer.pid}"
+        return replace(_user(_name_of(peer.uid), settings, server), local=True, via=via)
     if authorization is not None:
-        return _user(_token_user(authorization, store), settings, server)
+        return _bearer(authorization, peer, settings, store, server)
+    via = f"certificate of {peer.organization} {peer.common_name} from {peer.address}"
     if peer.organization == "master":
-        return Caller("", Role.MANAGER)
+        return Caller("", Role.MANAGER, via=via)
     if peer.organization == "agent" and peer.common_name:
-        return Caller("", Role.USER, peer.common_name)
+        return Caller("", Role.USER, peer.common_name, via=via)
     raise Unauthenticated(
         "no credential: send a bearer token, or use the unix socket on a host of the cluster"
     )
@@ -79,6 +87,12 @@ def check_may_submit(caller: Caller, settings: MasterSettings) -> None:
         raise RootRefused("qsub can not be run as root")
     if settings.single_user and caller.user != settings.single_user:
         raise Unauthorized(f"this cluster runs jobs of user {settings.single_user} only")
+
+
+def check_scope(caller: Caller, wanted: Scope, what: str) -> None:
+    """Raises Unauthorized when the caller's credential is good for less than ``wanted``."""
+    if _SCOPES.index(caller.scope) < _SCOPES.index(wanted):
+        raise Unauthorized(f"a token of scope '{caller.scope}' does not allow to {what}")
 
 
 def check_manager(caller: Caller, what: str) -> None:
@@ -112,10 +126,21 @@ def _name_of(uid: int) -> str:
         raise Unauthenticated(f"user id {uid} has no name on this host") from None
 
 
-def _token_user(authorization: str, store: Store) -> str:
+def _bearer(
+    authorization: str, peer: Peer, settings: MasterSettings, store: Store, server: Mapping[str, str]
+) -> Caller:
+    """The user of a token; one of less than full scope gives no role."""
     if not authorization.lower().startswith(_BEARER):
         raise Unauthenticated("write 'Authorization: Bearer TOKEN'")
     token = store.verify_token(authorization[len(_BEARER) :].strip())
     if not token.user:
         raise Unauthenticated("this token is no user's")
-    return token.user
+    via = f"token {token.id} from {peer.address}"
+    caller = replace(
+        _user(token.user, settings, server),
+        scope=token.scope,
+        via=via,
+        token=token.id,
+        expires_at=token.expires_at,
+    )
+    return caller if token.scope is Scope.ALL else replace(caller, role=Role.USER)

@@ -69,7 +69,9 @@ _JOB = {
         Option("u", "user,...", "user names on execution hosts"),
         Option("v", "NAME[=VALUE],...", "variables of the job; a name alone takes its value from here"),
         Option(
-            "W", "attribute=value,...", "depend, umask, block, group_list, stagein, gpubind, ring, image, ..."
+            "W",
+            "attribute=value,...",
+            "depend, umask, block, group_list, stagein, gpubind, ring, constraints, ...",
         ),
     )
 }

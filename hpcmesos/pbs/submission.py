@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import PurePosixPath
 
 from hpcmesos.errors import InvalidScript, InvalidValue, UsageError
-from hpcmesos.gang import frameworks
+from hpcmesos.gang import constraints, frameworks
 from hpcmesos.model import Request
 from hpcmesos.pbs import resources
 from hpcmesos.pbs.arrays import parse_array
@@ -63,7 +63,7 @@ _KEPT_OPTIONS = {
 _TYPED_ATTRIBUTES = frozenset(
     {"depend", "umask", "block", "interactive", "group_list", "ring", "gpubind", "image", "job_array_request"}
     | {"max_run_subjobs"}
-    | {"framework", "capture"}
+    | {"framework", "capture", "constraints"}
 )
 
 
@@ -235,7 +235,7 @@ class _Merged:
         return Submission(
             name=self._name(),
             queue=queue,
-            request=self._with_framework(asked.request),
+            request=self._with_rules(self._with_framework(asked.request)),
             resource_list=asked.display,
             stdout_path=parse_path(self.last("o"), "o", cwd, host),
             stderr_path=parse_path(self.last("e"), "e", cwd, host),
@@ -327,6 +327,10 @@ class _Merged:
         framework = frameworks.parse(text)
         frameworks.check(framework, request)
         return replace(request, framework=str(framework))
+
+    def _with_rules(self, request: Request) -> Request:
+        text = self.attributes.get("constraints")
+        return request if text is None else replace(request, constraints=constraints.parse(text))
 
     def _choice(self, name: str, default: str) -> str:
         return check_choice("qsub", name, self.last(name) or default)

@@ -28,8 +28,8 @@ def settings(**values: object) -> MasterSettings:
 
 
 def test_the_uid_of_a_unix_socket_is_turned_into_a_name() -> None:
-    caller = auth.identify(Peer(uid=NOBODY.pw_uid), None, settings(), NO_STORE)
-    assert caller == Caller("nobody", Role.USER, local=True)
+    caller = auth.identify(Peer(uid=NOBODY.pw_uid, pid=7), None, settings(), NO_STORE)
+    assert caller == Caller("nobody", Role.USER, local=True, via=f"socket uid {NOBODY.pw_uid} pid 7")
 
 
 def test_a_header_does_not_change_who_is_on_a_unix_socket() -> None:

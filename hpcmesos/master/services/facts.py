@@ -222,8 +222,9 @@ def hold_types(holds: str) -> str:
 
 
 def _extra(job: JobRecord) -> dict[str, str]:
-    framework = {"framework": job.request.framework} if job.request.framework else {}
-    return {**framework, **job.submission.get("extra", {})}
+    request = job.request
+    asked = {"framework": request.framework, "constraints": ",".join(map(str, request.constraints))}
+    return {**{name: text for name, text in asked.items() if text}, **job.submission.get("extra", {})}
 
 
 def _seconds_used(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from zoneinfo import ZoneInfo
 
 from hpcmesos.config import MasterSettings
-from hpcmesos.gang.feasible import can_ever_fit
+from hpcmesos.gang.placing import can_ever_fit
 from hpcmesos.gang.snapshot import GpuView, NodeView
+from hpcmesos.master.auth import Caller
 from hpcmesos.master.services.wishes import Notifier
 from hpcmesos.model import GpuState, GpuUuid, NodeName, PendingReason, Request
 from hpcmesos.queue.records import NodeRecord, QueueRecord
@@ -92,6 +93,10 @@ class Site:
     def default_queue(self) -> str:
         """Where jobs go that name no queue."""
         return self.server.recent().get("default_queue", self.settings.default_queue)
+
+    def wish(self, caller: Caller, kind: str, seq: int | None, payload: Mapping[str, Any]) -> int:
+        """Puts a wish of the caller into the inbox, with how he came; poke the notifier afterwards."""
+        return self.store.wish(kind, seq, caller.user or "master", payload, caller.via)
 
     def close(self) -> None:
         self.notifier.close()

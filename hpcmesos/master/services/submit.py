@@ -247,6 +247,7 @@ def _new_job(
         _stored(site, request, built)
         | ({"group": group} if group else {})
         | ({"before": before} if before else {})
+        | ({"via": caller.via} if caller.via else {})
     )
     _check_storable([built.name, request.host, request.key or "", stored])
     return NewJob(
