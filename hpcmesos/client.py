@@ -30,6 +30,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
+from hpcmesos import munge as munges
 from hpcmesos import wire
 from hpcmesos.errors import (
     DatabaseUnavailable,
@@ -118,10 +119,14 @@ class Client:
         url: str | Sequence[str] | None = None,
         token: str | None = None,
         ca: str | Path | None = None,
+        munge: bool = False,
+        munge_socket: str = "",
         timeout: float = 60.0,
         patience: float = 30.0,
     ) -> None:
         """``socket`` (a path) or ``url`` (``https://host:port``, with ``token`` and the cluster's ``ca`` file).
+
+        ``munge``: shows a MUNGE credential of this process' user, a new one each time, in place of a token.
 
         Both may be several, in a sequence or (``url``) separated by commas: any master serves.
         """
@@ -129,6 +134,7 @@ class Client:
             raise UsageError("a client needs either socket= or url=")
         self._places = _places(socket, url)
         self._token = token
+        self._munge = munge_socket if munge else None
         self._timeout = timeout
         self._patience = patience
         self._ssl = _tls_context(cafile=str(ca) if ca is not None else None) if self._over_tls else None
@@ -434,7 +440,10 @@ class Client:
         self, connection: http.client.HTTPConnection, method: str, path: str, data: bytes | None
     ) -> http.client.HTTPResponse:
         headers = {"Content-Type": "application/json"} if data is not None else {}
-        if self._token is not None:
+        if self._munge is not None:
+            credential = munges.encode(f"{method} {path.partition('?')[0]}".encode(), self._munge)
+            headers["Authorization"] = f"MUNGE {credential}"
+        elif self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
         connection.request(method, path, data, headers)
         return connection.getresponse()

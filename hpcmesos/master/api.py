@@ -392,10 +392,10 @@ def _site(request: ApiRequest | ApiSocket) -> Site:
 def _caller(request: ApiRequest | ApiSocket) -> auth.Caller:
     """Who is at the other end; Unauthenticated when nobody is known there."""
     site = _site(request)
-    given = site.server.recent()
-    return auth.identify(
-        _peer(request), request.headers.get("authorization"), site.settings, site.store, given
-    )
+    authority = auth.Authority(site.settings, site.store, site.server.recent(), site.provider)
+    path = request.scope["raw_path"].decode("ascii", "replace")  # as it was sent, without the query
+    purpose = f"{request.method} {path}"
+    return authority.identify(_peer(request), request.headers.get("authorization"), purpose)
 
 
 def _actor(request: ApiRequest | ApiSocket) -> auth.Caller:

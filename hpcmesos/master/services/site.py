@@ -16,6 +16,7 @@ from hpcmesos.config import MasterSettings
 from hpcmesos.gang.placing import can_ever_fit
 from hpcmesos.gang.snapshot import GpuView, NodeView
 from hpcmesos.master.auth import Caller
+from hpcmesos.master.oidc import Provider
 from hpcmesos.master.services.wishes import Notifier
 from hpcmesos.model import GpuState, GpuUuid, NodeName, PendingReason, Request
 from hpcmesos.queue.records import NodeRecord, QueueRecord
@@ -74,6 +75,7 @@ class Site:
     server: Remembered[dict[str, str]]  # its attributes that are set
     tls: ssl.SSLContext | None = None
     ca_state: Path | None = None  # the directory that holds ``ca/``
+    provider: Provider | None = None  # of JWTs
     supervisor: int | None = None  # pid of the master's first process
 
     @classmethod
@@ -87,6 +89,7 @@ class Site:
             Remembered(store.server),
             tls,
             settings.state,
+            _provider(settings),
         )
 
     @property
@@ -101,6 +104,20 @@ class Site:
     def close(self) -> None:
         self.notifier.close()
         self.store.close()
+
+
+def _provider(settings: MasterSettings) -> Provider | None:
+    """The site's OpenID provider. Raises ConfigError."""
+    if not settings.oidc_issuer:
+        return None
+    return Provider(
+        settings.oidc_issuer,
+        settings.oidc_audience,
+        user_claim=settings.oidc_user_claim,
+        groups_claim=settings.oidc_groups_claim,
+        project_claim=settings.oidc_project_claim,
+        keys_url=settings.oidc_keys_url,
+    )
 
 
 def server_attributes(site: Site) -> dict[str, str]:

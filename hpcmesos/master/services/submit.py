@@ -263,7 +263,7 @@ def _new_job(
         rerunable=built.rerunable,
         dependencies=parents,
         submit_host=request.host,
-        project=built.project or "",
+        project=built.project or caller.project,
         submission=stored,
         script=script,
         array_spec=built.array,
