@@ -383,14 +383,14 @@ class Client:
         """
         from websockets.sync.client import connect  # 30 ms that others need not wait for
 
-        headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+        path = f"{_job_path(job_id)}/terminal"
         connection = self._open()
         try:
             connection.connect()
             with connect(
-                f"ws://localhost{_job_path(job_id)}/terminal?{urlencode(query)}",
+                f"ws://localhost{path}?{urlencode(query)}",
                 sock=connection.sock,
-                additional_headers=headers,
+                additional_headers=self._credential("GET", path),
                 compression=None,
                 proxy=None,
                 max_size=None,
@@ -440,13 +440,15 @@ class Client:
         self, connection: http.client.HTTPConnection, method: str, path: str, data: bytes | None
     ) -> http.client.HTTPResponse:
         headers = {"Content-Type": "application/json"} if data is not None else {}
+        connection.request(method, path, data, headers | self._credential(method, path))
+        return connection.getresponse()
+
+    def _credential(self, method: str, path: str) -> dict[str, str]:
+        """Who we are, for a request over TLS."""
         if self._munge is not None:
             credential = munges.encode(f"{method} {path.partition('?')[0]}".encode(), self._munge)
-            headers["Authorization"] = f"MUNGE {credential}"
-        elif self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token}"
-        connection.request(method, path, data, headers)
-        return connection.getresponse()
+            return {"Authorization": f"MUNGE {credential}"}
+        return {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
 
     def _open(self) -> _Connection | _TlsConnection:
         place = self._places[0]

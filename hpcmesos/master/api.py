@@ -394,7 +394,7 @@ def _caller(request: ApiRequest | ApiSocket) -> auth.Caller:
     site = _site(request)
     authority = auth.Authority(site.settings, site.store, site.server.recent(), site.provider)
     path = request.scope["raw_path"].decode("ascii", "replace")  # as it was sent, without the query
-    purpose = f"{request.method} {path}"
+    purpose = f"{request.scope.get('method', 'GET')} {path}"  # a WebSocket begins with a GET
     return authority.identify(_peer(request), request.headers.get("authorization"), purpose)
 
 
