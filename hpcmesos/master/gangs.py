@@ -163,7 +163,19 @@ class Gangs:
         job = self.desk.cluster.jobs[attempt.key.job]
         if attempt.spec is not None:
             attempt.spec["walltime"] = job.request.walltime  # for a PREPARE that is sent again
-        self.tell(attempt, wire.Alter(attempt=attempt.name, walltime=job.request.walltime))
+        self.tell(attempt, self._altered(job, attempt))
+
+    def tell_suspended(self, attempt: Attempt, *nodes: str) -> None:
+        """Tells these nodes, without any: all, whether the processes stand still."""
+        job = self.desk.cluster.jobs[attempt.key.job]
+        for node in nodes or list(attempt.shares):
+            if node == attempt.head:
+                self.tell(attempt, self._altered(job, attempt))
+            else:
+                self.desk.send(node, self._altered(job, attempt))
+
+    def _altered(self, job: JobRecord, attempt: Attempt) -> wire.Alter:
+        return wire.Alter(attempt=attempt.name, walltime=job.request.walltime, suspended=job.suspended)
 
     # --- end
 
@@ -332,6 +344,8 @@ class Gangs:
         changes: dict[str, Any] = {
             "comment": f"attempt {job.attempt}: {record.cause}: {record.message}"[:1000]
         }
+        if job.suspended:
+            changes["suspended"] = False
         excluded = self._excluded(job, record.culprit)
         if excluded != job.excluded:
             changes["excluded"] = excluded
