@@ -58,6 +58,10 @@ class MasterSettings:
     fence_command: str = ""  # run with the name of a node that is down and holds jobs; 0 says that it is off
     lease: float = 3.0  # seconds of leadership after the last renewal
     max_attempts: int = 3
+    submit_rate: float = (
+        1000.0  # jobs a second that one user may submit in the long run (an array is one); 0: any
+    )
+    submit_burst: float = 100_000.0  # jobs at once after a rest
     max_array_size: int = 1_000_000  # elements of one array
     keep_completed: float = 300.0  # seconds that plain qstat shows finished jobs (Torque)
     keep_history_days: int = 30

@@ -88,6 +88,7 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         start = why.dry_run(site, new, client_zone(request.environ.get("TZ")))
         return CommandReply(stdout=understood(built, new.queue) + f"start = {start}")
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
+    site.rates.take(caller.user, 1)
     seq = site.store.submit(new, request.key, digest).seq
     site.notifier.poke()
     job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
@@ -123,6 +124,7 @@ def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
         news.append(new)
         built_jobs.append(built)
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
+    site.rates.take(caller.user, len(news))
     done = site.store.submit_many(news, request.key, digest)
     site.notifier.poke()
     arrays = (built.array is not None for built in built_jobs)
