@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from hpcmesos.launch import child, programs, quick, starter
+from hpcmesos.launch.container import Container
 from hpcmesos.launch.owners import Owner
 
 _EVERY_SIGNAL = tuple(
@@ -50,6 +51,7 @@ class Launch:
     stdio: tuple[int | None, int, int] | None = None  # descriptors; stdin None: /dev/null
     outputs: Outputs | None = None  # instead of ``stdio``: files opened by the child as its owner
     inherit: int | None = None  # a descriptor that it keeps, by its number
+    container: Container | None = None  # whose files it sees
 
 
 class Children:
@@ -174,6 +176,7 @@ class Starter:
             "cgroup": None,
             "stdio": None,
             "inherit": None,
+            "container": None,
             "outputs": {
                 "stdout": outputs.stdout,
                 "stderr": outputs.stderr,

@@ -69,7 +69,9 @@ _JOB = {
         Option("u", "user,...", "user names on execution hosts"),
         Option("v", "NAME[=VALUE],...", "variables of the job; a name alone takes its value from here"),
         Option(
-            "W", "attribute=value,...", "depend, umask, block, group_list, stagein, gpubind, ring, image, ..."
+            "W",
+            "attribute=value,...",
+            "depend, umask, block, group_list, stagein, gpubind, ring, image_pull, ...",
         ),
     )
 }
@@ -91,6 +93,7 @@ _SUBMIT_ONLY = (
     Option("x", None, "with -I: run the operand instead of a shell"),
     Option("X", None, "X11 forwarding (accepted, not used)"),
     Option("z", None, "do not print the job's id"),
+    Option("image", "name", "run in containers of this Docker image, on every node of the job"),
     Option("dry-run", None, "tell what was understood, where and when it would start, and submit nothing"),
 )
 

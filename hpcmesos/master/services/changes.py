@@ -207,6 +207,8 @@ def _new_request(
     """The request and its display. A running job's walltime may be cut by its owner, and be raised by operators."""
     built = altered(job.submission.get("resource_list", {}), wanted)
     request = replace(built.request, framework=job.request.framework, silence=job.request.silence)
+    if job.submission.get("image"):
+        request = request.in_containers()
     if job.state in _ACTIVE:
         limit, new = job.request.walltime, built.request.walltime
         longer = new is None or (limit is not None and new > limit)

@@ -222,7 +222,8 @@ def hold_types(holds: str) -> str:
 
 def _extra(job: JobRecord) -> dict[str, str]:
     framework = {"framework": job.request.framework} if job.request.framework else {}
-    return {**framework, **job.submission.get("extra", {})}
+    image = {name: job.submission[name] for name in ("image", "image_pull") if name in job.submission}
+    return {**framework, **image, **job.submission.get("extra", {})}
 
 
 def _seconds_used(

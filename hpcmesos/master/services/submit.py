@@ -210,7 +210,6 @@ def _new_job(
     built: pbs.Submission,
     script: bytes | None,
 ) -> NewJob:
-    _refuse_unserved(built)
     _check_array(site, built, Personality(request.personality))
     applicant = Applicant(
         user=caller.user,
@@ -254,12 +253,6 @@ def _new_job(
         script=script,
         array_spec=built.array,
     )
-
-
-def _refuse_unserved(built: pbs.Submission) -> None:
-    """What we cannot do yet is refused, rather than dropped in silence."""
-    if built.image:
-        raise InvalidValue(f"-W image={built.image}: containers are not served by this version")
 
 
 def _check_array(site: Site, built: pbs.Submission, personality: Personality) -> None:
@@ -380,6 +373,8 @@ def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Subm
         "keep": built.keep,
         "gpubind": built.gpubind,
         "ring": built.ring,
+        "image": built.image,
+        "image_pull": built.image_pull,
         "submit_host": request.host,
         "submit_dir": request.cwd,
         "stdout_template": None if built.capture else output_paths.stored(paths[0]),
