@@ -7,8 +7,9 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
 PROGRAM=${0##*/}
 
-# Debian packages that the tests need beside Python: a C compiler, `ip` for hosts made of namespaces, false clocks.
-TEST_PACKAGES=(gcc libc6-dev iproute2 libfaketime)
+# Debian packages that the tests need beside Python: a C compiler, `ip` for hosts made of namespaces, false clocks,
+# MUNGE credentials.
+TEST_PACKAGES=(gcc libc6-dev iproute2 libfaketime munge)
 # For the tests over several hosts: the MPIs that users find on their machines.
 MPI_PACKAGES=(openmpi-bin libopenmpi-dev mpich libmpich-dev)
 # Environments of their own, for tests.
@@ -176,7 +177,7 @@ set_up_packages() {
     say "installing Debian packages: ${missing[*]}"
     local LOG install=(apt-get install -y -q --no-install-recommends "${missing[@]}")
     LOG=$(mktemp)
-    export DEBIAN_FRONTEND=noninteractive
+    export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1  # 1: packages start no services of theirs
     # The first try fails where no list of packages was fetched yet; that is not worth a word.
     "${install[@]}" >"$LOG" 2>&1 || { logged apt-get update -q && logged "${install[@]}"; } || {
         rm -f "$LOG"

@@ -217,20 +217,23 @@ def _own_files(
     if spec["me"] == 0 and spec["argv"] is None:
         script = os.path.join(paths.directory, "script")
         content = base64.b64decode(spec["script"] or "")
-        files[script] = (content, 0o700)
+        if spec.get("interactive"):
+            command = [owner.shell, "-i"]
+        else:
+            files[script] = (content, 0o700)
+            by_itself = content.startswith(_PROGRAM)
+            command = [*([] if by_itself else [owner.shell]), script, *spec["script_args"]]
         if spec["shell"] is None:
-            run = [script] if content.startswith(_PROGRAM) else [owner.shell, script]
-            files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, run), 0o700)
+            files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, command), 0o700)
     if tasks:
         files[paths.tasks] = (json.dumps(tasks).encode(), 0o600)
     return files
 
 
-def _enter(spec: dict[str, Any], paths: mpi.JobPaths, run: list[str]) -> bytes:
-    """What the login shell executes: our commands in front of whatever PATH its files left, then the script itself."""
-    front = ":".join([paths.bin, *spec["job_path"]])
-    command = shlex.join([*run, *spec["script_args"]])
-    return f"#!/bin/sh\nPATH={shlex.quote(front)}${{PATH:+:$PATH}}\nexport PATH\nexec {command}\n".encode(
+def _enter(spec: dict[str, Any], paths: mpi.JobPaths, command: list[str]) -> bytes:
+    """What the login shell executes: our commands in front of whatever PATH its files left, then what is to run."""
+    front = shlex.quote(":".join([paths.bin, *spec["job_path"]]))
+    return f"#!/bin/sh\nPATH={front}${{PATH:+:$PATH}}\nexport PATH\nexec {shlex.join(command)}\n".encode(
         "utf-8", "surrogateescape"
     )
 

@@ -387,6 +387,10 @@ class Gangs:
             changes["comment"] = record.undelivered[:1000]
         elif record.cause in _TROUBLE:
             changes["comment"] = f"{record.cause}: {record.message}"[:1000]
+        elif (
+            record.cause is Cause.DELETED and not attempt.deleted
+        ):  # its own node did: nobody at its terminal
+            changes["comment"] = record.message[:1000]
         if record.started_at is not None and record.ended_at is not None:
             size = (job.request.gpus, job.request.cpus)
             ran = (record.ended_at - record.started_at).total_seconds()

@@ -61,6 +61,7 @@ class Inbox:
 
     def on_row(self, row: InboxRow) -> None:
         """One row. Raises InvalidValue for a payload that makes no sense."""
+        self.desk.effects.via = row.via
         if row.kind == wishes.NODE:
             words = row.payload
             self.nodes.on_wish(str(words.get("node")), str(words.get("action")), words.get("note"), row.user)

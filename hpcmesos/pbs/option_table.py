@@ -69,7 +69,9 @@ _JOB = {
         Option("u", "user,...", "user names on execution hosts"),
         Option("v", "NAME[=VALUE],...", "variables of the job; a name alone takes its value from here"),
         Option(
-            "W", "attribute=value,...", "depend, umask, block, group_list, stagein, gpubind, ring, image, ..."
+            "W",
+            "attribute=value,...",
+            "depend, umask, block, group_list, stagein, gpubind, ring, constraints, ...",
         ),
     )
 }
@@ -89,7 +91,7 @@ _SUBMIT_ONLY = (
     Option("V", None, "all variables of this environment"),
     Option("w", "path", "working directory, also told as PBS_O_WORKDIR"),
     Option("x", None, "with -I: run the operand instead of a shell"),
-    Option("X", None, "X11 forwarding (accepted, not used)"),
+    Option("X", None, "X11 forwarding (refused with -I, else not used)"),
     Option("z", None, "do not print the job's id"),
     Option("dry-run", None, "tell what was understood, where and when it would start, and submit nothing"),
 )
