@@ -40,6 +40,16 @@ class MasterSettings:
     default_queue: str = "batch"
     managers: tuple[str, ...] = ()
     operators: tuple[str, ...] = ()
+    manager_groups: tuple[str, ...] = ()  # groups, on the masters or in a claim, whose members are managers
+    operator_groups: tuple[str, ...] = ()
+    munge: bool = False  # MUNGE credentials are taken over TLS; all hosts share key and user ids then
+    munge_socket: str = ""  # munged's; empty: the library's default
+    oidc_issuer: str = ""  # URL of an OpenID provider whose JWTs name users; empty: none
+    oidc_audience: str = ""  # the "aud" that its tokens must have
+    oidc_user_claim: str = "preferred_username"
+    oidc_groups_claim: str = "groups"
+    oidc_project_claim: str = ""  # project of jobs that name none; empty: none
+    oidc_keys_url: str = ""  # of its JWK set; empty: as its discovery document says
     root_jobs: bool = False  # True: root may submit; an embedded cluster of root needs it
     single_user: str = ""  # embedded as a normal user: only this user's jobs; empty: everybody's
     kill_delay: float = 10.0  # seconds between SIGTERM and SIGKILL
@@ -97,13 +107,15 @@ class AgentSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
     """Where commands find the API: ``url`` (https://HOST:PORT of one master or of several, separated by commas) with
-    the bearer token in ``token_file``, else ``socket``.
+    the bearer token in ``token_file`` or by MUNGE, else ``socket``.
     """
 
     socket: Path = Path("/run/hpcmesos/api.sock")
     url: str = ""
     token_file: Path | None = None
     ca_file: Path | None = None
+    munge: bool = False  # shows MUNGE credentials in place of a token
+    munge_socket: str = ""  # munged's; empty: the library's default
     timeout: float = 60.0
     personality: str = "torque"
     state: Path | None = None

@@ -131,6 +131,23 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """A rule on the nodes of one gang by one of their attributes, in Marathon's words (``gang/constraints.py``).
+
+    ``field``: an attribute (a feature ``name=value``; a feature without a value has the value "true"), or hostname or
+    switch. ``operator``: LIKE, UNLIKE (regular expression), IS, UNIQUE, CLUSTER, GROUP_BY or MAX_PER.
+    """
+
+    field: str
+    operator: str
+    value: str = ""
+
+    def __str__(self) -> str:
+        """As ``-W constraints=`` has it: ``rack:MAX_PER:2``."""
+        return ":".join(part for part in (self.field, self.operator, self.value) if part)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a job asks for. ``nodes=N`` is N distinct hosts, always (SCATTER)."""
 
@@ -139,6 +156,7 @@ class Request:
     walltime: int | None = None  # seconds; None: no limit
     framework: str = ""  # -W framework=, in its shortest form: decides how many ports come with the gang
     silence: int | None = None  # seconds without a leader after which its nodes end it; None: never
+    constraints: tuple[Constraint, ...] = ()  # -W constraints=, all of which hold
 
     @property
     def pieces(self) -> int:
@@ -217,3 +235,11 @@ class Role(StrEnum):
     USER = "user"
     OPERATOR = "operator"
     MANAGER = "manager"
+
+
+class Scope(StrEnum):
+    """What a credential is good for, at most; its user's role is the other limit."""
+
+    READ = "read"  # changes nothing
+    JOBS = "jobs"  # also the user's own jobs
+    ALL = "all"  # whatever the user may do

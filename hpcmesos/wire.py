@@ -251,6 +251,7 @@ class CommandRequest(msgspec.Struct, frozen=True, kw_only=True):
     script_path: str | None = None  # the operand that ``script`` was read from; "-" for standard input
     key: str | None = None  # idempotency key
     personality: str = "torque"
+    terminal: bool = False  # the caller has a terminal for an interactive job, and stays with it
 
 
 class Submission(msgspec.Struct, frozen=True):
@@ -392,13 +393,46 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     user: str | None = None
     node: str | None = None  # join: only this node; None: any name
-    lifetime: float = 86400.0
+    lifetime: float = 86400.0  # seconds
+    scope: str = "all"  # user: "read" changes nothing, "jobs" also own jobs, "all" whatever the user may do
 
 
 class TokenReply(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     kind: str
     expires_at: float
+
+
+class TokenStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A token that is still good; not the secret. Times in epoch seconds."""
+
+    id: str
+    kind: str
+    user: str | None
+    node: str | None
+    scope: str
+    created_by: str
+    created_via: str
+    created_at: float
+    expires_at: float
+    used_at: float | None = None
+
+
+class RevokeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``ids`` of tokens as listed; what was made by them ends with them."""
+
+    ids: list[str]
+
+
+class AuditStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A change: when, what, of which job, by whom, and how that one came."""
+
+    at: float
+    action: str
+    job: str | None
+    user: str
+    via: str
+    details: dict[str, Any] = {}
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):

@@ -44,19 +44,6 @@ class NodeView:
 
 
 @dataclass(frozen=True, slots=True)
-class Constraint:
-    """A rule on the nodes of one gang by one of their attributes, in Marathon's words.
-
-    ``field``: an attribute (a feature ``name=value``; a feature without a value has the value "true"), or hostname or
-    switch. ``operator``: LIKE, UNLIKE (regular expression), IS, UNIQUE, CLUSTER, GROUP_BY or MAX_PER.
-    """
-
-    field: str
-    operator: str
-    value: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class JobView:
     """One waiting job that may start now, but for room; or the next elements of an array, which are all alike."""
 
@@ -70,7 +57,6 @@ class JobView:
     user: str = ""
     project: str = ""
     walltime: float | None = None  # seconds; None: the request's, else ``Policy.assumed_walltime``
-    constraints: tuple[Constraint, ...] = ()
     remaining: float | None = None  # seconds that it is known to need still; None: its walltime
     predicted: float | None = (
         None  # seconds that it will likely run, by the user's own history; for the order only

@@ -24,6 +24,7 @@ from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch, Outputs, read_report
 from hpcmesos.launch.settings import Config
 from hpcmesos.launch.steps import Steps, checked
+from hpcmesos.launch.terminal import Terminal
 
 NODE_LOST = "NODE_LOST"
 _HURRY = 5.0
@@ -95,6 +96,10 @@ class Attempt:
         self.head: bool = spec["me"] == 0
         self.phase = "preparing"
         self.output = Output()
+        self.terminal: Terminal | None = None
+        if self.head and spec.get("interactive"):
+            self.terminal = Terminal(self._start, self._abandon)
+            self.output.sink = self.terminal.note
         self.steps = Steps(spec["me"])
         self.proxies = proxies.Watch(
             services.config.proxy_patience, lambda: self.enclosure.pids(), self.output.note
@@ -176,7 +181,7 @@ class Attempt:
             if self.spec.get("ring") == "check":
                 self._work(self._check_ring())
             else:
-                self._start()
+                self._begin()
         elif self._started:
             self.services.emit(self._started)
 
@@ -186,16 +191,28 @@ class Attempt:
             return
         if outcome.closed:
             self._ring = outcome.message
-            self._start()
+            self._begin()
         else:
             self.end(Order("START_FAILED", 0.0, outcome.message, outcome.culprits))
 
+    def _begin(self) -> None:
+        """A job with a terminal starts when somebody is there."""
+        if self.terminal:
+            self.terminal.open()
+        else:
+            self._start()
+
+    def _abandon(self, reason: str) -> None:
+        self.end(Order("DELETED", self.spec["kill_delay"], reason))
+
     def _start(self) -> None:
+        if self.phase != "running":
+            return
         self._since = time.monotonic()
         started_at = time.time()
         try:
             self._journal.append({"phase": "running", "at": started_at})
-            self._fork(quickly=self.container is None)
+            self._fork(quickly=self.terminal is None and self.container is None)
         except Exception as error:  # no process, no memory, no disk: a job that runs nowhere must not stay
             self.end(Order("START_FAILED", 0.0, f"cannot start the job: {error}"))
             return
@@ -234,6 +251,7 @@ class Attempt:
             umask=spec["umask"],
             cgroup=self.enclosure.procs,
             container=self.container,
+            terminal=self.terminal.create(self.owner) if self.terminal else None,
             outputs=Outputs(
                 stdout=[*filter(None, [spec["stdout"]]), spool[0]],
                 stderr=[*filter(None, [spec["stderr"]]), spool[1]],
@@ -246,6 +264,8 @@ class Attempt:
         if self.spec["argv"] is not None:
             return self.spec["argv"][0], list(self.spec["argv"])
         if shell := self.spec["shell"]:
+            if self.terminal:
+                return shell, [shell, "-i"]
             return shell, [shell, os.path.join(self.paths.directory, "script"), *self.spec["script_args"]]
         if self.container:
             return SHELL, [os.path.basename(SHELL), "-c", 'exec "$HPCMESOS_ENTER"']
@@ -337,6 +357,8 @@ class Attempt:
         asyncio.get_running_loop().remove_reader(self._report.fileno())
         self._report.close()
         self._report = None
+        if self.terminal:
+            self.terminal.opened()
         opened = self.output.opened
         self._started = {
             "event": "started",
@@ -465,6 +487,8 @@ class Attempt:
         if order and not self._over():
             if order.kill_delay > 0:
                 self.enclosure.signal(signal.SIGTERM)
+                if self.terminal:  # an interactive shell ends with its line, and ignores SIGTERM
+                    self.enclosure.signal(signal.SIGHUP)
                 await self._wait_over(order.kill_delay)
             self._forced = not self._over()
         self.steps.closing = self._killed = True
@@ -513,6 +537,10 @@ class Attempt:
 
     async def _finished(self, trouble: str) -> None:
         order, status, opened = self._order, self._status, self.output.opened
+        code = os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None
+        number = os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else None
+        if self.terminal:
+            await self.terminal.finish(code, number)
         cpu, peak = self.enclosure.usage()
         ranks, steps = self.steps.tables()
         stdout, stderr, self._written = await self.output.patiently(self.output.tails, (b"", b"", 0))
@@ -522,8 +550,8 @@ class Attempt:
             "attempt": self.id,
             "head": self.head,
             "cause": self._cause(),
-            "code": os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None,
-            "signal": os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else None,
+            "code": code,
+            "signal": number,
             "forced": self._forced,
             "culprit": order.culprit if order else None,
             "message": "; ".join(filter(None, messages)),

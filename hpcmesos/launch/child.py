@@ -86,7 +86,10 @@ def _connect_as(owner: Any, launch: Any, report: Any) -> None:
 
 
 def _connect(launch: Any, report: Any) -> None:
-    if launch.stdio:
+    if launch.terminal:  # the first that the leader of a new session opens is its controlling terminal
+        stdin = stdout = stderr = os.open(launch.terminal, os.O_RDWR)
+        tell(report, {"pid": os.getpid()})
+    elif launch.stdio:
         stdin, stdout, stderr = launch.stdio
     else:
         stdin = None

@@ -50,6 +50,7 @@ class Launch:
     cgroup: str | None  # its cgroup.procs
     stdio: tuple[int | None, int, int] | None = None  # descriptors; stdin None: /dev/null
     outputs: Outputs | None = None  # instead of ``stdio``: files opened by the child as its owner
+    terminal: str | None = None  # instead of both: a pty, which becomes its controlling terminal
     inherit: int | None = None  # a descriptor that it keeps, by its number
     container: Container | None = None  # whose files it sees
 
@@ -175,6 +176,7 @@ class Starter:
             "umask": launch.umask,
             "cgroup": None,
             "stdio": None,
+            "terminal": None,
             "inherit": None,
             "container": None,
             "outputs": {

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from typing import Any
 
 from hpcmesos import pidfile
-from hpcmesos.launch import control, enclosure, files, gangs, logs, ranks, shells
+from hpcmesos.launch import control, enclosure, files, gangs, logs, ranks, shells, terminal
 from hpcmesos.launch.attempt import Attempt, Order, Services
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.containers import Containers
@@ -189,6 +189,8 @@ class Shepherd:
         operation, attempt = request["op"], self.attempts.get(request["attempt"])
         if operation == "log" and organization == "master":
             await logs.serve_log(attempt, request, channel)
+        elif operation == "terminal" and organization == "master":
+            await terminal.serve(attempt.terminal if attempt else None, request, channel)
         elif operation == "join" and organization == "agent" and request["node"] == name:
             if attempt is None and not request.get("again"):
                 attempt = await self._expect(request["attempt"])

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import uvicorn
 import uvloop
+from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from hpcmesos import wire
@@ -41,6 +42,7 @@ _STOPPING = msgspec.json.encode(
         exit_code=MasterUnreachable.exit_code,
     )
 )
+_LARGEST_MESSAGE = 1024 * 1024  # bytes of what a terminal's client sends at once
 _SWITCH_INTERVAL = 0.0005  # seconds; a request hops between the loop and a thread
 _PR_SET_PDEATHSIG = 1
 
@@ -90,7 +92,9 @@ def _server(app: Any, tls: ssl.SSLContext | None) -> _Server:
     config = uvicorn.Config(
         app,
         http=PeerProtocol,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=_LARGEST_MESSAGE,
+        ws_per_message_deflate=False,
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -118,7 +122,7 @@ def _interruptible(app: ASGIApp) -> ASGIApp:
         try:
             await app(scope, receive, note)
         except asyncio.CancelledError:
-            if not begun:
+            if not begun and scope["type"] == ScopeType.HTTP:
                 headers = [(b"content-type", b"application/json")]
                 await send({"type": "http.response.start", "status": 503, "headers": headers})
                 await send({"type": "http.response.body", "body": _STOPPING, "more_body": False})

@@ -383,11 +383,17 @@ class Gangs:
         assert record.cause is not None
         cause = Cause.DELETED if attempt.deleted and record.cause in _TROUBLE else record.cause
         status = exit_status(cause, record.code, record.signal, record.forced)
+        if cause is Cause.DELETED:
+            status = canceled_status(self.desk.cluster.attributes, status)
         changes: dict[str, Any] = {"exit_status": status, "cause": cause}
         if record.undelivered:
             changes["comment"] = record.undelivered[:1000]
         elif record.cause in _TROUBLE:
             changes["comment"] = f"{record.cause}: {record.message}"[:1000]
+        elif (
+            record.cause is Cause.DELETED and not attempt.deleted
+        ):  # its own node did: nobody at its terminal
+            changes["comment"] = record.message[:1000]
         if record.started_at is not None and record.ended_at is not None:
             size = (job.request.gpus, job.request.cpus)
             ran = (record.ended_at - record.started_at).total_seconds()
@@ -401,6 +407,12 @@ class Gangs:
 
 def _billing(submission: Mapping[str, Any]) -> dict[str, Any]:
     return {key: submission.get(key) or {} for key in _BILLED}
+
+
+def canceled_status(server: Mapping[str, str], otherwise: T) -> int | T:
+    """Exit_status of a deleted job: the site's, if it has set one (``exit_code_canceled_job``, Torque)."""
+    given = server.get("exit_code_canceled_job")
+    return otherwise if given is None else int(given)
 
 
 def resting_state(holds: str, not_before: datetime | None, now: datetime) -> JobState:

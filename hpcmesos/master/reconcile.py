@@ -81,7 +81,7 @@ class Nodes:
             case _:
                 raise InvalidValue(f"an unknown wish about a node: {action}")
         told = {"user": user, "node": name} | ({} if note is None else {"note": note})
-        self.desk.effects.audit.append((f"node {action}", told))
+        self.desk.tell(f"node {action}", told)
 
     def _set_offline(self, name: str, offline: bool | None, note: str | None) -> None:
         """``offline`` None: only the note changes."""

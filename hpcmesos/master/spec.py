@@ -24,6 +24,7 @@ _SUBMITTED: Mapping[str, Any] = {
     "argv": None,
     "script_args": [],
     "join": "n",
+    "interactive": False,
 }
 """Keys that the submission has under the same name, and what holds when it lacks them."""
 

@@ -33,6 +33,8 @@ def _lines(built: Submission, queue: str) -> Iterator[tuple[str, object]]:
         yield "framework", request.framework
     if built.image:
         yield "image", built.image
+    if request.constraints:
+        yield "constraints", ", ".join(map(str, request.constraints))
     if built.array is not None:
         yield "array", f"{built.array} ({built.array.size} elements)"
     if built.dependencies:

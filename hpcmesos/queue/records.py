@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from hpcmesos.model import Cause, GpuState, JobId, JobState, Request
+from hpcmesos.model import Cause, GpuState, JobId, JobState, Request, Scope
 from hpcmesos.queue.arrays import ArraySpec, Ranges
 from hpcmesos.queue.dependencies import Dependency
 
@@ -250,6 +250,7 @@ class InboxRow:
     seq: int | None
     user: str
     payload: Mapping[str, Any]
+    via: str = ""  # by which credential, and from where
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,11 +316,18 @@ class EventRecord:
 class TokenRecord:
     """A credential; only its SHA-256 is stored. ``kind``: "user" (bearer) or "join" (one agent, once)."""
 
+    id: str
     kind: str
     user: str | None
     node: str | None
+    scope: Scope
     created_by: str
+    created_via: str
+    created_at: datetime
     expires_at: datetime
+    used_at: datetime | None = None
+    revoked_at: datetime | None = None
+    revoked_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

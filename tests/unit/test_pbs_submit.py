@@ -389,6 +389,13 @@ def test_execution_time(text: str, expected: str) -> None:
     assert parse_execution_time(text, CONTEXT.now) == datetime.fromisoformat(expected).replace(tzinfo=UTC)
 
 
+def test_constraints_are_read_whole() -> None:
+    built = submit("-W", "umask=022,constraints=rack:GROUP_BY:2,hostname:UNLIKE:node[12],block=true")
+    rules = built.request.constraints
+    assert [str(rule) for rule in rules] == ["rack:GROUP_BY:2", "hostname:UNLIKE:node[12]"]
+    assert (built.umask, built.block) == (0o022, True)
+
+
 @pytest.mark.parametrize(
     ("text", "framework"),
     [

@@ -144,7 +144,7 @@ def qorder(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         names = " or ".join(full_id(site, text) for text in ids)
         refusals.add(names if isinstance(error, UnknownJob) else full_id(site, ids[0]), error)
         return refusals.reply()
-    sent = site.store.wish(wishes.ORDER, first.seq, caller.user or "master", {"other": second.seq})
+    sent = site.wish(caller, wishes.ORDER, first.seq, {"other": second.seq})
     site.notifier.poke()
     wishes.await_taken(site.store, [sent])
     return CommandReply()
@@ -206,7 +206,10 @@ def _new_request(
 ) -> tuple[Request, dict[str, str]]:
     """The request and its display. A running job's walltime may be cut by its owner, and be raised by operators."""
     built = altered(job.submission.get("resource_list", {}), wanted)
-    request = replace(built.request, framework=job.request.framework, silence=job.request.silence)
+    old = job.request
+    request = replace(
+        built.request, framework=old.framework, silence=old.silence, constraints=old.constraints
+    )
     if job.submission.get("image"):
         request = request.in_containers()
     if job.state in _ACTIVE:

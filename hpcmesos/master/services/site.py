@@ -5,16 +5,18 @@ from __future__ import annotations
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from zoneinfo import ZoneInfo
 
 from hpcmesos.config import MasterSettings
-from hpcmesos.gang.feasible import can_ever_fit
+from hpcmesos.gang.placing import can_ever_fit
 from hpcmesos.gang.snapshot import GpuView, NodeView
+from hpcmesos.master.auth import Caller
+from hpcmesos.master.oidc import Provider
 from hpcmesos.master.services.wishes import Notifier
 from hpcmesos.model import GpuState, GpuUuid, NodeName, PendingReason, Request
 from hpcmesos.queue.records import NodeRecord, QueueRecord
@@ -73,6 +75,7 @@ class Site:
     server: Remembered[dict[str, str]]  # its attributes that are set
     tls: ssl.SSLContext | None = None
     ca_state: Path | None = None  # the directory that holds ``ca/``
+    provider: Provider | None = None  # of JWTs
     supervisor: int | None = None  # pid of the master's first process
 
     @classmethod
@@ -86,6 +89,7 @@ class Site:
             Remembered(store.server),
             tls,
             settings.state,
+            _provider(settings),
         )
 
     @property
@@ -93,9 +97,27 @@ class Site:
         """Where jobs go that name no queue."""
         return self.server.recent().get("default_queue", self.settings.default_queue)
 
+    def wish(self, caller: Caller, kind: str, seq: int | None, payload: Mapping[str, Any]) -> int:
+        """Puts a wish of the caller into the inbox, with how he came; poke the notifier afterwards."""
+        return self.store.wish(kind, seq, caller.user or "master", payload, caller.via)
+
     def close(self) -> None:
         self.notifier.close()
         self.store.close()
+
+
+def _provider(settings: MasterSettings) -> Provider | None:
+    """The site's OpenID provider. Raises ConfigError."""
+    if not settings.oidc_issuer:
+        return None
+    return Provider(
+        settings.oidc_issuer,
+        settings.oidc_audience,
+        user_claim=settings.oidc_user_claim,
+        groups_claim=settings.oidc_groups_claim,
+        project_claim=settings.oidc_project_claim,
+        keys_url=settings.oidc_keys_url,
+    )
 
 
 def server_attributes(site: Site) -> dict[str, str]:
