@@ -225,7 +225,6 @@ def _new_job(
     built: pbs.Submission,
     script: bytes | None,
 ) -> NewJob:
-    _refuse_unserved(built)
     _check_array(site, built, Personality(request.personality))
     applicant = Applicant(
         user=caller.user,
@@ -270,12 +269,6 @@ def _new_job(
         script=script,
         array_spec=built.array,
     )
-
-
-def _refuse_unserved(built: pbs.Submission) -> None:
-    """What we cannot do yet is refused, rather than dropped in silence."""
-    if built.image:
-        raise InvalidValue(f"-W image={built.image}: containers are not served by this version")
 
 
 def _check_array(site: Site, built: pbs.Submission, personality: Personality) -> None:
@@ -397,6 +390,8 @@ def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Subm
         "keep": built.keep,
         "gpubind": built.gpubind,
         "ring": built.ring,
+        "image": built.image,
+        "image_pull": built.image_pull,
         "submit_host": request.host,
         "submit_dir": request.cwd,
         "interactive": built.interactive or None,
