@@ -116,6 +116,14 @@ class TooManyJobs(Rejection):
     http_status = 409
 
 
+class TooFast(Rejection):
+    """The user submits faster than the site allows; nothing was stored."""
+
+    code = "too-fast"
+    exit_code = 228  # as for too many jobs: what scripts that try again know
+    http_status = 429
+
+
 class BadDirective(Rejection):
     """A line that qmgr cannot read; the message has the line and marks where."""
 

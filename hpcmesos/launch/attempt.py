@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from hpcmesos.gang import mpi
 from hpcmesos.launch import enclosure, files, ports, preflight, proxies, tasks
+from hpcmesos.launch.container import SHELL, Container
 from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
@@ -80,6 +81,7 @@ class Services:
     directories: files.Directories
     trees: enclosure.Trees
     emit: Callable[[dict[str, Any]], None]
+    uncontain: Callable[[str], None]  # the container of an attempt is over
     tasks: set[asyncio.Task[None]] = field(default_factory=set)  # the loop itself keeps none alive
 
 
@@ -106,6 +108,7 @@ class Attempt:
         self.gang: Gang | None = None
         self.paths = files.job_paths(services.config, spec)
         self.tasks: dict[str, Any] = {}  # of a framework, on this node
+        self.container: Container | None = None  # of a job with an image, once it is ready
         self.enclosure: enclosure.Enclosure
         self.ended: dict[str, Any] | None = None
         self._started: dict[str, Any] | None = None
@@ -158,8 +161,16 @@ class Attempt:
         self.phase = "ended"
         if hasattr(self, "enclosure"):
             self.enclosure.remove()
+        self.leave_container()
         self.services.directories.remove(self.paths, self.owner)
         self.services.journal.remove(self.id)
+
+    def leave_container(self) -> None:
+        """Whatever there is of it, or is still being made, is to go."""
+        if self.spec.get("image"):
+            if self.container:
+                self.container.close()
+            self.services.uncontain(self.id)
 
     # --- the script -------------------------------------------------------------------------------------------------
 
@@ -202,7 +213,7 @@ class Attempt:
         started_at = time.time()
         try:
             self._journal.append({"phase": "running", "at": started_at})
-            self._fork(quickly=self.terminal is None and isinstance(self.enclosure, enclosure.Cgroup))
+            self._fork(quickly=self.terminal is None and self.container is None)
         except Exception as error:  # no process, no memory, no disk: a job that runs nowhere must not stay
             self.end(Order("START_FAILED", 0.0, f"cannot start the job: {error}"))
             return
@@ -238,6 +249,7 @@ class Attempt:
             owner=self.owner,
             umask=spec["umask"],
             cgroup=self.enclosure.procs,
+            container=self.container,
             terminal=self.terminal.create(self.owner) if self.terminal else None,
             outputs=Outputs(
                 stdout=[*filter(None, [spec["stdout"]]), spool[0]],
@@ -254,19 +266,29 @@ class Attempt:
             if self.terminal:
                 return shell, [shell, "-i"]
             return shell, [shell, os.path.join(self.paths.directory, "script"), *self.spec["script_args"]]
+        if self.container:
+            return SHELL, [os.path.basename(SHELL), "-c", 'exec "$HPCMESOS_ENTER"']
         shell = self.owner.shell
         return shell, [f"-{os.path.basename(shell)}", "-c", 'exec "$HPCMESOS_ENTER"']
 
     def _script_environment(self) -> dict[str, str]:
-        base = self.owner.environment()
-        environ = {**mpi.job_environment(self.spec, self.paths), **self.tasks.get("common", {})}
-        if "PATH" not in self.spec["environment"]:
+        base = self._base()
+        image = self.container.environ if self.container else {}
+        environ = {**image, **mpi.job_environment(self.spec, self.paths), **self.tasks.get("common", {})}
+        if self.container or "PATH" not in self.spec["environment"]:
             environ["PATH"] = f"{environ['PATH']}:{base['PATH']}"
         identity = {key: value for key, value in base.items() if key != "PATH"}
         marks = self._marks()
         if self.spec["argv"] is None and self.spec["shell"] is None:
             marks["HPCMESOS_ENTER"] = os.path.join(self.paths.directory, "enter")
         return {**environ, **identity, **marks}
+
+    def _base(self) -> dict[str, str]:
+        """Who the owner is, and where programs are when nobody says so."""
+        base = self.owner.environment()
+        if self.container:
+            base |= {"SHELL": SHELL, "PATH": self.container.environ.get("PATH", base["PATH"])}
+        return base
 
     def shell(self, environ: dict[str, str], command: str) -> tuple[dict[str, str], str]:
         """`environment`, with the task's laid over it; and the command."""
@@ -278,7 +300,8 @@ class Attempt:
     def environment(self, environ: dict[str, str]) -> dict[str, str]:
         """The caller's variables with this host's own laid over them."""
         values = {
-            **self.owner.environment(),
+            **(self.container.environ if self.container else {}),
+            **self._base(),
             **environ,
             **mpi.host_overlay(self.spec, self.paths),
             **self._marks(),
@@ -575,6 +598,7 @@ class Attempt:
             with suppress(OSError):
                 sys.stderr.write(f"shepherd: the end of {self.id} cannot be written down: {error}\n")
         self.enclosure.remove()
+        self.leave_container()
         self.ended = ended
         self.phase = "ended"
         self.services.emit(ended)

@@ -17,7 +17,7 @@ from hpcmesos.master import objects
 from hpcmesos.master.arrays import without
 from hpcmesos.master.changes import Changes
 from hpcmesos.master.effects import Desk
-from hpcmesos.master.gangs import Gangs, resting_state
+from hpcmesos.master.gangs import Gangs, canceled_status, resting_state
 from hpcmesos.master.reconcile import Nodes
 from hpcmesos.master.runs import Runs
 from hpcmesos.master.services import wishes
@@ -191,6 +191,8 @@ class Inbox:
             changes |= without(job, job.todo or ())
         if job.attempt:  # it ran once, and waited to run again
             changes["exit_status"] = exit_status(Cause.DELETED, None, None, False)
+        if user and (status := canceled_status(self.desk.cluster.attributes, None)) is not None:
+            changes["exit_status"] = status
         done = self.desk.move(job, JobState.COMPLETE, event, {"user": user} if user else {}, **changes)
         now = self.desk.now
         entry = accounting.deleted(done, user, now) if user else accounting.aborted(done, now)

@@ -214,6 +214,8 @@ def _new_request(
     request = replace(
         built.request, framework=old.framework, silence=old.silence, constraints=old.constraints
     )
+    if job.submission.get("image"):
+        request = request.in_containers()
     if job.state in _ACTIVE:
         limit, new = job.request.walltime, built.request.walltime
         longer = new is None or (limit is not None and new > limit)

@@ -224,6 +224,7 @@ def hold_types(holds: str) -> str:
 def _extra(job: JobRecord) -> dict[str, str]:
     request = job.request
     asked = {"framework": request.framework, "constraints": ",".join(map(str, request.constraints))}
+    asked |= {name: job.submission.get(name, "") for name in ("image", "image_pull")}
     return {**{name: text for name, text in asked.items() if text}, **job.submission.get("extra", {})}
 
 
