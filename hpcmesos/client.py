@@ -22,13 +22,15 @@ import socket as sockets
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
+from hpcmesos import munge as munges
 from hpcmesos import wire
 from hpcmesos.errors import (
     DatabaseUnavailable,
@@ -39,6 +41,9 @@ from hpcmesos.errors import (
     UsageError,
     leaves,
 )
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
 
 T = TypeVar("T")
 
@@ -114,10 +119,14 @@ class Client:
         url: str | Sequence[str] | None = None,
         token: str | None = None,
         ca: str | Path | None = None,
+        munge: bool = False,
+        munge_socket: str = "",
         timeout: float = 60.0,
         patience: float = 30.0,
     ) -> None:
         """``socket`` (a path) or ``url`` (``https://host:port``, with ``token`` and the cluster's ``ca`` file).
+
+        ``munge``: shows a MUNGE credential of this process' user, a new one each time, in place of a token.
 
         Both may be several, in a sequence or (``url``) separated by commas: any master serves.
         """
@@ -125,6 +134,7 @@ class Client:
             raise UsageError("a client needs either socket= or url=")
         self._places = _places(socket, url)
         self._token = token
+        self._munge = munge_socket if munge else None
         self._timeout = timeout
         self._patience = patience
         self._ssl = _tls_context(cafile=str(ca) if ca is not None else None) if self._over_tls else None
@@ -157,6 +167,7 @@ class Client:
         environ: Mapping[str, str] | None = None,
         personality: str = "torque",
         key: str | None = None,
+        terminal: bool = False,
     ) -> wire.CommandReply:
         """Runs a q-command on the server; its refusals are text and a code in the reply, as a terminal shows them."""
         request = wire.CommandRequest(
@@ -169,6 +180,7 @@ class Client:
             script_path=script_path,
             key=key or secrets.token_hex(16),
             personality=personality,
+            terminal=terminal,
         )
         return self._call("POST", f"/v1/commands/{quote(name)}", wire.CommandReply, request)
 
@@ -360,6 +372,37 @@ class Client:
             raise Unauthenticated("this server is not of the cluster that the join token was made for")
         return pem
 
+    @contextmanager
+    def terminal(self, job_id: str, **query: int) -> Iterator[ClientConnection]:
+        """The WebSocket of an interactive job's terminal, at the next master after one that broke.
+
+        ``query``: ``rows`` and ``columns`` of the window, ``attempt`` and ``offset``: what was seen of which attempt.
+
+        Raises:
+            OSError, WebSocketException: it cannot be made; another call tries the next master.
+        """
+        from websockets.sync.client import connect  # 30 ms that others need not wait for
+
+        path = f"{_job_path(job_id)}/terminal"
+        connection = self._open()
+        try:
+            connection.connect()
+            with connect(
+                f"ws://localhost{path}?{urlencode(query)}",
+                sock=connection.sock,
+                additional_headers=self._credential("GET", path),
+                compression=None,
+                proxy=None,
+                max_size=None,
+                close_timeout=1,
+            ) as socket:
+                yield socket
+        except BaseException:
+            self._turn()
+            raise
+        finally:
+            connection.close()
+
     def _call(
         self, method: str, path: str, kind: type[T], body: Any = None, patience: float | None = None
     ) -> T:
@@ -397,10 +440,15 @@ class Client:
         self, connection: http.client.HTTPConnection, method: str, path: str, data: bytes | None
     ) -> http.client.HTTPResponse:
         headers = {"Content-Type": "application/json"} if data is not None else {}
-        if self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token}"
-        connection.request(method, path, data, headers)
+        connection.request(method, path, data, headers | self._credential(method, path))
         return connection.getresponse()
+
+    def _credential(self, method: str, path: str) -> dict[str, str]:
+        """Who we are, for a request over TLS."""
+        if self._munge is not None:
+            credential = munges.encode(f"{method} {path.partition('?')[0]}".encode(), self._munge)
+            return {"Authorization": f"MUNGE {credential}"}
+        return {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
 
     def _open(self) -> _Connection | _TlsConnection:
         place = self._places[0]

@@ -192,13 +192,15 @@ class Signal(Message, frozen=True, kw_only=True):
 class Alter(Message, frozen=True, kw_only=True):
     """Of an attempt that runs or is about to: its walltime (s from its start, None: no limit) or a line for its output.
 
-    ``streams``: "o", "e", both, or none: then it is the walltime that changes.
+    ``streams``: "o", "e", both, or none: then it is the walltime that changes, and ``suspended`` (None: no word of it):
+    whether its processes stand still.
     """
 
     attempt: str
     walltime: int | None = None
     streams: str = ""
     text: str = ""
+    suspended: bool | None = None
 
 
 class Acknowledged(Message, frozen=True, kw_only=True):
@@ -251,6 +253,7 @@ class CommandRequest(msgspec.Struct, frozen=True, kw_only=True):
     script_path: str | None = None  # the operand that ``script`` was read from; "-" for standard input
     key: str | None = None  # idempotency key
     personality: str = "torque"
+    terminal: bool = False  # the caller has a terminal for an interactive job, and stays with it
 
 
 class Submission(msgspec.Struct, frozen=True):

@@ -23,7 +23,12 @@ def connect(state: Path | None = None) -> Client:
         return Client(socket=Cluster.load(settings.state).api_sockets, timeout=settings.timeout)
     if settings.url:
         return Client(
-            url=settings.url, token=_token(settings.token_file), ca=settings.ca_file, timeout=settings.timeout
+            url=settings.url,
+            token=_token(settings.token_file),
+            ca=settings.ca_file,
+            munge=settings.munge,
+            munge_socket=settings.munge_socket,
+            timeout=settings.timeout,
         )
     return Client(socket=settings.socket, timeout=settings.timeout)
 

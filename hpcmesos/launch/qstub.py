@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     try:
         reply = _ask(path, f"/v1/commands/{command}", request)
         while need := reply.get("need"):
-            if need.get("terminal") and sys.stdin.isatty():
+            if need.get("terminal") and sys.stdin.isatty() and (need.get("script") or sys.stdout.isatty()):
                 os.execv(client, [client, *need["terminal"]])  # noqa: S606  (an argument list is the point)
             _complete(request, need)
             reply = _ask(path, f"/v1/commands/{command}", request)

@@ -17,8 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_PATIENCE = 2.0
-"""Seconds that the shepherd may take to note an end."""
+_PATIENCE = 3.0
+"""Seconds that the shepherd may take to note an end; above those for which it waits for other ranks."""
 _LOST_PEER = 14
 """MPI_ERR_UNKNOWN: with it Open MPI ends a rank whose connection to another one has closed."""
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
@@ -68,6 +68,10 @@ def main(argv: list[str]) -> int:
         end = {"op": "rank_end", "step": step, "rank": rank, "code": code, "signal": number}
         if code == _LOST_PEER and "OMPI_COMM_WORLD_RANK" in os.environ:
             end["dragged"] = True
+        if code == 0 and "PMI_FD" in os.environ:
+            # A rank that has left by _exit, even behind MPI_Finalize, has said no goodbye to Hydra: our end would make
+            # it kill those on this host that are about to leave, too, and call that a success.
+            end["company"] = True
         _tell_end(shepherd, end)
     if code != 0:
         os.kill(os.getpid(), quick.signal.SIGKILL)

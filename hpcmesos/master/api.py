@@ -10,13 +10,15 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from typing import Annotated, Any, cast
 
-from litestar import Litestar, MediaType, Request, Response, delete, get, post
+import msgspec
+from litestar import Litestar, MediaType, Request, Response, WebSocket, delete, get, post, websocket
 from litestar.datastructures import State
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, WebSocketDisconnect
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import Parameter
@@ -36,10 +38,12 @@ from hpcmesos.master.services import (
     manager,
     moab,
     nodes,
+    running,
     selecting,
     standing,
     status,
     submit,
+    terminal,
     tokens,
     tracing,
     wait,
@@ -56,9 +60,11 @@ log = logging.getLogger(__name__)
 
 _LARGEST_BODY = 16 * 1024 * 1024
 _INTERNAL_EXIT = 255
+_RESTARTING = 1012  # the WebSocket's code for a server that stops
 _LAST_SECOND = 253402300799  # of the year 9999
 
 ApiRequest = Request[Any, Any, State]
+ApiSocket = WebSocket[Any, Any, State]
 Service = Callable[[Site, auth.Caller, wire.CommandRequest], wire.CommandReply]
 
 COMMANDS: Mapping[str, Service] = {
@@ -72,6 +78,7 @@ COMMANDS: Mapping[str, Service] = {
     "qmove": changes.qmove,
     "qorder": changes.qorder,
     "qrerun": changes.qrerun,
+    "qrun": running.qrun,
     "qsig": changes.qsig,
     "qmsg": changes.qmsg,
     "qselect": selecting.qselect,
@@ -107,6 +114,7 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             delete_job,
             wait_for_job,
             read_log,
+            attach_terminal,
             list_nodes,
             list_reservations,
             reserve,
@@ -224,6 +232,48 @@ async def read_log(
     return Stream(chunks, media_type="application/octet-stream")
 
 
+@websocket("/v1/jobs/{job_id:str}/terminal")
+async def attach_terminal(
+    job_id: str,
+    socket: ApiSocket,
+    rows: int = 24,
+    columns: int = 80,
+    attempt: int = 0,
+    offset: int = 0,
+) -> None:
+    """The terminal of an interactive job, for its owner; see services/terminal.py. A refusal is an ErrorReply."""
+    await socket.accept()
+    with suppress(WebSocketDisconnect):
+        try:
+            site = _site(socket)
+            caller = await wait.in_thread(_actor, socket)
+            job = await wait.in_thread(terminal.find_terminal, site, caller, job_id)
+            client = _TerminalClient(socket)
+            await terminal.Relay(site, caller, job, client, (attempt, offset), (rows, columns)).run()
+        except HpcmesosError as error:
+            reply = wire.ErrorReply(code=error.code, message=one_line(str(error)), exit_code=error.exit_code)
+            await socket.send_json({"event": "refused", **msgspec.to_builtins(reply)})
+        await socket.close()
+
+
+class _TerminalClient:
+    """A WebSocket as `terminal.Relay` wants it."""
+
+    def __init__(self, socket: ApiSocket) -> None:
+        self._socket = socket
+        self.left = False
+
+    async def receive(self) -> bytes | str | None:
+        event = await self._socket.receive()
+        if event["type"] != "websocket.receive":
+            self.left = event.get("code") != _RESTARTING
+            return None
+        return event.get("bytes") or event.get("text") or b""
+
+    async def send(self, data: bytes | str) -> None:
+        await self._socket.send_data(data, "binary" if isinstance(data, bytes) else "text")
+
+
 @get("/v1/nodes", sync_to_thread=True)
 def list_nodes(request: ApiRequest) -> list[NodeStatus]:
     """All nodes with their GPUs."""
@@ -339,27 +389,27 @@ def show_metrics(request: ApiRequest) -> Response[bytes]:
     return Response(metrics.text(), media_type=CONTENT_TYPE)
 
 
-def _site(request: ApiRequest) -> Site:
+def _site(request: ApiRequest | ApiSocket) -> Site:
     return cast("Site", request.app.state.site)
 
 
-def _caller(request: ApiRequest) -> auth.Caller:
+def _caller(request: ApiRequest | ApiSocket) -> auth.Caller:
     """Who is at the other end; Unauthenticated when nobody is known there."""
     site = _site(request)
-    given = site.server.recent()
-    return auth.identify(
-        _peer(request), request.headers.get("authorization"), site.settings, site.store, given
-    )
+    authority = auth.Authority(site.settings, site.store, site.server.recent(), site.provider)
+    path = request.scope["raw_path"].decode("ascii", "replace")  # as it was sent, without the query
+    purpose = f"{request.scope.get('method', 'GET')} {path}"  # a WebSocket begins with a GET
+    return authority.identify(_peer(request), request.headers.get("authorization"), purpose)
 
 
-def _actor(request: ApiRequest) -> auth.Caller:
+def _actor(request: ApiRequest | ApiSocket) -> auth.Caller:
     """As _caller(), for what changes something: a credential that is for reading only is refused."""
     caller = _caller(request)
     auth.check_scope(caller, Scope.JOBS, "change anything")
     return caller
 
 
-def _peer(request: ApiRequest) -> Peer:
+def _peer(request: ApiRequest | ApiSocket) -> Peer:
     peer: Peer = request.scope.get("state", {}).get("peer", Peer())
     return peer
 

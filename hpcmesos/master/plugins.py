@@ -99,7 +99,11 @@ class Plugins:
             return
         plugin.pause = _PAUSE
         before = plugin.keys
-        if plugin.fault or not told.keys or any(before.get(one, _UNTOLD) != key for one, key in told.keys.items()):
+        if (
+            plugin.fault
+            or not told.keys
+            or any(before.get(one, _UNTOLD) != key for one, key in told.keys.items())
+        ):
             self._desk.cluster.changed = True
         plugin.keys = {**before, **told.keys} if len(before) <= _MOST_KEPT else dict(told.keys)
         if plugin.fault:

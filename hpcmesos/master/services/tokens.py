@@ -15,7 +15,6 @@ from hpcmesos.wire import JoinReply, JoinRequest, RevokeRequest, TokenReply, Tok
 
 _LONGEST = 10 * 365 * 86400.0  # seconds
 _NODE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})(?:\.[A-Za-z0-9-]{1,63}){0,8}", re.ASCII)
-_USER_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.$-]{0,63}", re.ASCII)
 
 
 def create(site: Site, caller: Caller, request: TokenRequest) -> TokenReply:
@@ -89,7 +88,7 @@ def check_node(name: str) -> str:
 
 def check_user(name: str) -> str:
     """Raises InvalidValue unless ``name`` could be a user's."""
-    if not _USER_NAME.fullmatch(name):
+    if not auth.USER_NAME.fullmatch(name):
         raise InvalidValue(f"'{ascii(name)[1:41]}' is no user name")
     return name
 
