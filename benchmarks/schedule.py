@@ -1,9 +1,10 @@
 """How long one decision takes: 10,000 nodes x 8 GPUs, half busy, 100,000 waiting jobs of 500 shapes.
 
 Measured, in CPU seconds of this process on one core: 1,000 changed rows into the tables, the plan, the reasons of all
-jobs that wait, and estimated starts of the first 1,000. Under the leader's own policy: at most 1,000 starts in one pass;
-``--all-at-once`` starts all that fits in one plan. Loaded objects are left to the collector as in the leader. Prints a table; ``--json FILE`` and ``--picture FILE`` (SVG,
-log-log) write the same for growing numbers of nodes and of jobs. ``--small`` keeps it alive in CI.
+jobs that wait, and estimated starts of the first 1,000. Under the leader's own policy, with at most 1,000 starts in one
+pass; ``--all-at-once`` starts all that fits in one plan. What is loaded is kept from the collector, as in the leader.
+Prints a table; ``--json FILE`` and ``--picture FILE`` (SVG, log-log) write the same for growing numbers of nodes and of
+jobs. ``--small`` keeps it alive in CI.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ COMMANDS = {
     "reserve": "standing",
     "share": "standing",
     "simulate": "simulate",
+    "queue": "queue_export",
     "token": "admin",
     "audit": "admin",
     "doctor": "admin",
