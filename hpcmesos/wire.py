@@ -192,13 +192,15 @@ class Signal(Message, frozen=True, kw_only=True):
 class Alter(Message, frozen=True, kw_only=True):
     """Of an attempt that runs or is about to: its walltime (s from its start, None: no limit) or a line for its output.
 
-    ``streams``: "o", "e", both, or none: then it is the walltime that changes.
+    ``streams``: "o", "e", both, or none: then it is the walltime that changes, and ``suspended`` (None: no word of it):
+    whether its processes stand still.
     """
 
     attempt: str
     walltime: int | None = None
     streams: str = ""
     text: str = ""
+    suspended: bool | None = None
 
 
 class Acknowledged(Message, frozen=True, kw_only=True):

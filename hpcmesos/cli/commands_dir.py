@@ -13,7 +13,7 @@ import hpcmesos
 
 COMMANDS = (
     *("qsub", "qstat", "qdel", "qhold", "qrls", "pbsnodes"),
-    *("qalter", "qmove", "qorder", "qrerun", "qsig", "qmsg", "qselect", "tracejob"),
+    *("qalter", "qmove", "qorder", "qrerun", "qrun", "qsig", "qmsg", "qselect", "tracejob"),
     *("showq", "checkjob", "showstart", "mdiag", "msub", "canceljob", "mjobctl"),
     *("qmgr", "qterm", "qenable", "qdisable", "qstart", "qstop"),
 )

@@ -50,7 +50,7 @@ def job_paths(config: Config, spec: dict[str, Any]) -> mpi.JobPaths:
     hosts = directory
     if len(spec["members"]) == 1:
         content = mpi.nodefile(spec) + mpi.hostfile_hydra(spec)
-        hosts = os.path.join(config.state, "hosts", hashlib.sha256(content.encode()).hexdigest()[:16])
+        hosts = os.path.join(config.hosts, hashlib.sha256(content.encode()).hexdigest()[:16])
     return mpi.JobPaths(
         directory=directory,
         bin=config.bin,
@@ -66,11 +66,17 @@ def job_paths(config: Config, spec: dict[str, Any]) -> mpi.JobPaths:
 
 def write_commands(config: Config) -> None:
     """``STATE/bin``: written anew at each start, for the interpreter or the package may have moved."""
-    os.makedirs(config.bin, 0o755, exist_ok=True)
+    _write_commands(config.bin, config.python)
+    if config.containers:
+        _write_commands(config.container_bin, "python3")
+
+
+def _write_commands(directory: str, python: str) -> None:
+    os.makedirs(directory, 0o755, exist_ok=True)
     start = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
     for name, words in _COMMANDS.items():
-        path = os.path.join(config.bin, name)
-        command = shlex.join([config.python, "-IS", start, *words])
+        path = os.path.join(directory, name)
+        command = shlex.join([python, "-IS", start, *words])
         with open(path + ".new", "w", encoding="utf-8") as file:
             file.write(f'#!/bin/sh\nexec {command} "$@"\n')
         os.chmod(file.name, 0o755)  # noqa: S103  (jobs of every user run it)
@@ -82,7 +88,7 @@ class Directories:
 
     def __init__(self, config: Config, children: Children) -> None:
         self._attempts = os.path.join(config.state, "attempts")
-        self._hosts = os.path.join(config.state, "hosts")
+        self._hosts = config.hosts
         self._children = children
         self._spares: dict[int, list[str]] = {}
         self._kept = 0  # ever; names of spares are never used twice

@@ -15,6 +15,7 @@ from hpcmesos.master import cycle, reservations
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.gangs import Gangs
 from hpcmesos.master.reasons import Reasons
+from hpcmesos.master.runs import Runs
 from hpcmesos.model import JobId
 from hpcmesos.queue.records import StartRecord
 
@@ -39,7 +40,8 @@ _REST = 4.0
 class Passes:
     """Runs passes; ``again``: the last one stopped before the end of what could start."""
 
-    def __init__(self, desk: Desk, gangs: Gangs, reasons: Reasons) -> None:
+    def __init__(self, desk: Desk, gangs: Gangs, reasons: Reasons, runs: Runs) -> None:
+        self._runs = runs
         self.again = False
         self._desk = desk
         self._gangs = gangs
@@ -52,6 +54,8 @@ class Passes:
 
     def wanted(self) -> bool:
         """Whether something changed that a pass may make use of, or a reservation begins or ends."""
+        if self._runs:
+            return True
         new = self._desk.cluster.changed or self.again or self._desk.now.timestamp() >= self._window
         return bool(self._desk.cluster.pending) and new
 
@@ -66,6 +70,10 @@ class Passes:
 
         What a pass over the front starts, one over the whole queue would start, too: those at the front come first.
         """
+        if start := self._runs.take():  # alone: what else may start depends on it
+            self.again = True
+            record = self._record(start, {})
+            return [record] if record else []
         cluster = self._desk.cluster
         if not whole and not self.wanted():
             return []

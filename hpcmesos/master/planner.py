@@ -35,6 +35,7 @@ from hpcmesos.master.passes import POLICY, Passes
 from hpcmesos.master.quarantine import Quarantine
 from hpcmesos.master.reasons import Reasons
 from hpcmesos.master.reconcile import Nodes
+from hpcmesos.master.runs import Runs
 from hpcmesos.master.standby import WarmPicture
 from hpcmesos.master.why import Why
 from hpcmesos.model import JobState
@@ -87,11 +88,12 @@ class Planner:
         fence = Fence(settings.fence_command, events.put).ask if settings.fence_command else None
         self._absence = Absence(self._desk, self._gangs, fence)
         self._nodes = Nodes(self._desk, self._gangs, self._absence)
-        self._inbox = Inbox(self._desk, self._gangs, self._nodes)
+        runs = Runs(self._desk, POLICY)
+        self._inbox = Inbox(self._desk, self._gangs, self._nodes, runs)
         zone = datetime.now(UTC).astimezone().tzinfo
         self._accounting = AccountingFiles(settings.state / "accounting", zone)
         self._reasons = Reasons(self._desk)
-        self._passes = Passes(self._desk, self._gangs, self._reasons)
+        self._passes = Passes(self._desk, self._gangs, self._reasons, runs)
         self._chores = Chores(self._desk)
         self._why = Why(self._desk, self._reasons, POLICY)
         self._polled = self._loaded = self._written = float("-inf")

@@ -169,6 +169,8 @@ class Nodes:
                 self.gangs.tell_walltime(attempt)  # it may have changed while the node was away
         elif node == attempt.head and attempt.phase is Phase.UNSURE:
             self._resume_start(attempt)
+        elif phase == "ready" and attempt.phase is Phase.RUNNING:
+            self.gangs.tell_suspended(attempt, node)
         if phase == "ready":
             self.gangs.on_ready(attempt, node)
             if attempt.phase is Phase.STARTING and node == attempt.head:

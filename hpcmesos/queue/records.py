@@ -95,6 +95,7 @@ class JobRecord:
     succeeded: int | None = None  # how many elements are complete with exit status 0
     failed: int | None = None  # how many are complete otherwise, but for those in deleted
     project: str = ""
+    suspended: bool = False  # of a job that runs: its processes stand still
 
     @property
     def key(self) -> JobKey:
