@@ -25,6 +25,7 @@ COMMANDS = {
     "ring": "ring",
     "reserve": "standing",
     "share": "standing",
+    "cron": "cron",
     "simulate": "simulate",
     "token": "admin",
     "audit": "admin",

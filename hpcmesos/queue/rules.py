@@ -1,11 +1,11 @@
 """When a schedule is due: crontab lines by APScheduler's triggers, and ISO 8601 repeating intervals. Pure.
 
-Crontab (Vixie): ``MINUTE HOUR DAY MONTH WEEKDAY``, or six fields with seconds first, or ``@hourly`` and its kin. Weekdays
-count from Sunday (0 or 7); where both days are restricted, either of them will do. A local time that the clock leaves out
-is due when the clock has passed it; one that comes twice is due once, unless the hour is ``*`` or ``*/n``.
+Crontab (Vixie): ``MINUTE HOUR DAY MONTH WEEKDAY``, or six fields with seconds first, or ``@hourly`` and its kin.
+Weekdays count from Sunday (0 or 7); where both days are restricted, either of them will do. A local time that the clock
+leaves out is due an hour later; one that comes twice is due once, unless the hour is ``*`` or ``*/n``.
 
-ISO 8601: ``R[N]/[START]/PERIOD`` (Chronos): N times or for ever, from START on, ``P1M`` by the calendar of the time zone,
-``PT1H`` by elapsed time.
+ISO 8601: ``R[N]/[START]/PERIOD`` (Chronos): N times or for ever, from START on, ``P1M`` and ``P1D`` by the calendar of
+the time zone, ``PT1H`` by elapsed time.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def resolve(text: str, now: datetime) -> str:
     found = _REPEAT.fullmatch(text)
     if found is None or found["start"]:
         return text
-    return f"R{found['count'] or ''}/{now.astimezone(UTC).isoformat(timespec='microseconds')}/{found['period']}"
+    return (
+        f"R{found['count'] or ''}/{now.astimezone(UTC).isoformat(timespec='microseconds')}/{found['period']}"
+    )
 
 
 def due_times(rule: Rule, last: datetime, now: datetime, most: int) -> list[datetime]:
