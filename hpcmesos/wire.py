@@ -37,6 +37,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
         int, ...
     ] = ()  # quality to each GPU of this node, in index order; higher is better, empty: unknown
     note: str = ""
+    minor: int | None = None  # N of /dev/nvidiaN
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +50,9 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     features: tuple[str, ...] = ()
     os: str = ""
     hostname: str = ""
+    isolation: tuple[
+        str, ...
+    ] = ()  # what holds jobs here: cgroup, memory, cpu, pids, devices; empty: nothing
 
 
 # --- agent to leader ---------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ COMMANDS = {
     **dict.fromkeys((*Q_COMMANDS, "qmgr-shell"), "pbs_commands"),
     "qsub-terminal": "interactive",
     "mpirun": "mpirun",
+    "tfrun": "tfrun",
     "logs": "jobs",
     "wait": "jobs",
     "ring": "ring",

@@ -88,7 +88,7 @@ async def _end(services: Services, name: str, records: list[dict[str, Any]]) -> 
 
 async def _kill(config: Config, name: str, marker: str) -> None:
     if config.cgroup and os.path.isdir(os.path.join(config.cgroup, name)):
-        cgroup = enclosure.Cgroup(config.cgroup, name)
+        cgroup = enclosure.Cgroup(config.cgroup, name, {}, {})
         await enclosure.clear(cgroup)
         cgroup.remove()
     await enclosure.clear_by_environment(name, marker)

@@ -67,6 +67,7 @@ _NODE_FIELDS = (
     "version",
     "hostname",
     "os",
+    "isolation",
     "features",
     "declared",
     "ends_at",

@@ -319,6 +319,7 @@ nodes = Table(
     _text("version"),
     _text("hostname"),
     _text("os"),
+    _text("isolation"),
     _array("features", Text),
     _flag("declared", False),
     _text("note"),

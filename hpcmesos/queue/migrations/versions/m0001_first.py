@@ -211,6 +211,7 @@ CREATE TABLE nodes (
     version TEXT DEFAULT '' NOT NULL,
     hostname TEXT DEFAULT '' NOT NULL,
     os TEXT DEFAULT '' NOT NULL,
+    isolation TEXT DEFAULT '' NOT NULL,
     features TEXT[] DEFAULT '{}' NOT NULL,
     declared BOOLEAN DEFAULT false NOT NULL,
     note TEXT DEFAULT '' NOT NULL,
