@@ -25,7 +25,6 @@ from hpcmesos.errors import DatabaseUnavailable, InvalidValue, LostLeadership
 from hpcmesos.master.absence import Absence, Fence
 from hpcmesos.master.alarms import Alarms
 from hpcmesos.master.chores import Chores
-from hpcmesos.master.cluster import Phase
 from hpcmesos.master.effects import Desk, Effects, Outcome
 from hpcmesos.master.events import Asked, Event, Fenced, InboxHint, LinkDown, LinkUp, Received, Stop
 from hpcmesos.master.gangs import GANG_LOSS, Gangs
@@ -386,9 +385,7 @@ class Planner:
             self._desk.clock = transaction.now.timestamp() - self._alarms.clock()
         self._loaded = self._alarms.clock()
         for attempt in cluster.attempts.values():
-            job = cluster.jobs.get(attempt.key.job)
-            if attempt.phase is Phase.UNSURE and job is not None and job.state is JobState.EXITING:
-                self._gangs.mark_deleted(attempt)
+            self._gangs.resume(attempt)
         for key in list(cluster.blocked):
             self._alarms.set(GANG_LOSS, partial(cluster.unblock, key))
         self._absence.watch_all()

@@ -147,6 +147,7 @@ def _attempt_columns() -> list[Column[Any]]:
         _text("stdout_path"),
         _text("stderr_path"),
         _text("undelivered"),
+        Column("ending", JSONB(none_as_null=True)),  # see records.Ending
     ]
 
 

@@ -122,6 +122,7 @@ CREATE TABLE attempts_history (
     stdout_path TEXT DEFAULT '' NOT NULL,
     stderr_path TEXT DEFAULT '' NOT NULL,
     undelivered TEXT DEFAULT '' NOT NULL,
+    ending JSONB,
     job_ended_at timestamptz NOT NULL,
     CONSTRAINT attempts_history_pkey PRIMARY KEY (seq, element, number, job_ended_at)
 ) PARTITION BY RANGE (job_ended_at);
@@ -284,6 +285,7 @@ CREATE TABLE attempts (
     stdout_path TEXT DEFAULT '' NOT NULL,
     stderr_path TEXT DEFAULT '' NOT NULL,
     undelivered TEXT DEFAULT '' NOT NULL,
+    ending JSONB,
     CONSTRAINT attempts_pkey PRIMARY KEY (seq, element, number),
     CONSTRAINT attempts_seq_fkey FOREIGN KEY (seq, element) REFERENCES jobs (seq, element),
     CONSTRAINT attempts_ended_has_cause CHECK ((cause IS NULL) = (ended_at IS NULL)),
