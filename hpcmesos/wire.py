@@ -253,6 +253,8 @@ class CommandRequest(msgspec.Struct, frozen=True, kw_only=True):
     script_path: str | None = None  # the operand that ``script`` was read from; "-" for standard input
     key: str | None = None  # idempotency key
     personality: str = "torque"
+    submit_filter: str | None = None  # the site has this program on the submit host: it sees the script first
+    filtered: bool = False  # and it has
     terminal: bool = False  # the caller has a terminal for an interactive job, and stays with it
 
 
@@ -302,6 +304,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
     script: str | None = None  # read this file; "-": standard input
     terminal: list[str] | None = None  # full-client argv to run instead, if standard input is a terminal
     environ: list[str] | None = None  # these variables; ["*"]: all
+    filter: bool = False  # what the site's submit filter makes of the script, nothing where there is none
 
 
 class CommandReply(msgspec.Struct, frozen=True, kw_only=True):
