@@ -497,6 +497,7 @@ class HealthReply(msgspec.Struct, frozen=True, kw_only=True):
     timeline: int = 0
     fsync: bool = True
     synchronous_commit: str = "on"
+    plugins: list[str] = []  # what is wrong with the site's plug-ins, a line each
     standbys: str = ""  # synchronous_standby_names; empty: a failover may lose the last commits
 
 

@@ -54,6 +54,7 @@ from hpcmesos.master.services.replies import exit_code, one_line
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import Scope
 from hpcmesos.pbs.personalities import Personality
+from hpcmesos.queue import documents
 
 log = logging.getLogger(__name__)
 
@@ -335,6 +336,7 @@ def show_health(request: ApiRequest) -> wire.HealthReply:
         fsync=server.fsync,
         synchronous_commit=server.synchronous_commit,
         standbys=server.standbys,
+        plugins=sorted((store.documents().get(documents.PLUGINS) or {}).values()),
     )
 
 
