@@ -22,13 +22,15 @@ import socket as sockets
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
+from hpcmesos import munge as munges
 from hpcmesos import wire
 from hpcmesos.errors import (
     DatabaseUnavailable,
@@ -39,6 +41,9 @@ from hpcmesos.errors import (
     UsageError,
     leaves,
 )
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
 
 T = TypeVar("T")
 
@@ -114,10 +119,14 @@ class Client:
         url: str | Sequence[str] | None = None,
         token: str | None = None,
         ca: str | Path | None = None,
+        munge: bool = False,
+        munge_socket: str = "",
         timeout: float = 60.0,
         patience: float = 30.0,
     ) -> None:
         """``socket`` (a path) or ``url`` (``https://host:port``, with ``token`` and the cluster's ``ca`` file).
+
+        ``munge``: shows a MUNGE credential of this process' user, a new one each time, in place of a token.
 
         Both may be several, in a sequence or (``url``) separated by commas: any master serves.
         """
@@ -125,6 +134,7 @@ class Client:
             raise UsageError("a client needs either socket= or url=")
         self._places = _places(socket, url)
         self._token = token
+        self._munge = munge_socket if munge else None
         self._timeout = timeout
         self._patience = patience
         self._ssl = _tls_context(cafile=str(ca) if ca is not None else None) if self._over_tls else None
@@ -157,6 +167,9 @@ class Client:
         environ: Mapping[str, str] | None = None,
         personality: str = "torque",
         key: str | None = None,
+        terminal: bool = False,
+        submit_filter: str | None = None,
+        filtered: bool = False,
     ) -> wire.CommandReply:
         """Runs a q-command on the server; its refusals are text and a code in the reply, as a terminal shows them."""
         request = wire.CommandRequest(
@@ -169,6 +182,9 @@ class Client:
             script_path=script_path,
             key=key or secrets.token_hex(16),
             personality=personality,
+            terminal=terminal,
+            submit_filter=submit_filter,
+            filtered=filtered,
         )
         return self._call("POST", f"/v1/commands/{quote(name)}", wire.CommandReply, request)
 
@@ -311,9 +327,26 @@ class Client:
         user: str | None = None,
         node: str | None = None,
         lifetime: float = 86400.0,
+        scope: str = "all",
     ) -> wire.TokenReply:
-        request = wire.TokenRequest(kind=kind, user=user, node=node, lifetime=lifetime)
+        request = wire.TokenRequest(kind=kind, user=user, node=node, lifetime=lifetime, scope=scope)
         return self._call("POST", "/v1/tokens", wire.TokenReply, request)
+
+    def tokens(self) -> list[wire.TokenStatus]:
+        """One's own tokens that are good; a manager's: all."""
+        return self._call("GET", "/v1/tokens", list[wire.TokenStatus])
+
+    def revoke_tokens(self, ids: Sequence[str]) -> list[str]:
+        """Ends tokens, and those made by them; answers the ids of what was ended. Raises InvalidValue: none was."""
+        return self._call("POST", "/v1/tokens/revoke", list[str], wire.RevokeRequest(ids=list(ids)))
+
+    def audit(
+        self, since: float = 0.0, user: str | None = None, job: str | None = None, limit: int = 1000
+    ) -> list[wire.AuditStatus]:
+        """Who changed what since then (epoch seconds) and how that one came: the newest ``limit``, oldest first."""
+        asked = {"since": since, "user": user, "job": job, "limit": limit}
+        query = urlencode({name: value for name, value in asked.items() if value is not None})
+        return self._call("GET", f"/v1/audit?{query}", list[wire.AuditStatus])
 
     def join(self, token: str, node: str, csr: str) -> wire.JoinReply:
         """Certificate for an agent. The token names the cluster's authority, which is checked before it is shown.
@@ -342,6 +375,37 @@ class Client:
         if not secrets.compare_digest(found, token.partition(".")[0]):
             raise Unauthenticated("this server is not of the cluster that the join token was made for")
         return pem
+
+    @contextmanager
+    def terminal(self, job_id: str, **query: int) -> Iterator[ClientConnection]:
+        """The WebSocket of an interactive job's terminal, at the next master after one that broke.
+
+        ``query``: ``rows`` and ``columns`` of the window, ``attempt`` and ``offset``: what was seen of which attempt.
+
+        Raises:
+            OSError, WebSocketException: it cannot be made; another call tries the next master.
+        """
+        from websockets.sync.client import connect  # 30 ms that others need not wait for
+
+        path = f"{_job_path(job_id)}/terminal"
+        connection = self._open()
+        try:
+            connection.connect()
+            with connect(
+                f"ws://localhost{path}?{urlencode(query)}",
+                sock=connection.sock,
+                additional_headers=self._credential("GET", path),
+                compression=None,
+                proxy=None,
+                max_size=None,
+                close_timeout=1,
+            ) as socket:
+                yield socket
+        except BaseException:
+            self._turn()
+            raise
+        finally:
+            connection.close()
 
     def _call(
         self, method: str, path: str, kind: type[T], body: Any = None, patience: float | None = None
@@ -380,10 +444,15 @@ class Client:
         self, connection: http.client.HTTPConnection, method: str, path: str, data: bytes | None
     ) -> http.client.HTTPResponse:
         headers = {"Content-Type": "application/json"} if data is not None else {}
-        if self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token}"
-        connection.request(method, path, data, headers)
+        connection.request(method, path, data, headers | self._credential(method, path))
         return connection.getresponse()
+
+    def _credential(self, method: str, path: str) -> dict[str, str]:
+        """Who we are, for a request over TLS."""
+        if self._munge is not None:
+            credential = munges.encode(f"{method} {path.partition('?')[0]}".encode(), self._munge)
+            return {"Authorization": f"MUNGE {credential}"}
+        return {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
 
     def _open(self) -> _Connection | _TlsConnection:
         place = self._places[0]

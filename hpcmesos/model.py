@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NewType
 
@@ -107,6 +107,10 @@ class GpuState(StrEnum):
     UNKNOWN_ATTEMPT = "unknown-attempt"  # held by an attempt that the database does not know
 
 
+CONTAINERS = "docker"
+"""Feature of nodes that serve containers, asked for by every job with an image."""
+
+
 class Placement(StrEnum):
     FREE = "free"  # fewest nodes
     PACK = "pack"  # one node
@@ -127,6 +131,23 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """A rule on the nodes of one gang by one of their attributes, in Marathon's words (``gang/constraints.py``).
+
+    ``field``: an attribute (a feature ``name=value``; a feature without a value has the value "true"), or hostname or
+    switch. ``operator``: LIKE, UNLIKE (regular expression), IS, UNIQUE, CLUSTER, GROUP_BY or MAX_PER.
+    """
+
+    field: str
+    operator: str
+    value: str = ""
+
+    def __str__(self) -> str:
+        """As ``-W constraints=`` has it: ``rack:MAX_PER:2``."""
+        return ":".join(part for part in (self.field, self.operator, self.value) if part)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a job asks for. ``nodes=N`` is N distinct hosts, always (SCATTER)."""
 
@@ -135,6 +156,7 @@ class Request:
     walltime: int | None = None  # seconds; None: no limit
     framework: str = ""  # -W framework=, in its shortest form: decides how many ports come with the gang
     silence: int | None = None  # seconds without a leader after which its nodes end it; None: never
+    constraints: tuple[Constraint, ...] = ()  # -W constraints=, all of which hold
 
     @property
     def pieces(self) -> int:
@@ -155,6 +177,19 @@ class Request:
     @property
     def mem(self) -> int:
         return sum(c.count * c.mem for c in self.chunks)
+
+    @property
+    def contained(self) -> bool:
+        """Whether it runs in containers."""
+        return any(CONTAINERS in chunk.features for chunk in self.chunks)
+
+    def in_containers(self) -> Request:
+        """The same, on nodes that serve containers."""
+        chunks = (
+            c if CONTAINERS in c.features else replace(c, features=(*c.features, CONTAINERS))
+            for c in self.chunks
+        )
+        return replace(self, chunks=tuple(chunks))
 
     def describe(self) -> str:
         """The request as we understood it: ``2 nodes x 4 GPUs, 8 ranks, 24:00:00``-style text for people."""
@@ -200,3 +235,11 @@ class Role(StrEnum):
     USER = "user"
     OPERATOR = "operator"
     MANAGER = "manager"
+
+
+class Scope(StrEnum):
+    """What a credential is good for, at most; its user's role is the other limit."""
+
+    READ = "read"  # changes nothing
+    JOBS = "jobs"  # also the user's own jobs
+    ALL = "all"  # whatever the user may do

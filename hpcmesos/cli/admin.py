@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import click
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from hpcmesos.cli import checks, commands_dir, man_pages
 from hpcmesos.cli.connect import connect
+from hpcmesos.cli.times import local_time
+from hpcmesos.model import Scope
+from hpcmesos.wire import AuditStatus
 
 STATE = click.option(
     "--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster."
@@ -27,14 +32,76 @@ def token() -> None:
 @click.option("--node", help="With --join: good for this node only.")
 @click.option("--user", help="A bearer token for this user.")
 @click.option("--days", type=float, default=1.0, show_default=True, help="How long it is good.")
+@click.option(
+    "--scope",
+    type=click.Choice(list(Scope)),
+    default=Scope.ALL.value,
+    show_default=True,
+    help="read: changes nothing; jobs: also the user's own jobs; all: whatever the user may do.",
+)
 @STATE
-def create(join: bool, node: str | None, user: str | None, days: float, state: Path | None) -> None:
+def create(
+    join: bool, node: str | None, user: str | None, days: float, scope: str, state: Path | None
+) -> None:
     """Print a new token; it is stored hashed and cannot be shown again."""
     if join == bool(user):
         raise click.UsageError("give either --join or --user NAME")
     kind = "join" if join else "user"
-    reply = connect(state).create_token(kind, user=user, node=node, lifetime=days * 86400)
+    reply = connect(state).create_token(kind, user=user, node=node, lifetime=days * 86400, scope=scope)
     click.echo(reply.token)
+
+
+@token.command("list")
+@STATE
+def listing(state: Path | None) -> None:
+    """List tokens that are good: one's own; a manager sees all."""
+    table = Table("id", "kind", "for", "scope", "made by", "good until", box=None, pad_edge=False)
+    for one in connect(state).tokens():
+        whose = one.user or one.node or "any node"
+        table.add_row(one.id, one.kind, whose, one.scope, one.created_by, local_time(one.expires_at))
+    Console().print(table)
+
+
+@token.command("revoke")
+@click.argument("ids", nargs=-1, required=True)
+@STATE
+def revoke(ids: tuple[str, ...], state: Path | None) -> None:
+    """End the tokens with these IDS, and all tokens that were made by them."""
+    for ended in connect(state).revoke_tokens(ids):
+        click.echo(ended)
+
+
+@click.command()
+@click.option("--days", type=float, default=1.0, show_default=True, help="How far back.")
+@click.option("--user", help="What this user changed.")
+@click.option("--job", help="What was changed of this job.")
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="The newest so many."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object in each line.")
+@STATE
+def audit(
+    days: float, user: str | None, job: str | None, limit: int, as_json: bool, state: Path | None
+) -> None:
+    """Show who changed what, from where, and by which credential."""
+    found = connect(state).audit(max(0.0, time.time() - days * 86400), user, job, limit)
+    if as_json:
+        for change in found:
+            click.echo(msgspec.json.encode(change))
+        return
+    table = Table("when", "who", "did", "to", "by way of", box=None, pad_edge=False)
+    for change in found:
+        table.add_row(
+            local_time(change.at), change.user, change.action, change.job or _named(change), change.via
+        )
+    Console().print(table)
+
+
+def _named(change: AuditStatus) -> str:
+    """What a change that is about no job was made to."""
+    return " ".join(
+        str(change.details[key]) for key in ("kind", "name", "node", "for") if change.details.get(key)
+    )
 
 
 @click.command()
@@ -56,8 +123,15 @@ def doctor(state: Path | None) -> None:
 @click.option(
     "--socket", type=click.Path(path_type=Path), default="/run/hpcmesos/api.sock", show_default=True
 )
-def install_commands(directory: Path, socket: Path) -> None:
+@click.option(
+    "--submit-filter",
+    type=click.Path(path_type=Path),
+    default="/etc/hpcmesos/submit_filter",
+    show_default=True,
+    help="A program that, if it is there, sees every script before it is submitted.",
+)
+def install_commands(directory: Path, socket: Path, submit_filter: Path) -> None:
     """Write the q-commands into DIRECTORY/torque and DIRECTORY/pbspro, their man pages into DIRECTORY/man."""
-    commands_dir.write(directory.absolute(), socket.absolute())
+    commands_dir.write(directory.absolute(), socket.absolute(), submit_filter=submit_filter.absolute())
     pages = man_pages.write(directory.absolute())
     click.echo(f"put {directory.absolute() / 'torque'} (or pbspro) first in PATH, and {pages} into MANPATH")

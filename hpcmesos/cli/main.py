@@ -18,6 +18,7 @@ COMMANDS = {
     "agent": "daemons",
     "migrate": "daemons",
     **dict.fromkeys((*Q_COMMANDS, "qmgr-shell"), "pbs_commands"),
+    "qsub-terminal": "interactive",
     "mpirun": "mpirun",
     "logs": "jobs",
     "wait": "jobs",
@@ -26,6 +27,7 @@ COMMANDS = {
     "share": "standing",
     "simulate": "simulate",
     "token": "admin",
+    "audit": "admin",
     "doctor": "admin",
     "install-commands": "admin",
 }

@@ -11,13 +11,15 @@ import os
 import sys
 import uuid
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
 from hpcmesos.cli.commands_dir import COMMANDS as Q_COMMANDS
-from hpcmesos.cli.connect import connect
+from hpcmesos.cli.connect import connect, filter_of_site
 from hpcmesos.client import Client
 from hpcmesos.errors import HpcmesosError, InvalidScript
+from hpcmesos.launch import submit_filter
 from hpcmesos.pbs.option_table import COMMANDS
 from hpcmesos.wire import CommandReply
 
@@ -35,8 +37,13 @@ def run(command: str, argv: tuple[str, ...]) -> None:
     sys.stdout.flush()
     sys.stderr.write(reply.stderr)
     if reply.then and not reply.code:
-        os.execv(sys.argv[0], [sys.argv[0], *reply.then])  # noqa: S606 - this very program
+        _become(reply.then)
     sys.exit(reply.code)
+
+
+def _become(words: list[str]) -> NoReturn:
+    """This very program with other words, however it was started."""
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "hpcmesos.cli", *words])  # noqa: S606
 
 
 def submit(client: Client, argv: list[str], script: bytes | None = None) -> str:
@@ -44,13 +51,28 @@ def submit(client: Client, argv: list[str], script: bytes | None = None) -> str:
     return _ask(client, "qsub", argv, script).stdout.strip()
 
 
-def _ask(client: Client, command: str, argv: list[str], given: bytes | None = None) -> CommandReply:
+def submit_interactive(client: Client, argv: list[str], personality: str) -> CommandReply:
+    """Submits a job whose terminal the caller will attach to. Raises the server's refusal."""
+    return _ask(client, "qsub", argv, terminal=True, personality=personality)
+
+
+def _ask(
+    client: Client,
+    command: str,
+    argv: list[str],
+    given: bytes | None = None,
+    *,
+    terminal: bool = False,
+    personality: str | None = None,
+) -> CommandReply:
     umask = os.umask(0)
     os.umask(umask)
     environ = {name: os.environ[name] for name in ALWAYS_SENT if name in os.environ}
     script: bytes | None = None
     script_path: str | None = None
     key = uuid.uuid4().hex
+    site_filter = filter_of_site() if command in ("qsub", "msub") else None
+    filtered = False
     while True:
         reply = client.command(
             command,
@@ -59,19 +81,32 @@ def _ask(client: Client, command: str, argv: list[str], given: bytes | None = No
             script_path=script_path,
             umask=umask,
             environ=environ,
-            personality=os.environ.get("HPCMESOS_PERSONALITY", "torque"),
+            personality=personality or os.environ.get("HPCMESOS_PERSONALITY", "torque"),
             key=key,
+            terminal=terminal,
+            submit_filter=site_filter,
+            filtered=filtered,
         )
         if reply.need is None:
             return reply
-        if reply.need.terminal and sys.stdin.isatty():
-            os.execv(sys.argv[0], [sys.argv[0], *reply.need.terminal])  # noqa: S606 - this very program
+        if reply.need.terminal and sys.stdin.isatty() and (reply.need.script or sys.stdout.isatty()):
+            _become(reply.need.terminal)
         if reply.need.script is not None:
             script = given if given is not None else _read_script(reply.need.script)
             script_path = reply.need.script
+        if reply.need.filter and site_filter:
+            made, filtered = _filtered(site_filter, argv, script), True
+            script = None if reply.need.script is None else made
         if reply.need.environ is not None:
             names = list(os.environ) if "*" in reply.need.environ else reply.need.environ
             environ = environ | {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _filtered(site_filter: str, argv: list[str], script: bytes | None) -> bytes:
+    try:
+        return submit_filter.run(site_filter, argv, script or b"")
+    except submit_filter.Refused as error:
+        raise InvalidScript(str(error)) from None
 
 
 def _read_script(path: str) -> bytes:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hpcmesos.cli.connect import connect
+from hpcmesos.cli.times import local_time
 from hpcmesos.errors import InvalidValue
 from hpcmesos.units import parse_duration
 from hpcmesos.wire import Reservation, ReservationRequest, ShareRequest, ShareStatus
@@ -96,8 +97,8 @@ def _show(reservations: list[Reservation]) -> None:
         users = [*one.users, *(f"queue {queue}" for queue in one.queues)]
         table.add_row(
             one.name,
-            _shown(one.starts_at),
-            _shown(one.ends_at),
+            local_time(one.starts_at),
+            local_time(one.ends_at),
             ",".join(one.nodes),
             ", ".join(users) or "nobody",
             one.note,
@@ -122,10 +123,6 @@ def _show_shares(listed: list[ShareStatus]) -> None:
             f"{one.factor:.3f}",
         )
     Console(soft_wrap=True).print(table)
-
-
-def _shown(at: float) -> str:
-    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def _moment(text: str, start: float) -> float:

@@ -1,126 +1,89 @@
-"""Rules on the nodes of a gang by their attributes, in Marathon's words.
+"""Rules on the nodes of a gang by their attributes, in Marathon's words: how they are written.
 
 A node's attributes are its features ``name=value`` (a feature without a value is "true"), ``hostname`` and ``switch``.
 LIKE, UNLIKE and IS look at each node by itself; a node without the attribute passes UNLIKE only. CLUSTER, UNIQUE,
 MAX_PER and GROUP_BY look at the gang: all nodes of one value; no two, or at most N, of one value; evenly over at least
-N values (all there are, if N is not given). Those make groups of rows of which an arrangement may use some each.
+N values (all there are, if N is not given). ``constrained`` finds the nodes that keep them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-
-import numpy as np
 
 from hpcmesos.errors import InvalidValue
-from hpcmesos.gang.room import Mask, Site
-from hpcmesos.gang.snapshot import Constraint, NodeView
+from hpcmesos.model import Constraint
 
 NODE_RULES = frozenset({"LIKE", "UNLIKE", "IS"})
 GANG_RULES = frozenset({"CLUSTER", "UNIQUE", "MAX_PER", "GROUP_BY"})
-_CLOSE = 0.001  # numbers that differ by less are the same for IS, as Marathon has it
+MOST = 8
+"""Rules of one job."""
+
+LONGEST_PATTERN = 128
+MOST_REPETITIONS = 2
+"""Of a pattern. Without groups, and with so few repetitions, a match takes no more steps than the square of the value's
+length: the leader matches patterns that users write."""
+
+_OPERATORS = "|".join(sorted(NODE_RULES | GANG_RULES))
+_NEXT = re.compile(rf",\s*(?=[^:,\s]+:(?:{_OPERATORS})(?::|,|$))", re.IGNORECASE)
+_TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{\d*,?\d*\}|.", re.DOTALL)
 
 
-def attribute(node: NodeView, field: str) -> str | None:
-    """The value; None: the node has no such attribute."""
-    if field in ("hostname", "@hostname"):
-        return node.name
-    if field == "switch":
-        return node.switch or None
-    for feature in sorted(node.features):
-        name, equals, value = feature.partition("=")
-        if name == field:
-            return value if equals else "true"
-    return None
+def parse(text: str) -> tuple[Constraint, ...]:
+    """Reads ``FIELD:OPERATOR[:VALUE][,FIELD:OPERATOR...]`` of ``-W constraints=``.
 
+    A comma or a colon may be part of a value; what follows a comma is a rule if it looks like one.
 
-def check(constraint: Constraint) -> None:
-    """Raises InvalidValue when it is no constraint."""
-    operator, value = constraint.operator, constraint.value
-    if operator not in NODE_RULES | GANG_RULES:
-        raise InvalidValue(
-            f"'{operator}' is no constraint; there are {', '.join(sorted(NODE_RULES | GANG_RULES))}"
-        )
-    if operator in ("LIKE", "UNLIKE"):
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise InvalidValue(f"constraint {constraint.field} {operator}: '{value}': {error}") from error
-    if operator == "MAX_PER" and not (value.isdigit() and int(value)):
-        raise InvalidValue(f"constraint {constraint.field} MAX_PER wants a number from 1, not '{value}'")
-    if operator == "GROUP_BY" and value and not value.isdigit():
-        raise InvalidValue(f"constraint {constraint.field} GROUP_BY wants a number or nothing, not '{value}'")
-
-
-def allowed(site: Site, constraints: Iterable[Constraint]) -> Mask:
-    """The rows that LIKE, UNLIKE, IS, and CLUSTER with a value leave; others ask only that the attribute is there."""
-    mask = np.ones(len(site.nodes), np.bool_)
-    for constraint in constraints:
-        mask &= site.mask(lambda node, rule=constraint: _passes(rule, attribute(node, rule.field)))  # type: ignore[misc]  # bound at once
-    return mask
-
-
-def _passes(rule: Constraint, value: str | None) -> bool:
-    if value is None:
-        return rule.operator == "UNLIKE"
-    match rule.operator:
-        case "LIKE":
-            return re.fullmatch(rule.value, value) is not None
-        case "UNLIKE":
-            return re.fullmatch(rule.value, value) is None
-        case "IS":
-            return _same(rule.value, value)
-        case "CLUSTER":
-            return not rule.value or rule.value == value
-    return True
-
-
-def _same(wanted: str, value: str) -> bool:
-    try:
-        return abs(float(wanted) - float(value)) < _CLOSE
-    except ValueError:
-        return wanted == value
-
-
-def choices(
-    site: Site, usable: Mask, constraints: Sequence[Constraint], pieces: int, spare: Sequence[int]
-) -> list[Mask]:
-    """Masks of rows to try one after the other; any rows of one of them, each used once, keep all the rules.
-
-    ``pieces``: nodes that the gang takes. ``spare``: rows, best first, from which a mask picks when only some rows of a
-    value may be used.
+    Raises:
+        InvalidValue: what is no rule, and why.
     """
-    masks = [usable & allowed(site, constraints)]
-    for rule in constraints:
-        if rule.operator in GANG_RULES:
-            masks = [narrowed for mask in masks for narrowed in _narrow(site, mask, rule, pieces, spare)]
-    return masks
+    pieces = [piece.strip() for piece in _NEXT.split(text) if piece.strip()]
+    if not pieces:
+        raise InvalidValue("constraints: write FIELD:OPERATOR[:VALUE], e.g. constraints=rack:GROUP_BY:3")
+    if len(pieces) > MOST:
+        raise InvalidValue(f"constraints: {len(pieces)} rules, at most {MOST} go together")
+    return tuple(_one(piece) for piece in pieces)
 
 
-def _narrow(site: Site, mask: Mask, rule: Constraint, pieces: int, spare: Sequence[int]) -> list[Mask]:
-    groups: dict[str, list[int]] = {}
-    for row in spare:
-        if mask[row]:
-            groups.setdefault(attribute(site.nodes[row], rule.field) or "", []).append(row)
-    if rule.operator == "CLUSTER":
-        return [_only(mask, rows) for _, rows in sorted(groups.items())]
-    if rule.operator == "GROUP_BY":
-        number = int(rule.value or len(groups))
-        if len(groups) < number or not number:
-            return []
-        largest = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))[
-            : max(1, min(len(groups), pieces))
-        ]
-        share, more = divmod(pieces, len(largest))
-        return [
-            _only(mask, [row for at, (_, rows) in enumerate(largest) for row in rows[: share + (at < more)]])
-        ]
-    most = 1 if rule.operator == "UNIQUE" else int(rule.value)
-    return [_only(mask, [row for rows in groups.values() for row in rows[:most]])]
+def _one(text: str) -> Constraint:
+    field, _, rest = text.partition(":")
+    operator, _, value = rest.partition(":")
+    if not field or not operator:
+        raise InvalidValue(f"constraint '{text}': write FIELD:OPERATOR[:VALUE], e.g. rack:UNIQUE")
+    rule = Constraint("hostname" if field == "@hostname" else field, operator.upper(), value)
+    check(rule)
+    return rule
 
 
-def _only(mask: Mask, rows: Sequence[int]) -> Mask:
-    only = np.zeros_like(mask)
-    only[list(rows)] = True
-    return only & mask
+def check(rule: Constraint) -> None:
+    """Raises InvalidValue when it is no rule."""
+    operator, value = rule.operator, rule.value
+    wrong = f"constraint '{rule}': "
+    if operator not in NODE_RULES | GANG_RULES:
+        raise InvalidValue(f"{wrong}there are {', '.join(sorted(NODE_RULES | GANG_RULES))}, no '{operator}'")
+    if operator in NODE_RULES and not value:
+        raise InvalidValue(f"{wrong}{operator} wants a value, as in {rule.field}:{operator}:VALUE")
+    if operator in ("LIKE", "UNLIKE"):
+        _check_pattern(value, wrong)
+    if operator == "UNIQUE" and value:
+        raise InvalidValue(f"{wrong}UNIQUE takes no value")
+    number = value.isascii() and value.isdigit() and int(value[:9]) > 0
+    if operator == "MAX_PER" and not number:
+        raise InvalidValue(f"{wrong}MAX_PER wants a number from 1")
+    if operator == "GROUP_BY" and value and not number:
+        raise InvalidValue(f"{wrong}GROUP_BY wants a number from 1, or nothing")
+
+
+def _check_pattern(pattern: str, wrong: str) -> None:
+    """Lets through what can be matched in a bounded time."""
+    if len(pattern) > LONGEST_PATTERN:
+        raise InvalidValue(f"{wrong}a pattern of more than {LONGEST_PATTERN} characters")
+    tokens = _TOKEN.findall(pattern)
+    if "(" in tokens:
+        raise InvalidValue(f"{wrong}groups are not served; write node1|node2 or node[12]")
+    repeated = sum(token in ("*", "+", "?") or token.startswith("{") for token in tokens)
+    if repeated > MOST_REPETITIONS:
+        raise InvalidValue(f"{wrong}at most {MOST_REPETITIONS} of * + ? {{m,n}} in one pattern")
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError) as error:
+        raise InvalidValue(f"{wrong}no regular expression: {error}") from None

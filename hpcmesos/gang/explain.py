@@ -16,7 +16,7 @@ import numpy as np
 from hpcmesos.gang import words
 from hpcmesos.gang.backfill import Horizon
 from hpcmesos.gang.feasible import can_ever_fit, short_kind
-from hpcmesos.gang.placing import find, fits
+from hpcmesos.gang.placing import cannot_keep, find, fits, rules
 from hpcmesos.gang.room import Ints, Mask, Refusal, Room
 from hpcmesos.gang.snapshot import JobView, Reservation
 from hpcmesos.gang.tables import Shape
@@ -89,11 +89,8 @@ class Explainer:
             return never
         included = self.included(shape)
         everywhere = np.ones(len(self.up), np.bool_)
-        if shape.constraints and not fits(shape, self.installed, everywhere):
-            rules = ", ".join(
-                f"{rule.field} {rule.operator} {rule.value}".strip() for rule in shape.constraints
-            )
-            return PendingReason(ReasonCode.NEVER_FITS, f"needs {needs}; the nodes cannot keep to {rules}")
+        if request.constraints and not fits(shape, self.installed, everywhere):
+            return cannot_keep(shape)
         if find(shape, self.installed, included).lots is None and not bool(included.all()):
             names = self.names(~included)
             text = f"needs {needs}; excluded for this job after failures: {names}; the others do not suffice"
@@ -116,11 +113,8 @@ class Explainer:
         if short is None:
             needs = words.needs(request, shape.kinds, free=True)
             sure = find(shape, self.free, usable).certain
-            rules = ", ".join(
-                f"{rule.field} {rule.operator} {rule.value}".strip() for rule in shape.constraints
-            )
-            if rules:
-                return f"needs {needs}; not enough is free now on nodes that keep to {rules}"
+            if request.constraints:
+                return f"needs {needs}; not enough is free now on nodes that keep to {rules(request)}"
             return f"needs {needs}; each is free now, but {'not all at once' if sure else _NO_WAY}"
         kind, number = short
         text = f"needs {words.need(kind, request.placement, free=True)}; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from hpcmesos.gang import words
 from hpcmesos.gang.snapshot import NodeView
-from hpcmesos.model import Chunk, NodeName
+from hpcmesos.model import Chunk, Constraint, NodeName
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -36,15 +36,35 @@ class Lot(NamedTuple):
     pieces: int
 
 
+class Attribute:
+    """What one attribute is on each row: ``values[of[row]]``; None: the node has no such attribute."""
+
+    __slots__ = ("_numbers", "of", "values")
+
+    def __init__(self, found: Iterable[str | None]) -> None:
+        numbers: dict[str | None, int] = {}
+        self.of = [numbers.setdefault(value, len(numbers)) for value in found]
+        self.values = tuple(numbers)
+        self._numbers = np.array(self.of, np.int64)
+
+    def mask(self, verdicts: list[bool]) -> Mask:
+        """The rows whose value, by its number, has the verdict True."""
+        rows: Mask = np.array([*verdicts, False], np.bool_)[self._numbers]
+        return rows
+
+
 class Site:
     """What the rows are, whatever is free of them: names, features, switches. Unchanging."""
 
-    __slots__ = ("_masks", "_paths", "nodes", "rows", "switch")
+    __slots__ = ("_attributes", "_masks", "_paths", "everywhere", "masks", "nodes", "rows", "switch")
 
     def __init__(self, nodes: Iterable[NodeView]) -> None:
         self.nodes = tuple(sorted(nodes, key=lambda node: words.natural_key(node.name)))
         self.rows: dict[NodeName, int] = {node.name: row for row, node in enumerate(self.nodes)}
         self._masks: dict[tuple[str | None, tuple[str, ...]], Mask] = {}
+        self.masks: dict[Constraint, Mask] = {}  # rows that pass, by rule
+        self._attributes: dict[str, Attribute] = {}
+        self.everywhere: Mask = np.ones(len(self.nodes), np.bool_)
         self._paths: tuple[Ints, ...] | None = None
         self.switch = self.levels[-1]
 
@@ -60,6 +80,18 @@ class Site:
     def mask(self, test: Callable[[NodeView], bool]) -> Mask:
         """The rows whose node passes ``test``."""
         return np.fromiter((test(node) for node in self.nodes), np.bool_, len(self.nodes))
+
+    def only(self, rows: Sequence[int]) -> Mask:
+        """These rows and no others."""
+        mask: Mask = np.zeros(len(self.nodes), np.bool_)
+        mask[list(rows)] = True
+        return mask
+
+    def attribute(self, field: str) -> Attribute:
+        """What ``field`` is on each row: a feature ``name=value``, hostname or switch."""
+        if field not in self._attributes:
+            self._attributes[field] = Attribute(_value(node, field) for node in self.nodes)
+        return self._attributes[field]
 
     def named(self, chunk: Chunk) -> Mask:
         """The rows whose node has the chunk's host name and features, whatever its size."""
@@ -150,6 +182,18 @@ class Room:
 
 def column(values: Iterable[int]) -> Ints:
     return np.array(list(values), np.int64)
+
+
+def _value(node: NodeView, field: str) -> str | None:
+    if field == "hostname":
+        return node.name
+    if field == "switch" and node.switch:
+        return node.switch
+    for feature in sorted(node.features):
+        name, equals, value = feature.partition("=")
+        if name == field:
+            return value if equals else "true"
+    return None
 
 
 def _numbered(labels: list[tuple[str, ...]]) -> Ints:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from hpcmesos.model import GpuUuid, JobId, NodeName, PendingReason, Request
+from hpcmesos.plugin import JobClass, NodeClass
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +45,6 @@ class NodeView:
 
 
 @dataclass(frozen=True, slots=True)
-class Constraint:
-    """A rule on the nodes of one gang by one of their attributes, in Marathon's words.
-
-    ``field``: an attribute (a feature ``name=value``; a feature without a value has the value "true"), or hostname or
-    switch. ``operator``: LIKE, UNLIKE (regular expression), IS, UNIQUE, CLUSTER, GROUP_BY or MAX_PER.
-    """
-
-    field: str
-    operator: str
-    value: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class JobView:
     """One waiting job that may start now, but for room; or the next elements of an array, which are all alike."""
 
@@ -70,7 +58,6 @@ class JobView:
     user: str = ""
     project: str = ""
     walltime: float | None = None  # seconds; None: the request's, else ``Policy.assumed_walltime``
-    constraints: tuple[Constraint, ...] = ()
     remaining: float | None = None  # seconds that it is known to need still; None: its walltime
     predicted: float | None = (
         None  # seconds that it will likely run, by the user's own history; for the order only
@@ -95,6 +82,7 @@ class RunningView:
     leaving: bool = False  # it was told to go: what it holds comes free soon
     priority: int = 0
     queued_at: float = 0.0
+    request: Request | None = None  # what it asked for, for limits of plug-ins; None: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +150,18 @@ class Promise:
 
 
 @dataclass(frozen=True, slots=True)
+class Plugged:
+    """What a site's plug-ins last told (``hpcmesos.plugin``); None: there is no such plug-in, or it is at fault.
+
+    A class without an order key comes after all that have one, one without a limit waits until it is told.
+    """
+
+    order: Mapping[JobClass, float] | None = None
+    rank: Mapping[JobClass, Mapping[NodeClass, float]] | None = None
+    limits: Mapping[JobClass, int | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything that one decision depends on; the order within the collections means nothing."""
 
@@ -175,6 +175,7 @@ class Snapshot:
     accounts: tuple[Account, ...] = ()
     project_shares: Mapping[str, float] = field(default_factory=dict)
     promises: tuple[Promise, ...] = ()
+    plugged: Plugged = Plugged()
 
 
 @dataclass(frozen=True, slots=True)

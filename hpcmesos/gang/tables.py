@@ -15,7 +15,7 @@ import numpy as np
 
 from hpcmesos.gang.feasible import kinds_of
 from hpcmesos.gang.room import Floats, Ints, Mask, Room
-from hpcmesos.gang.snapshot import Constraint, JobView, Member, NodeView, RunningView
+from hpcmesos.gang.snapshot import JobView, Member, NodeView, RunningView
 from hpcmesos.model import Chunk, GpuUuid, JobId, NodeName, Request
 
 _MANY_SHAPES = 4096
@@ -141,15 +141,18 @@ class Shape:
 
     request: Request
     excluded: frozenset[NodeName]
-    constraints: tuple[Constraint, ...]
     kinds: tuple[Chunk, ...]
     cpus: int
     gpus: int
 
     @classmethod
     def of(cls, job: JobView) -> Shape:
-        request = job.request if job.request.walltime is None else replace(job.request, walltime=None)
-        return cls(request, job.excluded, job.constraints, kinds_of(request), request.cpus, request.gpus)
+        return cls.of_request(job.request, job.excluded)
+
+    @classmethod
+    def of_request(cls, request: Request, excluded: frozenset[NodeName] = frozenset()) -> Shape:
+        request = request if request.walltime is None else replace(request, walltime=None)
+        return cls(request, excluded, kinds_of(request), request.cpus, request.gpus)
 
 
 PRIORITY, QUEUED_AT, TIE, WALLTIME, REMAINING, CPUS, GPUS, COUNT, SHAPE, WHO, PREDICTED, QOS, QUEUE = range(
@@ -195,7 +198,7 @@ class JobTable(Collection[JobView]):
         if slot is None:
             slot = self._slot()
             self.slots[job.id] = slot
-        key = (job.request, job.excluded, job.constraints)
+        key = (job.request, job.excluded)
         shape = self._numbers.get(key)
         if shape is None:
             shape = self._numbers[key] = self._number(Shape.of(job), self.shapes)

@@ -138,6 +138,7 @@ class Crew:
             owner=attempt.owner,
             umask=attempt.spec["umask"],
             cgroup=attempt.enclosure.procs,
+            container=attempt.container,
             stdio=stdio,
             inherit=pmi,
         )
@@ -187,7 +188,7 @@ class Crew:
         if self._pmi.abort:
             rank, code, text = self._pmi.abort
             about = {"op": "rank_end", "step": self._step, "rank": rank, "code": code & 0xFF, "signal": None}
-            self._attempt.hear_rank(about | {"vanished": self._ending}, self._attempt.services.config.node)
+            self._attempt.hear_rank(about | {"dragged": self._ending}, self._attempt.services.config.node)
             self._channel.say({"abort": code, "rank": rank, "text": text})
         elif (puts := self._pmi.complete()) is not None:
             self._channel.say({"barrier": puts})
@@ -207,7 +208,7 @@ class Crew:
         self._hear_the_rest(member)
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
         number = os.WTERMSIG(status) if code is None else None
-        about = self._about(member, "rank_end", code=code, signal=number, vanished=self._ending)
+        about = self._about(member, "rank_end", code=code, signal=number, dragged=self._ending)
         self._attempt.hear_rank(about, self._attempt.services.config.node)
         self._pmi.leave(member.number)
         self._channel.say(

@@ -30,6 +30,7 @@ class Enclosure(Protocol):
     def pids(self) -> list[int]: ...
     def empty(self) -> bool: ...
     def signal(self, number: int) -> None: ...
+    def freeze(self, frozen: bool) -> None: ...
     def kill(self) -> None: ...
     def usage(self) -> tuple[float, int]:
         """CPU seconds and peak bytes, 0 where not known."""
@@ -113,6 +114,14 @@ class Cgroup:
         for pid in self.pids():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
+
+    def freeze(self, frozen: bool) -> None:
+        """Stops all processes, also those that are born meanwhile, or lets them go on."""
+        try:
+            with open(os.path.join(self.directory, "cgroup.freeze"), "w", encoding="ascii") as file:
+                file.write("1" if frozen else "0")
+        except OSError:  # Linux before 5.2
+            self.signal(signal.SIGSTOP if frozen else signal.SIGCONT)
 
     def kill(self) -> None:
         try:
@@ -225,6 +234,9 @@ class Tree:
         for pid in self.pids():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
+
+    def freeze(self, frozen: bool) -> None:
+        self.signal(signal.SIGSTOP if frozen else signal.SIGCONT)
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)

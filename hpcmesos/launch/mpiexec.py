@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _NOT_FOUND = 127
-_BROKEN = 255
-"""Of a launch that lost a host while its launcher says 0, as Open MPI 5 does."""
-_HANG = 1.0
+_HANG = 3.0
 """Seconds that the launcher may take to see for itself what is broken."""
 _GRACE = 2.0
 """Seconds from SIGTERM to SIGKILL for a launcher that does not."""
@@ -135,32 +133,32 @@ class Step:
         try:
             connection = protocol.connect(path)
             connection.sendall(protocol.message({"op": "step", "command": command}))
-            answer = _answer(connection, "step")
+            answer = protocol.answer(connection, "step")
         except (OSError, protocol.FrameError):
             return None
         return cls(connection, str(answer["step"])) if answer else None
 
     def verdict(self, name: str, code: int) -> int:
-        """The launcher has returned ``code``; answers what the first failing rank returned, if one failed."""
+        """The launcher has returned ``code``; answers what the first failing rank returned, if one failed.
+
+        Else it is 255 where the launcher says 0 and has lost a host or ranks.
+        """
         request = {"op": "step_end", "step": self.name, "code": code}
         try:
             self.connection.sendall(protocol.message(request))
-            answer = _answer(self.connection, "ranks")
+            answer = protocol.answer(self.connection, "ranks")
         except (OSError, protocol.FrameError):
             return code
-        failed = answer.get("first_failed") if answer else None
-        if not failed:
-            if code == 0 and answer and answer.get("broken"):
-                sys.stderr.write(f"{name}: {answer['broken']}\n")
-                return _BROKEN
+        if answer is None:
             return code
-        if failed["signal"] is not None:
-            how, code = f"was killed by signal {failed['signal']}", 128 + int(failed["signal"])
-        else:
-            how, code = f"exited with code {failed['code']}", int(failed["code"])
-        gpu = f", {failed['gpu']}" if failed.get("gpu") else ""
-        sys.stderr.write(f"{name}: rank {failed['rank']} ({failed['node']}{gpu}) {how}\n")
-        return code
+        if failed := answer["first_failed"]:
+            number, gpu = failed["signal"], failed.get("gpu")
+            how = f"exited with code {failed['code']}" if number is None else f"was killed by signal {number}"
+            place = f"{failed['node']}, {gpu}" if gpu else failed["node"]
+            sys.stderr.write(f"{name}: rank {failed['rank']} ({place}) {how}\n")
+        elif code == 0 and answer["broken"]:
+            sys.stderr.write(f"{name}: {answer['broken']}\n")
+        return int(answer["code"])
 
 
 class _Launcher:
@@ -210,14 +208,3 @@ class _Launcher:
             os.kill(self._pid, number)
         except OSError:
             pass
-
-
-def _answer(connection: Any, key: str) -> dict[str, Any] | None:
-    """The shepherd's message with ``key``, None at the end of the connection. What else it says came too late."""
-    parser = protocol.Parser()
-    waiting: list[tuple[bytes, bytes]] = []
-    while frame := protocol.receive(connection, parser, waiting):
-        answer = protocol.decode(frame[1])
-        if key in answer or "error" in answer:
-            return answer if key in answer else None
-    return None

@@ -53,6 +53,8 @@ class Output:
     def __init__(self) -> None:
         self.opened = Report()
         self.closed = False
+        self.sink: Callable[[str], None] | None = None
+        """Where notes go instead of into the files: the terminal of an interactive job."""
         self._far: bool | None = None
         self._waiting = 0  # threads that a file server keeps
 
@@ -100,6 +102,9 @@ class Output:
 
         Regular files only: a pipe that nobody reads would stop this process, and every job of the node with it.
         """
+        if self.sink:
+            self.sink(line)
+            return
         other = "stdout" if stream == "stderr" else "stderr"
         fd = self._fd(stream) if self._fd(stream) is not None else self._fd(other)
         if fd is None:

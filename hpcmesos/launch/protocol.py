@@ -110,3 +110,17 @@ def receive(
             return None
         waiting.extend(parser.feed(data))
     return waiting.pop(0)
+
+
+def answer(connection: Any, key: str) -> dict[str, Any] | None:
+    """The shepherd's message with ``key``, None when it has an error or hangs up. What else it says came too late.
+
+    Raises OSError and FrameError.
+    """
+    parser = Parser()
+    waiting: list[tuple[bytes, bytes]] = []
+    while frame := receive(connection, parser, waiting):
+        message = decode(frame[1])
+        if key in message or "error" in message:
+            return message if key in message else None
+    return None

@@ -17,8 +17,8 @@ from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.crew import Crew
 from hpcmesos.launch.peers import PeerError, Peers
 
-_PATIENCE = 1.0
-"""Seconds that the end of a failed launch waits for the report of the rank that failed."""
+_COMPANY = 1.0
+"""Seconds that a rank which leaves may be kept for those that are still there; see `rank_wrapper`."""
 
 _MOST_CONNECTIONS, _CONNECTIONS_OF_A_SLOT = 256, 8
 """Connections of an attempt that are served at once: so many, and so many more for each of its slots here."""
@@ -65,7 +65,7 @@ class Ranks:
                 if request["op"] in ("step", "step_end"):
                     await _answer_launcher(attempt, request, channel, steps)
                 else:
-                    self._note(attempt, request, channel, running)
+                    await self._note(attempt, request, channel, running)
                 await channel.drain()  # who asks and does not listen waits, and does not fill our memory
         except (protocol.FrameError, KeyError, TypeError, ValueError) as error:
             sys.stderr.write(f"shepherd: ranks.sock: bad request: {error!r}\n")
@@ -139,7 +139,7 @@ class Ranks:
             (m for m in members if host in (m["node"], m["address"], m["node"].partition(".")[0])), None
         )
 
-    def _note(
+    async def _note(
         self,
         attempt: Attempt,
         request: dict[str, Any],
@@ -156,6 +156,8 @@ class Ranks:
         elif request["op"] == "rank_end":
             running.pop(key, None)
             attempt.hear_rank(request, self._node)
+            if request.get("company"):
+                await attempt.steps.last_of(key[0], self._node, _COMPANY)
             channel.say({"noted": True})
         else:
             raise ValueError(f"no operation {request['op']!r}")
@@ -213,6 +215,6 @@ async def _answer_launcher(
     steps.discard(step)
     attempt.steps.close(step)
     by_rank = bool(request.get("by_rank", True))
-    channel.say(await attempt.steps.end(step, int(request["code"]), _PATIENCE, by_rank))
+    channel.say(await attempt.steps.end(step, int(request["code"]), by_rank))
     if not request.get("swept"):
         attempt.sweep(step)

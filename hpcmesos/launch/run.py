@@ -400,10 +400,9 @@ class Step:
         }
         try:
             self._lease.sendall(protocol.message(request))
-            if frame := protocol.receive(self._lease, protocol.Parser(), []):
-                answer = protocol.decode(frame[1])
-        except OSError as error:
-            trouble = f"the shepherd cannot be told of the end: {error.strerror}"
+            answer = protocol.answer(self._lease, "ranks") or {}
+        except (OSError, protocol.FrameError) as error:
+            trouble = f"the shepherd cannot be told of the end: {error}"
         code, text = verdict.code, verdict.text
         if verdict.by_rank and (first := answer.get("first_failed")):
             code, text = _failure(f"rank {first['rank']} ({first['node']})", first["code"], first["signal"])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from hpcmesos.launch import quick
@@ -13,6 +14,12 @@ from hpcmesos.launch import quick
 _ROOM = 4 * 1024 * 1024
 """Bytes of an end report for the ranks, and for the steps: with the tails of the output it has to fit into a frame."""
 _MOST_STEPS, _MOST_RANKS = 10_000, 200_000  # that are remembered, for a job may go on launching for ever
+_REPORTS = 3.0
+"""Seconds that the end of a launch waits for the ends of its ranks."""
+_LATE_REPORTS = 1.0
+"""The same where ranks are lost, or nobody has heard of any, or the code does not depend on them."""
+_BROKEN = 255
+"""Of a launch that lost a host or ranks while its launcher says 0, as Open MPI 5 and Hydra do."""
 _LONGEST_COMMAND = 4096
 _LONGEST_WORD = 256
 _NUMBERS = range(-(2**31), 2**31)
@@ -26,9 +33,10 @@ class Steps:
         self._count = 0
         self._steps: dict[str, dict[str, Any]] = {}
         self._ranks: dict[tuple[str, int], dict[str, Any]] = {}
-        self._ended: deque[dict[str, Any]] = deque(
-            maxlen=_MOST_RANKS
-        )  # in the order in which their ends came
+        self._asked: dict[
+            str, dict[str, Any]
+        ] = {}  # of each step the first rank that failed when it was asked to end
+        self._running: dict[str, Counter[str]] = {}  # ranks that have not ended, by step and node
         self._news = asyncio.Event()
         self._listeners: dict[str, Callable[[str], None]] = {}
         self._broken: dict[str, str] = {}
@@ -45,8 +53,8 @@ class Steps:
         return step
 
     def fail(self, step: str, reason: str) -> None:
-        """A launch has lost what it needs: its launcher may not see that."""
-        if step in self._steps:
+        """A launch that is not over has lost what it needs: its launcher may not see that."""
+        if step in self._steps and self._steps[step]["code"] is None:
             self._broken.setdefault(step, reason)
         if listener := self._listeners.get(step):
             listener(reason)
@@ -58,6 +66,9 @@ class Steps:
     def rank(self, message: dict[str, Any], node: str) -> None:
         """A rank has started."""
         step, rank = str(message.get("step", "")), int(message.get("rank", 0))
+        known = self._ranks.get((step, rank))
+        if known is None or _has_ended(known):
+            self._running.setdefault(step, Counter())[node] += 1
         self._ranks[step, rank] = {
             "step": step,
             "rank": rank,
@@ -70,62 +81,92 @@ class Steps:
         _forget_oldest(self._ranks, _MOST_RANKS)
 
     def rank_end(self, message: dict[str, Any], node: str) -> None:
-        """A rank has ended, with ``code`` or by ``signal``; ``vanished``: its launcher killed it, wrapper and all.
+        """A rank has ended, with ``code`` or by ``signal``.
 
-        ``dragged``: by the end of another rank.
+        ``dragged``: by the end of another rank, or of the launch; ``asked``: when it was told to end, for which that of
+        another rank may be the reason; ``vanished``: its launcher killed it, wrapper and all, which it may keep for
+        itself.
         """
         key = (str(message.get("step", "")), int(message.get("rank", 0)))
         if key not in self._ranks:
             self.rank(message, node)
         row = self._ranks[key]
-        if row["code"] is not None or row["signal"] is not None:
+        if _has_ended(row):
             return  # one that aborts is heard of before it ends
         row |= {"code": message.get("code"), "signal": message.get("signal"), "at": time.time()}
+        self._leave(row["step"], row["node"])
+        if message.get("vanished") and not self.closing:
+            self.fail(row["step"], f"rank {row['rank']} ({row['node']}) was killed by its launcher")
         if not (self.closing or message.get("vanished") or message.get("dragged")):
-            self._ended.append(row)
-            self._note_failure(row)
-        self._news.set()
+            self._note_failure(row, bool(message.get("asked")))
+        news, self._news = self._news, asyncio.Event()
+        news.set()
 
-    def _note_failure(self, row: dict[str, Any]) -> None:
+    def _leave(self, step: str, node: str) -> None:
+        running = self._running[step]
+        running[node] -= 1
+        self._running[step] = +running
+        if not self._running[step]:
+            del self._running[step]
+
+    def _note_failure(self, row: dict[str, Any], asked: bool) -> None:
         step = self._steps.get(row["step"])
-        if step and step["first_failed"] is None and (row["code"] or row["signal"]):
+        if step is None or not (row["code"] or row["signal"]):
+            return
+        if asked:
+            self._asked.setdefault(row["step"], row)
+        elif step["first_failed"] is None:
             step["first_failed"] = row["rank"]
 
-    async def end(self, step: str, code: int, patience: float, by_rank: bool = True) -> dict[str, Any]:
-        """The launcher has returned ``code``; answers its ranks, the one that failed first, and why it broke, if so.
+    async def last_of(self, step: str, node: str, patience: float) -> None:
+        """Returns when no rank of that step runs on that node any more, or after ``patience`` seconds."""
+        await self._wait(lambda: patience if (step in self._running and self._running[step][node]) else 0.0)
+
+    async def end(self, step: str, code: int, by_rank: bool = True) -> dict[str, Any]:
+        """The launcher has returned ``code``; answers the launch's, its ranks, the one that failed first, and why it
+        broke, if so.
 
         ``by_rank``: what the first failing rank returned counts, if there is one, as it does for the front.
 
-        Reports of far ranks travel by another connection than the launcher's end: a launcher that failed waits for
-        them up to ``patience`` seconds.
+        Reports of far ranks travel by another connection than the launcher's end, which waits for them.
         """
-        deadline = time.monotonic() + patience
-        while code and not self._first_failed(step) and (left := deadline - time.monotonic()) > 0:
-            self._news.clear()
-            try:
-                async with asyncio.timeout(left):
-                    await self._news.wait()
-            except TimeoutError:
-                break
-        failed = self._first_failed(step)
+        await self._wait(lambda: self._patience(step, code, by_rank))
+        entry, asked = self._steps.get(step), self._asked.pop(step, None)
+        if entry and asked and entry["first_failed"] is None:
+            entry["first_failed"] = asked["rank"]
+        failed, broken = self._first_failed(step), self._broken.pop(step, None)
         if failed and by_rank:
             code = 128 + failed["signal"] if failed["signal"] is not None else failed["code"]
-        if step in self._steps:
-            self._steps[step]["code"] = _number(code)
+        elif broken and code == 0:
+            code = _BROKEN
+        if entry:
+            entry["code"] = _number(code)
         ranks = [row for row in self._ranks.values() if row["step"] == step]
-        return {
-            "ranks": ranks,
-            "first_failed": failed,
-            "broken": self._broken.pop(step, None),
-        }
+        return {"code": code, "ranks": ranks, "first_failed": failed, "broken": broken}
+
+    def _patience(self, step: str, code: int, by_rank: bool) -> float:
+        """Seconds since its end for which more about a launch may be heard."""
+        if self._steps.get(step, {}).get("first_failed") is not None:
+            return 0.0
+        if step in self._running and step not in self._broken and (by_rank or not code):
+            return _REPORTS
+        return _LATE_REPORTS if code or step in self._running else 0.0
+
+    async def _wait(self, patience: Callable[[], float]) -> None:
+        """Until so many seconds have passed since now; with every report it may be another number."""
+        begun = time.monotonic()
+        while (left := begun + patience() - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._news.wait()
 
     def tables(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """All ranks, all steps; of very many the newest."""
         return _newest(self._ranks.values()), _newest(self._steps.values())
 
     def _first_failed(self, step: str) -> dict[str, Any] | None:
-        failed = (r for r in self._ended if r["step"] == step and (r["code"] or r["signal"]))
-        return next(failed, None)
+        rank = self._steps.get(step, {}).get("first_failed")
+        return None if rank is None else self._ranks.get((step, rank))
 
 
 def checked(message: dict[str, Any]) -> dict[str, Any]:
@@ -139,10 +180,12 @@ def checked(message: dict[str, Any]) -> dict[str, Any]:
         return report | {"gpus": [_text(uuid) for uuid in message.get("gpus") or ()][:_LONGEST_WORD]}
     code, signal = (message.get(name) for name in ("code", "signal"))
     report |= {"code": None if code is None else _number(code)}
-    return report | {
-        "signal": None if signal is None else _number(signal),
-        "vanished": bool(message.get("vanished")),
-    }
+    report |= {"signal": None if signal is None else _number(signal)}
+    return report | {how: bool(message.get(how)) for how in ("vanished", "dragged", "asked")}
+
+
+def _has_ended(rank: dict[str, Any]) -> bool:
+    return rank["code"] is not None or rank["signal"] is not None
 
 
 def _number(value: Any) -> int:

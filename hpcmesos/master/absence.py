@@ -71,7 +71,7 @@ class Absence:
         if node is None or node.link is not None:
             return
         payload = {"node": event.node, "confirmed": event.confirmed, "said": event.said[:200]}
-        self.desk.effects.audit.append(("node fenced", payload))
+        self.desk.tell("node fenced", payload)
         if event.confirmed:
             log.warning("node fenced node=%s", event.node)
             self.gone(event.node, "the site's fence confirms that the node is off")

@@ -10,13 +10,15 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from typing import Annotated, Any, cast
 
-from litestar import Litestar, MediaType, Request, Response, delete, get, post
+import msgspec
+from litestar import Litestar, MediaType, Request, Response, WebSocket, delete, get, post, websocket
 from litestar.datastructures import State
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, WebSocketDisconnect
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import Parameter
@@ -29,16 +31,19 @@ from hpcmesos.master import auth
 from hpcmesos.master.metrics import CONTENT_TYPE, Metrics
 from hpcmesos.master.peercred import Peer
 from hpcmesos.master.services import (
+    auditing,
     changes,
     control,
     logs,
     manager,
     moab,
     nodes,
+    running,
     selecting,
     standing,
     status,
     submit,
+    terminal,
     tokens,
     tracing,
     wait,
@@ -47,14 +52,19 @@ from hpcmesos.master.services import (
 from hpcmesos.master.services.lookup import find_own
 from hpcmesos.master.services.replies import exit_code, one_line
 from hpcmesos.master.services.site import Site
+from hpcmesos.model import Scope
 from hpcmesos.pbs.personalities import Personality
+from hpcmesos.queue import documents
 
 log = logging.getLogger(__name__)
 
 _LARGEST_BODY = 16 * 1024 * 1024
 _INTERNAL_EXIT = 255
+_RESTARTING = 1012  # the WebSocket's code for a server that stops
+_LAST_SECOND = 253402300799  # of the year 9999
 
 ApiRequest = Request[Any, Any, State]
+ApiSocket = WebSocket[Any, Any, State]
 Service = Callable[[Site, auth.Caller, wire.CommandRequest], wire.CommandReply]
 
 COMMANDS: Mapping[str, Service] = {
@@ -68,6 +78,7 @@ COMMANDS: Mapping[str, Service] = {
     "qmove": changes.qmove,
     "qorder": changes.qorder,
     "qrerun": changes.qrerun,
+    "qrun": running.qrun,
     "qsig": changes.qsig,
     "qmsg": changes.qmsg,
     "qselect": selecting.qselect,
@@ -84,6 +95,11 @@ COMMANDS: Mapping[str, Service] = {
     **{name: partial(manager.switch, name) for name in ("qenable", "qdisable", "qstart", "qstop")},
 }
 
+READING = frozenset(
+    {"qstat", "pbsnodes", "qselect", "tracejob", "showq", "checkjob", "showstart", "mdiag", "qmgr"}
+)
+"""Commands of which nothing that users may do changes anything; what operators may (pbsnodes -o) needs their role."""
+
 
 def build_app(site: Site, metrics: Metrics) -> Litestar:
     """The application; whoever serves it puts a :class:`Peer` into each connection's state."""
@@ -98,6 +114,7 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             delete_job,
             wait_for_job,
             read_log,
+            attach_terminal,
             list_nodes,
             list_reservations,
             reserve,
@@ -108,6 +125,9 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             show_health,
             show_authority,
             create_token,
+            list_tokens,
+            revoke_tokens,
+            list_changes,
             join_node,
             show_metrics,
         ],
@@ -134,8 +154,9 @@ def run_command(name: str, data: wire.CommandRequest, request: ApiRequest) -> Re
         raise UsageError(f"unknown command '{name[:40]}'; one of {', '.join(COMMANDS)}")
     _check_text(data, [*data.argv, data.script_path or ""])
     site = _site(request)
+    caller = _caller(request) if name in READING else _actor(request)
     try:
-        return Response(service(site, _caller(request), data))
+        return Response(service(site, caller, data))
     except HpcmesosError as error:
         return _refusal(error, Personality(data.personality))
 
@@ -146,7 +167,7 @@ def submit_jobs(data: wire.SubmitRequest, request: ApiRequest) -> wire.SubmitRep
     if len(data.jobs) > MOST_AT_ONCE:
         raise UsageError(f"{len(data.jobs)} jobs in one call; at most {MOST_AT_ONCE}")
     _check_text(data, (word for job in data.jobs for word in job.argv))
-    return submit.many(_site(request), _caller(request), data)
+    return submit.many(_site(request), _actor(request), data)
 
 
 @get("/v1/events", sync_to_thread=True)
@@ -185,7 +206,7 @@ def explain_job(job_id: str, request: ApiRequest) -> wire.Why:
 @delete("/v1/jobs/{job_id:str}", sync_to_thread=True, status_code=200)
 def delete_job(job_id: str, request: ApiRequest) -> wire.JobStatus:
     """Ends a job; the answer may still show it under way."""
-    control.delete(_site(request), _caller(request), job_id)
+    control.delete(_site(request), _actor(request), job_id)
     return status.job_status(_site(request), job_id)
 
 
@@ -211,6 +232,48 @@ async def read_log(
     return Stream(chunks, media_type="application/octet-stream")
 
 
+@websocket("/v1/jobs/{job_id:str}/terminal")
+async def attach_terminal(
+    job_id: str,
+    socket: ApiSocket,
+    rows: int = 24,
+    columns: int = 80,
+    attempt: int = 0,
+    offset: int = 0,
+) -> None:
+    """The terminal of an interactive job, for its owner; see services/terminal.py. A refusal is an ErrorReply."""
+    await socket.accept()
+    with suppress(WebSocketDisconnect):
+        try:
+            site = _site(socket)
+            caller = await wait.in_thread(_actor, socket)
+            job = await wait.in_thread(terminal.find_terminal, site, caller, job_id)
+            client = _TerminalClient(socket)
+            await terminal.Relay(site, caller, job, client, (attempt, offset), (rows, columns)).run()
+        except HpcmesosError as error:
+            reply = wire.ErrorReply(code=error.code, message=one_line(str(error)), exit_code=error.exit_code)
+            await socket.send_json({"event": "refused", **msgspec.to_builtins(reply)})
+        await socket.close()
+
+
+class _TerminalClient:
+    """A WebSocket as `terminal.Relay` wants it."""
+
+    def __init__(self, socket: ApiSocket) -> None:
+        self._socket = socket
+        self.left = False
+
+    async def receive(self) -> bytes | str | None:
+        event = await self._socket.receive()
+        if event["type"] != "websocket.receive":
+            self.left = event.get("code") != _RESTARTING
+            return None
+        return event.get("bytes") or event.get("text") or b""
+
+    async def send(self, data: bytes | str) -> None:
+        await self._socket.send_data(data, "binary" if isinstance(data, bytes) else "text")
+
+
 @get("/v1/nodes", sync_to_thread=True)
 def list_nodes(request: ApiRequest) -> list[NodeStatus]:
     """All nodes with their GPUs."""
@@ -228,13 +291,13 @@ def list_reservations(request: ApiRequest) -> list[wire.Reservation]:
 @post("/v1/reservations", sync_to_thread=True, status_code=201)
 def reserve(data: wire.ReservationRequest, request: ApiRequest) -> wire.Reservation:
     """Keeps nodes for a time; for operators."""
-    return standing.reserve(_site(request), _caller(request), data)
+    return standing.reserve(_site(request), _actor(request), data)
 
 
 @delete("/v1/reservations/{name:str}", sync_to_thread=True, status_code=200)
 def unreserve(name: str, request: ApiRequest) -> list[wire.Reservation]:
     """Takes a reservation away; answers those that are left."""
-    standing.unreserve(_site(request), _caller(request), name)
+    standing.unreserve(_site(request), _actor(request), name)
     return standing.list_reservations(_site(request))
 
 
@@ -248,7 +311,7 @@ def list_shares(request: ApiRequest) -> list[wire.ShareStatus]:
 @post("/v1/shares", sync_to_thread=True, status_code=200)
 def set_shares(data: wire.ShareRequest, request: ApiRequest) -> list[wire.ShareStatus]:
     """Gives a project, or a user in it, so many shares; for managers."""
-    standing.set_shares(_site(request), _caller(request), data)
+    standing.set_shares(_site(request), _actor(request), data)
     return standing.list_shares(_site(request))
 
 
@@ -273,6 +336,7 @@ def show_health(request: ApiRequest) -> wire.HealthReply:
         fsync=server.fsync,
         synchronous_commit=server.synchronous_commit,
         standbys=server.standbys,
+        plugins=sorted((store.documents().get(documents.PLUGINS) or {}).values()),
     )
 
 
@@ -285,13 +349,37 @@ def show_authority(request: ApiRequest) -> dict[str, str]:
 @post("/v1/tokens", sync_to_thread=True, status_code=201)
 def create_token(data: wire.TokenRequest, request: ApiRequest) -> wire.TokenReply:
     """A bearer token for a user, or a one-time token by which an agent joins."""
-    return tokens.create(_site(request), _caller(request), data)
+    return tokens.create(_site(request), _actor(request), data)
+
+
+@get("/v1/tokens", sync_to_thread=True)
+def list_tokens(request: ApiRequest) -> list[wire.TokenStatus]:
+    """Tokens that are good: the caller's own, for managers all; never the secrets."""
+    return tokens.listing(_site(request), _caller(request))
+
+
+@post("/v1/tokens/revoke", sync_to_thread=True, status_code=200)
+def revoke_tokens(data: wire.RevokeRequest, request: ApiRequest) -> list[str]:
+    """Ends tokens at once, and all that were made by them; answers the ids of what was ended."""
+    return tokens.revoke(_site(request), _actor(request), data)
+
+
+@get("/v1/audit", sync_to_thread=True)
+def list_changes(
+    request: ApiRequest,
+    since: Annotated[float, Parameter(ge=0, le=_LAST_SECOND)] = 0.0,
+    user: str | None = None,
+    job: str | None = None,
+    limit: Annotated[int, Parameter(ge=1, le=10_000)] = 1000,
+) -> list[wire.AuditStatus]:
+    """Who changed what since ``since`` (epoch seconds), and how that one came; users see their own changes."""
+    return auditing.changes(_site(request), _caller(request), since, user, job, limit)
 
 
 @post("/v1/nodes/join", sync_to_thread=True, status_code=201)
 def join_node(data: wire.JoinRequest, request: ApiRequest) -> wire.JoinReply:
     """An agent's certificate for a one-time token; the token is the credential."""
-    return tokens.join(_site(request), data)
+    return tokens.join(_site(request), data, f"join token from {_peer(request).address}")
 
 
 @get("/metrics", sync_to_thread=True, media_type=MediaType.TEXT, include_in_schema=False)
@@ -301,16 +389,29 @@ def show_metrics(request: ApiRequest) -> Response[bytes]:
     return Response(metrics.text(), media_type=CONTENT_TYPE)
 
 
-def _site(request: ApiRequest) -> Site:
+def _site(request: ApiRequest | ApiSocket) -> Site:
     return cast("Site", request.app.state.site)
 
 
-def _caller(request: ApiRequest) -> auth.Caller:
+def _caller(request: ApiRequest | ApiSocket) -> auth.Caller:
     """Who is at the other end; Unauthenticated when nobody is known there."""
     site = _site(request)
-    peer = request.scope.get("state", {}).get("peer", Peer())
-    given = site.server.recent()
-    return auth.identify(peer, request.headers.get("authorization"), site.settings, site.store, given)
+    authority = auth.Authority(site.settings, site.store, site.server.recent(), site.provider)
+    path = request.scope["raw_path"].decode("ascii", "replace")  # as it was sent, without the query
+    purpose = f"{request.scope.get('method', 'GET')} {path}"  # a WebSocket begins with a GET
+    return authority.identify(_peer(request), request.headers.get("authorization"), purpose)
+
+
+def _actor(request: ApiRequest | ApiSocket) -> auth.Caller:
+    """As _caller(), for what changes something: a credential that is for reading only is refused."""
+    caller = _caller(request)
+    auth.check_scope(caller, Scope.JOBS, "change anything")
+    return caller
+
+
+def _peer(request: ApiRequest | ApiSocket) -> Peer:
+    peer: Peer = request.scope.get("state", {}).get("peer", Peer())
+    return peer
 
 
 def _check_text(data: wire.CommandRequest | wire.SubmitRequest, words: Iterable[str]) -> None:

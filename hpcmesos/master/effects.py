@@ -56,6 +56,7 @@ class Effects:
     server: dict[str, str] | None = None  # all attributes of the server; None: unchanged
     documents: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by name, see queue/documents.py
     audit: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)  # events about no job
+    via: str = ""  # how the user came at whose wish all this happens; its events say so
 
     def __bool__(self) -> bool:
         """Whether there is anything to write."""
@@ -173,7 +174,7 @@ class Desk:
                 source=job.state,
                 target=target,
                 event=event,
-                payload=payload or {},
+                payload=self._signed(payload or {}),
                 changes=changes,
             )
         )
@@ -182,6 +183,13 @@ class Desk:
         if target in (JobState.RUNNING, JobState.COMPLETE):
             self.effects.recheck |= self.cluster.dependents.get(job.seq, set())
         return moved
+
+    def tell(self, event: str, payload: Mapping[str, Any]) -> None:
+        """An event that is about no job."""
+        self.effects.audit.append((event, self._signed(payload)))
+
+    def _signed(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**payload, "via": self.effects.via} if self.effects.via else payload
 
     def tally(self, seq: int, succeeded: int, failed: int) -> None:
         """So many more elements of an array are complete."""

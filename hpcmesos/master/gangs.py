@@ -15,7 +15,7 @@ from hpcmesos.master import cycle
 from hpcmesos.master.arrays import Arrays
 from hpcmesos.master.cluster import Attempt, Phase
 from hpcmesos.master.effects import Desk
-from hpcmesos.master.spec import build_spec
+from hpcmesos.master.spec import build_spec, prepare_timeout
 from hpcmesos.master.submissions import Submissions
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
@@ -79,9 +79,12 @@ class Gangs:
         return build_spec(job, members, submitted.script, self.desk.settings, ring_demanded=demanded)
 
     def watch(self, attempt: Attempt) -> None:
-        """Gives the members until now + prepare_timeout to get ready."""
+        """Gives the members their time to get ready."""
         name = attempt.name  # an alarm that kept the attempt would keep thousands that are long over
-        self.desk.alarms.set(self.desk.settings.prepare_timeout, lambda: self._too_late(name))
+        self.desk.alarms.set(self._patience(attempt), lambda: self._too_late(name))
+
+    def _patience(self, attempt: Attempt) -> float:
+        return prepare_timeout(self.desk.cluster.jobs[attempt.key.job].request, self.desk.settings)
 
     def _too_late(self, name: str) -> None:
         attempt = self.desk.cluster.attempts.get(name)
@@ -92,7 +95,7 @@ class Gangs:
             return
         late = [node for node in attempt.nodes if node not in attempt.ready]
         linked = [node for node in late if self.desk.cluster.nodes[node].link is not None]
-        why = f"not ready within {self.desk.settings.prepare_timeout:g} s: {', '.join(late)}"
+        why = f"not ready within {self._patience(attempt):g} s: {', '.join(late)}"
         # A node that is away is the likelier culprit than one that may be waiting for it.
         self.start_failed(attempt, next((n for n in late if n not in linked), late[0]), why)
 
@@ -101,7 +104,7 @@ class Gangs:
         if self.desk.cluster.nodes[attempt.head].link is None:
             self.watch(attempt)
         else:
-            why = f"node {attempt.head} has not begun within {self.desk.settings.prepare_timeout:g} s"
+            why = f"node {attempt.head} has not begun within {self._patience(attempt):g} s"
             self.end(attempt, Cause.START_FAILED, attempt.head, why)
 
     def on_ready(self, attempt: Attempt, node: str) -> None:
@@ -166,7 +169,19 @@ class Gangs:
         job = self.desk.cluster.jobs[attempt.key.job]
         if attempt.spec is not None:
             attempt.spec["walltime"] = job.request.walltime  # for a PREPARE that is sent again
-        self.tell(attempt, wire.Alter(attempt=attempt.name, walltime=job.request.walltime))
+        self.tell(attempt, self._altered(job, attempt))
+
+    def tell_suspended(self, attempt: Attempt, *nodes: str) -> None:
+        """Tells these nodes, without any: all, whether the processes stand still."""
+        job = self.desk.cluster.jobs[attempt.key.job]
+        for node in nodes or list(attempt.shares):
+            if node == attempt.head:
+                self.tell(attempt, self._altered(job, attempt))
+            else:
+                self.desk.send(node, self._altered(job, attempt))
+
+    def _altered(self, job: JobRecord, attempt: Attempt) -> wire.Alter:
+        return wire.Alter(attempt=attempt.name, walltime=job.request.walltime, suspended=job.suspended)
 
     # --- end
 
@@ -370,6 +385,8 @@ class Gangs:
         changes: dict[str, Any] = {
             "comment": f"attempt {job.attempt}: {record.cause}: {record.message}"[:1000]
         }
+        if job.suspended:
+            changes["suspended"] = False
         excluded = self._excluded(job, record.culprit)
         if excluded != job.excluded:
             changes["excluded"] = excluded
@@ -418,11 +435,17 @@ class Gangs:
         assert record.cause is not None
         cause = Cause.DELETED if attempt.deleted and record.cause in _TROUBLE else record.cause
         status = exit_status(cause, record.code, record.signal, record.forced)
+        if cause is Cause.DELETED:
+            status = canceled_status(self.desk.cluster.attributes, status)
         changes: dict[str, Any] = {"exit_status": status, "cause": cause}
         if record.undelivered:
             changes["comment"] = record.undelivered[:1000]
         elif record.cause in _TROUBLE:
             changes["comment"] = f"{record.cause}: {record.message}"[:1000]
+        elif (
+            record.cause is Cause.DELETED and not attempt.deleted
+        ):  # its own node did: nobody at its terminal
+            changes["comment"] = record.message[:1000]
         if record.started_at is not None and record.ended_at is not None:
             size = (job.request.gpus, job.request.cpus)
             ran = (record.ended_at - record.started_at).total_seconds()
@@ -442,6 +465,12 @@ def _end(attempt: Attempt, ending: Ending) -> wire.End:
 
 def _billing(submission: Mapping[str, Any]) -> dict[str, Any]:
     return {key: submission.get(key) or {} for key in _BILLED}
+
+
+def canceled_status(server: Mapping[str, str], otherwise: T) -> int | T:
+    """Exit_status of a deleted job: the site's, if it has set one (``exit_code_canceled_job``, Torque)."""
+    given = server.get("exit_code_canceled_job")
+    return otherwise if given is None else int(given)
 
 
 def resting_state(holds: str, not_before: datetime | None, now: datetime) -> JobState:

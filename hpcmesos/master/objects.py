@@ -101,7 +101,7 @@ def on_wish(desk: Desk, row: InboxRow) -> None:
     told: dict[str, Any] = {"user": row.user, "name": name, "changes": payload.get("changes") or []}
     if payload.get("value"):
         told["value"] = payload["value"]
-    desk.effects.audit.append((f"{kind} {action}", told))
+    desk.tell(f"{kind} {action}", told)
 
 
 def _reserve(desk: Desk, name: str, value: Mapping[str, Any] | None) -> None:

@@ -28,6 +28,7 @@ class Peer:
     pid: int | None = None
     organization: str = ""  # O and CN of the client's certificate; empty: none was shown
     common_name: str = ""
+    address: str = ""  # the other end's of a TLS connection, as numbers
 
 
 class PeerProtocol(HttpToolsProtocol):
@@ -42,8 +43,9 @@ def identify(transport: asyncio.BaseTransport) -> Peer:
     """The peer of a connected transport."""
     tls = transport.get_extra_info("ssl_object")
     if isinstance(tls, ssl.SSLObject | ssl.SSLSocket):
-        named = pki.peer_name(tls.getpeercert())
-        return Peer(organization=named[0], common_name=named[1]) if named else Peer()
+        organization, common_name = pki.peer_name(tls.getpeercert()) or ("", "")
+        address = str((transport.get_extra_info("peername") or ("",))[0])
+        return Peer(organization=organization, common_name=common_name, address=address)
     connection = transport.get_extra_info("socket")
     if connection is None or connection.family != socket.AF_UNIX:
         return Peer()

@@ -81,7 +81,7 @@ class Nodes:
             case _:
                 raise InvalidValue(f"an unknown wish about a node: {action}")
         told = {"user": user, "node": name} | ({} if note is None else {"note": note})
-        self.desk.effects.audit.append((f"node {action}", told))
+        self.desk.tell(f"node {action}", told)
 
     def _set_offline(self, name: str, offline: bool | None, note: str | None) -> None:
         """``offline`` None: only the note changes."""
@@ -169,6 +169,8 @@ class Nodes:
                 self.gangs.tell_walltime(attempt)  # it may have changed while the node was away
         elif node == attempt.head and attempt.phase is Phase.UNSURE:
             self._resume_start(attempt)
+        elif phase == "ready" and attempt.phase is Phase.RUNNING:
+            self.gangs.tell_suspended(attempt, node)
         if phase == "ready":
             self.gangs.on_ready(attempt, node)
             if attempt.phase is Phase.STARTING and node == attempt.head:

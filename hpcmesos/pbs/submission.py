@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from datetime import datetime
 from pathlib import PurePosixPath
 
 from hpcmesos.errors import InvalidScript, InvalidValue, UsageError
-from hpcmesos.gang import frameworks
+from hpcmesos.gang import constraints, frameworks
 from hpcmesos.model import Request
 from hpcmesos.pbs import resources
 from hpcmesos.pbs.arrays import parse_array
@@ -51,7 +52,12 @@ _ORIGIN_NAMES = ("PATH", "MAIL", "SHELL", "TZ", "LANG")
 _ASKED_NAMES = ("HOME", *_ORIGIN_NAMES, "PBS_DPREFIX")
 _PREFIX_VARIABLE = "PBS_DPREFIX"
 
-_ATTRIBUTE_CHOICES = {"ring": ("check", "none"), "gpubind": ("rank", "none")}
+_ATTRIBUTE_CHOICES = {
+    "ring": ("check", "none"),
+    "gpubind": ("rank", "none"),
+    "image_pull": ("always", "missing", "never"),
+}
+_IMAGE = re.compile(r"[a-z0-9][a-z0-9._\-/:@]*", re.IGNORECASE)
 _KEPT_OPTIONS = {
     "D": "init_root_dir",
     "K": "kill_delay",
@@ -63,7 +69,7 @@ _KEPT_OPTIONS = {
 _TYPED_ATTRIBUTES = frozenset(
     {"depend", "umask", "block", "interactive", "group_list", "ring", "gpubind", "image", "job_array_request"}
     | {"max_run_subjobs"}
-    | {"framework", "capture"}
+    | {"framework", "capture", "constraints", "image_pull"}
 )
 
 
@@ -86,6 +92,7 @@ class SubmitContext:
     default_queue: str = "batch"
     default_resources: Callable[[str, Mapping[str, str]], Mapping[str, str]] = _no_defaults
     """Of a queue (its name) for a job that asks for these resources: what it gets beside them."""
+    submit_filter: str | None = None  # the program that has seen the script, on the submit host
     default_options: tuple[str, ...] = ()  # the server's default qsub arguments, below the directives
 
 
@@ -93,7 +100,9 @@ class SubmitContext:
 class Needs:
     """What qsub needs of the caller's files and time, told from argv alone."""
 
-    script: str | None  # path; "-": standard input; None: no script (``-- PROG ARGS``, or interactive)
+    script: (
+        str | None
+    )  # path; "-": standard input; None: no script (``-- PROG ARGS``, or interactive without one)
     interactive: bool = False
     information: str | None = None  # "help" or "version": print that and submit nothing
 
@@ -144,7 +153,8 @@ class Submission:
     extra: Mapping[str, str] = field(default_factory=dict)  # -W attributes that we only keep
     ring: str | None = None  # -W ring=
     gpubind: str | None = None  # rank, none; None: the launcher's default
-    image: str | None = None  # -W image=: run in this container image
+    image: str | None = None  # --image, -W image=: run in this container image
+    image_pull: str | None = None  # -W image_pull=: always, missing or never; None: as the node is set
     capture: bool = False  # -W capture=true: no output files; ``hpcmesos logs`` has what was written
 
 
@@ -166,9 +176,9 @@ def needs(argv: Sequence[str]) -> Needs:
         raise UsageError(
             f"one script at a time; '{command.operands[1]}' is a second (its arguments go into -F)"
         )
-    if interactive or command.rest is not None:
+    if command.rest is not None or (interactive and (command.has("x") or not command.operands)):
         return Needs(None, interactive)
-    return Needs(command.operands[0] if command.operands else "-")
+    return Needs(command.operands[0] if command.operands else "-", interactive)
 
 
 def environment_names(argv: Sequence[str], script: str | None) -> EnvNeeds:
@@ -179,7 +189,8 @@ def environment_names(argv: Sequence[str], script: str | None) -> EnvNeeds:
     command = parse("qsub", argv)
     sources = [*_directive_commands(script or "", command.last("C") or DEFAULT_PREFIX), command]
     listed = (name for source in sources for value in source.all("v") for name in bare_names(value))
-    names = tuple(dict.fromkeys((*_ASKED_NAMES, *listed)))
+    terminal = ("TERM",) if any(_is_interactive(source) for source in sources) else ()
+    names = tuple(dict.fromkeys((*_ASKED_NAMES, *terminal, *listed)))
     return EnvNeeds(any(source.has("V") for source in sources), names)
 
 
@@ -227,18 +238,18 @@ class _Merged:
         cwd, host = self.context.cwd, self.context.host
         when = self.last("a")
         array = self.last("t") or self.last("J") or self.attributes.get("job_array_request")
-        if array and self.interactive:
-            raise UsageError("an interactive job cannot be an array")
+        if self.interactive:
+            self._check_interactive(array)
         return Submission(
             name=self._name(),
             queue=queue,
-            request=self._with_framework(asked.request),
+            request=self._with_image(self._with_rules(self._with_framework(asked.request))),
             resource_list=asked.display,
             stdout_path=parse_path(self.last("o"), "o", cwd, host),
             stderr_path=parse_path(self.last("e"), "e", cwd, host),
             environment=self._environment(queue),
             priority=parse_priority(self.last("p") or "0"),
-            rerunable=self._choice("r", "y") == "y",
+            rerunable=self._choice("r", "y") == "y" and not self.interactive,
             hold=self.has("h"),
             not_before=None if when is None else parse_execution_time(when, self.context.now),
             dependencies=parse_depend(self.attributes.get("depend", "")),
@@ -264,9 +275,21 @@ class _Merged:
             extra=self._extra(),
             ring=self.attributes.get("ring"),
             gpubind=self.attributes.get("gpubind"),
-            image=self.attributes.get("image") or None,
+            image=self.image,
+            image_pull=self.attributes.get("image_pull"),
             capture=self._flag("capture"),
         )
+
+    def _check_interactive(self, array: str | None) -> None:
+        """What a job at a terminal cannot be."""
+        if array:
+            raise UsageError("an interactive job cannot be an array")
+        if self._flag("block"):
+            raise UsageError("an interactive job cannot block; qsub stays with it anyhow")
+        if self.has("X"):
+            raise UsageError("X11 forwarding (-X) is not served; run the program with ssh -X on a login host")
+        if self.has("x") and not self.operands:
+            raise UsageError("-x needs the command to run: qsub -I -x 'PROGRAM ARGUMENTS'")
 
     def _array(self, text: str) -> ArraySpec:
         """``-W max_run_subjobs=N`` is OpenPBS' other way to write %N."""
@@ -314,6 +337,25 @@ class _Merged:
         frameworks.check(framework, request)
         return replace(request, framework=str(framework))
 
+    @property
+    def image(self) -> str | None:
+        return self.last("image") or self.attributes.get("image") or None
+
+    def _with_image(self, request: Request) -> Request:
+        if self.image is None:
+            return request
+        if not _IMAGE.fullmatch(self.image):
+            raise InvalidValue(f"illegal image '{self.image}'; write NAME[:TAG] or NAME@DIGEST")
+        if self.attributes.get("ring") == "check":
+            raise InvalidValue(
+                "ring=check and image: the ring runs outside of containers; leave one of them out"
+            )
+        return request.in_containers()
+
+    def _with_rules(self, request: Request) -> Request:
+        text = self.attributes.get("constraints")
+        return request if text is None else replace(request, constraints=constraints.parse(text))
+
     def _choice(self, name: str, default: str) -> str:
         return check_choice("qsub", name, self.last(name) or default)
 
@@ -326,7 +368,8 @@ class _Merged:
             return check_name(given)
         if self.rest:
             return default_name(self.rest[0])
-        return default_name(self.need.script) if self.need.script not in (None, "-") else "STDIN"
+        script = self.need.script
+        return default_name(script) if script not in (None, "-") and not self.interactive else "STDIN"
 
     def _shell(self) -> str | None:
         """The first path of ``-S path[@host],...``."""
@@ -362,6 +405,8 @@ class _Merged:
         asked: dict[str, str] = dict(environ) if self.has("V") else {}
         for value in reversed(list(self._lists("v"))):
             asked |= parse_variables(value, environ)
+        if self.interactive and "TERM" in environ:
+            asked["TERM"] = environ["TERM"]
         origin = _origin(self.context, queue, self.last("w"))
         return origin | {name: value for name, value in asked.items() if name not in origin}
 
@@ -378,6 +423,7 @@ def _origin(context: SubmitContext, queue: str | None, workdir: str | None) -> d
         "PBS_O_HOST": context.host,
         "PBS_O_SERVER": context.server,
         "PBS_O_SYSTEM": "Linux",
+        **({"PBS_O_SUBMIT_FILTER": context.submit_filter} if context.submit_filter else {}),
     }
 
 

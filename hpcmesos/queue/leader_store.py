@@ -89,7 +89,7 @@ class LeaderTransaction:
     def drain_inbox(self, limit: int = 1000) -> list[InboxRow]:
         """Takes rows out of the inbox (gone when this transaction commits), lowest id first."""
         first = select(t.inbox.c.id).order_by(t.inbox.c.id).limit(limit)
-        names = ("id", "kind", "seq", "user", "payload")
+        names = ("id", "kind", "seq", "user", "payload", "via")
         taken = delete(t.inbox).where(t.inbox.c.id.in_(first)).returning(*(t.inbox.c[n] for n in names))
         rows = [InboxRow(**row._mapping) for row in self._connection.execute(taken)]
         return sorted(rows, key=lambda row: row.id)

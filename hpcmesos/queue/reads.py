@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, Table, func, select, text, union_all
 
 from hpcmesos.model import JobState
-from hpcmesos.queue import documents, elements, queries
+from hpcmesos.queue import audit, documents, elements, queries
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import begin
 from hpcmesos.queue.records import (
@@ -69,6 +70,13 @@ class Reads:
         """Jobs in the order of their ids."""
         with begin(self._single) as connection:
             return read_jobs(connection, wanted)
+
+    def changes(
+        self, since: datetime, *, user: str | None = None, seq: int | None = None, limit: int = 1000
+    ) -> list[audit.Change]:
+        """Who changed what since then, oldest first; the newest ``limit``."""
+        with begin(self._single) as connection:
+            return audit.read(connection, since=since, user=user, seq=seq, limit=limit)
 
     def element_states(self, seqs: Sequence[int]) -> dict[int, dict[JobState, int]]:
         """Of these arrays, how many elements that have a row and are not complete are in each state."""

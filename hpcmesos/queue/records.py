@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from hpcmesos.model import Cause, GpuState, JobId, JobState, Request
+from hpcmesos.model import Cause, GpuState, JobId, JobState, Request, Scope
 from hpcmesos.queue.arrays import ArraySpec, Ranges
 from hpcmesos.queue.dependencies import Dependency
 
@@ -95,6 +95,7 @@ class JobRecord:
     succeeded: int | None = None  # how many elements are complete with exit status 0
     failed: int | None = None  # how many are complete otherwise, but for those in deleted
     project: str = ""
+    suspended: bool = False  # of a job that runs: its processes stand still
 
     @property
     def key(self) -> JobKey:
@@ -266,6 +267,7 @@ class InboxRow:
     seq: int | None
     user: str
     payload: Mapping[str, Any]
+    via: str = ""  # by which credential, and from where
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,11 +333,18 @@ class EventRecord:
 class TokenRecord:
     """A credential; only its SHA-256 is stored. ``kind``: "user" (bearer) or "join" (one agent, once)."""
 
+    id: str
     kind: str
     user: str | None
     node: str | None
+    scope: Scope
     created_by: str
+    created_via: str
+    created_at: datetime
     expires_at: datetime
+    used_at: datetime | None = None
+    revoked_at: datetime | None = None
+    revoked_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

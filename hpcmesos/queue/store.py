@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from dataclasses import fields
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -18,7 +19,9 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Connection,
+    Row,
     Text,
+    and_,
     bindparam,
     case,
     func,
@@ -30,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from hpcmesos.errors import IllegalTransition, KeyReused, Unauthenticated
-from hpcmesos.model import JobState
+from hpcmesos.model import JobState, Scope
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import begin, make_engine
 from hpcmesos.queue.hints import CHANNEL
@@ -83,9 +86,9 @@ class Store(Reads):
             _insert_jobs(connection, dict(zip(seqs, news, strict=True)))
         return [Submitted(seq, False) for seq in seqs]
 
-    def wish(self, kind: str, seq: int | None, user: str, payload: Mapping[str, Any]) -> int:
-        """Puts a user's wish into the inbox; answers its id, for inbox_pending()."""
-        row = {"kind": kind, "seq": seq, "user": user, "payload": dict(payload)}
+    def wish(self, kind: str, seq: int | None, user: str, payload: Mapping[str, Any], via: str = "") -> int:
+        """Puts a user's wish into the inbox; answers its id, for inbox_pending(). ``via``: how the user came."""
+        row = {"kind": kind, "seq": seq, "user": user, "payload": dict(payload), "via": via}
         with begin(self._single) as connection:
             return int(connection.execute(insert(t.inbox).values(row).returning(t.inbox.c.id)).scalar_one())
 
@@ -104,46 +107,100 @@ class Store(Reads):
     # tokens
 
     def create_token(
-        self, kind: str, user: str | None, node: str | None, lifetime: timedelta, created_by: str
+        self,
+        kind: str,
+        user: str | None,
+        node: str | None,
+        lifetime: timedelta,
+        created_by: str,
+        *,
+        scope: Scope = Scope.ALL,
+        parent: str | None = None,
+        until: datetime | None = None,
+        via: str = "",
     ) -> str:
-        """A new credential in plain text; only its hash is kept."""
+        """A new credential in plain text; only its hash is kept.
+
+        ``parent``: id of the token by which it is made, ``until``: when that one ends.
+        """
         token = secrets.token_urlsafe(32)
         row = {
             "hash": _hash(token),
+            "id": _hash(token).hex()[:12],
             "kind": kind,
             "user": user,
             "node": node,
+            "scope": scope.value,
+            "parent": parent,
             "created_by": created_by,
-            "expires_at": func.now() + lifetime,
+            "created_via": via,
+            "expires_at": func.least(func.now() + lifetime, until),  # it takes NULL for no limit
         }
         with begin(self._single) as connection:
             connection.execute(insert(t.tokens).values(row))
         return token
 
     def verify_token(self, token: str) -> TokenRecord:
-        """Who shows a "user" token. Raises Unauthenticated when it is unknown, expired or of another kind."""
+        """Who shows a "user" token. Raises Unauthenticated when it is unknown, expired, revoked or of another kind."""
         wanted = select(*_TOKEN_COLUMNS).where(*_good(token, "user"))
         with begin(self._single) as connection:
             row = connection.execute(wanted).first()
         if row is None:
-            raise Unauthenticated("the token is unknown or expired: ask for a new one")
-        return TokenRecord(**row._mapping)
+            raise Unauthenticated("the token is unknown, expired or revoked: ask for a new one")
+        return _token_record(row)
 
-    def consume_join_token(self, token: str, node: str) -> TokenRecord:
+    def tokens(self, user: str | None = None) -> list[TokenRecord]:
+        """Tokens that are still good, oldest first; of one user, or all."""
+        wanted = select(*_TOKEN_COLUMNS).where(
+            t.tokens.c.expires_at > func.now(), t.tokens.c.revoked_at.is_(None)
+        )
+        if user is not None:
+            wanted = wanted.where(t.tokens.c.user == user)
+        with begin(self._single) as connection:
+            return [_token_record(row) for row in connection.execute(wanted.order_by(t.tokens.c.created_at))]
+
+    def revoke_tokens(self, ids: Sequence[str], user: str | None, by: str, via: str = "") -> list[str]:
+        """Ends these tokens and all that were made by them; answers the ids of those that were good until now.
+
+        ``user``: only this user's; None: anybody's.
+        """
+        mine = t.tokens.c.id == func.any(list(ids))
+        if user is not None:
+            mine = and_(mine, t.tokens.c.user == user)
+        line = select(t.tokens.c.id).where(mine).cte("line", recursive=True)
+        line = line.union(select(t.tokens.c.id).where(t.tokens.c.parent == line.c.id))
+        ended = (
+            update(t.tokens)
+            .where(t.tokens.c.id.in_(select(line.c.id)), t.tokens.c.revoked_at.is_(None))
+            .values(revoked_at=func.now(), revoked_by=by, revoked_via=via)
+            .returning(t.tokens.c.id)
+        )
+        with begin(self._single) as connection:
+            return sorted(connection.scalars(ended))
+
+    def consume_join_token(self, token: str, node: str, via: str = "") -> TokenRecord:
         """Uses up a "join" token for ``node``.
 
-        Raises Unauthenticated when it is unknown, expired, used, of another kind, or another node's.
+        Raises Unauthenticated when it is unknown, expired, revoked, used, of another kind, or another node's.
         """
         mine = or_(t.tokens.c.node.is_(None), t.tokens.c.node == node)
         used = update(t.tokens).where(*_good(token, "join"), t.tokens.c.used_at.is_(None), mine)
         with begin(self._single) as connection:
-            row = connection.execute(used.values(used_at=func.now()).returning(*_TOKEN_COLUMNS)).first()
+            given = {"used_at": func.now(), "used_via": via, "node": node}
+            row = connection.execute(used.values(given).returning(*_TOKEN_COLUMNS)).first()
         if row is None:
-            raise Unauthenticated(f"the join token is unknown, expired, used, or not for node {node}")
-        return TokenRecord(**row._mapping)
+            raise Unauthenticated(
+                f"the join token is unknown, expired, revoked, used, or not for node {node}"
+            )
+        return _token_record(row)
 
 
-_TOKEN_COLUMNS = [t.tokens.c[name] for name in ("kind", "user", "node", "created_by", "expires_at")]
+_TOKEN_COLUMNS = [t.tokens.c[field.name] for field in fields(TokenRecord)]
+
+
+def _token_record(row: Row[Any]) -> TokenRecord:
+    values = row._asdict()
+    return TokenRecord(**{**values, "scope": Scope(values["scope"])})
 
 
 def _hash(token: str) -> bytes:
@@ -151,7 +208,12 @@ def _hash(token: str) -> bytes:
 
 
 def _good(token: str, kind: str) -> tuple[Any, ...]:
-    return (t.tokens.c.hash == _hash(token), t.tokens.c.kind == kind, t.tokens.c.expires_at > func.now())
+    return (
+        t.tokens.c.hash == _hash(token),
+        t.tokens.c.kind == kind,
+        t.tokens.c.expires_at > func.now(),
+        t.tokens.c.revoked_at.is_(None),
+    )
 
 
 def _replay(connection: Connection, user: str, key: str, digest: bytes) -> list[int]:

@@ -26,11 +26,12 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, INT4MULTIRANGE, JSONB
 
-from hpcmesos.model import Cause, GpuState, JobState
+from hpcmesos.model import Cause, GpuState, JobState, Scope
 
 WHOLE_JOB = -1
 """``element`` of a row that is no array element."""
@@ -111,6 +112,7 @@ def _job_columns() -> list[Column[Any]]:
         _number("attempt"),
         _number("charged_attempts"),
         _flag("rerunable", True),
+        _flag("suspended", False),
         _array("excluded", Text),
         _json("dependencies", "[]"),
         _text("submit_host"),
@@ -285,6 +287,7 @@ inbox = Table(
     _text("kind", None),
     Column("seq", BigInteger),
     _text("user", None),
+    _text("via"),
     _json("payload"),
     _now("created_at"),
     PrimaryKeyConstraint("id"),
@@ -367,8 +370,18 @@ tokens = Table(
     _now("created_at"),
     Column("expires_at", _time, nullable=False),
     Column("used_at", _time),
+    _text("id", None),
+    _text("scope", "all"),
+    Column("parent", Text),
+    _text("created_via"),
+    Column("revoked_at", _time),
+    Column("revoked_by", Text),
+    _text("used_via"),
+    _text("revoked_via"),
     PrimaryKeyConstraint("hash"),
+    UniqueConstraint("id", name="tokens_id_key"),
     CheckConstraint(_one_of("kind", ("user", "join")), "kind"),
+    CheckConstraint(_one_of("scope", Scope), "scope"),
 )
 leadership = Table(
     "leadership",

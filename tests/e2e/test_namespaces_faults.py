@@ -139,7 +139,7 @@ os._exit({0: 4, 5: 3}.get(rank, 0))
 """
 
 
-@pytest.mark.parametrize("stack", [MPICH, HELD[1], OPENMPI5, OPENMPI4, MPICH4], indirect=True, ids=str)
+@pytest.mark.parametrize("stack", [*HELD, OPENMPI5, OPENMPI4, MPICH4], indirect=True, ids=str)
 def test_two_ranks_fail_differently(cluster: NamespaceCluster, stack: Stack, record_property: Note) -> None:
     """The code is that of the first, whichever of the two it was; Hydra itself would return 7, both in one."""
     job = cluster.submit(stack.script(stack.run("program.py")), *GANG, files={"program.py": DIFFERENTLY})

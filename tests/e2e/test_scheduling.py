@@ -194,3 +194,27 @@ while :; do sleep 0.1; done
         own.run("qdel", "-W", "0", "all", user="")
         wait_until(lambda: own.run("qselect", "-s", "QRHWE", user="").stdout == "", "no jobs")
         qmgr(own, "unset queue batch preempt_grace", "delete queue urgent")
+
+
+def test_a_gang_keeps_to_the_constraints_of_its_job(own: LiveCluster, users: tuple[str, str]) -> None:
+    ann, bob = users
+    rule = "constraints=hostname:UNLIKE:node1"
+    job = own.qsub(SLEEP, "-l", "nodes=1:gpus=2", "-W", rule, user=ann)
+    assert own.wait_state(job, "R")["exec_host"].startswith("node2/"), "by itself it would go to node1"
+    assert own.job(job)["constraints"] == "hostname:UNLIKE:node1"
+    waits = own.qsub(TRUE, "-l", "nodes=1:gpus=1", "-W", "constraints=hostname:LIKE:node[23]", user=bob)
+    text = "not enough is free now on nodes that keep to hostname:LIKE:node[23]"
+    wait_until(lambda: text in why(own, waits), text)
+    would = own.run("qsub", "--dry-run", "-l", "nodes=1:gpus=1", "-W", rule, stdin=TRUE, user=bob).stdout
+    assert "constraints = hostname:UNLIKE:node1\n" in would
+    assert "start = would wait: " in would
+    for rules, words in (
+        ("hostname:GROUP_BY:3", "the nodes cannot keep to hostname:GROUP_BY:3"),
+        ("hostname:NEAR:node1", "no 'NEAR'"),
+        ("hostname:LIKE:(a+)+", "groups are not served"),
+    ):
+        refused = own.run("qsub", "-l", "nodes=2", "-W", f"constraints={rules}", stdin=TRUE, user=bob)
+        assert (refused.returncode != 0, refused.stdout, refused.stderr.count("\n")) == (True, "", 1)
+        assert words in refused.stderr
+    own.run("qdel", job, user=ann)
+    assert own.wait(waits)["Exit_status"] == 0

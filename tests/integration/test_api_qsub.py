@@ -91,7 +91,7 @@ def test_a_retry_makes_one_job_and_another_body_is_refused(api: Api) -> None:
         (["-W", "depend=synccount:2"], 208, "one job on many nodes"),
         (["-t", "0-1000000"], 3, "1000000"),
         (["-W", "depend=afterokarray:1[][5]"], 208, "1"),
-        (["-I"], 2, "-I"),
+        (["-I"], 2, "terminal"),
         (["-Y"], 2, "Y"),
         (["-N", "a b"], 168, "-N"),
     ],

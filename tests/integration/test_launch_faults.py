@@ -101,6 +101,29 @@ def test_the_first_of_two(gang: Start, launcher: str) -> None:
     assert attempt.ended(timeout=10)["code"] == 3, attempt.tail("stderr")
 
 
+LEAVING = """
+import os, sys, time
+from mpi4py import MPI
+rank = MPI.COMM_WORLD.rank
+MPI.COMM_WORLD.barrier()
+MPI.Finalize()
+if rank == 2: time.sleep(float(sys.argv[1]))
+os._exit(6 if rank == 2 else 0)
+"""
+
+
+@pytest.mark.parametrize(("seconds", "codes"), [("0.3", {6}), ("600", {9, 255})])
+def test_ranks_that_leave_by_exit_behind_finalize(gang: Start, seconds: str, codes: set[int]) -> None:
+    """Hydra alone takes the first such end for the death of an MPI program, kills all of its host and may say 0."""
+    attempt = gang(f"mpiexec -n 6 {sys.executable} leaving.py {seconds}; exit $?\n")
+    Path(attempt.spec["workdir"], "leaving.py").write_text(LEAVING)
+    ended = attempt.ended(timeout=20)
+    assert ended["code"] in codes, attempt.tail("stderr")
+    assert [step["code"] for step in ended["steps"]] == [ended["code"]]
+    if reason := {6: "exited with code 6", 255: "was killed by its launcher"}.get(ended["code"]):
+        assert reason in attempt.tail("stderr")
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize(("name", "codes"), [("TERM", {143, 255}), ("KILL", {137})])
 def test_the_launcher_is_killed(gang: Start, launcher: str, name: str, codes: set[int]) -> None:

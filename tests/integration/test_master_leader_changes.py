@@ -200,3 +200,19 @@ def test_the_queue_decides_how_long_a_job_may_take_to_end(bench: Bench) -> None:
     [(_, end)] = bench.wish("delete", seq)
     assert isinstance(end, wire.End)
     assert end.kill_delay == 3
+
+
+def test_every_change_says_who_made_it_and_how_that_one_came(bench: Bench) -> None:
+    seq = bench.submit()
+    bench.turn()
+    began = datetime(2000, 1, 1, tzinfo=UTC)
+    bench.store.wish("hold", seq, "ann", {"index": None, "kinds": "u"}, via="token 1 from ::1")
+    bench.store.wish("object", None, "boss", STOPPED, via="socket uid 7 pid 8")
+    bench.turn()
+    found = {(c.action, c.seq): (c.user, c.via) for c in bench.store.changes(began)}
+    assert found == {
+        ("held", seq): ("ann", "token 1 from ::1"),
+        ("queue set", None): ("boss", "socket uid 7 pid 8"),
+    }
+    assert [c.action for c in bench.store.changes(began, user="ann")] == ["held"]
+    assert [c.action for c in bench.store.changes(began, seq=seq)] == ["held"]

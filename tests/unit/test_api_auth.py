@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 from pathlib import Path
@@ -27,38 +28,42 @@ def settings(**values: object) -> MasterSettings:
     return MasterSettings(database_url="", state=place, socket=place, **values)  # type: ignore[arg-type]
 
 
+def identify(peer: Peer, authorization: str | None, given: MasterSettings) -> Caller:
+    return auth.Authority(given, NO_STORE).identify(peer, authorization)
+
+
 def test_the_uid_of_a_unix_socket_is_turned_into_a_name() -> None:
-    caller = auth.identify(Peer(uid=NOBODY.pw_uid), None, settings(), NO_STORE)
-    assert caller == Caller("nobody", Role.USER, local=True)
+    caller = identify(Peer(uid=NOBODY.pw_uid, pid=7), None, settings())
+    assert caller == Caller("nobody", Role.USER, local=True, via=f"socket uid {NOBODY.pw_uid} pid 7")
 
 
 def test_a_header_does_not_change_who_is_on_a_unix_socket() -> None:
-    caller = auth.identify(Peer(uid=NOBODY.pw_uid), "Bearer stolen", settings(), NO_STORE)
+    caller = identify(Peer(uid=NOBODY.pw_uid), "Bearer stolen", settings())
     assert caller.user == "nobody"
 
 
 def test_uid_0_is_no_manager_by_itself() -> None:
-    assert auth.identify(Peer(uid=0), None, settings(), NO_STORE).role is Role.USER
-    assert auth.identify(Peer(uid=0), None, settings(managers=("root",)), NO_STORE).role is Role.MANAGER
+    assert identify(Peer(uid=0), None, settings()).role is Role.USER
+    assert identify(Peer(uid=0), None, settings(managers=("root",))).role is Role.MANAGER
 
 
 def test_a_uid_without_a_name_is_nobody() -> None:
     with pytest.raises(Unauthenticated, match="4294967"):
-        auth.identify(Peer(uid=4294967), None, settings(), NO_STORE)
+        identify(Peer(uid=4294967), None, settings())
 
 
 def test_certificates_name_agents_and_masters() -> None:
-    agent = auth.identify(Peer(organization="agent", common_name="node1"), None, settings(), NO_STORE)
+    agent = identify(Peer(organization="agent", common_name="node1"), None, settings())
     assert (agent.user, agent.node, agent.privileged) == ("", "node1", False)
-    assert auth.identify(Peer(organization="master", common_name="m"), None, settings(), NO_STORE).privileged
+    assert identify(Peer(organization="master", common_name="m"), None, settings()).privileged
     for stranger in (Peer(), Peer(organization="other", common_name="x")):
         with pytest.raises(Unauthenticated):
-            auth.identify(stranger, None, settings(), NO_STORE)
+            identify(stranger, None, settings())
 
 
 def test_credentials_of_another_kind_are_refused_before_the_database_is_asked() -> None:
     with pytest.raises(Unauthenticated, match="Bearer"):
-        auth.identify(Peer(), "Basic eDp5", settings(), NO_STORE)
+        identify(Peer(), "Basic eDp5", settings())
 
 
 def test_who_may_submit() -> None:
@@ -78,3 +83,19 @@ def test_jobs_belong_to_their_owner_and_to_operators() -> None:
     assert not Caller("ann").may_touch("bob")
     assert Caller("ann", Role.OPERATOR).may_touch("bob")
     assert not Caller("").may_touch("")
+
+
+def test_groups_give_roles() -> None:
+    group = grp.getgrgid(NOBODY.pw_gid).gr_name
+    peer = Peer(uid=NOBODY.pw_uid)
+    assert identify(peer, None, settings(operator_groups=(group,))).role is Role.OPERATOR
+    assert (
+        identify(peer, None, settings(operator_groups=(group,), manager_groups=(group,))).role is Role.MANAGER
+    )
+    assert identify(peer, None, settings(manager_groups=("no such group",))).role is Role.USER
+
+
+def test_schemes_that_the_site_does_not_take_are_refused() -> None:
+    for header in ("MUNGE MUNGE:AwQ=:", "Basic eDp5", "bearer", "Bearer"):
+        with pytest.raises(Unauthenticated):
+            auth.Authority(settings(), NO_STORE).identify(Peer(), header.replace("earer", "eare r"))

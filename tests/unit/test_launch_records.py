@@ -151,7 +151,7 @@ def test_first_failed_is_the_earliest_that_we_did_not_kill() -> None:
     steps.rank_end({"step": step, "rank": 2, "code": 3, "signal": None}, "n1")
     steps.closing = True
     steps.rank_end({"step": step, "rank": 3, "code": None, "signal": 15}, "n1")
-    answer = asyncio.run(steps.end(step, 255, 0.0))
+    answer = asyncio.run(steps.end(step, 255))
     assert (answer["first_failed"]["rank"], answer["first_failed"]["gpu"]) == (2, "g2")
     ranks, launches = steps.tables()
     assert [(r["code"], r["signal"]) for r in ranks] == [(0, None), (None, 9), (3, None), (None, 15)]
@@ -164,7 +164,7 @@ def test_what_a_rank_said_before_its_launcher_killed_it_stays() -> None:
     step = steps.begin(["a"], print)
     steps.rank_end({"step": step, "rank": 1, "code": 7, "signal": None}, "n1")
     steps.rank_end({"step": step, "rank": 1, "code": None, "signal": 9, "vanished": True}, "n1")
-    answer = asyncio.run(steps.end(step, 143, 0.0, by_rank=False))
+    answer = asyncio.run(steps.end(step, 143, by_rank=False))
     assert (answer["first_failed"]["rank"], answer["first_failed"]["code"]) == (1, 7)
     assert steps.tables()[1][0]["code"] == 143
 
@@ -175,9 +175,76 @@ def test_a_failed_launch_waits_for_the_report_of_the_rank() -> None:
         step = steps.begin(["a"], print)
         message = {"step": step, "rank": 0, "code": 4, "signal": None}
         asyncio.get_running_loop().call_soon(steps.rank_end, message, "n2")
-        return await steps.end(step, 255, 5.0)
+        return await steps.end(step, 255)
 
     assert asyncio.run(late())["first_failed"]["code"] == 4
+
+
+async def ends_of_two(steps: Steps, step: str, *ends: dict[str, Any]) -> dict[str, Any]:
+    """The launcher returns 0 while the reports of its two ranks, one on each node, are on their way."""
+    for rank in range(2):
+        steps.rank({"step": step, "rank": rank, "gpus": []}, f"n{rank}")
+    for rank, end in enumerate(ends):
+        message = {"step": step, "rank": rank, "code": None, "signal": None} | end
+        asyncio.get_running_loop().call_later(0.05 * (rank + 1), steps.rank_end, message, f"n{rank}")
+    return await steps.end(step, 0)
+
+
+def test_a_launch_ends_with_its_ranks() -> None:
+    heard: list[str] = []
+    steps = Steps(0)
+    step = steps.begin(["a"], heard.append)
+    answer = asyncio.run(ends_of_two(steps, step, {"code": 0}, {"code": 0}))
+    assert (answer["code"], [row["code"] for row in answer["ranks"]], heard) == (0, [0, 0], [])
+
+
+def test_a_launcher_that_killed_its_ranks_cannot_say_0() -> None:
+    heard: list[str] = []
+    steps = Steps(0)
+    step = steps.begin(["a"], heard.append)
+    answer = asyncio.run(ends_of_two(steps, step, {"code": 0}, {"signal": 9, "vanished": True}))
+    assert (answer["code"], answer["first_failed"]) == (255, None)
+    assert heard == [answer["broken"]] == ["rank 1 (n1) was killed by its launcher"]
+    assert steps.tables()[1][0]["code"] == 255
+
+
+def test_ranks_that_fell_with_others_are_no_reason_of_their_own() -> None:
+    steps = Steps(0)
+    step = steps.begin(["a"], print)
+    answer = asyncio.run(ends_of_two(steps, step, {"signal": 9, "dragged": True}, {"code": 5}))
+    assert (answer["code"], answer["first_failed"]["rank"], answer["broken"]) == (5, 1, None)
+
+
+@pytest.mark.parametrize(("other", "first"), [({"code": 4}, 1), ({"code": 0}, 0)])
+def test_a_rank_that_was_told_to_end_is_the_reason_only_if_no_other_is(
+    other: dict[str, Any], first: int
+) -> None:
+    """Open MPI tells near ranks to end sooner than we hear of the far one for which it does."""
+    steps = Steps(0)
+    step = steps.begin(["a"], print)
+    answer = asyncio.run(ends_of_two(steps, step, {"signal": 15, "asked": True}, other))
+    assert (answer["code"], answer["first_failed"]["rank"]) == ([143, 4][first], first)
+    assert steps.tables()[1][0]["first_failed"] == first
+
+
+def test_a_rank_that_leaves_waits_for_those_of_its_node() -> None:
+    async def leave() -> tuple[float, float]:
+        steps = Steps(0)
+        for rank, node in enumerate(("n1", "n1", "n2")):
+            steps.rank({"step": "0.1", "rank": rank, "gpus": []}, node)
+        loop = asyncio.get_running_loop()
+        for rank in (0, 1):
+            message = {"step": "0.1", "rank": rank, "code": 0, "signal": None}
+            loop.call_later(0.1 * rank, steps.rank_end, message, "n1")
+        begun = loop.time()
+        await steps.last_of("0.1", "n1", 10.0)
+        alone = loop.time()
+        await steps.last_of("0.1", "n2", 0.2)
+        return alone - begun, loop.time() - alone
+
+    together, alone = asyncio.run(leave())
+    assert 0.1 <= together < 5
+    assert 0.2 <= alone < 5
 
 
 NAN, HUGE = float("nan"), 10**30

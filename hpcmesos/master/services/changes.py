@@ -33,7 +33,7 @@ from hpcmesos.model import JobState, Request
 from hpcmesos.pbs.alteration import Alteration, altered, parse_qalter
 from hpcmesos.pbs.options import ParsedCommand, parse
 from hpcmesos.pbs.personalities import Personality
-from hpcmesos.pbs.signals import parse_signal
+from hpcmesos.pbs.signals import parse_signal, parse_suspension
 from hpcmesos.queue.records import JobRecord
 from hpcmesos.queue.rows import dependencies_json
 from hpcmesos.wire import CommandReply, CommandRequest
@@ -43,7 +43,7 @@ Wish = tuple[str, Mapping[str, Any]]
 
 
 def qsig(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
-    """Sends a signal to the processes of jobs that run."""
+    """Sends a signal to processes of jobs that run; ``suspend`` and ``resume``: they stand still (operators)."""
     personality = Personality(request.personality)
     if told := information("qsig", request.argv, personality):
         return told
@@ -51,6 +51,10 @@ def qsig(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     text = command.last("s") or "TERM"
 
     def wanted(job: JobRecord) -> Wish:
+        if (suspended := parse_suspension(text)) is not None:
+            auth.check_operator(caller, f"{text} jobs")
+            _check_runs(job)
+            return wishes.SUSPEND, {"suspended": suspended}
         number = parse_signal(text)
         _check_runs(job)
         return wishes.SIGNAL, {"signal": number}
@@ -144,7 +148,7 @@ def qorder(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         names = " or ".join(full_id(site, text) for text in ids)
         refusals.add(names if isinstance(error, UnknownJob) else full_id(site, ids[0]), error)
         return refusals.reply()
-    sent = site.store.wish(wishes.ORDER, first.seq, caller.user or "master", {"other": second.seq})
+    sent = site.wish(caller, wishes.ORDER, first.seq, {"other": second.seq})
     site.notifier.poke()
     wishes.await_taken(site.store, [sent])
     return CommandReply()
@@ -206,7 +210,12 @@ def _new_request(
 ) -> tuple[Request, dict[str, str]]:
     """The request and its display. A running job's walltime may be cut by its owner, and be raised by operators."""
     built = altered(job.submission.get("resource_list", {}), wanted)
-    request = replace(built.request, framework=job.request.framework, silence=job.request.silence)
+    old = job.request
+    request = replace(
+        built.request, framework=old.framework, silence=old.silence, constraints=old.constraints
+    )
+    if job.submission.get("image"):
+        request = request.in_containers()
     if job.state in _ACTIVE:
         limit, new = job.request.walltime, built.request.walltime
         longer = new is None or (limit is not None and new > limit)

@@ -43,9 +43,7 @@ def delete(site: Site, caller: Caller, text: str) -> None:
         UnknownJob, Unauthorized, JobFinished: nothing was wished.
     """
     job = _unfinished(site, caller, text)
-    _send(
-        site, [site.store.wish(wishes.DELETE, job.seq, _name(caller), {"index": job.index, "purge": False})]
-    )
+    _send(site, [site.wish(caller, wishes.DELETE, job.seq, {"index": job.index, "purge": False})])
 
 
 def qhold(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
@@ -101,7 +99,7 @@ class Command:
             except HpcmesosError as error:
                 refusals.add(full_id(self.site, text), error)
                 continue
-            sent.append(self.site.store.wish(kind, job.seq, _name(self.caller), {**which, **payload}))
+            sent.append(self.site.wish(self.caller, kind, job.seq, {**which, **payload}))
         _send(self.site, sent)
         return refusals.reply()
 
@@ -144,7 +142,3 @@ def _all_ids(site: Site, caller: Caller) -> list[str]:
 def _delete_payload(query: DeleteQuery) -> Mapping[str, Any]:
     given = {"kill_delay": query.delay, "message": query.message, "purge": query.purge or query.force}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def _name(caller: Caller) -> str:
-    return caller.user or "master"

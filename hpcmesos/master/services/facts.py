@@ -97,7 +97,7 @@ def job_facts(
         name=job.name,
         owner=job.owner,
         submit_host=job.submit_host,
-        state=job.state.value,
+        state="S" if job.suspended and job.state is JobState.RUNNING else job.state.value,
         queue=job.queue,
         server=job.server,
         ctime=job.created_at,
@@ -115,6 +115,7 @@ def job_facts(
         exit_status=job.exit_status,
         cause=job.cause.value if job.cause else None,
         comment=job.comment or None,
+        interactive=bool(submission.get("interactive")),
         environment=submission.get("environment", {}) if private else {},
         output_path=out,
         error_path=err,
@@ -221,8 +222,10 @@ def hold_types(holds: str) -> str:
 
 
 def _extra(job: JobRecord) -> dict[str, str]:
-    framework = {"framework": job.request.framework} if job.request.framework else {}
-    return {**framework, **job.submission.get("extra", {})}
+    request = job.request
+    asked = {"framework": request.framework, "constraints": ",".join(map(str, request.constraints))}
+    asked |= {name: job.submission.get(name, "") for name in ("image", "image_pull")}
+    return {**{name: text for name, text in asked.items() if text}, **job.submission.get("extra", {})}
 
 
 def _seconds_used(

@@ -6,7 +6,6 @@ lost while its output was being read, what lies before the stored tail (the last
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import pwd
@@ -17,19 +16,16 @@ from contextlib import suppress
 from typing import Any
 
 from hpcmesos.errors import InvalidValue
-from hpcmesos.master import pki
-from hpcmesos.master.services.lookup import id_of
+from hpcmesos.master.services import shepherds
 from hpcmesos.master.services.site import Site
 from hpcmesos.master.services.wait import Pace, in_thread
-from hpcmesos.model import AttemptId, JobState
-from hpcmesos.queue.records import AttemptRecord, JobRecord, NodeRecord
+from hpcmesos.model import JobState
+from hpcmesos.queue.records import AttemptRecord, JobRecord
 
 STREAMS = ("stdout", "stderr")
 
 _CHUNK = 65536
 _TAIL = 65536  # a stored tail that is shorter is the whole stream
-_LARGEST_FRAME = 16 * 1024 * 1024
-_CONNECT = 5.0  # seconds to reach a shepherd
 _SETTLE = 5.0  # seconds in which the leader learns of an end that the shepherd told us
 _STARTED = frozenset({JobState.RUNNING, JobState.EXITING})
 _JOINED = {"stdout": "eo", "stderr": "oe"}
@@ -106,28 +102,16 @@ class Reader:
         keys = (self._job.index, self._number)
         return next((row for row in found if (row.key.index, row.key.number) == keys), None)
 
-    def _head(self) -> NodeRecord | None:
-        """The node that runs the script."""
-        shares = self._site.store.shares([self._job.key])
-        keys = (self._job.index, self._number, 0)
-        heads = [s.node for s in shares if (s.attempt.index, s.attempt.number, s.position) == keys]
-        return next((node for node in self._site.store.nodes() if node.name in heads), None)
-
     async def _live(self, follow: bool) -> AsyncIterator[bytes]:
         """The stream from the shepherd, to the end of the attempt or for as long as the connection holds."""
-        head = await in_thread(self._head)
+        head = await in_thread(shepherds.head_of, self._site, self._job, self._number)
         if head is None or self._site.tls is None:
             return
-        async with asyncio.timeout(_CONNECT):
-            reader, writer = await asyncio.open_connection(
-                head.address, head.peer_port, ssl=self._site.tls, server_hostname=head.address
-            )
+        reader, writer = await shepherds.dial(self._site, head)
         try:
-            if pki.peer_name(writer.get_extra_info("peercert")) != ("agent", head.name):
-                return
-            writer.write(_frame(self._request(follow)))
+            writer.write(shepherds.message(self._request(follow)))
             while True:
-                kind, body = await _read_frame(reader)
+                kind, body = await shepherds.read_frame(reader)
                 if kind == b"O":
                     yield body
                 elif kind == b"J":
@@ -138,10 +122,9 @@ class Reader:
             writer.close()
 
     def _request(self, follow: bool) -> dict[str, Any]:
-        attempt = AttemptId(id_of(self._job), self._number)
         return {
             "op": "log",
-            "attempt": str(attempt),
+            "attempt": shepherds.attempt_id(self._job, self._number),
             "stream": self._stream,
             "offset": self._offset,
             "follow": follow,
@@ -190,17 +173,3 @@ def _open_owned(path: str, owner: str) -> int | None:
     finally:
         os.close(seen)
     return None
-
-
-def _frame(message: dict[str, Any]) -> bytes:
-    body = b"J" + json.dumps(message).encode()
-    return len(body).to_bytes(4, "big") + body
-
-
-async def _read_frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """Kind and body of the next frame."""
-    size = int.from_bytes(await reader.readexactly(4), "big")
-    if not 1 <= size <= _LARGEST_FRAME:
-        raise ValueError(f"a frame of {size} bytes")
-    body = await reader.readexactly(size)
-    return body[:1], body[1:]

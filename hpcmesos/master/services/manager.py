@@ -305,7 +305,7 @@ class _Session:
         self._check_known("node", name)
         for payload in _node_payloads(directive):
             wish = {"node": name, **payload}
-            self.sent.append(self.site.store.wish(wishes.NODE, None, self.caller.user or "master", wish))
+            self.sent.append(self.site.wish(self.caller, wishes.NODE, None, wish))
 
 
 def _node_payloads(directive: Directive) -> Iterator[Mapping[str, str | None]]:
@@ -336,7 +336,7 @@ def _wish(site: Site, caller: Caller, kind: str, name: str, action: str, changes
         "action": action,
         "changes": [[change.name, change.operator, change.value] for change in changes],
     }
-    return site.store.wish(wishes.OBJECT, None, caller.user or "master", payload)
+    return site.wish(caller, wishes.OBJECT, None, payload)
 
 
 def _settle(site: Site, sent: Sequence[int]) -> None:

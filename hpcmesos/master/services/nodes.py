@@ -80,12 +80,7 @@ def _chosen(query: NodesQuery, known: dict[str, NodeRecord], refusals: Refusals)
 def _wish(site: Site, caller: Caller, query: NodesQuery, chosen: list[NodeRecord]) -> None:
     action = _ACTIONS[query.action]
     sent = [
-        site.store.wish(
-            wishes.NODE,
-            None,
-            caller.user or "master",
-            {"node": node.name, "action": action, "note": query.note},
-        )
+        site.wish(caller, wishes.NODE, None, {"node": node.name, "action": action, "note": query.note})
         for node in chosen
     ]
     if sent:

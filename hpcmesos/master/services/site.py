@@ -5,16 +5,19 @@ from __future__ import annotations
 import ssl
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from zoneinfo import ZoneInfo
 
 from hpcmesos.config import MasterSettings
-from hpcmesos.gang.feasible import can_ever_fit
+from hpcmesos.gang.placing import can_ever_fit
 from hpcmesos.gang.snapshot import GpuView, NodeView
+from hpcmesos.master.auth import Caller
+from hpcmesos.master.oidc import Provider
+from hpcmesos.master.rates import Rates
 from hpcmesos.master.services.wishes import Notifier
 from hpcmesos.model import GpuState, GpuUuid, NodeName, PendingReason, Request
 from hpcmesos.queue.records import NodeRecord, QueueRecord
@@ -73,6 +76,8 @@ class Site:
     server: Remembered[dict[str, str]]  # its attributes that are set
     tls: ssl.SSLContext | None = None
     ca_state: Path | None = None  # the directory that holds ``ca/``
+    provider: Provider | None = None  # of JWTs
+    rates: Rates = field(default_factory=lambda: Rates(0.0, 0.0))
     supervisor: int | None = None  # pid of the master's first process
 
     @classmethod
@@ -86,6 +91,11 @@ class Site:
             Remembered(store.server),
             tls,
             settings.state,
+            _provider(settings),
+            # Connections spread over the API processes: each of them allows its part.
+            Rates(
+                settings.submit_rate / settings.api_processes, settings.submit_burst / settings.api_processes
+            ),
         )
 
     @property
@@ -93,9 +103,27 @@ class Site:
         """Where jobs go that name no queue."""
         return self.server.recent().get("default_queue", self.settings.default_queue)
 
+    def wish(self, caller: Caller, kind: str, seq: int | None, payload: Mapping[str, Any]) -> int:
+        """Puts a wish of the caller into the inbox, with how he came; poke the notifier afterwards."""
+        return self.store.wish(kind, seq, caller.user or "master", payload, caller.via)
+
     def close(self) -> None:
         self.notifier.close()
         self.store.close()
+
+
+def _provider(settings: MasterSettings) -> Provider | None:
+    """The site's OpenID provider. Raises ConfigError."""
+    if not settings.oidc_issuer:
+        return None
+    return Provider(
+        settings.oidc_issuer,
+        settings.oidc_audience,
+        user_claim=settings.oidc_user_claim,
+        groups_claim=settings.oidc_groups_claim,
+        project_claim=settings.oidc_project_claim,
+        keys_url=settings.oidc_keys_url,
+    )
 
 
 def server_attributes(site: Site) -> dict[str, str]:

@@ -111,6 +111,6 @@ def _wish(
     site: Site, caller: Caller, kind: str, name: str, action: str, value: Mapping[str, Any] | None
 ) -> None:
     payload = {"kind": kind, "name": name, "action": action, "value": value}
-    sent = site.store.wish(wishes.OBJECT, None, caller.user or "master", payload)
+    sent = site.wish(caller, wishes.OBJECT, None, payload)
     site.notifier.poke()
     wishes.await_taken(site.store, [sent])

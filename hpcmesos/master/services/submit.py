@@ -69,10 +69,10 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         told = information("qsub", request.argv, Personality(request.personality))
         assert told is not None
         return told
-    if asked.interactive:
-        raise UsageError(
-            "interactive jobs (-I) are not served; submit a script and follow it: hpcmesos logs -f ID"
-        )
+    if asked.interactive and not request.terminal:
+        return _ask_for_terminal(caller, request)
+    if request.submit_filter and not request.filtered:
+        return CommandReply(need=Need(script=asked.script, filter=True))
     if asked.script is not None and not _holds(request, asked.script):
         return CommandReply(need=Need(script=asked.script))
     script = decoded(request.script) if asked.script is not None else None
@@ -81,16 +81,32 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     if need := _missing(wanted, caller.user, request):
         return CommandReply(need=need)
     built = pbs.build_submission(request.argv, text, _context(site, caller, request))
+    if built.interactive and not request.terminal and not built.dry_run:
+        return _ask_for_terminal(caller, request)
+    if built.interactive:
+        script = None  # only its directives count (Torque)
     new = _new_job(site, caller, request, built, script)
     if built.dry_run:
         start = why.dry_run(site, new, client_zone(request.environ.get("TZ")))
         return CommandReply(stdout=understood(built, new.queue) + f"start = {start}")
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
+    site.rates.take(caller.user, 1)
     seq = site.store.submit(new, request.key, digest).seq
     site.notifier.poke()
     job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
     then = ["wait", "--exit-status", job_id] if built.block else None
     return CommandReply(stdout="" if built.silent else f"{job_id}\n", then=then)
+
+
+def _ask_for_terminal(caller: Caller, request: CommandRequest) -> CommandReply:
+    """The client that stays with an interactive job takes over, where there is a terminal.
+
+    Raises:
+        UsageError: the caller was asked already, so it has none.
+    """
+    if not _asked.first_time(caller.user, f"{request.key}:terminal" if request.key else None):
+        raise UsageError("standard input and output must be a terminal for interactive job submission")
+    return CommandReply(need=Need(terminal=["qsub-terminal", request.personality, *request.argv]))
 
 
 def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
@@ -110,6 +126,7 @@ def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
         news.append(new)
         built_jobs.append(built)
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
+    site.rates.take(caller.user, len(news))
     done = site.store.submit_many(news, request.key, digest)
     site.notifier.poke()
     arrays = (built.array is not None for built in built_jobs)
@@ -193,6 +210,7 @@ def _context(site: Site, caller: Caller, request: CommandRequest | SubmitRequest
         default_queue=site.default_queue,
         default_options=tuple(shlex.split(site.server.recent().get("default_qsub_arguments", ""))),
         default_resources=partial(default_resources, site),
+        submit_filter=request.submit_filter if isinstance(request, CommandRequest) else None,
     )
 
 
@@ -210,7 +228,6 @@ def _new_job(
     built: pbs.Submission,
     script: bytes | None,
 ) -> NewJob:
-    _refuse_unserved(built)
     _check_array(site, built, Personality(request.personality))
     applicant = Applicant(
         user=caller.user,
@@ -234,6 +251,7 @@ def _new_job(
         _stored(site, request, built)
         | ({"group": group} if group else {})
         | ({"before": before} if before else {})
+        | ({"via": caller.via} if caller.via else {})
     )
     _check_storable([built.name, request.host, request.key or "", stored])
     return NewJob(
@@ -249,17 +267,11 @@ def _new_job(
         rerunable=built.rerunable,
         dependencies=parents,
         submit_host=request.host,
-        project=built.project or "",
+        project=built.project or caller.project,
         submission=stored,
         script=script,
         array_spec=built.array,
     )
-
-
-def _refuse_unserved(built: pbs.Submission) -> None:
-    """What we cannot do yet is refused, rather than dropped in silence."""
-    if built.image:
-        raise InvalidValue(f"-W image={built.image}: containers are not served by this version")
 
 
 def _check_array(site: Site, built: pbs.Submission, personality: Personality) -> None:
@@ -369,6 +381,7 @@ def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Subm
     """What the leader and the status commands need later, as JSON; nothing that is not set."""
     pbspro = request.personality == Personality.PBSPRO
     paths = [replace(resolved(site, path), pbspro=pbspro) for path in (built.stdout_path, built.stderr_path)]
+    silent = built.capture or built.interactive  # no output files
     content = {
         "environment": dict(built.environment),
         "workdir": built.workdir,
@@ -380,10 +393,13 @@ def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Subm
         "keep": built.keep,
         "gpubind": built.gpubind,
         "ring": built.ring,
+        "image": built.image,
+        "image_pull": built.image_pull,
         "submit_host": request.host,
         "submit_dir": request.cwd,
-        "stdout_template": None if built.capture else output_paths.stored(paths[0]),
-        "stderr_template": None if built.capture else output_paths.stored(paths[1]),
+        "interactive": built.interactive or None,
+        "stdout_template": None if silent else output_paths.stored(paths[0]),
+        "stderr_template": None if silent else output_paths.stored(paths[1]),
         "resource_list": dict(built.resource_list),
         "submit_args": built.submit_args,
         "personality": request.personality,

@@ -10,11 +10,11 @@ from hpcmesos.errors import InvalidValue, StateError
 from hpcmesos.master import auth, pki
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services.site import Site
-from hpcmesos.wire import JoinReply, JoinRequest, TokenReply, TokenRequest
+from hpcmesos.model import Role, Scope
+from hpcmesos.wire import JoinReply, JoinRequest, RevokeRequest, TokenReply, TokenRequest, TokenStatus
 
 _LONGEST = 10 * 365 * 86400.0  # seconds
 _NODE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})(?:\.[A-Za-z0-9-]{1,63}){0,8}", re.ASCII)
-_USER_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.$-]{0,63}", re.ASCII)
 
 
 def create(site: Site, caller: Caller, request: TokenRequest) -> TokenReply:
@@ -26,12 +26,15 @@ def create(site: Site, caller: Caller, request: TokenRequest) -> TokenReply:
     """
     if not 0 < request.lifetime <= _LONGEST:
         raise InvalidValue(f"a token's lifetime is more than 0 and at most {_LONGEST:.0f} seconds")
+    auth.check_scope(caller, Scope.ALL, "make tokens")
+    if request.scope not in tuple(Scope):
+        raise InvalidValue(f"unknown scope '{request.scope[:40]}'; one of {', '.join(Scope)}")
     match request.kind:
         case "user":
             user = check_user(request.user or caller.user)
             if user != caller.user:
                 auth.check_manager(caller, "make tokens for other users")
-            token = _store(site, caller, "user", user, None, request.lifetime)
+            token = _store(site, caller, "user", user, None, request.lifetime, request.scope)
         case "join":
             auth.check_manager(caller, "make join tokens")
             node = check_node(request.node) if request.node is not None else None
@@ -39,10 +42,10 @@ def create(site: Site, caller: Caller, request: TokenRequest) -> TokenReply:
             token = f"{pki.fingerprint(authority(site))}.{secret}"
         case other:
             raise InvalidValue(f"unknown kind of token '{other}'; one of user, join")
-    return TokenReply(token=token, kind=request.kind, expires_at=time.time() + request.lifetime)
+    return TokenReply(token=token, kind=request.kind, expires_at=_end(caller, request.lifetime))
 
 
-def join(site: Site, request: JoinRequest) -> JoinReply:
+def join(site: Site, request: JoinRequest, via: str) -> JoinReply:
     """Gives an agent its certificate for a one-time token.
 
     The certificate is made first and handed out only once the token is used up, so that no token is lost to a
@@ -55,7 +58,7 @@ def join(site: Site, request: JoinRequest) -> JoinReply:
     node = check_node(request.node)
     ca = authority(site)
     certificate = pki.sign_csr(ca, request.csr, "agent", node)
-    site.store.consume_join_token(request.token.rpartition(".")[2], node)
+    site.store.consume_join_token(request.token.rpartition(".")[2], node, via)
     return JoinReply(certificate=certificate, ca=ca.pem, cluster=site.settings.cluster)
 
 
@@ -85,11 +88,69 @@ def check_node(name: str) -> str:
 
 def check_user(name: str) -> str:
     """Raises InvalidValue unless ``name`` could be a user's."""
-    if not _USER_NAME.fullmatch(name):
+    if not auth.USER_NAME.fullmatch(name):
         raise InvalidValue(f"'{ascii(name)[1:41]}' is no user name")
     return name
 
 
-def _store(site: Site, caller: Caller, kind: str, user: str | None, node: str | None, lifetime: float) -> str:
-    made_by = caller.user or "master"
-    return site.store.create_token(kind, user, node, timedelta(seconds=lifetime), made_by)
+def listing(site: Site, caller: Caller) -> list[TokenStatus]:
+    """Tokens that are good: a manager sees all, others their own."""
+    whose = None if caller.role is Role.MANAGER else caller.user
+    return [
+        TokenStatus(
+            id=token.id,
+            kind=token.kind,
+            user=token.user,
+            node=token.node,
+            scope=token.scope,
+            created_by=token.created_by,
+            created_via=token.created_via,
+            created_at=token.created_at.timestamp(),
+            expires_at=token.expires_at.timestamp(),
+            used_at=token.used_at.timestamp() if token.used_at else None,
+        )
+        for token in site.store.tokens(whose)
+    ]
+
+
+def revoke(site: Site, caller: Caller, request: RevokeRequest) -> list[str]:
+    """Ends tokens at once, and those that were made by them; answers what was ended.
+
+    Raises:
+        Unauthorized: the caller's credential is too narrow.
+        InvalidValue: none of them is a good token that the caller may end.
+    """
+    auth.check_scope(caller, Scope.ALL, "revoke tokens")
+    whose = None if caller.role is Role.MANAGER else caller.user
+    ended = site.store.revoke_tokens(request.ids, whose, caller.user or "master", caller.via)
+    if not ended:
+        raise InvalidValue("no such token of yours that is still good: see hpcmesos token list")
+    return ended
+
+
+def _store(
+    site: Site,
+    caller: Caller,
+    kind: str,
+    user: str | None,
+    node: str | None,
+    lifetime: float,
+    scope: str = Scope.ALL,
+) -> str:
+    return site.store.create_token(
+        kind,
+        user,
+        node,
+        timedelta(seconds=lifetime),
+        caller.user or "master",
+        scope=Scope(scope),
+        parent=caller.token,
+        until=caller.expires_at,
+        via=caller.via,
+    )
+
+
+def _end(caller: Caller, lifetime: float) -> float:
+    """Epoch seconds; no token outlives the one by which it is made."""
+    end = time.time() + lifetime
+    return end if caller.expires_at is None else min(end, caller.expires_at.timestamp())

@@ -37,6 +37,7 @@ CREATE TABLE jobs (
     attempt INTEGER DEFAULT 0 NOT NULL,
     charged_attempts INTEGER DEFAULT 0 NOT NULL,
     rerunable BOOLEAN DEFAULT true NOT NULL,
+    suspended BOOLEAN DEFAULT false NOT NULL,
     excluded TEXT[] DEFAULT '{}' NOT NULL,
     dependencies JSONB DEFAULT '[]'::jsonb NOT NULL,
     submit_host TEXT DEFAULT '' NOT NULL,
@@ -90,6 +91,7 @@ CREATE TABLE jobs_history (
     attempt INTEGER DEFAULT 0 NOT NULL,
     charged_attempts INTEGER DEFAULT 0 NOT NULL,
     rerunable BOOLEAN DEFAULT true NOT NULL,
+    suspended BOOLEAN DEFAULT false NOT NULL,
     excluded TEXT[] DEFAULT '{}' NOT NULL,
     dependencies JSONB DEFAULT '[]'::jsonb NOT NULL,
     submit_host TEXT DEFAULT '' NOT NULL,
@@ -179,6 +181,7 @@ CREATE TABLE inbox (
     kind TEXT NOT NULL,
     seq BIGINT,
     "user" TEXT NOT NULL,
+    via TEXT DEFAULT '' NOT NULL,
     payload JSONB DEFAULT '{}'::jsonb NOT NULL,
     created_at timestamptz DEFAULT now() NOT NULL,
     CONSTRAINT inbox_pkey PRIMARY KEY (id)
@@ -239,8 +242,18 @@ CREATE TABLE tokens (
     created_at timestamptz DEFAULT now() NOT NULL,
     expires_at timestamptz NOT NULL,
     used_at timestamptz,
+    id TEXT NOT NULL,
+    scope TEXT DEFAULT 'all' NOT NULL,
+    parent TEXT,
+    created_via TEXT DEFAULT '' NOT NULL,
+    revoked_at timestamptz,
+    revoked_by TEXT,
+    used_via TEXT DEFAULT '' NOT NULL,
+    revoked_via TEXT DEFAULT '' NOT NULL,
     CONSTRAINT tokens_pkey PRIMARY KEY (hash),
-    CONSTRAINT tokens_kind CHECK (kind IN ('user', 'join'))
+    CONSTRAINT tokens_id_key UNIQUE (id),
+    CONSTRAINT tokens_kind CHECK (kind IN ('user', 'join')),
+    CONSTRAINT tokens_scope CHECK (scope IN ('read', 'jobs', 'all'))
 );
 
 CREATE TABLE leadership (
@@ -447,7 +460,7 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'hpcmesos_api') THEN
         GRANT SELECT ON ALL TABLES IN SCHEMA public TO hpcmesos_api;
         GRANT INSERT ON jobs, job_scripts, inbox, idempotency_keys, tokens TO hpcmesos_api;
-        GRANT UPDATE (used_at) ON tokens TO hpcmesos_api;
+        GRANT UPDATE (node, used_at, used_via, revoked_at, revoked_by, revoked_via) ON tokens TO hpcmesos_api;
         GRANT USAGE ON SEQUENCE job_ids, inbox_ids TO hpcmesos_api;
     END IF;
 

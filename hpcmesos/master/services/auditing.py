@@ -1,0 +1,40 @@
+"""Who changed what: for managers everything, for others what they changed themselves."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from hpcmesos.errors import Unauthorized
+from hpcmesos.master.auth import Caller
+from hpcmesos.master.services.lookup import parse_id
+from hpcmesos.master.services.site import Site
+from hpcmesos.model import JobId, Role
+from hpcmesos.wire import AuditStatus
+
+
+def changes(
+    site: Site, caller: Caller, since: float, user: str | None, job: str | None, limit: int
+) -> list[AuditStatus]:
+    """The newest ``limit`` changes, oldest first.
+
+    Raises:
+        Unauthorized: another user's changes, by one who is no manager.
+        UnknownJob: ``job`` is no job id.
+    """
+    if caller.role is not Role.MANAGER:
+        if user not in (None, caller.user) or not caller.user:
+            raise Unauthorized("only managers may see what others changed")
+        user = caller.user
+    seq = parse_id(site, job).seq if job is not None else None
+    found = site.store.changes(datetime.fromtimestamp(since, UTC), user=user, seq=seq, limit=limit)
+    return [
+        AuditStatus(
+            at=change.at.timestamp(),
+            action=change.action,
+            job=None if change.seq is None else str(JobId(change.seq, site.settings.server, change.element)),
+            user=change.user,
+            via=change.via,
+            details=change.details,
+        )
+        for change in found
+    ]
