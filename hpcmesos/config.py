@@ -54,10 +54,15 @@ class MasterSettings:
     single_user: str = ""  # embedded as a normal user: only this user's jobs; empty: everybody's
     kill_delay: float = 10.0  # seconds between SIGTERM and SIGKILL
     prepare_timeout: float = 30.0
+    image_timeout: float = 600.0  # instead, for jobs in containers: a node may have to get the image first
     node_silence: float = 15.0  # seconds without a pong until a node counts as down (its jobs go on)
     fence_command: str = ""  # run with the name of a node that is down and holds jobs; 0 says that it is off
     lease: float = 3.0  # seconds of leadership after the last renewal
     max_attempts: int = 3
+    submit_rate: float = (
+        1000.0  # jobs a second that one user may submit in the long run (an array is one); 0: any
+    )
+    submit_burst: float = 100_000.0  # jobs at once after a rest
     max_array_size: int = 1_000_000  # elements of one array
     keep_completed: float = 300.0  # seconds that plain qstat shows finished jobs (Torque)
     keep_history_days: int = 30
@@ -93,6 +98,13 @@ class AgentSettings:
     gang_silence: float = 20.0  # seconds without the head's (a member's) ping until this side ends its part
     gang_ping: float = 2.0
     clean_timeout: float = 60.0  # seconds until a GPU that is not clean is quarantined
+    docker: str = (
+        "auto"  # URL of the Docker Engine; "auto": DOCKER_HOST or its usual socket; "none": no containers
+    )
+    container_paths: tuple[str, ...] = ("/home", "/tmp", "/var/tmp")  # noqa: S108  seen in containers; PATH:ro
+    image_pull: str = (
+        "missing"  # which images are pulled where the job does not say: "always", "missing", "never"
+    )
     log_level: str = "INFO"
 
 
@@ -108,6 +120,7 @@ class ClientSettings:
     ca_file: Path | None = None
     munge: bool = False  # shows MUNGE credentials in place of a token
     munge_socket: str = ""  # munged's; empty: the library's default
+    submit_filter: Path = Path("/etc/hpcmesos/submit_filter")  # if it is there, it sees every script first
     timeout: float = 60.0
     personality: str = "torque"
     state: Path | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NewType
 
@@ -107,6 +107,10 @@ class GpuState(StrEnum):
     UNKNOWN_ATTEMPT = "unknown-attempt"  # held by an attempt that the database does not know
 
 
+CONTAINERS = "docker"
+"""Feature of nodes that serve containers, asked for by every job with an image."""
+
+
 class Placement(StrEnum):
     FREE = "free"  # fewest nodes
     PACK = "pack"  # one node
@@ -173,6 +177,19 @@ class Request:
     @property
     def mem(self) -> int:
         return sum(c.count * c.mem for c in self.chunks)
+
+    @property
+    def contained(self) -> bool:
+        """Whether it runs in containers."""
+        return any(CONTAINERS in chunk.features for chunk in self.chunks)
+
+    def in_containers(self) -> Request:
+        """The same, on nodes that serve containers."""
+        chunks = (
+            c if CONTAINERS in c.features else replace(c, features=(*c.features, CONTAINERS))
+            for c in self.chunks
+        )
+        return replace(self, chunks=tuple(chunks))
 
     def describe(self) -> str:
         """The request as we understood it: ``2 nodes x 4 GPUs, 8 ranks, 24:00:00``-style text for people."""

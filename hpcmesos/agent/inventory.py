@@ -11,15 +11,17 @@ import socket
 import stat
 import uuid
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from hpcmesos import wire
 from hpcmesos.config import AgentSettings
 from hpcmesos.errors import ConfigError, StateError
-from hpcmesos.model import SIMULATED_PREFIX
+from hpcmesos.model import CONTAINERS, SIMULATED_PREFIX
 
 log = logging.getLogger(__name__)
 
+_DOCKER_SOCKET = Path("/var/run/docker.sock")
 _NAMESPACE = uuid.UUID("5f8a5d3e-6b0e-5c5c-9c4b-0d8f6f1f6a10")  # any fixed one: seeds simulated GPU ids
 
 
@@ -34,7 +36,7 @@ def collect(settings: AgentSettings, cluster: str) -> wire.Inventory:
         memory=settings.memory if settings.memory is not None else memory(),
         gpus=simulated(settings.gpus, cluster, settings.node),
         declared=settings.cpus is not None or settings.memory is not None,
-        features=settings.features,
+        features=(*settings.features, *((CONTAINERS,) if docker_engine(settings.docker) else ())),
         os=_os(),
         hostname=socket.gethostname(),
     )
@@ -68,6 +70,21 @@ def wants_probe(setting: str) -> bool:
 def chosen(setting: str, found: str) -> bool:
     """Whether a real GPU's UUID is one that the setting means."""
     return setting == "auto" or found in setting.removeprefix("uuid:").split(",")
+
+
+def docker_engine(setting: str) -> str | None:
+    """The URL of the Docker Engine for containers of jobs; None: this node serves none.
+
+    Only root may enter another user's container. Whether the Engine answers is seen when a job comes: it may be
+    started later, or restarted.
+    """
+    if setting == "none" or os.geteuid() != 0 or find_spec("docker") is None:
+        return None
+    if setting != "auto":
+        return setting
+    if given := os.environ.get("DOCKER_HOST"):
+        return given
+    return f"unix://{_DOCKER_SOCKET}" if _DOCKER_SOCKET.exists() else None
 
 
 def boot_id() -> str:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from hpcmesos.gang import mpi
 from hpcmesos.launch import enclosure, files, ports, preflight, proxies, tasks
+from hpcmesos.launch.container import SHELL, Container
 from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
@@ -80,6 +81,7 @@ class Services:
     directories: files.Directories
     trees: enclosure.Trees
     emit: Callable[[dict[str, Any]], None]
+    uncontain: Callable[[str], None]  # the container of an attempt is over
     tasks: set[asyncio.Task[None]] = field(default_factory=set)  # the loop itself keeps none alive
 
 
@@ -106,6 +108,7 @@ class Attempt:
         self.gang: Gang | None = None
         self.paths = files.job_paths(services.config, spec)
         self.tasks: dict[str, Any] = {}  # of a framework, on this node
+        self.container: Container | None = None  # of a job with an image, once it is ready
         self.enclosure: enclosure.Enclosure
         self.ended: dict[str, Any] | None = None
         self._started: dict[str, Any] | None = None
@@ -123,7 +126,8 @@ class Attempt:
         self._peak = 0
         self._written = 0  # bytes of the larger stream, at the end
         self._ring = ""
-        self._since = 0.0
+        self._since = 0.0  # monotonic; 0: the script has not begun
+        self._suspended: float | None = None  # since when, monotonic
         self._walltime: asyncio.TimerHandle | None = None
 
     # --- PREPARE ----------------------------------------------------------------------------------------------------
@@ -157,8 +161,16 @@ class Attempt:
         self.phase = "ended"
         if hasattr(self, "enclosure"):
             self.enclosure.remove()
+        self.leave_container()
         self.services.directories.remove(self.paths, self.owner)
         self.services.journal.remove(self.id)
+
+    def leave_container(self) -> None:
+        """Whatever there is of it, or is still being made, is to go."""
+        if self.spec.get("image"):
+            if self.container:
+                self.container.close()
+            self.services.uncontain(self.id)
 
     # --- the script -------------------------------------------------------------------------------------------------
 
@@ -201,13 +213,11 @@ class Attempt:
         started_at = time.time()
         try:
             self._journal.append({"phase": "running", "at": started_at})
-            self._fork(quickly=self.terminal is None and isinstance(self.enclosure, enclosure.Cgroup))
+            self._fork(quickly=self.terminal is None and self.container is None)
         except Exception as error:  # no process, no memory, no disk: a job that runs nowhere must not stay
             self.end(Order("START_FAILED", 0.0, f"cannot start the job: {error}"))
             return
-        if self.spec["walltime"] is not None:
-            loop = asyncio.get_running_loop()
-            self._walltime = loop.call_later(self.spec["walltime"], self._over_walltime)
+        self._watch_walltime()
         self._started_at = started_at
 
     def _fork(self, quickly: bool) -> None:
@@ -239,6 +249,7 @@ class Attempt:
             owner=self.owner,
             umask=spec["umask"],
             cgroup=self.enclosure.procs,
+            container=self.container,
             terminal=self.terminal.create(self.owner) if self.terminal else None,
             outputs=Outputs(
                 stdout=[*filter(None, [spec["stdout"]]), spool[0]],
@@ -255,19 +266,29 @@ class Attempt:
             if self.terminal:
                 return shell, [shell, "-i"]
             return shell, [shell, os.path.join(self.paths.directory, "script"), *self.spec["script_args"]]
+        if self.container:
+            return SHELL, [os.path.basename(SHELL), "-c", 'exec "$HPCMESOS_ENTER"']
         shell = self.owner.shell
         return shell, [f"-{os.path.basename(shell)}", "-c", 'exec "$HPCMESOS_ENTER"']
 
     def _script_environment(self) -> dict[str, str]:
-        base = self.owner.environment()
-        environ = {**mpi.job_environment(self.spec, self.paths), **self.tasks.get("common", {})}
-        if "PATH" not in self.spec["environment"]:
+        base = self._base()
+        image = self.container.environ if self.container else {}
+        environ = {**image, **mpi.job_environment(self.spec, self.paths), **self.tasks.get("common", {})}
+        if self.container or "PATH" not in self.spec["environment"]:
             environ["PATH"] = f"{environ['PATH']}:{base['PATH']}"
         identity = {key: value for key, value in base.items() if key != "PATH"}
         marks = self._marks()
         if self.spec["argv"] is None and self.spec["shell"] is None:
             marks["HPCMESOS_ENTER"] = os.path.join(self.paths.directory, "enter")
         return {**environ, **identity, **marks}
+
+    def _base(self) -> dict[str, str]:
+        """Who the owner is, and where programs are when nobody says so."""
+        base = self.owner.environment()
+        if self.container:
+            base |= {"SHELL": SHELL, "PATH": self.container.environ.get("PATH", base["PATH"])}
+        return base
 
     def shell(self, environ: dict[str, str], command: str) -> tuple[dict[str, str], str]:
         """`environment`, with the task's laid over it; and the command."""
@@ -279,7 +300,8 @@ class Attempt:
     def environment(self, environ: dict[str, str]) -> dict[str, str]:
         """The caller's variables with this host's own laid over them."""
         values = {
-            **self.owner.environment(),
+            **(self.container.environ if self.container else {}),
+            **self._base(),
             **environ,
             **mpi.host_overlay(self.spec, self.paths),
             **self._marks(),
@@ -423,18 +445,38 @@ class Attempt:
         if self.phase in ("ready", "running"):
             self.enclosure.signal(number)
 
-    def alter(self, walltime: int | None, streams: str, text: str) -> None:
-        """Another walltime (s from the start, None: no limit), or with ``streams`` a line for the script's output."""
+    def alter(self, walltime: int | None, streams: str, text: str, suspended: bool | None = None) -> None:
+        """Another walltime (s from the start, None: no limit), or with ``streams`` a line for the script's output.
+
+        ``suspended``: whether the processes stand still from now on; None: no word of it.
+        """
         if streams:
             if self.phase == "running":
                 for letter in streams:
                     self.output.note(text, {"o": "stdout", "e": "stderr"}[letter])
             return
         self.spec["walltime"] = walltime
+        if suspended is not None and self.phase in ("ready", "running"):
+            self._suspend(suspended)
+        self._watch_walltime()
+
+    def _suspend(self, suspended: bool) -> None:
+        """Time that a job stands still does not count."""
+        if suspended == (self._suspended is not None):
+            return
+        self.enclosure.freeze(suspended)
+        if suspended:
+            self._suspended = time.monotonic()
+        elif self._suspended is not None:
+            self._since += time.monotonic() - self._suspended
+            self._suspended = None
+
+    def _watch_walltime(self) -> None:
         if self._walltime:
             self._walltime.cancel()
-        if walltime is not None and self.phase == "running":
-            left = walltime - (time.monotonic() - self._since)
+        limit = self.spec["walltime"]
+        if limit is not None and self.phase == "running" and self._since and self._suspended is None:
+            left = limit - (time.monotonic() - self._since)
             self._walltime = asyncio.get_running_loop().call_later(max(0.0, left), self._over_walltime)
 
     def _over_walltime(self) -> None:
@@ -449,6 +491,7 @@ class Attempt:
         if self.phase in ("ending", "ended"):
             return
         self.phase = "ending"
+        self._suspend(False)  # what stands still hears no signal
         if self._walltime:
             self._walltime.cancel()
         if self._order:
@@ -555,6 +598,7 @@ class Attempt:
             with suppress(OSError):
                 sys.stderr.write(f"shepherd: the end of {self.id} cannot be written down: {error}\n")
         self.enclosure.remove()
+        self.leave_container()
         self.ended = ended
         self.phase = "ended"
         self.services.emit(ended)

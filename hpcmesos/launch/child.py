@@ -34,8 +34,15 @@ def run(launch: Any, report: Any) -> NoReturn:
             quick.signal.signal(number, quick.signal.SIG_DFL)
         quick.signal.pthread_sigmask(quick.signal.SIG_SETMASK, ())
         os.setsid()
-        _become(launch)
-        _connect(launch, report)
+        _join(launch.cgroup)
+        os.umask(launch.umask)
+        if launch.container:
+            _connect_as(launch.owner, launch, report)
+            launch.container.enter(launch.owner.uid)
+            _become(launch.owner)
+        else:
+            _become(launch.owner)
+            _connect(launch, report)
         _enter(launch.directories)
         code = _execute(launch)
     except BaseException as error:  # whatever it is: a copy of our process must not live on
@@ -54,16 +61,28 @@ def tell(report: Any, value: dict[str, object], fds: list[int] | None = None) ->
         report.sendmsg(data)
 
 
-def _become(launch: Any) -> None:
-    if launch.cgroup:
-        fd = os.open(launch.cgroup, os.O_WRONLY)
+def _join(cgroup: str | None) -> None:
+    if cgroup:
+        fd = os.open(cgroup, os.O_WRONLY)
         os.write(fd, b"0")
         os.close(fd)
-    if launch.owner.switch:
-        os.setgroups(launch.owner.groups)
-        os.setgid(launch.owner.gid)
-        os.setuid(launch.owner.uid)
-    os.umask(launch.umask)
+
+
+def _become(owner: Any) -> None:
+    if owner.switch:
+        os.setgroups(owner.groups)
+        os.setgid(owner.gid)
+        os.setuid(owner.uid)
+
+
+def _connect_as(owner: Any, launch: Any, report: Any) -> None:
+    """Opens the output with the owner's rights, on the host's files; the container is still to be entered, as root."""
+    os.setgroups(owner.groups)
+    os.setegid(owner.gid)
+    os.seteuid(owner.uid)
+    _connect(launch, report)
+    os.seteuid(0)
+    os.setegid(0)
 
 
 def _connect(launch: Any, report: Any) -> None:

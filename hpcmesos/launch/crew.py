@@ -138,6 +138,7 @@ class Crew:
             owner=attempt.owner,
             umask=attempt.spec["umask"],
             cgroup=attempt.enclosure.procs,
+            container=attempt.container,
             stdio=stdio,
             inherit=pmi,
         )

@@ -31,6 +31,8 @@ _OURS = frozenset(
     {"script", "enter", "nodes", "gpus", "hosts", "ompi_hosts", "tasks", "stdout", "stderr", *RING_FILES}
 )
 _ALL = _OURS | {"tmp"}
+_PROGRAM = (b"#!", b"\x7fELF")
+"""What the kernel runs by itself; any other script is run by the shell of its owner, as in Torque and PBS."""
 _PRIVATE = stat.S_IFDIR | 0o700
 _MOST_SPARES = 64
 
@@ -48,7 +50,7 @@ def job_paths(config: Config, spec: dict[str, Any]) -> mpi.JobPaths:
     hosts = directory
     if len(spec["members"]) == 1:
         content = mpi.nodefile(spec) + mpi.hostfile_hydra(spec)
-        hosts = os.path.join(config.state, "hosts", hashlib.sha256(content.encode()).hexdigest()[:16])
+        hosts = os.path.join(config.hosts, hashlib.sha256(content.encode()).hexdigest()[:16])
     return mpi.JobPaths(
         directory=directory,
         bin=config.bin,
@@ -64,11 +66,17 @@ def job_paths(config: Config, spec: dict[str, Any]) -> mpi.JobPaths:
 
 def write_commands(config: Config) -> None:
     """``STATE/bin``: written anew at each start, for the interpreter or the package may have moved."""
-    os.makedirs(config.bin, 0o755, exist_ok=True)
+    _write_commands(config.bin, config.python)
+    if config.containers:
+        _write_commands(config.container_bin, "python3")
+
+
+def _write_commands(directory: str, python: str) -> None:
+    os.makedirs(directory, 0o755, exist_ok=True)
     start = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
     for name, words in _COMMANDS.items():
-        path = os.path.join(config.bin, name)
-        command = shlex.join([config.python, "-IS", start, *words])
+        path = os.path.join(directory, name)
+        command = shlex.join([python, "-IS", start, *words])
         with open(path + ".new", "w", encoding="utf-8") as file:
             file.write(f'#!/bin/sh\nexec {command} "$@"\n')
         os.chmod(file.name, 0o755)  # noqa: S103  (jobs of every user run it)
@@ -80,7 +88,7 @@ class Directories:
 
     def __init__(self, config: Config, children: Children) -> None:
         self._attempts = os.path.join(config.state, "attempts")
-        self._hosts = os.path.join(config.state, "hosts")
+        self._hosts = config.hosts
         self._children = children
         self._spares: dict[int, list[str]] = {}
         self._kept = 0  # ever; names of spares are never used twice
@@ -214,11 +222,13 @@ def _own_files(
         files[paths.gpufile] = (gpus.encode(), 0o600)
     if spec["me"] == 0 and spec["argv"] is None:
         script = os.path.join(paths.directory, "script")
-        command = [script, *spec["script_args"]]
+        content = base64.b64decode(spec["script"] or "")
         if spec.get("interactive"):
             command = [owner.shell, "-i"]
         else:
-            files[script] = (base64.b64decode(spec["script"] or ""), 0o700)
+            files[script] = (content, 0o700)
+            by_itself = content.startswith(_PROGRAM)
+            command = [*([] if by_itself else [owner.shell]), script, *spec["script_args"]]
         if spec["shell"] is None:
             files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, command), 0o700)
     if tasks:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from hpcmesos.launch import child, programs, quick, starter
+from hpcmesos.launch.container import Container
 from hpcmesos.launch.owners import Owner
 
 _EVERY_SIGNAL = tuple(
@@ -51,6 +52,7 @@ class Launch:
     outputs: Outputs | None = None  # instead of ``stdio``: files opened by the child as its owner
     terminal: str | None = None  # instead of both: a pty, which becomes its controlling terminal
     inherit: int | None = None  # a descriptor that it keeps, by its number
+    container: Container | None = None  # whose files it sees
 
 
 class Children:
@@ -176,6 +178,7 @@ class Starter:
             "stdio": None,
             "terminal": None,
             "inherit": None,
+            "container": None,
             "outputs": {
                 "stdout": outputs.stdout,
                 "stderr": outputs.stderr,

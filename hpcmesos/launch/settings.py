@@ -35,6 +35,9 @@ class Config:
     proxy_patience: float  # seconds that a launch may go on after the first of Hydra's proxies has ended
     ring_patience: float  # seconds within which a ring has to close, besides those for each rank
     python: str  # interpreter of the programs inside jobs
+    containers: (
+        dict[str, Any] | None
+    )  # command of the helper, docker: URL, paths: seen inside, pull; None: not served
 
     @classmethod
     def load(cls, path: str) -> Config:
@@ -58,6 +61,7 @@ class Config:
             proxy_patience=float(values.get("proxy_patience", 60.0)),
             ring_patience=float(values.get("ring_patience", 20.0)),
             python=values["python"],
+            containers=values.get("containers"),
         )
 
     @property
@@ -71,3 +75,12 @@ class Config:
     @property
     def bin(self) -> str:
         return os.path.join(self.state, "bin")
+
+    @property
+    def container_bin(self) -> str:
+        """What containers see as ``bin``: the same commands, for an interpreter of the image."""
+        return os.path.join(self.state, "container-bin")
+
+    @property
+    def hosts(self) -> str:
+        return os.path.join(self.state, "hosts")

@@ -102,6 +102,7 @@ class Command:
             owner=attempt.owner,
             umask=attempt.spec["umask"],
             cgroup=attempt.enclosure.procs,
+            container=attempt.container,
             stdio=stdio,
         )
         self._pid, self._connection = attempt.services.children.spawn(launch, self._exited)

@@ -16,6 +16,7 @@ from hpcmesos import pidfile
 from hpcmesos.launch import control, enclosure, files, gangs, logs, ranks, shells, terminal
 from hpcmesos.launch.attempt import Attempt, Order, Services
 from hpcmesos.launch.channel import Channel
+from hpcmesos.launch.containers import Containers
 from hpcmesos.launch.deadman import DeadMan
 from hpcmesos.launch.journal import Journal
 from hpcmesos.launch.owners import Owners
@@ -39,6 +40,8 @@ class Shepherd:
         self.recovered: dict[str, Recovered] = {}
         self.children = Children()
         self.control = control.Control(self)
+        self._started_at = time.time()
+        self._containers = Containers(config, self.children, f"{os.getpid()}.{self._started_at}")
         marker = f"HPCMESOS_SOCKET={config.ranks_socket}"
         self.services = Services(
             config=config,
@@ -47,6 +50,7 @@ class Shepherd:
             directories=files.Directories(config, self.children),
             trees=enclosure.Trees(marker),
             emit=self.control.emit,
+            uncontain=self._containers.over,
         )
         self.peers = Peers(config)
         self._ranks = ranks.Ranks(self.attempts, self.services.trees, self.peers, config.node)
@@ -54,7 +58,6 @@ class Shepherd:
         self._owners = Owners()
         self._arrivals: dict[str, asyncio.Event] = {}
         self._refused: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self._started_at = time.time()
         self._stopping = asyncio.Event()
 
     # --- what the agent asks ----------------------------------------------------------------------------------------
@@ -93,12 +96,34 @@ class Shepherd:
             return
         self.attempts[name] = attempt
         self._arrived(name)
+        if attempt.head and len(spec["members"]) > 1:
+            attempt.gang = gangs.HeadGang(attempt)
+        if spec.get("image"):
+            task = asyncio.get_running_loop().create_task(self._contain(attempt))
+            self.services.tasks.add(task)
+            task.add_done_callback(self.services.tasks.discard)
+        else:
+            self._prepared(attempt)
+
+    async def _contain(self, attempt: Attempt) -> None:
+        """The container may take long, and the attempt may be over meanwhile."""
+        try:
+            attempt.container = await self._containers.make(attempt)
+        except Refusal as refusal:
+            if attempt.phase == "preparing":
+                if attempt.gang:
+                    attempt.gang.end(Order("START_FAILED", 0.0, str(refusal)))
+                self._withdraw(attempt, refusal)
+        if attempt.phase == "preparing":
+            self._prepared(attempt)
+        else:
+            attempt.leave_container()
+
+    def _prepared(self, attempt: Attempt) -> None:
+        """This node's part is there; a member is ready once it has joined the head."""
         if not attempt.head:
             attempt.gang = gangs.MemberGang(attempt, self.peers, self._withdraw)
-            return
-        if len(spec["members"]) > 1:
-            attempt.gang = gangs.HeadGang(attempt)
-        if spec.get("go"):  # nobody else has to get ready
+        elif attempt.spec.get("go"):  # nobody else has to get ready
             attempt.phase = "ready"
             attempt.go()
         else:
@@ -109,7 +134,7 @@ class Shepherd:
             event.set()
 
     def _withdraw(self, attempt: Attempt, refusal: Refusal) -> None:
-        """The head cannot be reached: as if the attempt had been refused at once."""
+        """It cannot get ready after all: as if it had been refused at once."""
         del self.attempts[attempt.id]
         attempt.discard()
         self._refuse(attempt.id, refusal)
@@ -215,10 +240,15 @@ class Shepherd:
             await control.listen(self.config.ranks_socket, 0o666, self._ranks.serve),
             await control.listen(self.config.control_socket, 0o600, self.control.serve),
         ]
-        watching = asyncio.create_task(self.deadman.watch())
+        watching = [
+            asyncio.create_task(self.deadman.watch()),
+            asyncio.create_task(self._containers.tidy()),
+        ]
         gc.freeze()  # fewer pages to copy at each fork
         await self._stopping.wait()
-        watching.cancel()
+        await self._containers.farewell()
+        for task in watching:
+            task.cancel()
         for door in doors:
             door.close()
         for path in (self.config.control_socket, self.config.ranks_socket):

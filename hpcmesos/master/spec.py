@@ -8,7 +8,7 @@ from typing import Any
 
 from hpcmesos.config import MasterSettings
 from hpcmesos.master.services.output_paths import final_paths
-from hpcmesos.model import AttemptId, JobId
+from hpcmesos.model import AttemptId, JobId, Request
 from hpcmesos.pbs.personalities import Personality, element_name
 from hpcmesos.queue.records import JobRecord, NodeRecord, ShareRecord
 
@@ -16,6 +16,8 @@ _SUBMITTED: Mapping[str, Any] = {
     "environment": {},
     "gpubind": "rank",
     "ring": None,
+    "image": None,
+    "image_pull": None,
     "workdir": None,
     "umask": 0o022,
     "shell": None,
@@ -44,7 +46,8 @@ def build_spec(
     submitted = {key: job.submission.get(key, default) for key, default in _SUBMITTED.items()}
     if job.request.framework and "gpubind" not in job.submission:
         submitted["gpubind"] = "none"  # a framework's tasks are told which GPUs are theirs
-    if ring_demanded:
+    contained = submitted["image"] is not None
+    if ring_demanded and not contained:  # the ring's program is the host's
         submitted["ring"] = "check"
     return submitted | {
         "attempt": str(AttemptId(job_id, job.attempt)),
@@ -59,17 +62,26 @@ def build_spec(
         "walltime": job.request.walltime,
         "silence": job.request.silence,
         "kill_delay": settings.kill_delay,
-        "prepare_timeout": settings.prepare_timeout,
+        "prepare_timeout": prepare_timeout(job.request, settings),
         "go": len(members) == 1,
         "framework": job.request.framework or None,
         "members": [_member(share, node) for share, node in members],
         "mpi_network": settings.mpi_network or None,
-        "job_path": list(settings.job_path),
+        "job_path": [] if contained else list(settings.job_path),
         "names_resolve": False,
         "script": None if script is None else base64.b64encode(script).decode(),
         "stdout": stdout,
         "stderr": stderr,
     }
+
+
+def prepare_timeout(request: Request, settings: MasterSettings) -> float:
+    """Seconds that the nodes of such a job have to get ready."""
+    return (
+        max(settings.image_timeout, settings.prepare_timeout)
+        if request.contained
+        else settings.prepare_timeout
+    )
 
 
 def _name(job: JobRecord) -> str:

@@ -31,6 +31,8 @@ def _lines(built: Submission, queue: str) -> Iterator[tuple[str, object]]:
     yield "walltime", "none" if request.walltime is None else format_duration(request.walltime)
     if request.framework:
         yield "framework", request.framework
+    if built.image:
+        yield "image", built.image
     if request.constraints:
         yield "constraints", ", ".join(map(str, request.constraints))
     if built.array is not None:

@@ -71,7 +71,7 @@ _JOB = {
         Option(
             "W",
             "attribute=value,...",
-            "depend, umask, block, group_list, stagein, gpubind, ring, constraints, ...",
+            "depend, umask, block, group_list, stagein, gpubind, ring, constraints, image_pull, ...",
         ),
     )
 }
@@ -93,6 +93,7 @@ _SUBMIT_ONLY = (
     Option("x", None, "with -I: run the operand instead of a shell"),
     Option("X", None, "X11 forwarding (refused with -I, else not used)"),
     Option("z", None, "do not print the job's id"),
+    Option("image", "name", "run in containers of this Docker image, on every node of the job"),
     Option("dry-run", None, "tell what was understood, where and when it would start, and submit nothing"),
 )
 
@@ -213,10 +214,24 @@ COMMANDS: Mapping[str, Command] = {
             ),
         ),
         Command(
+            "qrun",
+            _JOBS,
+            "start jobs now, before all others (operators)",
+            (
+                Option("H", "node[+node ...]", "on these nodes"),
+                Option("a", None, "do not wait until they have started"),
+                *_COMMON,
+            ),
+        ),
+        Command(
             "qsig",
             _JOBS,
             "send a signal to jobs",
-            (Option("s", "signal", "name or number (default: SIGTERM)"), *_flags("a"), *_COMMON),
+            (
+                Option("s", "signal", "name or number (default: SIGTERM); suspend and resume (operators)"),
+                *_flags("a"),
+                *_COMMON,
+            ),
         ),
         Command(
             "qmsg",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,7 +53,12 @@ _ORIGIN_NAMES = ("PATH", "MAIL", "SHELL", "TZ", "LANG")
 _ASKED_NAMES = ("HOME", *_ORIGIN_NAMES, "PBS_DPREFIX")
 _PREFIX_VARIABLE = "PBS_DPREFIX"
 
-_ATTRIBUTE_CHOICES = {"ring": ("check", "none"), "gpubind": ("rank", "none")}
+_ATTRIBUTE_CHOICES = {
+    "ring": ("check", "none"),
+    "gpubind": ("rank", "none"),
+    "image_pull": ("always", "missing", "never"),
+}
+_IMAGE = re.compile(r"[a-z0-9][a-z0-9._\-/:@]*", re.IGNORECASE)
 _KEPT_OPTIONS = {
     "D": "init_root_dir",
     "K": "kill_delay",
@@ -64,7 +70,7 @@ _KEPT_OPTIONS = {
 _TYPED_ATTRIBUTES = frozenset(
     {"depend", "umask", "block", "interactive", "group_list", "ring", "gpubind", "image", "job_array_request"}
     | {"max_run_subjobs"}
-    | {"framework", "capture", "constraints"}
+    | {"framework", "capture", "constraints", "image_pull"}
 )
 
 
@@ -87,6 +93,7 @@ class SubmitContext:
     default_queue: str = "batch"
     default_resources: Callable[[str, Mapping[str, str]], Mapping[str, str]] = _no_defaults
     """Of a queue (its name) for a job that asks for these resources: what it gets beside them."""
+    submit_filter: str | None = None  # the program that has seen the script, on the submit host
     default_options: tuple[str, ...] = ()  # the server's default qsub arguments, below the directives
 
 
@@ -147,7 +154,8 @@ class Submission:
     extra: Mapping[str, str] = field(default_factory=dict)  # -W attributes that we only keep
     ring: str | None = None  # -W ring=
     gpubind: str | None = None  # rank, none; None: the launcher's default
-    image: str | None = None  # -W image=: run in this container image
+    image: str | None = None  # --image, -W image=: run in this container image
+    image_pull: str | None = None  # -W image_pull=: always, missing or never; None: as the node is set
     capture: bool = False  # -W capture=true: no output files; ``hpcmesos logs`` has what was written
 
 
@@ -236,7 +244,7 @@ class _Merged:
         return Submission(
             name=self._name(),
             queue=queue,
-            request=self._with_rules(self._with_framework(asked.request)),
+            request=self._with_image(self._with_rules(self._with_framework(asked.request))),
             resource_list=asked.display,
             stdout_path=parse_path(self.last("o"), "o", cwd, host),
             stderr_path=parse_path(self.last("e"), "e", cwd, host),
@@ -268,7 +276,8 @@ class _Merged:
             extra=self._extra(),
             ring=self.attributes.get("ring"),
             gpubind=self.attributes.get("gpubind"),
-            image=self.attributes.get("image") or None,
+            image=self.image,
+            image_pull=self.attributes.get("image_pull"),
             capture=self._flag("capture"),
         )
 
@@ -328,6 +337,21 @@ class _Merged:
         framework = frameworks.parse(text)
         frameworks.check(framework, request)
         return replace(request, framework=str(framework))
+
+    @property
+    def image(self) -> str | None:
+        return self.last("image") or self.attributes.get("image") or None
+
+    def _with_image(self, request: Request) -> Request:
+        if self.image is None:
+            return request
+        if not _IMAGE.fullmatch(self.image):
+            raise InvalidValue(f"illegal image '{self.image}'; write NAME[:TAG] or NAME@DIGEST")
+        if self.attributes.get("ring") == "check":
+            raise InvalidValue(
+                "ring=check and image: the ring runs outside of containers; leave one of them out"
+            )
+        return request.in_containers()
 
     def _with_rules(self, request: Request) -> Request:
         text = self.attributes.get("constraints")
@@ -400,6 +424,7 @@ def _origin(context: SubmitContext, queue: str | None, workdir: str | None) -> d
         "PBS_O_HOST": context.host,
         "PBS_O_SERVER": context.server,
         "PBS_O_SYSTEM": "Linux",
+        **({"PBS_O_SUBMIT_FILTER": context.submit_filter} if context.submit_filter else {}),
     }
 
 

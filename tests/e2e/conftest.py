@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.e2e import clients_kit
 from tests.e2e.accounts import accounts
+from tests.e2e.clients_kit import Clients
 from tests.e2e.cluster_kit import USERS, LiveCluster, wait_until
 from tests.e2e.namespace_cluster import NamespaceCluster, Stack, make_openmpi5
 from tests.integration.invariants import check_invariants
@@ -102,6 +104,20 @@ def namespaces(shared_namespaces: NamespaceCluster) -> Iterator[NamespaceCluster
 def openmpi5() -> str:
     """Why there is no Open MPI 5; empty when there is."""
     return make_openmpi5()
+
+
+@pytest.fixture(scope="session")
+def installed_clients() -> str:
+    """Why there are no PBS clients; empty when there are."""
+    return clients_kit.install()
+
+
+@pytest.fixture
+def clients(cluster: LiveCluster, installed_clients: str) -> Clients:
+    """Others' programs at work on the shared cluster."""
+    if installed_clients:
+        pytest.skip(installed_clients)
+    return Clients(cluster)
 
 
 @pytest.fixture

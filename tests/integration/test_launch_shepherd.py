@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import socket
 import sys
@@ -78,8 +79,9 @@ def test_login_shell_counts_the_first_line_and_passes_arguments(run, tmp_path: P
     first, second = attempt.tail("stdout").splitlines()
     assert first == "a b|c"
     assert second.endswith("/bin/mpiexec")
-    without = run("echo $0 runs; exit 5\n", shell=None)
-    assert without.ended()["code"] == 5
+    late = run("\n#!/bin/false\nreadlink /proc/$$/exe; exit 5\n", shell=None, script_args=["x"])
+    assert late.ended()["code"] == 5
+    assert Path(late.tail("stdout").strip()) == Path(pwd.getpwuid(os.getuid()).pw_shell).resolve()
     killed = run("kill -9 $$\n", shell=None).ended()
     assert (killed["code"], killed["signal"], killed["cause"]) == (None, 9, "SIGNAL")
 

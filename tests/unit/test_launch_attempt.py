@@ -37,7 +37,9 @@ def services(state: Path, told: list[dict[str, Any]]) -> Services:
     journal = Journal(str(state / "journal"))
     children = NoProcesses()
     directories = Directories(config, children)
-    return Services(config, children, journal, directories, Trees("HPCMESOS_SOCKET=/nowhere"), told.append)
+    return Services(
+        config, children, journal, directories, Trees("HPCMESOS_SOCKET=/nowhere"), told.append, print
+    )
 
 
 def spec(**changes: Any) -> dict[str, Any]:

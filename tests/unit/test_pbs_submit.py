@@ -426,3 +426,24 @@ def test_a_framework_is_read_whole(text: str, framework: str) -> None:
 def test_a_framework_that_does_not_fit_is_refused(resources: str, text: str, why: str) -> None:
     with pytest.raises(InvalidValue, match=why):
         submit("-l", resources, "-W", f"framework={text}")
+
+
+@pytest.mark.parametrize(
+    "words", [["--image", "a.b:5000/train:3"], ["-W", "image=a.b:5000/train:3,umask=022"]]
+)
+def test_a_job_with_an_image_goes_to_nodes_that_serve_containers(words: list[str]) -> None:
+    built = submit(*words, "-l", "nodes=1:gpus=2:big+2:ppn=2", "-W", "image_pull=always", "job.sh")
+    assert (built.image, built.image_pull) == ("a.b:5000/train:3", "always")
+    assert [chunk.features for chunk in built.request.chunks] == [("big", "docker"), ("docker",)]
+    assert built.request.contained
+    assert built.request.in_containers() == built.request
+    assert not submit("-l", "nodes=2", "job.sh").request.contained
+
+
+@pytest.mark.parametrize("image", ["-x", "a b", "/root", ""])
+def test_what_is_no_image_is_refused_or_none(image: str) -> None:
+    if image:
+        with pytest.raises(InvalidValue, match="illegal image"):
+            submit(f"--image={image}", "job.sh")
+    else:
+        assert submit("--image=", "job.sh").image is None

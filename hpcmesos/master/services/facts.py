@@ -97,7 +97,7 @@ def job_facts(
         name=job.name,
         owner=job.owner,
         submit_host=job.submit_host,
-        state=job.state.value,
+        state="S" if job.suspended and job.state is JobState.RUNNING else job.state.value,
         queue=job.queue,
         server=job.server,
         ctime=job.created_at,
@@ -224,6 +224,7 @@ def hold_types(holds: str) -> str:
 def _extra(job: JobRecord) -> dict[str, str]:
     request = job.request
     asked = {"framework": request.framework, "constraints": ",".join(map(str, request.constraints))}
+    asked |= {name: job.submission.get(name, "") for name in ("image", "image_pull")}
     return {**{name: text for name, text in asked.items() if text}, **job.submission.get("extra", {})}
 
 

@@ -71,6 +71,8 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         return told
     if asked.interactive and not request.terminal:
         return _ask_for_terminal(caller, request)
+    if request.submit_filter and not request.filtered:
+        return CommandReply(need=Need(script=asked.script, filter=True))
     if asked.script is not None and not _holds(request, asked.script):
         return CommandReply(need=Need(script=asked.script))
     script = decoded(request.script) if asked.script is not None else None
@@ -88,6 +90,7 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         start = why.dry_run(site, new, client_zone(request.environ.get("TZ")))
         return CommandReply(stdout=understood(built, new.queue) + f"start = {start}")
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
+    site.rates.take(caller.user, 1)
     seq = site.store.submit(new, request.key, digest).seq
     site.notifier.poke()
     job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
@@ -123,6 +126,7 @@ def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
         news.append(new)
         built_jobs.append(built)
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
+    site.rates.take(caller.user, len(news))
     done = site.store.submit_many(news, request.key, digest)
     site.notifier.poke()
     arrays = (built.array is not None for built in built_jobs)
@@ -206,6 +210,7 @@ def _context(site: Site, caller: Caller, request: CommandRequest | SubmitRequest
         default_queue=site.default_queue,
         default_options=tuple(shlex.split(site.server.recent().get("default_qsub_arguments", ""))),
         default_resources=partial(default_resources, site),
+        submit_filter=request.submit_filter if isinstance(request, CommandRequest) else None,
     )
 
 
@@ -223,7 +228,6 @@ def _new_job(
     built: pbs.Submission,
     script: bytes | None,
 ) -> NewJob:
-    _refuse_unserved(built)
     _check_array(site, built, Personality(request.personality))
     applicant = Applicant(
         user=caller.user,
@@ -268,12 +272,6 @@ def _new_job(
         script=script,
         array_spec=built.array,
     )
-
-
-def _refuse_unserved(built: pbs.Submission) -> None:
-    """What we cannot do yet is refused, rather than dropped in silence."""
-    if built.image:
-        raise InvalidValue(f"-W image={built.image}: containers are not served by this version")
 
 
 def _check_array(site: Site, built: pbs.Submission, personality: Personality) -> None:
@@ -395,6 +393,8 @@ def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Subm
         "keep": built.keep,
         "gpubind": built.gpubind,
         "ring": built.ring,
+        "image": built.image,
+        "image_pull": built.image_pull,
         "submit_host": request.host,
         "submit_dir": request.cwd,
         "interactive": built.interactive or None,

@@ -1,0 +1,177 @@
+"""``python -m hpcmesos.agent.containers``: asks the Docker Engine for one thing; JSON on standard input and output.
+
+A process of its own, started by the shepherd, who ends it when the Engine does not answer. Requests:
+``{"op": "make", "docker", "image", "pull", "state", "token", "attempt", "owner", "mounts", "gpus"}`` ->
+``{"pid", "environ"}``; ``{"op": "remove", "docker", "state", "token", "attempts"}`` -> ``{"removed"}``: the containers
+of these attempts, and those that a shepherd with another token left of this state directory. Else ``{"error"}``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+from collections.abc import Iterable
+from typing import Any
+
+import docker
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.types import DeviceRequest, LogConfig, Mount
+from requests.exceptions import RequestException
+
+_TIMEOUT = 20
+"""Seconds that the Engine may take for anything but to get an image."""
+_PULL_TIMEOUT = 600
+_STATE, _ATTEMPT, _TOKEN = "hpcmesos.state", "hpcmesos.attempt", "hpcmesos.shepherd"
+_HOLD = ["/bin/sh", "-c", "kill -STOP $$"]
+"""Keeps the container's file systems mounted, at no cost: a process that never runs again."""
+
+
+def main() -> int:
+    """One request, one answer."""
+    request = json.load(sys.stdin)
+    answer: dict[str, Any]
+    try:
+        client = docker.DockerClient(base_url=request["docker"], timeout=_TIMEOUT)
+        answer = make(client, request) if request["op"] == "make" else remove(client, request)
+    except APIError as error:
+        answer = {"error": f"Docker: {error.explanation or error}".strip()}
+    except (DockerException, RequestException, OSError) as error:
+        answer = {"error": f"the Docker Engine at {request['docker']} does not answer: {_short(error)}"}
+    json.dump(answer, sys.stdout)
+    return 0
+
+
+def make(client: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """A container that holds the image, the mounts and the GPUs together, for others to enter."""
+    client.ping()
+    name = request["image"]
+    try:
+        image = _image(client, request["docker"], name, request["pull"])
+    except ImageNotFound as error:
+        return {"error": f"image {name}: {error.explanation or 'not found'}"}
+    if image is None:
+        return {"error": f"image {name} is not on this node, and is not to be pulled (pull=never)"}
+    container = client.containers.create(name, **_options(request))
+    try:
+        _introduce(container, request["owner"])
+        container.start()
+        container.reload()
+        pid = container.attrs["State"]["Pid"]
+        if not pid:
+            raise NotFound("it ended at once")
+    except APIError as error:
+        container.remove(force=True)
+        why = str(error.explanation or error)
+        if _HOLD[0] in why:
+            why = f"it has no {_HOLD[0]}, which a job needs"
+        return {"error": f"image {name}: {why}"}
+    return {"pid": pid, "environ": _variables(image.attrs["Config"].get("Env") or ())}
+
+
+def remove(client: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """What is over, whatever state it is in."""
+    removed = 0
+    for container in client.containers.list(all=True, filters={"label": f"{_STATE}={request['state']}"}):
+        ours = container.labels.get(_TOKEN) == request["token"]
+        if ours and container.labels.get(_ATTEMPT) not in request["attempts"]:
+            continue
+        try:
+            container.remove(force=True, v=True)
+        except NotFound:
+            continue
+        removed += 1
+    return {"removed": removed}
+
+
+def _image(client: Any, url: str, name: str, pull: str) -> Any:
+    """The image by the policy always, missing or never; None: not here, and not to be pulled."""
+    if pull != "always":
+        try:
+            return client.images.get(name)
+        except ImageNotFound:
+            if pull == "never":
+                return None
+    # Who may pull is told by `docker login` of the user whom the agent runs as, or by DOCKER_CONFIG.
+    return docker.DockerClient(base_url=url, timeout=_PULL_TIMEOUT).images.pull(name)
+
+
+def _options(request: dict[str, Any]) -> dict[str, Any]:
+    owner, gpus = request["owner"], request["gpus"]
+    return {
+        "entrypoint": _HOLD,
+        "user": f"{owner['uid']}:{owner['gid']}",
+        "working_dir": "/",
+        "labels": {_STATE: request["state"], _ATTEMPT: request["attempt"], _TOKEN: request["token"]},
+        "mounts": [
+            Mount(target, source, "bind", not rw) for source, target, rw in _outer_first(request["mounts"])
+        ],
+        # Ranks meet over the host's network and shared memory; the shepherd knows callers by their pid.
+        "network_mode": "host",
+        "pid_mode": "host",
+        "ipc_mode": "host",
+        "uts_mode": "host",
+        "userns_mode": "host",
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "device_requests": [DeviceRequest(device_ids=gpus, capabilities=[["gpu"]])] if gpus else [],
+        # An image may name all GPUs, and the NVIDIA runtime may be the Engine's default.
+        "environment": {"NVIDIA_VISIBLE_DEVICES": ",".join(gpus) or "void"},
+        "healthcheck": {"test": ["NONE"]},
+        "log_config": LogConfig(type="none"),
+    }
+
+
+def _outer_first(mounts: Iterable[list[Any]]) -> list[list[Any]]:
+    return sorted(mounts, key=lambda mount: str(mount[1]))
+
+
+def _introduce(container: Any, owner: dict[str, Any]) -> None:
+    """Adds the owner to the image's user database, so that programs know who they are."""
+    line = f"{owner['name']}:x:{owner['uid']}:{owner['gid']}::{owner['home']}:{_HOLD[0]}\n"
+    for path, number, entry in (
+        ("/etc/passwd", owner["uid"], line),
+        ("/etc/group", owner["gid"], f"{owner['name']}:x:{owner['gid']}:\n"),
+    ):
+        text = _read(container, path)
+        if any(known.split(":")[2:3] == [str(number)] for known in text.splitlines()):
+            continue
+        with_end = text if not text or text.endswith("\n") else text + "\n"
+        _write(container, path, (with_end + entry).encode())
+
+
+def _read(container: Any, path: str) -> str:
+    try:
+        stream, _ = container.get_archive(path)
+    except NotFound:
+        return ""
+    with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
+        member = archive.next()
+        file = archive.extractfile(member) if member and member.isfile() else None
+        return file.read().decode(errors="replace") if file else ""
+
+
+def _write(container: Any, path: str, content: bytes) -> None:
+    directory, _, name = path.rpartition("/")
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        member = tarfile.TarInfo(name)
+        member.size, member.mode = len(content), 0o644
+        archive.addfile(member, io.BytesIO(content))
+    try:
+        container.put_archive(directory, data.getvalue())
+    except NotFound:  # no /etc: nobody looks names up in it
+        return
+
+
+def _variables(entries: Iterable[str]) -> dict[str, str]:
+    return {name: value for name, _, value in (entry.partition("=") for entry in entries)}
+
+
+def _short(error: Exception) -> str:
+    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

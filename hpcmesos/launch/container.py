@@ -1,0 +1,54 @@
+"""The container of an attempt on one node, as the shepherd's children enter it; see docs/containers.md.
+
+Docker makes the container and mounts what belongs into it; what runs in it are the shepherd's own children, which join
+its mount namespace. So their ends, signals, output and cgroup are those of any other process of a job, and need no
+Docker Engine any more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass, field
+
+SHELL = "/bin/sh"
+"""Runs scripts that name no shell: the owner's login shell is the host's."""
+_CLONE_NEWNS = 0x00020000
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
+_CAPABILITIES = 64
+_KEPT_BY_ROOT = frozenset({0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 29, 31})
+"""Docker's own choice (moby/oci/caps/defaults.go) but for CAP_MKNOD: the attempt's cgroup, not Docker's, holds them."""
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(slots=True)
+class Container:
+    """``environ``: the image's variables."""
+
+    environ: dict[str, str] = field(default_factory=dict)
+    _namespace: int = -1
+
+    @classmethod
+    def of(cls, pid: int, environ: dict[str, str]) -> Container:
+        """Of the process that Docker started in it. Raises OSError when that has ended."""
+        return cls(environ, os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+
+    def enter(self, uid: int) -> None:
+        """In the child, as root: the files are the image's from here on, and nothing gives rights back.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+        if _libc.setns(self._namespace, _CLONE_NEWNS):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        for capability in range(_CAPABILITIES):
+            if uid or capability not in _KEPT_BY_ROOT:
+                _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for those that this kernel lacks
+        if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "no_new_privs")
+
+    def close(self) -> None:
+        if self._namespace >= 0:
+            os.close(self._namespace)
+            self._namespace = -1

@@ -1,0 +1,191 @@
+"""Makes the containers of attempts and removes them: by a helper process, for the Docker Engine may hang, and its
+library is large. No job waits for the Engine but while it is prepared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from contextlib import suppress
+from typing import Any
+
+from hpcmesos.launch.attempt import Attempt
+from hpcmesos.launch.container import Container
+from hpcmesos.launch.owners import Owner
+from hpcmesos.launch.processes import Children, Launch
+from hpcmesos.launch.settings import Config, Refusal
+
+_RETRY = 30.0
+"""Seconds until an Engine that could not remove a container is asked again."""
+_REMOVE_TIMEOUT = 60.0
+_FAREWELL = 20.0
+"""Seconds that a shepherd waits for the last removal before it ends."""
+_LARGEST_ANSWER = 1 << 20
+
+
+class Containers:
+    """Those of one shepherd; ``token`` tells them from those that an earlier one left."""
+
+    def __init__(self, config: Config, children: Children, token: str) -> None:
+        self._config = config
+        self._children = children
+        self._token = token
+        self._used = os.path.join(config.state, "containers")  # there once a container was made here
+        self._over: set[str] = set()
+        self._wanted = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def make(self, attempt: Attempt) -> Container:
+        """Gets the image and makes the container of this attempt here.
+
+        Raises:
+            Refusal: it cannot be had; says why.
+        """
+        spec = attempt.spec
+        engine = self._config.containers
+        if engine is None:
+            raise Refusal("containers are not served on this node")
+        with open(self._used, "a", encoding="ascii"):
+            pass
+        request = {
+            "op": "make",
+            "docker": engine["docker"],
+            "image": spec["image"],
+            "pull": spec.get("image_pull") or engine["pull"],
+            "state": self._config.state,
+            "token": self._token,
+            "attempt": attempt.id,
+            "owner": _owner(attempt.owner),
+            "mounts": self._mounts(attempt),
+            "gpus": [g["uuid"] for g in spec["members"][spec["me"]]["gpus"] if not g["simulated"]],
+        }
+        answer = await self._ask(request, float(spec["prepare_timeout"]))
+        try:
+            return Container.of(int(answer["pid"]), dict(answer["environ"]))
+        except (OSError, KeyError, ValueError) as error:
+            raise Refusal(f"the container of image {spec['image']} did not stay: {error}") from error
+
+    def _mounts(self, attempt: Attempt) -> list[tuple[str, str, bool]]:
+        """Source, target, and whether it may be written: what the site gives, the job's own, and our programs."""
+        config = self._config
+        assert config.containers is not None
+        paths = [path.partition(":") for path in config.containers["paths"]]
+        package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        return [
+            *((path, path, how != "ro") for path, _, how in paths if os.path.isdir(path)),
+            (attempt.paths.directory, attempt.paths.directory, True),
+            *((path, path, False) for path in (config.hosts, config.sockets, package)),
+            (config.container_bin, config.bin, False),
+        ]
+
+    def over(self, attempt: str) -> None:
+        """The attempt's container is to go; when, is the Engine's business."""
+        self._over.add(attempt)
+        self._idle.clear()
+        self._wanted.set()
+
+    async def tidy(self) -> None:
+        """Removes what is over, and first what an earlier shepherd left; for as long as the shepherd lives."""
+        if os.path.exists(self._used):
+            self._wanted.set()
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            over = set(self._over)
+            try:
+                await self._remove(over)
+            except Refusal as error:
+                sys.stderr.write(f"shepherd: containers are left: {error}\n")
+                await asyncio.sleep(_RETRY)
+                self._wanted.set()
+                continue
+            self._over -= over
+            if not self._over:
+                self._idle.set()
+
+    async def farewell(self) -> None:
+        """Waits a while until nothing is left to be removed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL):
+                await self._idle.wait()
+
+    async def _remove(self, attempts: set[str]) -> None:
+        if self._config.containers is None:
+            return
+        request = {
+            "op": "remove",
+            "docker": self._config.containers["docker"],
+            "state": self._config.state,
+            "token": self._token,
+            "attempts": sorted(attempts),
+        }
+        await self._ask(request, _REMOVE_TIMEOUT)
+
+    async def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """One request to the helper. Raises Refusal with its error, or when it takes too long."""
+        assert self._config.containers is not None
+        words = list(self._config.containers["command"])
+        question, ours = os.pipe()
+        output, theirs = os.pipe()
+        try:
+            os.write(ours, json.dumps(request).encode())  # a few KiB, and a pipe takes 64
+            launch = Launch(
+                program=words[0],
+                argv=words,
+                environ=dict(os.environ),
+                directories=("/",),
+                owner=Owner("", 0, 0, (), "/", "", switch=False),
+                umask=0o077,
+                cgroup=None,
+                stdio=(question, theirs, 2),
+            )
+            pid, report = self._children.spawn(launch, lambda status, usage: None)
+            report.close()
+        except OSError as error:
+            os.close(output)
+            raise Refusal(f"cannot start {words[0]}: {error.strerror}") from error
+        finally:
+            for end in (question, ours, theirs):
+                os.close(end)
+        try:
+            async with asyncio.timeout(seconds):
+                data = await _read(output)
+        except TimeoutError:
+            raise Refusal(f"the Docker Engine has not done it within {seconds:g} s") from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, 9)
+        return _answer(data)
+
+
+async def _read(fd: int) -> bytes:
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
+    )
+    try:
+        data = b""
+        while piece := await reader.read(1 << 16):
+            data = (data + piece)[-_LARGEST_ANSWER:]
+        return data
+    finally:
+        transport.close()
+
+
+def _answer(data: bytes) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = json.loads(data)
+    except ValueError:
+        raise Refusal(
+            "the helper that speaks with the Docker Engine failed; see the shepherd's log"
+        ) from None
+    if "error" in answer:
+        raise Refusal(str(answer["error"]))
+    return answer
+
+
+def _owner(owner: Owner) -> dict[str, Any]:
+    return {"name": owner.name, "uid": owner.uid, "gid": owner.gid, "home": owner.home}
