@@ -59,6 +59,10 @@ class MasterSettings:
     fence_command: str = ""  # run with the name of a node that is down and holds jobs; 0 says that it is off
     lease: float = 3.0  # seconds of leadership after the last renewal
     max_attempts: int = 3
+    submit_rate: float = (
+        1000.0  # jobs a second that one user may submit in the long run (an array is one); 0: any
+    )
+    submit_burst: float = 100_000.0  # jobs at once after a rest
     max_array_size: int = 1_000_000  # elements of one array
     keep_completed: float = 300.0  # seconds that plain qstat shows finished jobs (Torque)
     keep_history_days: int = 30
@@ -118,6 +122,7 @@ class ClientSettings:
     ca_file: Path | None = None
     munge: bool = False  # shows MUNGE credentials in place of a token
     munge_socket: str = ""  # munged's; empty: the library's default
+    submit_filter: Path = Path("/etc/hpcmesos/submit_filter")  # if it is there, it sees every script first
     timeout: float = 60.0
     personality: str = "torque"
     state: Path | None = None

@@ -51,6 +51,14 @@ class NeverFits(Rejection):
     exit_code = 190
 
 
+class NoRoom(Rejection):
+    """There is no room now (PBSE_RESCUNAV 15046 & 255 = 198)."""
+
+    code = "no-room"
+    exit_code = 198
+    http_status = 409
+
+
 class UnknownQueue(Rejection):
     code = "unknown-queue"  # PBSE_UNKQUE, Torque 172
     exit_code = 172
@@ -106,6 +114,14 @@ class TooManyJobs(Rejection):
     code = "too-many-jobs"
     exit_code = 228
     http_status = 409
+
+
+class TooFast(Rejection):
+    """The user submits faster than the site allows; nothing was stored."""
+
+    code = "too-fast"
+    exit_code = 228  # as for too many jobs: what scripts that try again know
+    http_status = 429
 
 
 class BadDirective(Rejection):

@@ -46,11 +46,13 @@ class Limits:
 
     def __init__(self, directory: str, v1: dict[str, str], limits: dict[str, Any]) -> None:
         self._directory = directory
-        self._groups: dict[str, str] = {}
         name = os.path.basename(directory)
+        places = {controller: os.path.join(parent, name) for controller, parent in v1.items()}
+        # Those of an earlier shepherd are removed with the others.
+        self._groups = {controller: group for controller, group in places.items() if os.path.isdir(group)}
         try:
             for controller, value in limits.items():
-                self._set(controller, value, v1.get(controller), name)
+                self._set(controller, value, places.get(controller))
         except BaseException:
             self.remove()
             raise
@@ -59,15 +61,14 @@ class Limits:
     def procs(self) -> tuple[str, ...]:
         return tuple(os.path.join(group, "cgroup.procs") for group in self._groups.values())
 
-    def _set(self, controller: str, value: Any, parent: str | None, name: str) -> None:
+    def _set(self, controller: str, value: Any, group: str | None) -> None:
         for file, text in _in_v2(controller, value):
             path = os.path.join(self._directory, file)
             if os.path.exists(path):
                 _write(path, text)
                 return
-        if parent is None:
+        if group is None:
             return
-        group = os.path.join(parent, name)
         os.makedirs(group, 0o755, exist_ok=True)
         self._groups[controller] = group
         for file, text in _in_v1(controller, value):

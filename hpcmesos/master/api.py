@@ -38,6 +38,7 @@ from hpcmesos.master.services import (
     manager,
     moab,
     nodes,
+    running,
     selecting,
     standing,
     status,
@@ -49,10 +50,11 @@ from hpcmesos.master.services import (
     why,
 )
 from hpcmesos.master.services.lookup import find_own
-from hpcmesos.master.services.replies import exit_code, one_line
+from hpcmesos.master.services.replies import exit_code, one_line, spelled_out
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import Scope
 from hpcmesos.pbs.personalities import Personality
+from hpcmesos.queue import documents
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ COMMANDS: Mapping[str, Service] = {
     "qmove": changes.qmove,
     "qorder": changes.qorder,
     "qrerun": changes.qrerun,
+    "qrun": running.qrun,
     "qsig": changes.qsig,
     "qmsg": changes.qmsg,
     "qselect": selecting.qselect,
@@ -153,9 +156,11 @@ def run_command(name: str, data: wire.CommandRequest, request: ApiRequest) -> Re
     site = _site(request)
     caller = _caller(request) if name in READING else _actor(request)
     try:
-        return Response(service(site, caller, data))
+        reply = service(site, caller, data)
     except HpcmesosError as error:
         return _refusal(error, Personality(data.personality))
+    shown, complaints = spelled_out(reply.stdout), spelled_out(reply.stderr)
+    return Response(msgspec.structs.replace(reply, stdout=shown, stderr=complaints))
 
 
 @post("/v1/jobs", sync_to_thread=True, status_code=201)
@@ -333,6 +338,7 @@ def show_health(request: ApiRequest) -> wire.HealthReply:
         fsync=server.fsync,
         synchronous_commit=server.synchronous_commit,
         standbys=server.standbys,
+        plugins=sorted((store.documents().get(documents.PLUGINS) or {}).values()),
     )
 
 
@@ -380,7 +386,8 @@ def join_node(data: wire.JoinRequest, request: ApiRequest) -> wire.JoinReply:
 
 @get("/metrics", sync_to_thread=True, media_type=MediaType.TEXT, include_in_schema=False)
 def show_metrics(request: ApiRequest) -> Response[bytes]:
-    """This process' and the cluster's figures for Prometheus."""
+    """This process' and the cluster's figures for Prometheus, which shows a token (scope "read" will do)."""
+    _caller(request)
     metrics = cast("Metrics", request.app.state.metrics)
     return Response(metrics.text(), media_type=CONTENT_TYPE)
 

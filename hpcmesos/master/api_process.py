@@ -29,8 +29,8 @@ from hpcmesos.errors import MasterUnreachable
 from hpcmesos.master import pki
 from hpcmesos.master.api import build_app
 from hpcmesos.master.child import API_CONFIG, Child, log_to_stderr
+from hpcmesos.master.door import Acceptor, Door, GuardedProtocol, GuardedWebSocket, Limits
 from hpcmesos.master.metrics import Metrics, counting
-from hpcmesos.master.peercred import PeerProtocol
 from hpcmesos.master.services.site import Site
 from hpcmesos.queue.store import Store
 
@@ -66,12 +66,13 @@ async def _serve(config: Child, supervisor: int | None) -> None:
     )
     metrics = Metrics(site)
     app = counting(_interruptible(build_app(site, metrics)), metrics)
+    door = Door(Limits().within_descriptors())
     servers: list[tuple[_Server, socket.socket]] = []
     if config.unix_fd is not None:
-        servers.append((_server(app, None), socket.socket(fileno=config.unix_fd)))
+        servers.append((_server(app, None, door), socket.socket(fileno=config.unix_fd)))
     if config.tls_fd is not None:
         tls = pki.server_context(certificate, key, ca, require_client=False)
-        servers.append((_server(app, tls), socket.socket(fileno=config.tls_fd)))
+        servers.append((_server(app, tls, door), socket.socket(fileno=config.tls_fd)))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, [server for server, _ in servers])
@@ -82,17 +83,35 @@ async def _serve(config: Child, supervisor: int | None) -> None:
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to us: two of them share the process."""
+    """A server that leaves signals to us, for two of them share the process, and takes TLS in by the door."""
+
+    def __init__(self, config: uvicorn.Config, door: Door) -> None:
+        super().__init__(config)
+        self._door = door
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         await self._serve(sockets)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        tls = self.config.ssl
+        if tls is None or sockets is None:
+            return await super().startup(sockets)
+        await self.lifespan.startup()
+        self.servers = [Acceptor(self._door, one, tls, self._protocol) for one in sockets]  # type: ignore[misc]  # asked to close only
+        self.started = True
 
-def _server(app: Any, tls: ssl.SSLContext | None) -> _Server:
+    def _protocol(self) -> GuardedProtocol:
+        return GuardedProtocol(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+
+def _server(app: Any, tls: ssl.SSLContext | None, door: Door) -> _Server:
+    GuardedProtocol.door = door
     config = uvicorn.Config(
         app,
-        http=PeerProtocol,
-        ws="websockets-sansio",
+        http=GuardedProtocol,
+        ws=GuardedWebSocket,
         ws_max_size=_LARGEST_MESSAGE,
         ws_per_message_deflate=False,
         lifespan="off",
@@ -105,7 +124,7 @@ def _server(app: Any, tls: ssl.SSLContext | None) -> _Server:
     )
     config.load()
     config.ssl = tls
-    return _Server(config)
+    return _Server(config, door)
 
 
 def _interruptible(app: ASGIApp) -> ASGIApp:

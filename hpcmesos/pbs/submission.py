@@ -23,6 +23,7 @@ from hpcmesos.pbs.values import (
     bare_names,
     check_choice,
     check_name,
+    check_printable,
     default_name,
     merge_attribute,
     parse_attributes,
@@ -92,6 +93,7 @@ class SubmitContext:
     default_queue: str = "batch"
     default_resources: Callable[[str, Mapping[str, str]], Mapping[str, str]] = _no_defaults
     """Of a queue (its name) for a job that asks for these resources: what it gets beside them."""
+    submit_filter: str | None = None  # the program that has seen the script, on the submit host
     default_options: tuple[str, ...] = ()  # the server's default qsub arguments, below the directives
 
 
@@ -305,7 +307,7 @@ class _Merged:
 
     def last(self, name: str) -> str | None:
         value = self.raw(name)
-        return None if value is None else unquote(value)
+        return None if value is None else check_printable(name, unquote(value))
 
     def raw(self, name: str) -> str | None:
         """As ``last``, with the quotes that are part of a command line."""
@@ -322,7 +324,7 @@ class _Merged:
         for source in self.sources:
             for text in source.all("W"):
                 for name, value in parse_attributes(text).items():
-                    merge_attribute(found, name, value)
+                    merge_attribute(found, name, check_printable("W", value))
         for name, choices in _ATTRIBUTE_CHOICES.items():
             if name in found and found[name] not in choices:
                 raise InvalidValue(f"illegal -W value '{name}={found[name]}'; one of {', '.join(choices)}")
@@ -422,6 +424,7 @@ def _origin(context: SubmitContext, queue: str | None, workdir: str | None) -> d
         "PBS_O_HOST": context.host,
         "PBS_O_SERVER": context.server,
         "PBS_O_SYSTEM": "Linux",
+        **({"PBS_O_SUBMIT_FILTER": context.submit_filter} if context.submit_filter else {}),
     }
 
 

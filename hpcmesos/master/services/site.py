@@ -6,7 +6,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,6 +17,7 @@ from hpcmesos.gang.placing import can_ever_fit
 from hpcmesos.gang.snapshot import GpuView, NodeView
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.oidc import Provider
+from hpcmesos.master.rates import Rates
 from hpcmesos.master.services.wishes import Notifier
 from hpcmesos.model import GpuState, GpuUuid, NodeName, PendingReason, Request
 from hpcmesos.queue.records import NodeRecord, QueueRecord
@@ -76,6 +77,7 @@ class Site:
     tls: ssl.SSLContext | None = None
     ca_state: Path | None = None  # the directory that holds ``ca/``
     provider: Provider | None = None  # of JWTs
+    rates: Rates = field(default_factory=lambda: Rates(0.0, 0.0))
     supervisor: int | None = None  # pid of the master's first process
 
     @classmethod
@@ -90,6 +92,10 @@ class Site:
             tls,
             settings.state,
             _provider(settings),
+            # Connections spread over the API processes: each of them allows its part.
+            Rates(
+                settings.submit_rate / settings.api_processes, settings.submit_burst / settings.api_processes
+            ),
         )
 
     @property

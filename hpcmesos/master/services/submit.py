@@ -71,6 +71,8 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         return told
     if asked.interactive and not request.terminal:
         return _ask_for_terminal(caller, request)
+    if request.submit_filter and not request.filtered:
+        return CommandReply(need=Need(script=asked.script, filter=True))
     if asked.script is not None and not _holds(request, asked.script):
         return CommandReply(need=Need(script=asked.script))
     script = decoded(request.script) if asked.script is not None else None
@@ -88,6 +90,7 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         start = why.dry_run(site, new, client_zone(request.environ.get("TZ")))
         return CommandReply(stdout=understood(built, new.queue) + f"start = {start}")
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
+    site.rates.take(caller.user, 1)
     seq = site.store.submit(new, request.key, digest).seq
     site.notifier.poke()
     job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
@@ -123,6 +126,7 @@ def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
         news.append(new)
         built_jobs.append(built)
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
+    site.rates.take(caller.user, len(news))
     done = site.store.submit_many(news, request.key, digest)
     site.notifier.poke()
     arrays = (built.array is not None for built in built_jobs)
@@ -206,6 +210,7 @@ def _context(site: Site, caller: Caller, request: CommandRequest | SubmitRequest
         default_queue=site.default_queue,
         default_options=tuple(shlex.split(site.server.recent().get("default_qsub_arguments", ""))),
         default_resources=partial(default_resources, site),
+        submit_filter=request.submit_filter if isinstance(request, CommandRequest) else None,
     )
 
 

@@ -1,0 +1,282 @@
+"""How many connections an API process holds, whose they are, and how long a request may take to arrive.
+
+Nobody can fill the process: neither one user or address with many connections, nor many of them with connections on
+which nothing comes. When there are too many, the oldest on which no request has come yet makes room for the new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from hpcmesos.master.peercred import PeerProtocol
+
+log = logging.getLogger(__name__)
+
+_SHARE_OF_DESCRIPTORS = 0.75  # the rest is for files, the database and the leader
+_PAUSE = 0.1  # seconds until the next try when the machine has no descriptor left
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Times in seconds. ``of_one``: connections of one user (by unix socket) or address (over TLS)."""
+
+    connections: int = 4096
+    of_one: int = 1024
+    handshake: float = 10.0
+    request: float = 60.0  # from a request's first byte, or the connection's start, to its last
+    stalled: float = 60.0  # that a client may leave its answer unread
+    head: int = 65536  # bytes of a request's first line and headers
+
+    def within_descriptors(self) -> Limits:
+        """These, or fewer where this process may not open so many files; the soft limit is raised to the hard one."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < hard:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if soft == resource.RLIM_INFINITY:
+            return self
+        most = min(self.connections, int(soft * _SHARE_OF_DESCRIPTORS))
+        return Limits(
+            connections=most,
+            of_one=min(self.of_one, max(1, most // 2)),
+            handshake=self.handshake,
+            request=self.request,
+            stalled=self.stalled,
+            head=self.head,
+        )
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """A connection. ``drop`` ends it; ``useful``: a whole request has come on it."""
+
+    owner: str
+    drop: Callable[[], None]
+    useful: bool = False
+
+
+@dataclass(slots=True)
+class Door:
+    """The connections of one process, oldest first."""
+
+    limits: Limits = field(default_factory=Limits)
+    _all: dict[Entry, None] = field(default_factory=dict)
+    _of: dict[str, dict[Entry, None]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def enter(self, owner: str, drop: Callable[[], None]) -> Entry | None:
+        """A place for a new connection; None: there is none, all that are held are in use."""
+        own = self._of.get(owner, {})
+        if len(own) >= self.limits.of_one and not self._make_room(own):
+            return None
+        if len(self._all) >= self.limits.connections and not self._make_room(self._all):
+            return None
+        entry = Entry(owner, drop)
+        self._all[entry] = None
+        self._of.setdefault(owner, {})[entry] = None
+        return entry
+
+    def leave(self, entry: Entry) -> None:
+        """The connection is over; a second time changes nothing."""
+        self._all.pop(entry, None)
+        own = self._of.get(entry.owner, {})
+        own.pop(entry, None)
+        if not own:
+            self._of.pop(entry.owner, None)
+
+    def _make_room(self, among: dict[Entry, None]) -> bool:
+        idle = next((entry for entry in among if not entry.useful), None)
+        if idle is None:
+            return False
+        self.leave(idle)
+        idle.drop()
+        return True
+
+
+class GuardedProtocol(PeerProtocol):
+    """uvicorn's HTTP protocol behind a door; ``door`` comes from the server's configuration."""
+
+    door: Door = Door()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.entry: Entry | None = None
+        self._arriving: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        self._in_head, self._head = True, 0  # bytes that were read of one
+        self.connected = False  # TLS: its handshake is over
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self.connected = True
+        if self.entry is None:  # over TLS it has one since it was accepted
+            self.entry = self.door.enter(f"uid {self.app_state['peer'].uid}", transport.abort)
+            if self.entry is None:
+                transport.abort()
+                return
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._arrived()
+        if self._unread is not None:
+            self._unread.cancel()
+        if self.entry is not None:
+            self.door.leave(self.entry)
+
+    def data_received(self, data: bytes) -> None:
+        if self._arriving is None and (self.cycle is None or self.cycle.response_complete):
+            self._expect()
+        self._head += len(data)
+        self._in_head = True  # unless the parser says that a head has ended, or that it reads a body
+        super().data_received(data)
+        if not self._in_head:
+            self._head = 0
+        elif self._head > self.door.limits.head and not self.transport.is_closing():
+            self._refuse(b"431 Request Header Fields Too Large")
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._in_head = False
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_head = False
+        self._arrived()
+        if self.entry is not None:
+            self.entry.useful = True
+        super().on_message_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        """From now on another protocol has the connection, and its place at the door."""
+        self._arrived()
+        if self.entry is not None:
+            self.entry.useful = True
+        self.app_state = {**self.app_state, "entry": self.entry}
+        super().handle_websocket_upgrade()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.door.limits.stalled, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def _expect(self) -> None:
+        self._arriving = self.loop.call_later(self.door.limits.request, self._too_slow)
+
+    def _arrived(self) -> None:
+        if self._arriving is not None:
+            self._arriving.cancel()
+            self._arriving = None
+
+    def _too_slow(self) -> None:
+        self._arriving = None
+        self._refuse(b"408 Request Timeout")
+
+    def _refuse(self, status: bytes) -> None:
+        if self.cycle is None or not self.cycle.response_started:
+            self.transport.write(
+                b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+            )
+        self.transport.close()
+
+
+class GuardedWebSocket(WebSocketsSansIOProtocol):
+    """What a connection of GuardedProtocol becomes by an upgrade."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if (entry := self.app_state.get("entry")) is not None:
+            GuardedProtocol.door.leave(entry)
+
+
+class Acceptor:
+    """Takes TLS connections in, counted from the start: one that never ends its handshake is no better than idle."""
+
+    def __init__(
+        self,
+        door: Door,
+        listener: socket.socket,
+        tls: ssl.SSLContext,
+        protocol: Callable[[], GuardedProtocol],
+    ) -> None:
+        self._door, self._listener, self._tls, self._protocol = door, listener, tls, protocol
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        listener.setblocking(False)
+        self._loop.add_reader(listener.fileno(), self._ready)
+
+    def close(self) -> None:
+        """Takes in no more, and ends the handshakes that are under way."""
+        self._loop.remove_reader(self._listener.fileno())
+        for task in self._tasks:
+            task.cancel()
+
+    async def wait_closed(self) -> None:
+        """As of servers of asyncio."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _ready(self) -> None:
+        try:
+            connection, address = self._listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:  # no descriptors
+            log.warning("cannot accept: %s", error)
+            self._loop.remove_reader(self._listener.fileno())
+            self._loop.call_later(_PAUSE, self._again)
+            return
+        connection.setblocking(False)
+        task = self._loop.create_task(self._take_in(connection, str(address[0])))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _again(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._loop.add_reader(self._listener.fileno(), self._ready)
+
+    async def _take_in(self, connection: socket.socket, address: str) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        protocol = self._protocol()
+        entry = protocol.entry = self._door.enter(address, lambda: _drop(task, protocol))
+        if entry is None:
+            connection.close()
+            return
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: protocol,
+                connection,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._door.limits.handshake,
+            )
+        except (OSError, asyncio.CancelledError):
+            connection.close()
+            self._door.leave(entry)
+
+
+def _drop(task: asyncio.Task[None], protocol: GuardedProtocol) -> None:
+    if protocol.connected:
+        protocol.transport.abort()
+    else:
+        task.cancel()

@@ -1,0 +1,142 @@
+"""Many connections, slow ones and oversized requests: those who behave are served, and memory stays bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hpcmesos.client import Client
+from hpcmesos.master.door import Door, Limits
+
+from .leader_kit import wait_until
+
+if TYPE_CHECKING:
+    from .api_kit import Api
+
+pytest_plugins = ["tests.integration.database_kit", "tests.integration.api_kit"]
+
+
+@pytest.fixture(scope="module")
+def api_settings() -> dict[str, object]:
+    return {}
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def address_of(api: Api) -> tuple[str, int]:
+    host, _, port = api.url.removeprefix("https://").rpartition(":")
+    return host, int(port)
+
+
+@pytest.fixture
+def crowd() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+def test_the_oldest_idle_connection_makes_room() -> None:
+    door, dropped = Door(Limits(connections=3, of_one=2)), []
+    first = door.enter("a", lambda: dropped.append("first"))
+    second = door.enter("a", lambda: dropped.append("second"))
+    assert first is not None
+    assert second is not None
+    first.useful = True
+    third = door.enter("a", lambda: dropped.append("third"))
+    assert dropped == ["second"]
+    assert third is not None
+    third.useful = True
+    assert door.enter("a", lambda: None) is None
+    other = door.enter("b", lambda: dropped.append("other"))
+    assert other is not None
+    assert door.enter("c", lambda: None) is not None
+    assert dropped == ["second", "other"]
+    door.leave(first)
+    door.leave(first)
+    assert len(door) == 2
+
+
+def test_an_endless_head_is_refused(api: Api) -> None:
+    with socket.socket(socket.AF_UNIX) as plain:
+        plain.settimeout(20)
+        plain.connect(str(api.socket))
+        plain.sendall(b"GET /v1/jobs HTTP/1.1\r\n")
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                plain.sendall(b"X-Filler: " + b"x" * 4000 + b"\r\n")
+        with contextlib.suppress(ConnectionError):
+            answer = plain.recv(100)
+        assert answer.startswith(b"HTTP/1.1 431 ") or answer == b""
+    with api.client() as client:
+        client.jobs()
+
+
+def test_a_body_that_is_too_large_is_refused(api: Api) -> None:
+    before = api.counts()
+    with socket.socket(socket.AF_UNIX) as plain:
+        plain.settimeout(20)
+        plain.connect(str(api.socket))
+        plain.sendall(
+            b"POST /v1/commands/qsub HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: 99999999\r\n\r\n"
+        )
+        with contextlib.suppress(ConnectionError):
+            plain.sendall(b" " * 20_000_000)
+        assert plain.recv(100).startswith(b"HTTP/1.1 413 ")
+    assert api.counts() == before
+
+
+def test_a_crowd_of_idle_and_slow_connections_does_not_keep_others_out(
+    api: Api, crowd: contextlib.ExitStack
+) -> None:
+    """Half of them never say a word of TLS, from many addresses; the others begin a request and never end it."""
+    many = 2000
+    target = address_of(api)
+    context = ssl.create_default_context(cafile=str(api.ca))
+    token = api.token_of("ann")
+    before = resident(api.process.pid)
+    for number in range(many):
+        connection = crowd.enter_context(socket.socket())
+        connection.bind((f"127.0.{1 + number // 200}.{1 + number % 200}", 0))
+        connection.connect(target)
+        if number % 20 == 0:
+            slow = crowd.enter_context(context.wrap_socket(connection, server_hostname="127.0.0.1"))
+            slow.sendall(b"GET /v1/jobs HTTP/1.1\r\nX-Slow: ")
+    took = []
+    for _ in range(20):
+        began = time.monotonic()
+        api.qsub()
+        took.append(time.monotonic() - began)
+    with Client(url=api.url, ca=api.ca, token=token) as over_tls:
+        over_tls.jobs()
+    grown = resident(api.process.pid) - before
+    print(f"qsub among {many} connections: median {sorted(took)[10]:.3f} s; grown by {grown >> 20} MiB")
+    assert sorted(took)[10] <= 0.2
+    assert grown < 200 << 20
+
+
+def test_one_user_does_not_take_all_places(api: Api, crowd: contextlib.ExitStack) -> None:
+    for _ in range(1200):
+        plain = crowd.enter_context(socket.socket(socket.AF_UNIX))
+        plain.connect(str(api.socket))
+    with api.client() as client:
+        client.jobs()
+
+    def held() -> int:
+        return len(list(Path(f"/proc/{api.process.pid}/fd").iterdir()))
+
+    wait_until(lambda: held() < 1150, "idle connections beyond the limit are gone", show=held)
