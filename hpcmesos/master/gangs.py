@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from hpcmesos import wire
+from hpcmesos.errors import StateError
 from hpcmesos.gang.feasible import can_ever_fit
-from hpcmesos.master import cycle
+from hpcmesos.master import cycle, vault
 from hpcmesos.master.arrays import Arrays
 from hpcmesos.master.cluster import Attempt, Phase
 from hpcmesos.master.effects import Desk
@@ -60,7 +62,22 @@ class Gangs:
             attempt.spec = self._spec(attempt)
         for node in nodes:
             spec = attempt.spec | {"me": attempt.nodes.index(node)}
+            if spec["secrets"]:
+                spec["secret_values"] = self._secrets(spec["owner"], spec["secrets"])
             self.desk.send(node, wire.Prepare(attempt=attempt.name, spec=spec))
+
+    def _secrets(self, owner: str, names: Collection[str]) -> dict[str, str | None]:
+        """The owner's secrets, base64, only for the wire; None: not there any more, or sealed with another key."""
+        kept = {secret.name: secret.sealed for secret in self.desk.reader.secrets(owner)}
+        values: dict[str, str | None] = dict.fromkeys(names)
+        for name in set(names) & kept.keys():
+            try:
+                value = vault.unseal(self.desk.settings.state, owner, name, kept[name])
+            except StateError as error:
+                log.error("%s", error)
+            else:
+                values[name] = base64.b64encode(value).decode()
+        return values
 
     def _spec(self, attempt: Attempt) -> dict[str, Any]:
         submitted = self.submissions.get(attempt.key.seq)
