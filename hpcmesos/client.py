@@ -168,6 +168,8 @@ class Client:
         personality: str = "torque",
         key: str | None = None,
         terminal: bool = False,
+        submit_filter: str | None = None,
+        filtered: bool = False,
     ) -> wire.CommandReply:
         """Runs a q-command on the server; its refusals are text and a code in the reply, as a terminal shows them."""
         request = wire.CommandRequest(
@@ -181,6 +183,8 @@ class Client:
             key=key or secrets.token_hex(16),
             personality=personality,
             terminal=terminal,
+            submit_filter=submit_filter,
+            filtered=filtered,
         )
         return self._call("POST", f"/v1/commands/{quote(name)}", wire.CommandReply, request)
 

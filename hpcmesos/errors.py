@@ -51,6 +51,14 @@ class NeverFits(Rejection):
     exit_code = 190
 
 
+class NoRoom(Rejection):
+    """There is no room now (PBSE_RESCUNAV 15046 & 255 = 198)."""
+
+    code = "no-room"
+    exit_code = 198
+    http_status = 409
+
+
 class UnknownQueue(Rejection):
     code = "unknown-queue"  # PBSE_UNKQUE, Torque 172
     exit_code = 172

@@ -192,13 +192,15 @@ class Signal(Message, frozen=True, kw_only=True):
 class Alter(Message, frozen=True, kw_only=True):
     """Of an attempt that runs or is about to: its walltime (s from its start, None: no limit) or a line for its output.
 
-    ``streams``: "o", "e", both, or none: then it is the walltime that changes.
+    ``streams``: "o", "e", both, or none: then it is the walltime that changes, and ``suspended`` (None: no word of it):
+    whether its processes stand still.
     """
 
     attempt: str
     walltime: int | None = None
     streams: str = ""
     text: str = ""
+    suspended: bool | None = None
 
 
 class Acknowledged(Message, frozen=True, kw_only=True):
@@ -251,6 +253,8 @@ class CommandRequest(msgspec.Struct, frozen=True, kw_only=True):
     script_path: str | None = None  # the operand that ``script`` was read from; "-" for standard input
     key: str | None = None  # idempotency key
     personality: str = "torque"
+    submit_filter: str | None = None  # the site has this program on the submit host: it sees the script first
+    filtered: bool = False  # and it has
     terminal: bool = False  # the caller has a terminal for an interactive job, and stays with it
 
 
@@ -300,6 +304,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
     script: str | None = None  # read this file; "-": standard input
     terminal: list[str] | None = None  # full-client argv to run instead, if standard input is a terminal
     environ: list[str] | None = None  # these variables; ["*"]: all
+    filter: bool = False  # what the site's submit filter makes of the script, nothing where there is none
 
 
 class CommandReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -505,6 +510,7 @@ class HealthReply(msgspec.Struct, frozen=True, kw_only=True):
     timeline: int = 0
     fsync: bool = True
     synchronous_commit: str = "on"
+    plugins: list[str] = []  # what is wrong with the site's plug-ins, a line each
     standbys: str = ""  # synchronous_standby_names; empty: a failover may lose the last commits
 
 

@@ -164,6 +164,7 @@ class _Step(Draft):
                             "walltime": message.walltime,
                             "streams": message.streams,
                             "text": message.text,
+                            "suspended": message.suspended,
                         }
                         self._command("alter", message.attempt, **given)
                 case wire.Acknowledged():

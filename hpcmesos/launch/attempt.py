@@ -128,7 +128,8 @@ class Attempt:
         self._peak = 0
         self._written = 0  # bytes of the larger stream, at the end
         self._ring = ""
-        self._since = 0.0
+        self._since = 0.0  # monotonic; 0: the script has not begun
+        self._suspended: float | None = None  # since when, monotonic
         self._walltime: asyncio.TimerHandle | None = None
 
     # --- PREPARE ----------------------------------------------------------------------------------------------------
@@ -221,9 +222,7 @@ class Attempt:
         except Exception as error:  # no process, no memory, no disk: a job that runs nowhere must not stay
             self.end(Order("START_FAILED", 0.0, f"cannot start the job: {error}"))
             return
-        if self.spec["walltime"] is not None:
-            loop = asyncio.get_running_loop()
-            self._walltime = loop.call_later(self.spec["walltime"], self._over_walltime)
+        self._watch_walltime()
         self._started_at = started_at
 
     def _fork(self, quickly: bool) -> None:
@@ -451,18 +450,38 @@ class Attempt:
         if self.phase in ("ready", "running"):
             self.enclosure.signal(number)
 
-    def alter(self, walltime: int | None, streams: str, text: str) -> None:
-        """Another walltime (s from the start, None: no limit), or with ``streams`` a line for the script's output."""
+    def alter(self, walltime: int | None, streams: str, text: str, suspended: bool | None = None) -> None:
+        """Another walltime (s from the start, None: no limit), or with ``streams`` a line for the script's output.
+
+        ``suspended``: whether the processes stand still from now on; None: no word of it.
+        """
         if streams:
             if self.phase == "running":
                 for letter in streams:
                     self.output.note(text, {"o": "stdout", "e": "stderr"}[letter])
             return
         self.spec["walltime"] = walltime
+        if suspended is not None and self.phase in ("ready", "running"):
+            self._suspend(suspended)
+        self._watch_walltime()
+
+    def _suspend(self, suspended: bool) -> None:
+        """Time that a job stands still does not count."""
+        if suspended == (self._suspended is not None):
+            return
+        self.enclosure.freeze(suspended)
+        if suspended:
+            self._suspended = time.monotonic()
+        elif self._suspended is not None:
+            self._since += time.monotonic() - self._suspended
+            self._suspended = None
+
+    def _watch_walltime(self) -> None:
         if self._walltime:
             self._walltime.cancel()
-        if walltime is not None and self.phase == "running":
-            left = walltime - (time.monotonic() - self._since)
+        limit = self.spec["walltime"]
+        if limit is not None and self.phase == "running" and self._since and self._suspended is None:
+            left = limit - (time.monotonic() - self._since)
             self._walltime = asyncio.get_running_loop().call_later(max(0.0, left), self._over_walltime)
 
     def _over_walltime(self) -> None:
@@ -477,6 +496,7 @@ class Attempt:
         if self.phase in ("ending", "ended"):
             return
         self.phase = "ending"
+        self._suspend(False)  # what stands still hears no signal
         if self._walltime:
             self._walltime.cancel()
         if self._order:

@@ -85,7 +85,7 @@ class Control:
         elif request["op"] == "signal":
             attempt.signal(int(request["signal"]))
         elif request["op"] == "alter":
-            attempt.alter(request["walltime"], request["streams"], request["text"])
+            attempt.alter(request["walltime"], request["streams"], request["text"], request.get("suspended"))
         elif request["op"] == "end":
             if attempt.ended:
                 channel.say(attempt.ended)

@@ -30,6 +30,7 @@ class Enclosure(Protocol):
     def pids(self) -> list[int]: ...
     def empty(self) -> bool: ...
     def signal(self, number: int) -> None: ...
+    def freeze(self, frozen: bool) -> None: ...
     def kill(self) -> None: ...
     def usage(self) -> tuple[float, int]:
         """CPU seconds and peak bytes, 0 where not known."""
@@ -113,6 +114,14 @@ class Cgroup:
         for pid in self.pids():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
+
+    def freeze(self, frozen: bool) -> None:
+        """Stops all processes, also those that are born meanwhile, or lets them go on."""
+        try:
+            with open(os.path.join(self.directory, "cgroup.freeze"), "w", encoding="ascii") as file:
+                file.write("1" if frozen else "0")
+        except OSError:  # Linux before 5.2
+            self.signal(signal.SIGSTOP if frozen else signal.SIGCONT)
 
     def kill(self) -> None:
         try:
@@ -226,6 +235,9 @@ class Tree:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
 
+    def freeze(self, frozen: bool) -> None:
+        self.signal(signal.SIGSTOP if frozen else signal.SIGCONT)
+
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
 
@@ -288,14 +300,14 @@ def attempt_of_environment(pid: int, marker: str) -> str | None:
     return None
 
 
-async def clear_by_environment(attempt: str | None, marker: str) -> None:
-    """Kills what a dead shepherd left of an attempt (None: of any): known by nothing but its environment."""
+async def clear_by_environment(marker: str) -> dict[int, str]:
+    """Kills what a dead shepherd left, known by its environment; answers what could not be killed, and whose it is."""
     deadline = time.monotonic() + UNKILLABLE
-    while time.monotonic() < deadline:
+    while True:
         found = {pid: attempt_of_environment(pid, marker) for pid in process_table()}
-        left = [pid for pid, name in found.items() if name and name == (attempt or name)]
-        if not left:
-            return
+        left = {pid: name for pid, name in found.items() if name}
+        if not left or time.monotonic() > deadline:
+            return left
         for pid in left:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)

@@ -38,6 +38,7 @@ from hpcmesos.master.services import (
     manager,
     moab,
     nodes,
+    running,
     selecting,
     standing,
     status,
@@ -54,6 +55,7 @@ from hpcmesos.master.services.replies import exit_code, one_line
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import Scope
 from hpcmesos.pbs.personalities import Personality
+from hpcmesos.queue import documents
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ COMMANDS: Mapping[str, Service] = {
     "qmove": changes.qmove,
     "qorder": changes.qorder,
     "qrerun": changes.qrerun,
+    "qrun": running.qrun,
     "qsig": changes.qsig,
     "qmsg": changes.qmsg,
     "qselect": selecting.qselect,
@@ -337,6 +340,7 @@ def show_health(request: ApiRequest) -> wire.HealthReply:
         fsync=server.fsync,
         synchronous_commit=server.synchronous_commit,
         standbys=server.standbys,
+        plugins=sorted((store.documents().get(documents.PLUGINS) or {}).values()),
     )
 
 

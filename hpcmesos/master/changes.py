@@ -49,6 +49,7 @@ class Changes:
             wishes.ORDER: self._on_order,
             wishes.RERUN: self._on_rerun,
             wishes.MESSAGE: self._on_message,
+            wishes.SUSPEND: self._on_suspend,
         }
 
     def take(self, job: JobRecord, row: InboxRow) -> bool:
@@ -63,7 +64,9 @@ class Changes:
         fields = dict(row.payload.get("fields") or {})
         changes = {name: value for name, value in fields.items() if name in _PLAIN_FIELDS}
         if "request" in fields:
-            changes["request"] = msgspec.convert(fields["request"], Request)
+            asked = msgspec.convert(fields["request"], Request)
+            # The API may have looked before a move to another queue, which says what holds of silent nodes.
+            changes["request"] = replace(asked, silence=job.request.silence)
         if "not_before" in fields:
             changes["not_before"] = _time(fields["not_before"])
         if "dependencies" in fields:
@@ -138,6 +141,14 @@ class Changes:
             delay = row.payload.get("kill_delay")
             message = str(row.payload.get("message") or f"run again at the wish of {row.user}")
             self.gangs.end(attempt, Cause.PREEMPTED, None, message, None if delay is None else float(delay))
+
+    def _on_suspend(self, job: JobRecord, row: InboxRow) -> None:
+        attempt, suspended = self.desk.cluster.current(job.key), bool(row.payload.get("suspended"))
+        if attempt is None or job.state is not JobState.RUNNING or attempt.end is not None:
+            return
+        event = "suspended" if suspended else "resumed"
+        self.desk.move(job, job.state, event, {"user": row.user}, suspended=suspended)
+        self.gangs.tell_suspended(attempt)
 
     def _on_message(self, job: JobRecord, row: InboxRow) -> None:
         attempt = self.desk.cluster.current(job.key)

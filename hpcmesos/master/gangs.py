@@ -21,7 +21,7 @@ from hpcmesos.master.spec import build_spec, prepare_timeout
 from hpcmesos.master.submissions import Submissions
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
-from hpcmesos.queue.records import AttemptRecord, JobRecord
+from hpcmesos.queue.records import AttemptRecord, Ending, JobRecord
 from hpcmesos.queue.states import exit_status
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,9 @@ GANG_LOSS = 30.0
 
 ACCUSED = 6.0
 """The same when a member has not heard the head for the gang's silence: the head's clock has run as long."""
+
+_LINKING = 5.0
+"""Seconds that a new leader gives the nodes to link before it takes one that is silent for lost."""
 
 PREEMPT_GRACE = "preempt_grace"
 """Attribute of a queue: seconds between SIGUSR1 and SIGTERM for its jobs that are preempted; unset: no SIGUSR1."""
@@ -183,7 +186,19 @@ class Gangs:
         job = self.desk.cluster.jobs[attempt.key.job]
         if attempt.spec is not None:
             attempt.spec["walltime"] = job.request.walltime  # for a PREPARE that is sent again
-        self.tell(attempt, wire.Alter(attempt=attempt.name, walltime=job.request.walltime))
+        self.tell(attempt, self._altered(job, attempt))
+
+    def tell_suspended(self, attempt: Attempt, *nodes: str) -> None:
+        """Tells these nodes, without any: all, whether the processes stand still."""
+        job = self.desk.cluster.jobs[attempt.key.job]
+        for node in nodes or list(attempt.shares):
+            if node == attempt.head:
+                self.tell(attempt, self._altered(job, attempt))
+            else:
+                self.desk.send(node, self._altered(job, attempt))
+
+    def _altered(self, job: JobRecord, attempt: Attempt) -> wire.Alter:
+        return wire.Alter(attempt=attempt.name, walltime=job.request.walltime, suspended=job.suspended)
 
     # --- end
 
@@ -191,9 +206,27 @@ class Gangs:
         self, attempt: Attempt, cause: Cause, culprit: str | None, text: str, kill_delay: float | None = None
     ) -> None:
         """Tells all members that hold a share to end; those that are away are told at their hello."""
-        delay = self._kill_delay(attempt) if kill_delay is None else kill_delay
-        attempt.end = wire.End(attempt=attempt.name, cause=cause, kill_delay=delay, message=text)
-        attempt.culprit = culprit
+        self._tell_end(attempt, self._ending(attempt, cause, culprit, text, kill_delay))
+
+    def _ending(
+        self, attempt: Attempt, cause: Cause, culprit: str | None, text: str, kill_delay: float | None = None
+    ) -> Ending:
+        return Ending(
+            cause=cause,
+            at=self.desk.now.timestamp(),
+            kill_delay=self._kill_delay(attempt) if kill_delay is None else kill_delay,
+            culprit=clean(culprit),
+            message=clean(text),
+            preempted_for=attempt.preempted_for,
+        )
+
+    def _decide(self, attempt: Attempt, ending: Ending) -> None:
+        """Durable before anybody hears of it: a leader that dies in between leaves it to the next one."""
+        attempt.ending = self.desk.effects.endings[attempt.key] = ending
+
+    def _tell_end(self, attempt: Attempt, ending: Ending) -> None:
+        self._decide(attempt, ending)
+        attempt.end = _end(attempt, ending)
         for node in attempt.shares:
             self.desk.send(node, attempt.end)
 
@@ -204,20 +237,22 @@ class Gangs:
             return
         queue = cluster.queues.get(running.queue)
         grace = float(queue.attributes.get(PREEMPT_GRACE, "0")) if queue else 0.0
-        attempt.preempted_for = job
+        ending = self._ending(attempt, Cause.PREEMPTED, None, f"preempted for {job}")
+        ending = replace(ending, preempted_for=job)
         cluster.holdings.moved.add(attempt.key.job)
         self.desk.move(running, running.state, "preempted", {"for": job, "grace": grace})
         # A script on one node runs before its start is told.
         if grace > 0 and (attempt.phase is Phase.RUNNING or len(attempt.nodes) == 1):
+            self._decide(attempt, replace(ending, at=ending.at + grace))
             self.tell(attempt, wire.Signal(attempt=attempt.name, signal=int(signal.SIGUSR1)))
             self.desk.alarms.set(grace, lambda: self._preempt_now(attempt.name))
         else:
-            self._preempt_now(attempt.name)
+            self._tell_end(attempt, ending)
 
     def _preempt_now(self, name: str) -> None:
         attempt = self.desk.cluster.attempts.get(name)
-        if attempt is not None and attempt.phase is not Phase.OVER and attempt.end is None:
-            self.end(attempt, Cause.PREEMPTED, None, f"preempted for {attempt.preempted_for}")
+        if attempt is not None and attempt.ending and attempt.phase is not Phase.OVER and attempt.end is None:
+            self._tell_end(attempt, attempt.ending)
 
     def _kill_delay(self, attempt: Attempt) -> float:
         """The queue's, else the server's, else the settings'."""
@@ -228,10 +263,18 @@ class Gangs:
         text = text or cluster.attributes.get("kill_delay")
         return float(text) if text else self.desk.settings.kill_delay
 
-    def mark_deleted(self, attempt: Attempt) -> None:
-        """An earlier leader had begun to end it for a user; members hear of it at their hello."""
-        delay = self._kill_delay(attempt)
-        attempt.end = wire.End(attempt=attempt.name, cause=Cause.DELETED, kill_delay=delay)
+    def resume(self, attempt: Attempt) -> None:
+        """Goes on with the end that an earlier leader decided; members hear of it at their hello."""
+        ending = attempt.ending
+        if ending is None or attempt.phase is Phase.OVER:
+            return
+        left = ending.at - self.desk.now.timestamp()
+        if ending.preempted_for and left > 0:
+            self.desk.alarms.set(left, lambda: self._preempt_now(attempt.name))
+            return
+        attempt.end = _end(attempt, ending)
+        if ending.cause in _LOSSES and ending.culprit is not None:
+            self._watch_lost(attempt, ending.cause, ending.culprit, ending.message, left)
 
     def on_ended(self, attempt: Attempt, node: str, report: wire.Ended) -> None:
         """A node's part is over. The head's report is the attempt's, unless there was a verdict before."""
@@ -266,8 +309,15 @@ class Gangs:
     def _member_fell(self, attempt: Attempt, cause: Cause, culprit: str, text: str) -> None:
         self.end(attempt, cause, culprit, text)
         if cause in _LOSSES:
-            patience = ACCUSED if culprit == attempt.head else GANG_LOSS
-            self.desk.alarms.set(patience, lambda: self._gang_lost(attempt.name, cause, culprit, text))
+            self._watch_lost(attempt, cause, culprit, text)
+
+    def _watch_lost(
+        self, attempt: Attempt, cause: Cause, culprit: str, text: str, since: float = 0.0
+    ) -> None:
+        """``since``: s, at most 0: when the loss was noticed."""
+        patience = (ACCUSED if culprit == attempt.head else GANG_LOSS) + since
+        name = attempt.name
+        self.desk.alarms.set(max(_LINKING, patience), lambda: self._gang_lost(name, cause, culprit, text))
 
     def _gang_lost(self, name: str, cause: Cause, culprit: str, text: str) -> None:
         """The gang clock has ended every part by now; a head that still is silent gets no more time."""
@@ -352,6 +402,8 @@ class Gangs:
         changes: dict[str, Any] = {
             "comment": f"attempt {job.attempt}: {record.cause}: {record.message}"[:1000]
         }
+        if job.suspended:
+            changes["suspended"] = False
         excluded = self._excluded(job, record.culprit)
         if excluded != job.excluded:
             changes["excluded"] = excluded
@@ -420,6 +472,12 @@ class Gangs:
         entry = accounting.ended(self._billed(done, attempt), record, attempt.placed, self.desk.now)
         self.desk.effects.accounting.append(entry)
         self.arrays.element_over(done)
+
+
+def _end(attempt: Attempt, ending: Ending) -> wire.End:
+    return wire.End(
+        attempt=attempt.name, cause=ending.cause, kill_delay=ending.kill_delay, message=ending.message
+    )
 
 
 def _billing(submission: Mapping[str, Any]) -> dict[str, Any]:

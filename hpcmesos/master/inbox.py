@@ -19,6 +19,7 @@ from hpcmesos.master.changes import Changes
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.gangs import Gangs, canceled_status, resting_state
 from hpcmesos.master.reconcile import Nodes
+from hpcmesos.master.runs import Runs
 from hpcmesos.master.services import wishes
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
@@ -44,7 +45,8 @@ class JobReader(Protocol):
 class Inbox:
     """Handlers of inbox rows."""
 
-    def __init__(self, desk: Desk, gangs: Gangs, nodes: Nodes) -> None:
+    def __init__(self, desk: Desk, gangs: Gangs, nodes: Nodes, runs: Runs) -> None:
+        self.runs = runs
         self.desk = desk
         self.gangs = gangs
         self.nodes = nodes
@@ -93,6 +95,8 @@ class Inbox:
                 self._set_holds(job, "released", row, set(job.holds) - _kinds(row))
             case wishes.SIGNAL:
                 self._on_signal(job, row)
+            case wishes.RUN:
+                self.runs.on_wish(job, row)
             case _ if self.changes.take(job, row):
                 pass
             case _:
@@ -110,9 +114,12 @@ class Inbox:
                 for element in rows:
                     self._on_delete(element, row)
                 arrays.settle(parent.seq)
-            case wishes.SIGNAL | wishes.RERUN | wishes.MESSAGE:
+            case wishes.SIGNAL | wishes.SUSPEND | wishes.RERUN | wishes.MESSAGE:
                 for element in rows:
                     self._on_job(element, row)
+            case wishes.MOVE if wanted is None:
+                for job in (parent, *rows):  # elements that wait to run again go with it
+                    self._on_job(job, row)
             case _:
                 for job in [parent] if wanted is None else rows:
                     self._on_job(job, row)

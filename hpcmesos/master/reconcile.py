@@ -169,6 +169,8 @@ class Nodes:
                 self.gangs.tell_walltime(attempt)  # it may have changed while the node was away
         elif node == attempt.head and attempt.phase is Phase.UNSURE:
             self._resume_start(attempt)
+        elif phase == "ready" and attempt.phase is Phase.RUNNING:
+            self.gangs.tell_suspended(attempt, node)
         if phase == "ready":
             self.gangs.on_ready(attempt, node)
             if attempt.phase is Phase.STARTING and node == attempt.head:
@@ -180,6 +182,7 @@ class Nodes:
         self.gangs.watch(attempt)
         self.gangs.prepare(attempt, attempt.missing)
         attempt.missing.clear()
+        self.gangs.tell_walltime(attempt)  # what the head prepared may be older than the wish for another one
 
     def _denied(self, attempt: Attempt, node: str, forgot: str) -> None:
         """The node has no such part: never had, or lost it. ``forgot``: why it may not know what it had."""

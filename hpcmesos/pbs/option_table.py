@@ -214,10 +214,24 @@ COMMANDS: Mapping[str, Command] = {
             ),
         ),
         Command(
+            "qrun",
+            _JOBS,
+            "start jobs now, before all others (operators)",
+            (
+                Option("H", "node[+node ...]", "on these nodes"),
+                Option("a", None, "do not wait until they have started"),
+                *_COMMON,
+            ),
+        ),
+        Command(
             "qsig",
             _JOBS,
             "send a signal to jobs",
-            (Option("s", "signal", "name or number (default: SIGTERM)"), *_flags("a"), *_COMMON),
+            (
+                Option("s", "signal", "name or number (default: SIGTERM); suspend and resume (operators)"),
+                *_flags("a"),
+                *_COMMON,
+            ),
         ),
         Command(
             "qmsg",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 
-from hpcmesos.errors import BadSignal, InvalidValue
+from hpcmesos.errors import BadSignal
 
 _LARGEST = 64
-_SUSPENDING = frozenset({"suspend", "resume", "admin-suspend", "admin-resume"})
+_SUSPENSIONS = {"suspend": True, "admin-suspend": True, "resume": False, "admin-resume": False}
 
 
 def parse_signal(text: str) -> int:
@@ -15,13 +15,8 @@ def parse_signal(text: str) -> int:
 
     Raises:
         BadSignal: there is no such signal.
-        InvalidValue: suspend and resume, which are not served.
     """
     word = text.strip()
-    if word in _SUSPENDING:
-        raise InvalidValue(
-            f"{word} is not served; 'qsig -s STOP' and 'qsig -s CONT' reach the job's processes"
-        )
     if word.isascii() and word.isdigit() and len(word) < 4 and int(word) <= _LARGEST:
         return int(word)
     name = word.upper().removeprefix("SIG")
@@ -31,3 +26,8 @@ def parse_signal(text: str) -> int:
     if found is None:
         raise BadSignal(f"Unknown/illegal signal name {word[:20]}")
     return int(found)
+
+
+def parse_suspension(text: str) -> bool | None:
+    """True for ``suspend``, False for ``resume`` and for OpenPBS' forms of both; None: it is a signal."""
+    return _SUSPENSIONS.get(text.strip())

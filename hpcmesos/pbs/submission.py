@@ -92,6 +92,7 @@ class SubmitContext:
     default_queue: str = "batch"
     default_resources: Callable[[str, Mapping[str, str]], Mapping[str, str]] = _no_defaults
     """Of a queue (its name) for a job that asks for these resources: what it gets beside them."""
+    submit_filter: str | None = None  # the program that has seen the script, on the submit host
     default_options: tuple[str, ...] = ()  # the server's default qsub arguments, below the directives
 
 
@@ -424,6 +425,7 @@ def _origin(context: SubmitContext, queue: str | None, workdir: str | None) -> d
         "PBS_O_HOST": context.host,
         "PBS_O_SERVER": context.server,
         "PBS_O_SYSTEM": "Linux",
+        **({"PBS_O_SUBMIT_FILTER": context.submit_filter} if context.submit_filter else {}),
     }
 
 

@@ -42,6 +42,7 @@ CHANGEABLE = frozenset(
         "attempt",
         "charged_attempts",
         "rerunable",
+        "suspended",
         "excluded",
         "dependencies",
         "submission",

@@ -95,6 +95,7 @@ class JobRecord:
     succeeded: int | None = None  # how many elements are complete with exit status 0
     failed: int | None = None  # how many are complete otherwise, but for those in deleted
     project: str = ""
+    suspended: bool = False  # of a job that runs: its processes stand still
 
     @property
     def key(self) -> JobKey:
@@ -114,6 +115,21 @@ class JobRecord:
     def attempt_key(self) -> AttemptKey:
         """Key of the last attempt."""
         return AttemptKey(self.seq, self.index, self.attempt)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an attempt is told to end, from the decision until its head has reported; a later leader goes on from here.
+
+    ``at``: epoch seconds from which its members are told; before, a preempted attempt may save its work.
+    """
+
+    cause: Cause
+    at: float
+    kill_delay: float  # s between SIGTERM and SIGKILL
+    culprit: str | None = None
+    message: str = ""
+    preempted_for: str = ""  # the job for which it has to go; empty: for none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +159,7 @@ class AttemptRecord:
     stdout_path: str = ""
     stderr_path: str = ""
     undelivered: str = ""  # why output is not at its final place; empty: it is
+    ending: Ending | None = None  # None: nobody has told it to end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -390,7 +407,7 @@ class JobFilter:
 class LeaderState:
     """Everything that a new leader starts from, from one snapshot of the database.
 
-    ``jobs``: all that are not complete, without their ``submission``; ``attempts``: the last one of jobs in R and E;
+    ``jobs``: all that are not complete, without their ``submission``; ``attempts``: of each the last;
     ``shares``: not released.
     """
 

@@ -112,6 +112,7 @@ def _job_columns() -> list[Column[Any]]:
         _number("attempt"),
         _number("charged_attempts"),
         _flag("rerunable", True),
+        _flag("suspended", False),
         _array("excluded", Text),
         _json("dependencies", "[]"),
         _text("submit_host"),
@@ -148,6 +149,7 @@ def _attempt_columns() -> list[Column[Any]]:
         _text("stdout_path"),
         _text("stderr_path"),
         _text("undelivered"),
+        Column("ending", JSONB(none_as_null=True)),  # see records.Ending
     ]
 
 

@@ -359,6 +359,8 @@ class Stack:
 
     name: str
     directory: Path
+    library: str
+    """Vendor and major version, as mpi4py has them."""
     python: Path = VENV / "python"
     launch: str = "mpiexec"
     environ: dict[str, str] = field(default_factory=dict)
@@ -393,13 +395,16 @@ OPENMPI5_PLACE = ROOT / ".cache" / "openmpi5"
 MPICH = Stack(
     "mpich",
     VENV,
+    "MPICH-5",
     proxy="hydra_pmi_proxy",
     missing="" if (VENV / "mpiexec").exists() else "no MPICH wheel",
 )
 RUN = MPICH.under_run()
 
 
-def debian(name: str, programs: Sequence[str], library: str, proxy: str, **environ: str) -> Stack:
+def debian(
+    name: str, version: str, programs: Sequence[str], library: str, proxy: str, **environ: str
+) -> Stack:
     """An MPI among Debian's, whichever of them the alternatives choose: a directory of links with plain names.
 
     ``programs``: "plain=real" or a name that stays.
@@ -421,7 +426,7 @@ def debian(name: str, programs: Sequence[str], library: str, proxy: str, **envir
         environ["LD_PRELOAD"] = str(_undisconnected(link.parent))
     environ["MPI4PY_LIBMPI"] = str(_LIBRARIES / library)
     missing = "" if found else f"no {name} of Debian"
-    return Stack(name, place, environ=environ, proxy=proxy, missing=missing)
+    return Stack(name, place, version, environ=environ, proxy=proxy, missing=missing)
 
 
 def _undisconnected(directory: Path) -> Path:
@@ -440,6 +445,7 @@ def _undisconnected(directory: Path) -> Path:
 
 MPICH4 = debian(
     "mpich4",
+    "MPICH-4",
     ["mpiexec=mpiexec.mpich", "mpirun=mpirun.mpich", "mpicc=mpicc.mpich", "hydra_pmi_proxy"],
     "libmpich.so.12",
     "hydra_pmi_proxy",
@@ -449,6 +455,7 @@ MPICH4 = debian(
 )
 OPENMPI4 = debian(
     "openmpi4",
+    "OpenMPI-4",
     ["mpiexec=mpiexec.openmpi", "mpirun=mpirun.openmpi", "mpicc=mpicc.openmpi", "orted"],
     "libmpi.so.40",
     "orted",
@@ -457,6 +464,7 @@ OPENMPI4 = debian(
 OPENMPI5 = Stack(
     "openmpi5",
     OPENMPI5_PLACE / "bin",
+    "OpenMPI-5",
     OPENMPI5_PLACE / "bin" / "python",
     environ={"OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_btl": "self,sm,tcp"},
     proxy="prted",

@@ -12,7 +12,7 @@ from hpcmesos.pbs.facts import JobFacts
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.resources import build
 from hpcmesos.pbs.selection import parse_qselect
-from hpcmesos.pbs.signals import parse_signal
+from hpcmesos.pbs.signals import parse_signal, parse_suspension
 
 NOW = datetime(2026, 3, 3, 10, 0, tzinfo=UTC)
 
@@ -187,5 +187,5 @@ def test_signals() -> None:
     for text in ("NOSUCH", "99", "-1", ""):
         with pytest.raises(BadSignal):
             parse_signal(text)
-    with pytest.raises(InvalidValue, match="STOP"):
-        parse_signal("suspend")
+    words = ("suspend", "admin-suspend", "resume", "STOP")
+    assert [parse_suspension(word) for word in words] == [True, True, False, None]

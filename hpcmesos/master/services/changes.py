@@ -33,7 +33,7 @@ from hpcmesos.model import JobState, Request
 from hpcmesos.pbs.alteration import Alteration, altered, parse_qalter
 from hpcmesos.pbs.options import ParsedCommand, parse
 from hpcmesos.pbs.personalities import Personality
-from hpcmesos.pbs.signals import parse_signal
+from hpcmesos.pbs.signals import parse_signal, parse_suspension
 from hpcmesos.queue.records import JobRecord
 from hpcmesos.queue.rows import dependencies_json
 from hpcmesos.wire import CommandReply, CommandRequest
@@ -43,7 +43,7 @@ Wish = tuple[str, Mapping[str, Any]]
 
 
 def qsig(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
-    """Sends a signal to the processes of jobs that run."""
+    """Sends a signal to processes of jobs that run; ``suspend`` and ``resume``: they stand still (operators)."""
     personality = Personality(request.personality)
     if told := information("qsig", request.argv, personality):
         return told
@@ -51,6 +51,10 @@ def qsig(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     text = command.last("s") or "TERM"
 
     def wanted(job: JobRecord) -> Wish:
+        if (suspended := parse_suspension(text)) is not None:
+            auth.check_operator(caller, f"{text} jobs")
+            _check_runs(job)
+            return wishes.SUSPEND, {"suspended": suspended}
         number = parse_signal(text)
         _check_runs(job)
         return wishes.SIGNAL, {"signal": number}

@@ -97,7 +97,7 @@ def job_facts(
         name=job.name,
         owner=job.owner,
         submit_host=job.submit_host,
-        state=job.state.value,
+        state="S" if job.suspended and job.state is JobState.RUNNING else job.state.value,
         queue=job.queue,
         server=job.server,
         ctime=job.created_at,

@@ -13,6 +13,7 @@ from hpcmesos.errors import (
     InvalidValue,
     JobFinished,
     NeverFits,
+    NoRoom,
     NotRerunable,
     QueueBusy,
     QueueDenied,
@@ -59,6 +60,7 @@ _TORQUE_TEXTS: Mapping[type[HpcmesosError], str] = {
     WrongState: "Request invalid for state of job MSG={error} {id}",
     RunningJob: "Cannot modify attribute while job running  {error} {id}",
     NotRerunable: "Job not rerunable MSG={error} {id}",
+    NoRoom: "Resource temporarily unavailable MSG={error} {id}",
     BadSignal: "Unknown/illegal signal name MSG={error} {id}",
 }
 _PBSPRO_TEXTS: Mapping[type[HpcmesosError], str] = {
@@ -68,6 +70,7 @@ _PBSPRO_TEXTS: Mapping[type[HpcmesosError], str] = {
     WrongState: "Request invalid for state of job {id}",
     RunningJob: "Cannot modify attribute while job running  {error} {id}",
     NotRerunable: "job is not rerunnable {id}",
+    NoRoom: "Insufficient amount of resource: {error} {id}",
     BadSignal: "Unknown/illegal signal name {id}",
 }
 

@@ -71,6 +71,8 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         return told
     if asked.interactive and not request.terminal:
         return _ask_for_terminal(caller, request)
+    if request.submit_filter and not request.filtered:
+        return CommandReply(need=Need(script=asked.script, filter=True))
     if asked.script is not None and not _holds(request, asked.script):
         return CommandReply(need=Need(script=asked.script))
     script = decoded(request.script) if asked.script is not None else None
@@ -208,6 +210,7 @@ def _context(site: Site, caller: Caller, request: CommandRequest | SubmitRequest
         default_queue=site.default_queue,
         default_options=tuple(shlex.split(site.server.recent().get("default_qsub_arguments", ""))),
         default_resources=partial(default_resources, site),
+        submit_filter=request.submit_filter if isinstance(request, CommandRequest) else None,
     )
 
 

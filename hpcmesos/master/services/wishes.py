@@ -8,6 +8,8 @@ delete   index, kill_delay (s or None), message, purge (bool)          ends the 
 hold     index, kinds (letters of u o s)                               adds the holds; Q and W become H
 release  index, kinds (letters of u o s)                               takes the holds away; none left: H becomes Q
 signal   index, signal (number)                                        passes the signal to the head
+suspend  index, suspended (bool)                                       lets all processes stand still, or go on
+run      index, nodes (names; none: wherever there is room)            starts the job now, or says why not
 rerun    index, kill_delay (s or None), message                        ends the attempt; the job goes back to Q
 move     queue                                                         changes the queue of a job that waits
 order    other (a job's seq)                                           two jobs in Q exchange their places
@@ -38,7 +40,9 @@ DELETE = "delete"
 HOLD = "hold"
 RELEASE = "release"
 SIGNAL = "signal"
+SUSPEND = "suspend"
 RERUN = "rerun"
+RUN = "run"
 MOVE = "move"
 ORDER = "order"
 MESSAGE = "message"

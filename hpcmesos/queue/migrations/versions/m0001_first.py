@@ -37,6 +37,7 @@ CREATE TABLE jobs (
     attempt INTEGER DEFAULT 0 NOT NULL,
     charged_attempts INTEGER DEFAULT 0 NOT NULL,
     rerunable BOOLEAN DEFAULT true NOT NULL,
+    suspended BOOLEAN DEFAULT false NOT NULL,
     excluded TEXT[] DEFAULT '{}' NOT NULL,
     dependencies JSONB DEFAULT '[]'::jsonb NOT NULL,
     submit_host TEXT DEFAULT '' NOT NULL,
@@ -90,6 +91,7 @@ CREATE TABLE jobs_history (
     attempt INTEGER DEFAULT 0 NOT NULL,
     charged_attempts INTEGER DEFAULT 0 NOT NULL,
     rerunable BOOLEAN DEFAULT true NOT NULL,
+    suspended BOOLEAN DEFAULT false NOT NULL,
     excluded TEXT[] DEFAULT '{}' NOT NULL,
     dependencies JSONB DEFAULT '[]'::jsonb NOT NULL,
     submit_host TEXT DEFAULT '' NOT NULL,
@@ -122,6 +124,7 @@ CREATE TABLE attempts_history (
     stdout_path TEXT DEFAULT '' NOT NULL,
     stderr_path TEXT DEFAULT '' NOT NULL,
     undelivered TEXT DEFAULT '' NOT NULL,
+    ending JSONB,
     job_ended_at timestamptz NOT NULL,
     CONSTRAINT attempts_history_pkey PRIMARY KEY (seq, element, number, job_ended_at)
 ) PARTITION BY RANGE (job_ended_at);
@@ -304,6 +307,7 @@ CREATE TABLE attempts (
     stdout_path TEXT DEFAULT '' NOT NULL,
     stderr_path TEXT DEFAULT '' NOT NULL,
     undelivered TEXT DEFAULT '' NOT NULL,
+    ending JSONB,
     CONSTRAINT attempts_pkey PRIMARY KEY (seq, element, number),
     CONSTRAINT attempts_seq_fkey FOREIGN KEY (seq, element) REFERENCES jobs (seq, element),
     CONSTRAINT attempts_ended_has_cause CHECK ((cause IS NULL) = (ended_at IS NULL)),
