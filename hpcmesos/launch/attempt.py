@@ -164,7 +164,6 @@ class Attempt:
         self.phase = "ended"
         if hasattr(self, "enclosure"):
             self.enclosure.remove()
-        self.services.secrets.remove(self.id)
         self.leave_container()
         self.services.directories.remove(self.paths, self.owner)
         self.services.secrets.remove(self.id)
@@ -603,6 +602,7 @@ class Attempt:
             with suppress(OSError):
                 sys.stderr.write(f"shepherd: the end of {self.id} cannot be written down: {error}\n")
         self.enclosure.remove()
+        self.services.secrets.remove(self.id)
         self.leave_container()
         self.ended = ended
         self.phase = "ended"

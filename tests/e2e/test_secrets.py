@@ -51,13 +51,16 @@ def test_a_secret_is_a_file_of_the_job_and_nowhere_else(cluster: LiveCluster, us
     assert cluster.run("qsub", "-W", "secret=key", stdin=SHOW, user=ann).returncode != 0
 
 
-def test_a_secret_that_is_taken_away_before_the_job_begins_keeps_it_from_beginning(
+def test_a_secret_that_is_taken_away_before_the_job_begins_holds_it(
     cluster: LiveCluster,
 ) -> None:
     assert cluster.run("hpcmesos", "secret", "set", "gone", stdin="x").returncode == 0
     job = cluster.qsub("#!/bin/sh\ntrue\n", "-W", "secret=gone", "-h")
     assert cluster.run("hpcmesos", "secret", "remove", "gone").returncode == 0
     assert cluster.run("qrls", job).returncode == 0
-    done = cluster.wait(job)
-    assert done["Exit_status"] != 0
-    assert "secret gone" in cluster.run("qstat", "-xf", job).stdout
+    held = cluster.wait_state(job, "H")
+    assert held["Hold_Types"] == "u"
+    assert "secret gone is not there any more" in held["comment"]
+    assert cluster.run("hpcmesos", "secret", "set", "gone", stdin="y").returncode == 0
+    assert cluster.run("qrls", job).returncode == 0
+    assert cluster.wait(job)["Exit_status"] == 0
