@@ -51,7 +51,7 @@ from hpcmesos.master.services import (
 )
 from hpcmesos.master.services import secrets as secret_store
 from hpcmesos.master.services.lookup import find_own
-from hpcmesos.master.services.replies import exit_code, one_line
+from hpcmesos.master.services.replies import exit_code, one_line, spelled_out
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import Scope
 from hpcmesos.pbs.personalities import Personality
@@ -160,9 +160,11 @@ def run_command(name: str, data: wire.CommandRequest, request: ApiRequest) -> Re
     site = _site(request)
     caller = _caller(request) if name in READING else _actor(request)
     try:
-        return Response(service(site, caller, data))
+        reply = service(site, caller, data)
     except HpcmesosError as error:
         return _refusal(error, Personality(data.personality))
+    shown, complaints = spelled_out(reply.stdout), spelled_out(reply.stderr)
+    return Response(msgspec.structs.replace(reply, stdout=shown, stderr=complaints))
 
 
 @post("/v1/jobs", sync_to_thread=True, status_code=201)
@@ -406,7 +408,8 @@ def join_node(data: wire.JoinRequest, request: ApiRequest) -> wire.JoinReply:
 
 @get("/metrics", sync_to_thread=True, media_type=MediaType.TEXT, include_in_schema=False)
 def show_metrics(request: ApiRequest) -> Response[bytes]:
-    """This process' and the cluster's figures for Prometheus."""
+    """This process' and the cluster's figures for Prometheus, which shows a token (scope "read" will do)."""
+    _caller(request)
     metrics = cast("Metrics", request.app.state.metrics)
     return Response(metrics.text(), media_type=CONTENT_TYPE)
 

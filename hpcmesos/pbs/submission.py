@@ -23,6 +23,7 @@ from hpcmesos.pbs.values import (
     bare_names,
     check_choice,
     check_name,
+    check_printable,
     default_name,
     merge_attribute,
     parse_attributes,
@@ -308,7 +309,7 @@ class _Merged:
 
     def last(self, name: str) -> str | None:
         value = self.raw(name)
-        return None if value is None else unquote(value)
+        return None if value is None else check_printable(name, unquote(value))
 
     def raw(self, name: str) -> str | None:
         """As ``last``, with the quotes that are part of a command line."""
@@ -325,7 +326,7 @@ class _Merged:
         for source in self.sources:
             for text in source.all("W"):
                 for name, value in parse_attributes(text).items():
-                    merge_attribute(found, name, value)
+                    merge_attribute(found, name, check_printable("W", value))
         for name, choices in _ATTRIBUTE_CHOICES.items():
             if name in found and found[name] not in choices:
                 raise InvalidValue(f"illegal -W value '{name}={found[name]}'; one of {', '.join(choices)}")
