@@ -120,6 +120,7 @@ class ClientSettings:
     ca_file: Path | None = None
     munge: bool = False  # shows MUNGE credentials in place of a token
     munge_socket: str = ""  # munged's; empty: the library's default
+    submit_filter: Path = Path("/etc/hpcmesos/submit_filter")  # if it is there, it sees every script first
     timeout: float = 60.0
     personality: str = "torque"
     state: Path | None = None

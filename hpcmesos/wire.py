@@ -253,6 +253,8 @@ class CommandRequest(msgspec.Struct, frozen=True, kw_only=True):
     script_path: str | None = None  # the operand that ``script`` was read from; "-" for standard input
     key: str | None = None  # idempotency key
     personality: str = "torque"
+    submit_filter: str | None = None  # the site has this program on the submit host: it sees the script first
+    filtered: bool = False  # and it has
     terminal: bool = False  # the caller has a terminal for an interactive job, and stays with it
 
 
@@ -302,6 +304,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
     script: str | None = None  # read this file; "-": standard input
     terminal: list[str] | None = None  # full-client argv to run instead, if standard input is a terminal
     environ: list[str] | None = None  # these variables; ["*"]: all
+    filter: bool = False  # what the site's submit filter makes of the script, nothing where there is none
 
 
 class CommandReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -426,6 +429,19 @@ class RevokeRequest(msgspec.Struct, frozen=True, kw_only=True):
     ids: list[str]
 
 
+class SecretRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``value``: base64."""
+
+    value: str
+
+
+class SecretStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A secret that is kept; ``changed_at``: epoch seconds."""
+
+    name: str
+    changed_at: float
+
+
 class AuditStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A change: when, what, of which job, by whom, and how that one came."""
 
@@ -494,6 +510,7 @@ class HealthReply(msgspec.Struct, frozen=True, kw_only=True):
     timeline: int = 0
     fsync: bool = True
     synchronous_commit: str = "on"
+    plugins: list[str] = []  # what is wrong with the site's plug-ins, a line each
     standbys: str = ""  # synchronous_standby_names; empty: a failover may lose the last commits
 
 

@@ -105,6 +105,8 @@ class Control:
         """A session of its own and a log file for its words: it outlives this agent."""
         path = self._settings.state / "shepherd.json"
         path.write_text(json.dumps(self._config, indent=1))
+        # One that was killed listens until its last file is closed, which a file server that hangs can put off.
+        (self._settings.sockets / "control.sock").unlink(missing_ok=True)
         with _log_path(self._settings).open("ab") as output:
             self._child = subprocess.Popen(
                 [sys.executable, "-IS", str(LAUNCH), "shepherd", str(path)],

@@ -300,14 +300,14 @@ def attempt_of_environment(pid: int, marker: str) -> str | None:
     return None
 
 
-async def clear_by_environment(attempt: str | None, marker: str) -> None:
-    """Kills what a dead shepherd left of an attempt (None: of any): known by nothing but its environment."""
+async def clear_by_environment(marker: str) -> dict[int, str]:
+    """Kills what a dead shepherd left, known by its environment; answers what could not be killed, and whose it is."""
     deadline = time.monotonic() + UNKILLABLE
-    while time.monotonic() < deadline:
+    while True:
         found = {pid: attempt_of_environment(pid, marker) for pid in process_table()}
-        left = [pid for pid, name in found.items() if name and name == (attempt or name)]
-        if not left:
-            return
+        left = {pid: name for pid, name in found.items() if name}
+        if not left or time.monotonic() > deadline:
+            return left
         for pid in left:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)

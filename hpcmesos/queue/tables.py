@@ -149,6 +149,7 @@ def _attempt_columns() -> list[Column[Any]]:
         _text("stdout_path"),
         _text("stderr_path"),
         _text("undelivered"),
+        Column("ending", JSONB(none_as_null=True)),  # see records.Ending
     ]
 
 
@@ -381,6 +382,16 @@ tokens = Table(
     UniqueConstraint("id", name="tokens_id_key"),
     CheckConstraint(_one_of("kind", ("user", "join")), "kind"),
     CheckConstraint(_one_of("scope", Scope), "scope"),
+)
+secrets = Table(
+    "secrets",
+    metadata,
+    _text("owner", None),
+    _text("name", None),
+    Column("sealed", LargeBinary, nullable=False),
+    _text("via"),
+    _now("changed_at"),
+    PrimaryKeyConstraint("owner", "name"),
 )
 leadership = Table(
     "leadership",
