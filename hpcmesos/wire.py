@@ -433,6 +433,19 @@ class RevokeRequest(msgspec.Struct, frozen=True, kw_only=True):
     ids: list[str]
 
 
+class SecretRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``value``: base64."""
+
+    value: str
+
+
+class SecretStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A secret that is kept; ``changed_at``: epoch seconds."""
+
+    name: str
+    changed_at: float
+
+
 class AuditStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A change: when, what, of which job, by whom, and how that one came."""
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "share": "standing",
     "simulate": "simulate",
     "token": "admin",
+    "secret": "secrets",
     "audit": "admin",
     "doctor": "admin",
     "install-commands": "admin",

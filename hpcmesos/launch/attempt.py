@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch, Outputs, read_report
+from hpcmesos.launch.secrets import Secrets
 from hpcmesos.launch.settings import Config
 from hpcmesos.launch.steps import Steps, checked
 from hpcmesos.launch.terminal import Terminal
@@ -79,6 +80,7 @@ class Services:
     children: Children
     journal: Journal
     directories: files.Directories
+    secrets: Secrets
     trees: enclosure.Trees
     emit: Callable[[dict[str, Any]], None]
     uncontain: Callable[[str], None]  # the container of an attempt is over
@@ -132,8 +134,8 @@ class Attempt:
 
     # --- PREPARE ----------------------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        """Journal, directory, cgroup. Whatever it raises (OSError, mostly), nothing of it is left then."""
+    def prepare(self, secrets: Mapping[str, str | None] | None = None) -> None:
+        """Journal, directory, secrets, cgroup. Whatever it raises (OSError, mostly), nothing of it is left then."""
         config = self.services.config
         self._journal = self.services.journal.create(
             self.id, {"spec": self.spec, "boot_id": config.boot_id, "at": time.time()}
@@ -143,6 +145,7 @@ class Attempt:
             if self.spec.get("framework"):
                 self.tasks = tasks.of_node(self.spec)
             self.services.directories.make(self.spec, self.paths, self.owner, self.tasks)
+            self.services.secrets.make(self.id, self.owner, secrets or {})
             if config.cgroup:
                 wanted = limits.wanted(config.limits, self.spec)
                 self.enclosure = enclosure.Cgroup(config.cgroup, self.id, config.limits.get("v1", {}), wanted)
@@ -164,6 +167,7 @@ class Attempt:
             self.enclosure.remove()
         self.leave_container()
         self.services.directories.remove(self.paths, self.owner)
+        self.services.secrets.remove(self.id)
         self.services.journal.remove(self.id)
 
     def leave_container(self) -> None:
@@ -604,6 +608,7 @@ class Attempt:
             with suppress(OSError):
                 sys.stderr.write(f"shepherd: the end of {self.id} cannot be written down: {error}\n")
         self.enclosure.remove()
+        self.services.secrets.remove(self.id)
         self.leave_container()
         self.ended = ended
         self.phase = "ended"

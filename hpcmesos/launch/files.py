@@ -61,6 +61,7 @@ def job_paths(config: Config, spec: dict[str, Any]) -> mpi.JobPaths:
         ompi_hostfile=os.path.join(hosts, "ompi_hosts"),
         tasks=os.path.join(directory, "tasks"),
         tmpdir=os.path.join(directory, "tmp"),
+        secrets=os.path.join(config.sockets, "secrets", spec["attempt"]),
     )
 
 

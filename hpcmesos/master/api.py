@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Annotated, Any, cast
 
 import msgspec
-from litestar import Litestar, MediaType, Request, Response, WebSocket, delete, get, post, websocket
+from litestar import Litestar, MediaType, Request, Response, WebSocket, delete, get, post, put, websocket
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException, WebSocketDisconnect
 from litestar.openapi.config import OpenAPIConfig
@@ -49,6 +49,7 @@ from hpcmesos.master.services import (
     wait,
     why,
 )
+from hpcmesos.master.services import secrets as secret_store
 from hpcmesos.master.services.lookup import find_own
 from hpcmesos.master.services.replies import exit_code, one_line, spelled_out
 from hpcmesos.master.services.site import Site
@@ -128,6 +129,9 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             list_tokens,
             revoke_tokens,
             list_changes,
+            put_secret,
+            list_secrets,
+            remove_secret,
             join_node,
             show_metrics,
         ],
@@ -376,6 +380,24 @@ def list_changes(
 ) -> list[wire.AuditStatus]:
     """Who changed what since ``since`` (epoch seconds), and how that one came; users see their own changes."""
     return auditing.changes(_site(request), _caller(request), since, user, job, limit)
+
+
+@put("/v1/secrets/{name:str}", sync_to_thread=True)
+def put_secret(name: str, data: wire.SecretRequest, request: ApiRequest) -> wire.SecretStatus:
+    """Keeps a secret of the caller's for his jobs (-W secret=NAME); it is not shown again."""
+    return secret_store.put(_site(request), _actor(request), name, data)
+
+
+@get("/v1/secrets", sync_to_thread=True)
+def list_secrets(request: ApiRequest) -> list[wire.SecretStatus]:
+    """Names of the caller's secrets."""
+    return secret_store.listing(_site(request), _caller(request))
+
+
+@delete("/v1/secrets/{name:str}", sync_to_thread=True, status_code=200)
+def remove_secret(name: str, request: ApiRequest) -> list[wire.SecretStatus]:
+    """Takes a secret away; answers those that are left."""
+    return secret_store.remove(_site(request), _actor(request), name)
 
 
 @post("/v1/nodes/join", sync_to_thread=True, status_code=201)

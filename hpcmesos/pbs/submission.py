@@ -70,7 +70,7 @@ _KEPT_OPTIONS = {
 _TYPED_ATTRIBUTES = frozenset(
     {"depend", "umask", "block", "interactive", "group_list", "ring", "gpubind", "image", "job_array_request"}
     | {"max_run_subjobs"}
-    | {"framework", "capture", "constraints", "image_pull"}
+    | {"framework", "capture", "constraints", "image_pull", "secret"}
 )
 
 
@@ -156,6 +156,7 @@ class Submission:
     gpubind: str | None = None  # rank, none; None: the launcher's default
     image: str | None = None  # --image, -W image=: run in this container image
     image_pull: str | None = None  # -W image_pull=: always, missing or never; None: as the node is set
+    secrets: tuple[str, ...] = ()  # -W secret=NAME,...: names of the owner's, for files
     capture: bool = False  # -W capture=true: no output files; ``hpcmesos logs`` has what was written
 
 
@@ -278,6 +279,7 @@ class _Merged:
             gpubind=self.attributes.get("gpubind"),
             image=self.image,
             image_pull=self.attributes.get("image_pull"),
+            secrets=split_list(self.attributes.get("secret", "")),
             capture=self._flag("capture"),
         )
 

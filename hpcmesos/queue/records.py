@@ -271,6 +271,15 @@ class InboxRow:
     via: str = ""  # by which credential, and from where
 
 
+@dataclass(frozen=True, slots=True)
+class SecretRecord:
+    """A user's secret, sealed; see master/vault.py."""
+
+    name: str
+    sealed: bytes
+    changed_at: datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaderRecord:
     """Who leads. ``timeline``: PostgreSQL's when the leader took over. ``live``: the lease has not run out."""

@@ -384,6 +384,16 @@ tokens = Table(
     CheckConstraint(_one_of("kind", ("user", "join")), "kind"),
     CheckConstraint(_one_of("scope", Scope), "scope"),
 )
+secrets = Table(
+    "secrets",
+    metadata,
+    _text("owner", None),
+    _text("name", None),
+    Column("sealed", LargeBinary, nullable=False),
+    _text("via"),
+    _now("changed_at"),
+    PrimaryKeyConstraint("owner", "name"),
+)
 leadership = Table(
     "leadership",
     metadata,

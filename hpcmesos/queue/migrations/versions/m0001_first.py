@@ -257,6 +257,15 @@ CREATE TABLE tokens (
     CONSTRAINT tokens_scope CHECK (scope IN ('read', 'jobs', 'all'))
 );
 
+CREATE TABLE secrets (
+    owner TEXT NOT NULL,
+    name TEXT NOT NULL,
+    sealed BYTEA NOT NULL,
+    via TEXT DEFAULT '' NOT NULL,
+    changed_at timestamptz DEFAULT now() NOT NULL,
+    CONSTRAINT secrets_pkey PRIMARY KEY (owner, name)
+);
+
 CREATE TABLE leadership (
     term BIGINT NOT NULL,
     holder TEXT DEFAULT '' NOT NULL,
@@ -462,12 +471,14 @@ BEGIN
         GRANT SELECT ON ALL TABLES IN SCHEMA public TO hpcmesos_api;
         GRANT INSERT ON jobs, job_scripts, inbox, idempotency_keys, tokens TO hpcmesos_api;
         GRANT UPDATE (node, used_at, used_via, revoked_at, revoked_by, revoked_via) ON tokens TO hpcmesos_api;
+        GRANT INSERT, UPDATE, DELETE ON secrets TO hpcmesos_api;
         GRANT USAGE ON SEQUENCE job_ids, inbox_ids TO hpcmesos_api;
     END IF;
 
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'hpcmesos_leader') THEN
         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO hpcmesos_leader;
         REVOKE ALL ON tokens, alembic_version FROM hpcmesos_leader;
+        REVOKE INSERT, UPDATE, DELETE ON secrets FROM hpcmesos_leader;
         REVOKE INSERT, DELETE ON leadership FROM hpcmesos_leader;
         GRANT SELECT ON alembic_version TO hpcmesos_leader;
         GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public TO hpcmesos_leader;
