@@ -16,7 +16,7 @@ from hpcmesos.launch.attempt import NODE_LOST, Services
 from hpcmesos.launch.output import PATIENCE, TAIL
 from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.processes import Children, Launch
-from hpcmesos.launch.settings import Refusal
+from hpcmesos.launch.settings import Config, Refusal
 
 
 class Recovered:

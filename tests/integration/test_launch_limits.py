@@ -178,3 +178,16 @@ def test_private_tmp(limits: dict[str, Any], place: Path) -> None:
     assert own[-2].startswith(str(state))
     assert own[-1] == str(pwd.getpwnam(OWNER).pw_uid)
     assert not Path("/tmp", mark).exists()
+
+
+def test_a_dead_shepherd_leaves_no_group(node: Node, place: Path, limits: dict[str, Any]) -> None:
+    with kit.runs([node], place) as start:
+        member = node.member() | {"mem": 64 * MIB}
+        run = start("#!/bin/sh\nsleep 1000\n", owner=OWNER, workdir="/", members=[member])
+        pid = run.started()["pid"]
+        node.kill()
+        node.start()
+        assert run.ended()["cause"] == "NODE_LOST"
+    assert not kit.is_alive(pid)
+    for group in limits["v1"].values():
+        assert not [path for path in Path(group).iterdir() if path.is_dir()]
