@@ -37,6 +37,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
         int, ...
     ] = ()  # quality to each GPU of this node, in index order; higher is better, empty: unknown
     note: str = ""
+    minor: int | None = None  # N of /dev/nvidiaN
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +50,9 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     features: tuple[str, ...] = ()
     os: str = ""
     hostname: str = ""
+    isolation: tuple[
+        str, ...
+    ] = ()  # what holds jobs here: cgroup, memory, cpu, pids, devices; empty: nothing
 
 
 # --- agent to leader ---------------------------------------------------------------------------------------------
@@ -253,6 +257,8 @@ class CommandRequest(msgspec.Struct, frozen=True, kw_only=True):
     script_path: str | None = None  # the operand that ``script`` was read from; "-" for standard input
     key: str | None = None  # idempotency key
     personality: str = "torque"
+    submit_filter: str | None = None  # the site has this program on the submit host: it sees the script first
+    filtered: bool = False  # and it has
     terminal: bool = False  # the caller has a terminal for an interactive job, and stays with it
 
 
@@ -354,6 +360,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
     script: str | None = None  # read this file; "-": standard input
     terminal: list[str] | None = None  # full-client argv to run instead, if standard input is a terminal
     environ: list[str] | None = None  # these variables; ["*"]: all
+    filter: bool = False  # what the site's submit filter makes of the script, nothing where there is none
 
 
 class CommandReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -478,6 +485,19 @@ class RevokeRequest(msgspec.Struct, frozen=True, kw_only=True):
     ids: list[str]
 
 
+class SecretRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``value``: base64."""
+
+    value: str
+
+
+class SecretStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A secret that is kept; ``changed_at``: epoch seconds."""
+
+    name: str
+    changed_at: float
+
+
 class AuditStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A change: when, what, of which job, by whom, and how that one came."""
 
@@ -546,6 +566,7 @@ class HealthReply(msgspec.Struct, frozen=True, kw_only=True):
     timeline: int = 0
     fsync: bool = True
     synchronous_commit: str = "on"
+    plugins: list[str] = []  # what is wrong with the site's plug-ins, a line each
     standbys: str = ""  # synchronous_standby_names; empty: a failover may lose the last commits
 
 

@@ -64,6 +64,8 @@ def _cluster(connect: Callable[[], Client]) -> Iterator[Finding]:
         yield Finding("nodes", "note", f"{len(nodes) - len(down)} up, not up: {', '.join(down)}")
     else:
         yield Finding("nodes", "good", f"{len(nodes)} up")
+    for fault in health.plugins:
+        yield Finding("scheduler", "bad", fault)
     yield from _database(health)
 
 

@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from hpcmesos.gang.snapshot import JobView, Limit, RunningView
+from hpcmesos.gang.classes import class_of, class_of_running
+from hpcmesos.gang.snapshot import JobView, Limit, Plugged, RunningView
 from hpcmesos.gang.tables import Shape
 from hpcmesos.model import PendingReason, ReasonCode
+from hpcmesos.plugin import JobClass
 
+_NO_PLUGIN = Plugged()
 _Key = tuple[str, str, str]  # the queue in which it counts ("": everywhere), scope and name
 
 
 class Gate:
     """Counts what runs, and what this cycle starts, against the limits."""
 
-    def __init__(self, limits: Sequence[Limit], running: Iterable[RunningView]) -> None:
+    def __init__(
+        self, limits: Sequence[Limit], running: Iterable[RunningView], plugged: Plugged = _NO_PLUGIN
+    ) -> None:
         self._limits = limits
+        self._told = plugged.limits
+        self._of_class: Counter[JobClass | None] = Counter(
+            class_of_running(job) for job in (running if self._told is not None else ())
+        )
         self._jobs: Counter[_Key] = Counter()
         self._gpus: Counter[_Key] = Counter()
         self._cpus: Counter[_Key] = Counter()
@@ -26,6 +35,8 @@ class Gate:
 
     def count(self, job: JobView, shape: Shape) -> None:
         """One more of these has started."""
+        if self._told is not None:
+            self._of_class[class_of(job)] += 1
         if self._limits:
             self._add(_keys(job), shape.gpus, shape.cpus)
 
@@ -44,7 +55,20 @@ class Gate:
             ):
                 if most is not None and used + asked > most:
                     return _reason(limit, name, unit, used, asked, most)
-        return None
+        return self._refused_by_plugin(job)
+
+    def _refused_by_plugin(self, job: JobView) -> PendingReason | None:
+        if self._told is None:
+            return None
+        kind = class_of(job)
+        if kind not in self._told:
+            text = "the plug-in of the site's limits was not asked about jobs like it yet; it will be at once"
+            return PendingReason(ReasonCode.LIMIT, text)
+        most, used = self._told[kind], self._of_class[kind]
+        if most is None or used < most:
+            return None
+        text = f"limit of the site's plug-in: {used} of {most} jobs like it run"
+        return PendingReason(ReasonCode.LIMIT, text, {"scope": "plug-in", "used": used, "limit": most})
 
     def _add(self, keys: Iterable[_Key], gpus: int, cpus: int) -> None:
         for key in keys:

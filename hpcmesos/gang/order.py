@@ -10,7 +10,7 @@ from math import log2
 
 import numpy as np
 
-from hpcmesos.gang import fair, tables
+from hpcmesos.gang import classes, fair, tables
 from hpcmesos.gang.policy import DAY, Policy
 from hpcmesos.gang.room import Floats, Ints
 from hpcmesos.gang.snapshot import JobView, QueueView, RunningView, Snapshot
@@ -173,7 +173,10 @@ ORDERS: dict[str, Order] = {
 def ranked(snapshot: Snapshot, pending: JobTable, name: str, policy: Policy, now: float) -> Ints:
     """The slots of the waiting jobs, first to start first."""
     slots = pending.all_slots()
-    first: Ints = slots[_sorted(Columns(pending, slots, snapshot, policy, now), name)]
+    jobs = Columns(pending, slots, snapshot, policy, now)
+    told = snapshot.plugged.order if name == policy.order else None
+    site = [] if told is None else [-jobs.qos, classes.keys(pending, slots, told)]
+    first: Ints = slots[_sorted(jobs, name, site)]
     return first
 
 
@@ -181,11 +184,15 @@ def points(snapshot: Snapshot, job: JobView, policy: Policy, now: float) -> dict
     """Of one waiting job, each factor's value and the points that it gives under ``multifactor``."""
     table = JobTable([job])
     jobs = Columns(table, table.all_slots(), snapshot, policy, now)
-    return {name: (float(value[0]), float(value[0] * weight)) for name, value, weight in factors(jobs)}
+    found = {name: (float(value[0]), float(value[0] * weight)) for name, value, weight in factors(jobs)}
+    told = snapshot.plugged.order
+    key = None if told is None else told.get(classes.class_of(job))
+    return found if key is None else {"plug-in's key": (key, 0.0), **found}
 
 
-def _sorted(jobs: Columns, name: str) -> Ints:
-    keys = [*ORDERS[name](jobs), jobs.queued_at, jobs.tie]
+def _sorted(jobs: Columns, name: str, site: Sequence[Floats] = ()) -> Ints:
+    """``site``: keys of a plug-in, which come before those of the order."""
+    keys = [*site, *ORDERS[name](jobs), jobs.queued_at, jobs.tie]
     if jobs.policy.patience is not None:
         overdue = jobs.wait > jobs.policy.patience
         keys = [np.where(overdue, jobs.queued_at, np.inf), *keys]

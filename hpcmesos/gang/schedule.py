@@ -15,11 +15,11 @@ from math import inf
 
 import numpy as np
 
-from hpcmesos.gang import limits, order, preempt, score, tables, windows
+from hpcmesos.gang import classes, limits, order, preempt, score, tables, windows
 from hpcmesos.gang.backfill import Block, Held, Horizon, amounts_of, place
 from hpcmesos.gang.estimate import Candidate, estimates
 from hpcmesos.gang.explain import Explainer, Reasons, Side, Waiting
-from hpcmesos.gang.feasible import Arrangement
+from hpcmesos.gang.feasible import Arrangement, Prefer
 from hpcmesos.gang.ledger import Ledger
 from hpcmesos.gang.placing import find
 from hpcmesos.gang.policy import Backfill, Policy, Preempt
@@ -37,6 +37,7 @@ from hpcmesos.gang.snapshot import (
 )
 from hpcmesos.gang.tables import JobTable, NodeTable, RunningTable, Shape
 from hpcmesos.model import Chunk, JobId, PendingReason
+from hpcmesos.plugin import NodeClass
 
 _ALL = 1 << 30
 
@@ -64,7 +65,7 @@ class _Cycle:
         self.running = RunningTable.of(snapshot.running, self.nodes)
         self.ledger = Ledger(self.nodes)
         self.explainer = Explainer(self.nodes.installed, self.ledger.room, self.nodes.up.copy())
-        self.gate = limits.Gate(snapshot.limits, self.running)
+        self.gate = limits.Gate(snapshot.limits, self.running, snapshot.plugged)
         self.starts: list[Start] = []
         self.preemptions: list[Preemption] = []
         self.done: set[int] = set()  # slots of jobs that started, with all elements
@@ -190,7 +191,7 @@ class _Cycle:
         if level is None or level >= side.failed.get(number, _ALL):
             return False
         usable = self.explainer.usable(shape) & side.open
-        found = find(shape, side.horizon.room(level), usable, self._prefer)
+        found = find(shape, side.horizon.room(level), usable, self._preference(job))
         if found.lots is None:
             side.failed[number] = level
             if level == 0 and bool(side.open.all()):
@@ -198,6 +199,19 @@ class _Cycle:
             return False
         self._commit(job, shape, found, self.now + walltime)
         return True
+
+    def _preference(self, job: JobView) -> Prefer:
+        """Which nodes are filled first: a plug-in's keys for the job's class before the rest."""
+        told = self.snapshot.plugged.rank
+        keys = None if told is None else told.get(classes.class_of(job))
+        if keys is None:
+            return self._prefer
+        known, numbers = self._node_classes
+        return score.keyed(classes.node_keys(numbers, known, keys), self._prefer)
+
+    @cached_property
+    def _node_classes(self) -> tuple[list[NodeClass], Ints]:
+        return classes.node_classes(self.nodes.site)
 
     def _commit(self, job: JobView, shape: Shape, found: Arrangement, end: float) -> None:
         members = _members(shape, found, self.ledger)

@@ -13,7 +13,8 @@ from math import comb
 
 import numpy as np
 
-from hpcmesos.gang.room import Ints, Room, Site
+from hpcmesos.gang.feasible import Prefer
+from hpcmesos.gang.room import Floats, Ints, Room, Site
 from hpcmesos.gang.snapshot import NodeView
 
 _MEM_UNIT = 22  # bits: memory counts in steps of 4 MiB
@@ -38,6 +39,29 @@ def prefer(room: Room, rows: Ints, copies: Ints, pieces: int) -> Ints:
 def first_fit(room: Room, rows: Ints, copies: Ints, pieces: int) -> Ints:
     """The first rows that do, by name: what the others are measured by."""
     return rows
+
+
+def keyed(keys: Floats, prefer: Prefer) -> Prefer:
+    """As ``prefer``, on the rows of the lowest keys that hold all pieces; the others come after them.
+
+    ``keys``: one for each row of the site.
+    """
+
+    def preferred(room: Room, rows: Ints, copies: Ints, pieces: int) -> Ints:
+        if len(rows) < 2:
+            return rows
+        of = keys[rows]
+        by_key = np.argsort(of, kind="stable")
+        held = np.cumsum(copies[by_key])
+        enough = min(int(np.searchsorted(held, pieces)), len(rows) - 1)
+        inside = of <= of[by_key[enough]]
+        first = prefer(room, rows[inside], copies[inside], pieces)
+        if pieces == 1 or inside.all():
+            return first
+        rest: Ints = rows[~inside][np.argsort(of[~inside], kind="stable")]
+        return np.concatenate([first, rest])
+
+    return preferred
 
 
 def _fit(room: Room, rows: Ints) -> Ints:

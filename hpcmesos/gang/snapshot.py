@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from hpcmesos.model import GpuUuid, JobId, NodeName, PendingReason, Request
+from hpcmesos.plugin import JobClass, NodeClass
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class RunningView:
     leaving: bool = False  # it was told to go: what it holds comes free soon
     priority: int = 0
     queued_at: float = 0.0
+    request: Request | None = None  # what it asked for, for limits of plug-ins; None: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,18 @@ class Promise:
 
 
 @dataclass(frozen=True, slots=True)
+class Plugged:
+    """What a site's plug-ins last told (``hpcmesos.plugin``); None: there is no such plug-in, or it is at fault.
+
+    A class without an order key comes after all that have one, one without a limit waits until it is told.
+    """
+
+    order: Mapping[JobClass, float] | None = None
+    rank: Mapping[JobClass, Mapping[NodeClass, float]] | None = None
+    limits: Mapping[JobClass, int | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything that one decision depends on; the order within the collections means nothing."""
 
@@ -161,6 +175,7 @@ class Snapshot:
     accounts: tuple[Account, ...] = ()
     project_shares: Mapping[str, float] = field(default_factory=dict)
     promises: tuple[Promise, ...] = ()
+    plugged: Plugged = Plugged()
 
 
 @dataclass(frozen=True, slots=True)

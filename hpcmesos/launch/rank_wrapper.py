@@ -61,11 +61,11 @@ def main(argv: list[str]) -> int:
     }
     shepherd = _tell_start(about)
     _give_input(rank)
-    status = _run(command)
+    status, asked = _run(command)
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     number = os.WTERMSIG(status) if code is None else None
     if shepherd:
-        end = {"op": "rank_end", "step": step, "rank": rank, "code": code, "signal": number}
+        end = {"op": "rank_end", "step": step, "rank": rank, "code": code, "signal": number, "asked": asked}
         if code == _LOST_PEER and "OMPI_COMM_WORLD_RANK" in os.environ:
             end["dragged"] = True
         if code == 0 and "PMI_FD" in os.environ:
@@ -133,13 +133,20 @@ def _number(names: tuple[str, ...], default: int) -> int:
     return default
 
 
-def _run(command: list[str]) -> int:
-    """Runs the program as a child that inherits every descriptor (PMI speaks over one); answers its wait status."""
+def _run(command: list[str]) -> tuple[int, bool]:
+    """Runs the program as a child that inherits every descriptor (PMI speaks over one).
+
+    Answers its wait status, and whether it was told to end before: launchers do so when another rank has failed.
+    """
     pid = os.fork()
     if pid == 0:
         os._exit(_execute(command))
 
+    asked = False
+
     def pass_on(number: int, _: object) -> None:
+        nonlocal asked
+        asked |= number == quick.signal.SIGTERM
         try:  # noqa: SIM105  (contextlib costs 3 ms to import)
             os.kill(pid, number)
         except OSError:
@@ -147,7 +154,8 @@ def _run(command: list[str]) -> int:
 
     for name in _PASSED_ON:
         quick.signal.signal(getattr(quick.signal, name), pass_on)
-    return os.waitpid(pid, 0)[1]
+    status = os.waitpid(pid, 0)[1]
+    return status, asked
 
 
 def _execute(command: list[str]) -> int:

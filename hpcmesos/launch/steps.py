@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -33,9 +33,9 @@ class Steps:
         self._count = 0
         self._steps: dict[str, dict[str, Any]] = {}
         self._ranks: dict[tuple[str, int], dict[str, Any]] = {}
-        self._ended: deque[dict[str, Any]] = deque(
-            maxlen=_MOST_RANKS
-        )  # in the order in which their ends came
+        self._asked: dict[
+            str, dict[str, Any]
+        ] = {}  # of each step the first rank that failed when it was asked to end
         self._running: dict[str, Counter[str]] = {}  # ranks that have not ended, by step and node
         self._news = asyncio.Event()
         self._listeners: dict[str, Callable[[str], None]] = {}
@@ -83,8 +83,9 @@ class Steps:
     def rank_end(self, message: dict[str, Any], node: str) -> None:
         """A rank has ended, with ``code`` or by ``signal``.
 
-        ``dragged``: by the end of another rank, or of the launch; ``vanished``: its launcher killed it, wrapper and
-        all, which it may keep for itself.
+        ``dragged``: by the end of another rank, or of the launch; ``asked``: when it was told to end, for which that of
+        another rank may be the reason; ``vanished``: its launcher killed it, wrapper and all, which it may keep for
+        itself.
         """
         key = (str(message.get("step", "")), int(message.get("rank", 0)))
         if key not in self._ranks:
@@ -97,8 +98,7 @@ class Steps:
         if message.get("vanished") and not self.closing:
             self.fail(row["step"], f"rank {row['rank']} ({row['node']}) was killed by its launcher")
         if not (self.closing or message.get("vanished") or message.get("dragged")):
-            self._ended.append(row)
-            self._note_failure(row)
+            self._note_failure(row, bool(message.get("asked")))
         news, self._news = self._news, asyncio.Event()
         news.set()
 
@@ -109,9 +109,13 @@ class Steps:
         if not self._running[step]:
             del self._running[step]
 
-    def _note_failure(self, row: dict[str, Any]) -> None:
+    def _note_failure(self, row: dict[str, Any], asked: bool) -> None:
         step = self._steps.get(row["step"])
-        if step and step["first_failed"] is None and (row["code"] or row["signal"]):
+        if step is None or not (row["code"] or row["signal"]):
+            return
+        if asked:
+            self._asked.setdefault(row["step"], row)
+        elif step["first_failed"] is None:
             step["first_failed"] = row["rank"]
 
     async def last_of(self, step: str, node: str, patience: float) -> None:
@@ -127,13 +131,16 @@ class Steps:
         Reports of far ranks travel by another connection than the launcher's end, which waits for them.
         """
         await self._wait(lambda: self._patience(step, code, by_rank))
+        entry, asked = self._steps.get(step), self._asked.pop(step, None)
+        if entry and asked and entry["first_failed"] is None:
+            entry["first_failed"] = asked["rank"]
         failed, broken = self._first_failed(step), self._broken.pop(step, None)
         if failed and by_rank:
             code = 128 + failed["signal"] if failed["signal"] is not None else failed["code"]
         elif broken and code == 0:
             code = _BROKEN
-        if step in self._steps:
-            self._steps[step]["code"] = _number(code)
+        if entry:
+            entry["code"] = _number(code)
         ranks = [row for row in self._ranks.values() if row["step"] == step]
         return {"code": code, "ranks": ranks, "first_failed": failed, "broken": broken}
 
@@ -158,8 +165,8 @@ class Steps:
         return _newest(self._ranks.values()), _newest(self._steps.values())
 
     def _first_failed(self, step: str) -> dict[str, Any] | None:
-        failed = (r for r in self._ended if r["step"] == step and (r["code"] or r["signal"]))
-        return next(failed, None)
+        rank = self._steps.get(step, {}).get("first_failed")
+        return None if rank is None else self._ranks.get((step, rank))
 
 
 def checked(message: dict[str, Any]) -> dict[str, Any]:
@@ -173,11 +180,8 @@ def checked(message: dict[str, Any]) -> dict[str, Any]:
         return report | {"gpus": [_text(uuid) for uuid in message.get("gpus") or ()][:_LONGEST_WORD]}
     code, signal = (message.get(name) for name in ("code", "signal"))
     report |= {"code": None if code is None else _number(code)}
-    return report | {
-        "signal": None if signal is None else _number(signal),
-        "vanished": bool(message.get("vanished")),
-        "dragged": bool(message.get("dragged")),
-    }
+    report |= {"signal": None if signal is None else _number(signal)}
+    return report | {how: bool(message.get(how)) for how in ("vanished", "dragged", "asked")}
 
 
 def _has_ended(rank: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Annotated, Any, cast
 
 import msgspec
-from litestar import Litestar, MediaType, Request, Response, WebSocket, delete, get, post, websocket
+from litestar import Litestar, MediaType, Request, Response, WebSocket, delete, get, post, put, websocket
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException, WebSocketDisconnect
 from litestar.openapi.config import OpenAPIConfig
@@ -50,11 +50,13 @@ from hpcmesos.master.services import (
     wait,
     why,
 )
+from hpcmesos.master.services import secrets as secret_store
 from hpcmesos.master.services.lookup import find_own
-from hpcmesos.master.services.replies import exit_code, one_line
+from hpcmesos.master.services.replies import exit_code, one_line, spelled_out
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import Scope
 from hpcmesos.pbs.personalities import Personality
+from hpcmesos.queue import documents
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +134,9 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             list_tokens,
             revoke_tokens,
             list_changes,
+            put_secret,
+            list_secrets,
+            remove_secret,
             join_node,
             show_metrics,
         ],
@@ -160,9 +165,11 @@ def run_command(name: str, data: wire.CommandRequest, request: ApiRequest) -> Re
     site = _site(request)
     caller = _caller(request) if name in READING else _actor(request)
     try:
-        return Response(service(site, caller, data))
+        reply = service(site, caller, data)
     except HpcmesosError as error:
         return _refusal(error, Personality(data.personality))
+    shown, complaints = spelled_out(reply.stdout), spelled_out(reply.stderr)
+    return Response(msgspec.structs.replace(reply, stdout=shown, stderr=complaints))
 
 
 @post("/v1/jobs", sync_to_thread=True, status_code=201)
@@ -370,6 +377,7 @@ def show_health(request: ApiRequest) -> wire.HealthReply:
         fsync=server.fsync,
         synchronous_commit=server.synchronous_commit,
         standbys=server.standbys,
+        plugins=sorted((store.documents().get(documents.PLUGINS) or {}).values()),
     )
 
 
@@ -409,6 +417,24 @@ def list_changes(
     return auditing.changes(_site(request), _caller(request), since, user, job, limit)
 
 
+@put("/v1/secrets/{name:str}", sync_to_thread=True)
+def put_secret(name: str, data: wire.SecretRequest, request: ApiRequest) -> wire.SecretStatus:
+    """Keeps a secret of the caller's for his jobs (-W secret=NAME); it is not shown again."""
+    return secret_store.put(_site(request), _actor(request), name, data)
+
+
+@get("/v1/secrets", sync_to_thread=True)
+def list_secrets(request: ApiRequest) -> list[wire.SecretStatus]:
+    """Names of the caller's secrets."""
+    return secret_store.listing(_site(request), _caller(request))
+
+
+@delete("/v1/secrets/{name:str}", sync_to_thread=True, status_code=200)
+def remove_secret(name: str, request: ApiRequest) -> list[wire.SecretStatus]:
+    """Takes a secret away; answers those that are left."""
+    return secret_store.remove(_site(request), _actor(request), name)
+
+
 @post("/v1/nodes/join", sync_to_thread=True, status_code=201)
 def join_node(data: wire.JoinRequest, request: ApiRequest) -> wire.JoinReply:
     """An agent's certificate for a one-time token; the token is the credential."""
@@ -417,7 +443,8 @@ def join_node(data: wire.JoinRequest, request: ApiRequest) -> wire.JoinReply:
 
 @get("/metrics", sync_to_thread=True, media_type=MediaType.TEXT, include_in_schema=False)
 def show_metrics(request: ApiRequest) -> Response[bytes]:
-    """This process' and the cluster's figures for Prometheus."""
+    """This process' and the cluster's figures for Prometheus, which shows a token (scope "read" will do)."""
+    _caller(request)
     metrics = cast("Metrics", request.app.state.metrics)
     return Response(metrics.text(), media_type=CONTENT_TYPE)
 

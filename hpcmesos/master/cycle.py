@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hpcmesos.gang import frameworks
 from hpcmesos.gang.order import ranked
 from hpcmesos.gang.policy import Policy
-from hpcmesos.gang.snapshot import GpuView, JobView, NodeView, QueueView, Snapshot, Start
+from hpcmesos.gang.snapshot import GpuView, JobView, NodeView, Plugged, QueueView, Snapshot, Start
 from hpcmesos.gang.tables import JobTable
 from hpcmesos.master import limits, reservations
 from hpcmesos.model import GpuState, GpuUuid, JobId, NodeName, Request
@@ -25,6 +25,7 @@ LEVEL = 4096
 """Steps of quality of service in a level: more than users' priorities have, so that who preempts also starts."""
 
 _SWITCH = "switch="
+_NO_PLUGIN = Plugged()
 
 
 def job_view(
@@ -87,7 +88,9 @@ def _switch(features: Iterable[str]) -> str:
     return next((word.removeprefix(_SWITCH) for word in sorted(features) if word.startswith(_SWITCH)), "")
 
 
-def snapshot(cluster: Cluster, policy: Policy, now: float, *, whole: bool) -> tuple[Snapshot, bool]:
+def snapshot(
+    cluster: Cluster, policy: Policy, now: float, plugged: Plugged = _NO_PLUGIN, *, whole: bool
+) -> tuple[Snapshot, bool]:
     """What one decision depends on, and whether that is the whole queue; ``whole`` False: its front may do."""
     cluster.holdings.follow(cluster, now, policy.assumed_walltime)
     _recount(cluster)
@@ -101,6 +104,7 @@ def snapshot(cluster: Cluster, policy: Policy, now: float, *, whole: bool) -> tu
         limits.limits(cluster.queues, cluster.attributes),
         cluster.usage.accounts(cluster.shares, cluster.pending.who()),
         cluster.shares.get("projects") or {},
+        plugged=plugged,
     )
     rank = partial(_ranked, everything, policy, now)
     if whole:
@@ -110,9 +114,9 @@ def snapshot(cluster: Cluster, policy: Policy, now: float, *, whole: bool) -> tu
     return replace(everything, pending=front), front is cluster.pending.table
 
 
-def ranked_jobs(cluster: Cluster, policy: Policy, now: float) -> list[JobId]:
+def ranked_jobs(cluster: Cluster, policy: Policy, now: float, plugged: Plugged = _NO_PLUGIN) -> list[JobId]:
     """All that wait, first to start first."""
-    everything, _ = snapshot(cluster, policy, now, whole=False)
+    everything, _ = snapshot(cluster, policy, now, plugged, whole=False)
     return _ranked(everything, policy, now, cluster.pending.table)
 
 

@@ -20,7 +20,17 @@ from hpcmesos.model import GpuState, JobState
 from hpcmesos.queue.accounting import Entry
 from hpcmesos.queue.leader_store import LeaderTransaction
 from hpcmesos.queue.reads import Reads
-from hpcmesos.queue.records import AttemptRecord, JobKey, JobRecord, Move, NodeRecord, QueueRecord, Release
+from hpcmesos.queue.records import (
+    AttemptKey,
+    AttemptRecord,
+    Ending,
+    JobKey,
+    JobRecord,
+    Move,
+    NodeRecord,
+    QueueRecord,
+    Release,
+)
 
 
 @dataclass(slots=True)
@@ -31,6 +41,7 @@ class Effects:
     up: dict[str, bool] = field(default_factory=dict)
     offline: dict[str, tuple[bool, str | None]] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
+    endings: dict[AttemptKey, Ending] = field(default_factory=dict)
     finished: list[AttemptRecord] = field(default_factory=list)
     releases: list[Release] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
@@ -56,6 +67,7 @@ class Effects:
             self.up,
             self.offline,
             self.gone,
+            self.endings,
             self.finished,
             self.releases,
             self.moves,
@@ -77,7 +89,7 @@ class Effects:
             "schedules",
         ):
             getattr(self, name).extend(getattr(other, name))
-        for name in ("documents", "up", "offline", "gone", "gpus", "recheck", "queues"):
+        for name in ("documents", "up", "offline", "gone", "endings", "gpus", "recheck", "queues"):
             getattr(self, name).update(getattr(other, name))
         for seq, counts in other.tallies.items():
             self.tally(seq, *counts)
@@ -100,6 +112,8 @@ class Effects:
             transaction.set_node_offline(name, offline, note)
         for name in self.gone:
             transaction.set_node_gone(name)
+        if self.endings:
+            transaction.set_endings(self.endings)
         if self.finished:
             transaction.finish_attempts(self.finished)
         if self.releases:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from hpcmesos import wire
 from hpcmesos.master.links_client import Answer, Question
+from hpcmesos.plugin import JobClass
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,16 @@ class Fenced:
 
 
 @dataclass(frozen=True, slots=True)
+class PluginTold:
+    """A plug-in answered: ``keys`` by class (see ``gang/snapshot.Plugged``), or is at ``fault``."""
+
+    kind: str
+    name: str
+    keys: Mapping[JobClass, Any]
+    fault: str
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """An API process asks; ``reply`` may be called from any thread, once."""
 
@@ -59,4 +70,4 @@ class Stop:
     """Finish what is begun and return."""
 
 
-Event: TypeAlias = LinkUp | LinkDown | Received | Fenced | Asked | InboxHint | Stop
+Event: TypeAlias = LinkUp | LinkDown | Received | Fenced | PluginTold | Asked | InboxHint | Stop

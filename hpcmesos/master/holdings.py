@@ -82,6 +82,7 @@ class Holdings:
             leaving=any(attempt.end is not None or attempt.preempted_for for attempt in held),
             priority=job.priority,
             queued_at=(job.queued_at or job.created_at).timestamp(),
+            request=job.request,
         )
 
 

@@ -120,6 +120,9 @@ class Inbox:
             case wishes.SIGNAL | wishes.SUSPEND | wishes.RERUN | wishes.MESSAGE:
                 for element in rows:
                     self._on_job(element, row)
+            case wishes.MOVE if wanted is None:
+                for job in (parent, *rows):  # elements that wait to run again go with it
+                    self._on_job(job, row)
             case _:
                 for job in [parent] if wanted is None else rows:
                     self._on_job(job, row)

@@ -14,6 +14,7 @@ from hpcmesos.gang.snapshot import Preemption, Start
 from hpcmesos.master import cycle, reservations
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.gangs import Gangs
+from hpcmesos.master.plugins import Plugins
 from hpcmesos.master.reasons import Reasons
 from hpcmesos.master.runs import Runs
 from hpcmesos.model import JobId
@@ -40,12 +41,13 @@ _REST = 4.0
 class Passes:
     """Runs passes; ``again``: the last one stopped before the end of what could start."""
 
-    def __init__(self, desk: Desk, gangs: Gangs, reasons: Reasons, runs: Runs) -> None:
+    def __init__(self, desk: Desk, gangs: Gangs, reasons: Reasons, runs: Runs, plugins: Plugins) -> None:
         self._runs = runs
         self.again = False
         self._desk = desk
         self._gangs = gangs
         self._reasons = reasons
+        self._plugins = plugins
         self._policy = POLICY
         self._window = inf  # when the next reservation begins or ends
         self._stale = True  # something has changed since the last pass over the whole queue
@@ -81,7 +83,8 @@ class Passes:
         began = self._desk.alarms.clock()
         now = self._desk.now.timestamp()
         self._window = reservations.next_change(cluster.reservations, now) or inf
-        snapshot, seen_all = cycle.snapshot(cluster, self._policy, now, whole=whole)
+        snapshot, seen_all = cycle.snapshot(cluster, self._policy, now, self._plugins.told, whole=whole)
+        self._plugins.ask(snapshot, self._policy, now)
         plan = schedule(snapshot, self._policy, now)
         finished = seen_all and len(plan.starts) < self._policy.max_starts
         self._stale = not finished

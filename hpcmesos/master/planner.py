@@ -25,13 +25,23 @@ from hpcmesos.errors import DatabaseUnavailable, InvalidValue, LostLeadership
 from hpcmesos.master.absence import Absence, Fence
 from hpcmesos.master.alarms import Alarms
 from hpcmesos.master.chores import Chores
-from hpcmesos.master.cluster import Phase
 from hpcmesos.master.effects import Desk, Effects, Outcome
-from hpcmesos.master.events import Asked, Event, Fenced, InboxHint, LinkDown, LinkUp, Received, Stop
+from hpcmesos.master.events import (
+    Asked,
+    Event,
+    Fenced,
+    InboxHint,
+    LinkDown,
+    LinkUp,
+    PluginTold,
+    Received,
+    Stop,
+)
 from hpcmesos.master.gangs import GANG_LOSS, Gangs
 from hpcmesos.master.inbox import Inbox
 from hpcmesos.master.links_client import Answer, Question
 from hpcmesos.master.passes import POLICY, Passes
+from hpcmesos.master.plugins import Plugins
 from hpcmesos.master.quarantine import Quarantine
 from hpcmesos.master.reasons import Reasons
 from hpcmesos.master.reconcile import Nodes
@@ -93,9 +103,10 @@ class Planner:
         zone = datetime.now(UTC).astimezone().tzinfo
         self._accounting = AccountingFiles(settings.state / "accounting", zone)
         self._reasons = Reasons(self._desk)
-        self._passes = Passes(self._desk, self._gangs, self._reasons, runs)
+        self._plugins = Plugins(self._desk, events.put)
+        self._passes = Passes(self._desk, self._gangs, self._reasons, runs, self._plugins)
         self._chores = Chores(self._desk)
-        self._why = Why(self._desk, self._reasons, POLICY)
+        self._why = Why(self._desk, self._reasons, POLICY, self._plugins)
         self._polled = self._loaded = self._written = float("-inf")
         self._rows = _ROWS
         self._gather = _GATHER
@@ -112,12 +123,14 @@ class Planner:
         while True:
             batch = self._wait()
             if any(isinstance(event, Stop) for event in batch):
+                self._plugins.close()
                 return
             self.turn(batch)
 
     def turn(self, batch: Sequence[Event]) -> None:
         """Everything that follows from these events and from what is due."""
         began = self._alarms.clock()
+        self._plugins.follow()
         work: list[tuple[str, Effects]] = []
         for event in batch:
             node = event.node if isinstance(event, Received | LinkUp) else None
@@ -199,6 +212,8 @@ class Planner:
                 self._nodes.on_message(node, message)
             case Fenced():
                 self._absence.on_fenced(event)
+            case PluginTold():
+                self._plugins.on_told(event)
             case Asked(question, reply):
                 reply(self._answer(question))
             case InboxHint() | Stop():
@@ -216,6 +231,8 @@ class Planner:
 
     def _told(self, question: Question) -> Answer:
         answer = self._reasons.answer(question)
+        if question.metrics:
+            answer = msgspec.structs.replace(answer, metrics=answer.metrics | self._plugins.figures())
         told = [self._why.try_out(question.trial)] if question.trial else self._why.explain(question.explain)
         return msgspec.structs.replace(answer, explained=told)
 
@@ -390,9 +407,7 @@ class Planner:
             self._desk.clock = transaction.now.timestamp() - self._alarms.clock()
         self._loaded = self._alarms.clock()
         for attempt in cluster.attempts.values():
-            job = cluster.jobs.get(attempt.key.job)
-            if attempt.phase is Phase.UNSURE and job is not None and job.state is JobState.EXITING:
-                self._gangs.mark_deleted(attempt)
+            self._gangs.resume(attempt)
         for key in list(cluster.blocked):
             self._alarms.set(GANG_LOSS, partial(cluster.unblock, key))
         self._absence.watch_all()

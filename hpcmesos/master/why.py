@@ -15,6 +15,7 @@ from hpcmesos.gang.snapshot import JobView, Plan, RunningView
 from hpcmesos.master import cycle
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.links_client import Trial
+from hpcmesos.master.plugins import Plugins
 from hpcmesos.master.reasons import Reasons
 from hpcmesos.model import JobId, PendingReason, Request
 from hpcmesos.queue.records import JobKey
@@ -29,10 +30,11 @@ _FRESH = 5.0  # seconds that an order of the whole queue is used again
 class Why:
     """Belongs to the planner's thread."""
 
-    def __init__(self, desk: Desk, reasons: Reasons, policy: Policy) -> None:
+    def __init__(self, desk: Desk, reasons: Reasons, policy: Policy, plugins: Plugins) -> None:
         self._desk = desk
         self._reasons = reasons
         self._policy = policy
+        self._plugins = plugins
         self._places: tuple[float, dict[JobId, int]] = (float("-inf"), {})
         self._estimates: tuple[Plan | None, Mapping[JobId, float]] = (None, {})
 
@@ -55,7 +57,7 @@ class Why:
             project=trial.project,
             qos=cluster.level(trial.queue) * cycle.LEVEL,
         )
-        snapshot, _ = cycle.snapshot(cluster, self._policy, now, whole=True)
+        snapshot, _ = cycle.snapshot(cluster, self._policy, now, self._plugins.told, whole=True)
         table = cluster.pending.table
         table.put(view)
         try:
@@ -110,7 +112,7 @@ class Why:
         cluster, clock = self._desk.cluster, self._desk.alarms.clock()
         if clock - self._places[0] > _FRESH or job not in self._places[1]:
             now = self._desk.now.timestamp()
-            ranked = cycle.ranked_jobs(cluster, self._policy, now)
+            ranked = cycle.ranked_jobs(cluster, self._policy, now, self._plugins.told)
             self._places = clock, {other: place for place, other in enumerate(ranked, 1)}
         return self._places[1].get(job)
 
@@ -125,7 +127,7 @@ class Why:
 
     def _factors(self, view: JobView) -> dict[str, wire.Factor]:
         now = self._desk.now.timestamp()
-        snapshot, _ = cycle.snapshot(self._desk.cluster, self._policy, now, whole=False)
+        snapshot, _ = cycle.snapshot(self._desk.cluster, self._policy, now, self._plugins.told, whole=False)
         found = order.points(snapshot, replace(view, count=1), self._policy, now)
         return {name: wire.Factor(value=value, points=points) for name, (value, points) in found.items()}
 

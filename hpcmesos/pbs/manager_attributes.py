@@ -45,8 +45,8 @@ class Attribute:
     used: bool = True
 
 
-def _all(kind: Kind, names: str, *, used: bool = True) -> dict[str, Attribute]:
-    return {name: Attribute(name, kind, used=used) for name in names.split()}
+def _all(kind: Kind, names: str, *, used: bool = True, pattern: str = "") -> dict[str, Attribute]:
+    return {name: Attribute(name, kind, pattern=pattern, used=used) for name in names.split()}
 
 
 QUEUE_ATTRIBUTES: Mapping[str, Attribute] = {
@@ -78,6 +78,7 @@ SERVER_ATTRIBUTES: Mapping[str, Attribute] = {
     **_all(Kind.RESOURCES, "resources_max resources_min resources_default"),
     **_all(Kind.INTEGER, "keep_completed kill_delay max_running max_user_run max_user_queuable"),
     **_all(Kind.INTEGER, "max_job_array_size max_slot_limit"),
+    **_all(Kind.TEXT, "order_plugin rank_plugin limits_plugin", pattern=r"[A-Za-z0-9._-]{1,64}"),
     **_all(Kind.LIST, "acl_users acl_hosts"),
     **_all(Kind.LIST, "submit_hosts", used=False),
     **_all(Kind.BOOLEAN, "acl_user_enable acl_host_enable"),

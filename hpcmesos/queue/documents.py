@@ -6,6 +6,7 @@ name         value
 server       the attributes of the server that are set: {name: text}
 reservations by name: {"starts_at", "ends_at" (epoch seconds), "nodes", "users", "queues", "by", "note"}
 shares       {"projects": {name: shares}, "users": {"project/user": shares}}; what is not named has one share
+plugins      what is wrong with the site's plug-ins: {kind: text}; see master/plugins.py
 usage        {"at": epoch seconds, "accounts": [[project, user, GPU-seconds, decayed until then], ...]}
 ============ ================================================================================================
 """
@@ -16,3 +17,4 @@ SERVER = "server"
 RESERVATIONS = "reservations"
 SHARES = "shares"
 USAGE = "usage"
+PLUGINS = "plugins"

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from hpcmesos.errors import LostLeadership, UnknownNode
-from hpcmesos.model import HALF_LIFE, GpuState, JobState
+from hpcmesos.model import HALF_LIFE, GpuState
 from hpcmesos.queue import documents, element_rows, history, starts
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import Snapshots, begin, make_engine
@@ -30,7 +30,9 @@ from hpcmesos.queue.reads import (
     read_queues,
 )
 from hpcmesos.queue.records import (
+    AttemptKey,
     AttemptRecord,
+    Ending,
     InboxRow,
     JobFilter,
     JobKey,
@@ -68,6 +70,7 @@ _NODE_FIELDS = (
     "version",
     "hostname",
     "os",
+    "isolation",
     "features",
     "declared",
     "ends_at",
@@ -114,6 +117,10 @@ class LeaderTransaction:
         Answers the jobs that started.
         """
         return starts.apply_starts(self._connection, gangs, self.now)
+
+    def set_endings(self, endings: Mapping[AttemptKey, Ending]) -> None:
+        """Writes how attempts are told to end; one that has ended is left alone."""
+        starts.set_endings(self._connection, endings)
 
     def finish_attempts(self, records: Sequence[AttemptRecord]) -> None:
         """Writes the ends of attempts. The first end stays: an attempt that has ended is left alone."""
@@ -336,9 +343,9 @@ def _used(connection: Connection, written: Mapping[str, Any] | None) -> tuple[tu
 def _load(connection: Connection, live_jobs: LiveJobs) -> tuple[LeaderState, Changes]:
     changes = live_jobs.look(connection)
     jobs = live_jobs.jobs.values()
-    running = [job for job in jobs if job.state in (JobState.RUNNING, JobState.EXITING)]
-    last = {job.attempt_key for job in running}
-    attempts = read_attempts(connection, [job.key for job in running], tails=False)
+    begun = [job for job in jobs if job.attempt]
+    last = {job.attempt_key for job in begun}
+    attempts = read_attempts(connection, [job.key for job in begun], tails=False)
     live = select(t.shares).where(t.shares.c.released_at.is_(None))
     live = live.order_by(t.shares.c.seq, t.shares.c.element, t.shares.c.number, t.shares.c.position)
     kept = read_documents(connection)

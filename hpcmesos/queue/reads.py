@@ -29,6 +29,7 @@ from hpcmesos.queue.records import (
     NodeRecord,
     Outcome,
     QueueRecord,
+    SecretRecord,
     ServerRecord,
     ShareRecord,
 )
@@ -71,6 +72,15 @@ class Reads:
         """Jobs in the order of their ids."""
         with begin(self._single) as connection:
             return read_jobs(connection, wanted)
+
+    def secrets(self, owner: str) -> list[SecretRecord]:
+        """A user's, by name."""
+        kept = t.secrets.c
+        wanted = (
+            select(kept.name, kept.sealed, kept.changed_at).where(kept.owner == owner).order_by(kept.name)
+        )
+        with begin(self._single) as connection:
+            return [SecretRecord(**row._mapping) for row in connection.execute(wanted)]
 
     def changes(
         self, since: datetime, *, user: str | None = None, seq: int | None = None, limit: int = 1000

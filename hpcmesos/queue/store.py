@@ -24,6 +24,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    delete,
     func,
     literal,
     or_,
@@ -103,6 +104,21 @@ class Store(Reads):
         """
         with begin(self._hints) as connection:
             connection.execute(select(func.pg_notify(CHANNEL, "")))
+
+    # secrets
+
+    def put_secret(self, owner: str, name: str, sealed: bytes, via: str) -> None:
+        """Keeps a sealed secret, in place of an older one."""
+        row = {"sealed": sealed, "via": via, "changed_at": func.now()}
+        new = insert(t.secrets).values(owner=owner, name=name, **row)
+        with begin(self._single) as connection:
+            connection.execute(new.on_conflict_do_update(index_elements=["owner", "name"], set_=row))
+
+    def remove_secret(self, owner: str, name: str) -> bool:
+        """Whether there was one."""
+        gone = delete(t.secrets).where(t.secrets.c.owner == owner, t.secrets.c.name == name)
+        with begin(self._single) as connection:
+            return connection.execute(gone).rowcount > 0
 
     # tokens
 

@@ -149,6 +149,7 @@ def _attempt_columns() -> list[Column[Any]]:
         _text("stdout_path"),
         _text("stderr_path"),
         _text("undelivered"),
+        Column("ending", JSONB(none_as_null=True)),  # see records.Ending
     ]
 
 
@@ -320,6 +321,7 @@ nodes = Table(
     _text("version"),
     _text("hostname"),
     _text("os"),
+    _text("isolation"),
     _array("features", Text),
     _flag("declared", False),
     _text("note"),
@@ -381,6 +383,16 @@ tokens = Table(
     UniqueConstraint("id", name="tokens_id_key"),
     CheckConstraint(_one_of("kind", ("user", "join")), "kind"),
     CheckConstraint(_one_of("scope", Scope), "scope"),
+)
+secrets = Table(
+    "secrets",
+    metadata,
+    _text("owner", None),
+    _text("name", None),
+    Column("sealed", LargeBinary, nullable=False),
+    _text("via"),
+    _now("changed_at"),
+    PrimaryKeyConstraint("owner", "name"),
 )
 leadership = Table(
     "leadership",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.namespace_cluster import MPICH, MPICH4, OPENMPI4, OPENMPI5, RUN, NamespaceCluster, Stack
+from tests.e2e.cluster_kit import HPCMESOS
+from tests.e2e.namespace_cluster import IMPI, MPICH, MPICH4, OPENMPI4, OPENMPI5, NamespaceCluster, Stack
 from tests.e2e.test_namespaces_faults import HELD
 
 pytestmark = [pytest.mark.hosts, pytest.mark.root]
@@ -70,47 +73,101 @@ def check_places(cluster: NamespaceCluster, output: str, library: str) -> None:
     assert all(len(set(hosts[first : first + 4])) == 1 for first in range(0, 16, 4)), hosts
 
 
-@pytest.mark.parametrize(
-    ("stack", "library"),
-    [
-        pytest.param(MPICH, "MPICH-5", marks=pytest.mark.full),
-        pytest.param(RUN, "MPICH-5", marks=pytest.mark.full),
-        (MPICH4, "MPICH-4"),
-        (MPICH4.under_run(), "MPICH-4"),
-        (OPENMPI4, "OpenMPI-4"),
-        (OPENMPI5, "OpenMPI-5"),
-    ],
-    indirect=["stack"],
-    ids=str,
-)
-def test_sixteen_ranks(namespaces: NamespaceCluster, stack: Stack, library: str) -> None:
+STACKS = [*HELD, MPICH4, MPICH4.under_run(), OPENMPI4, OPENMPI5, IMPI, IMPI.under_run()]
+
+
+@pytest.mark.parametrize("stack", STACKS, indirect=True, ids=str)
+def test_sixteen_ranks(namespaces: NamespaceCluster, stack: Stack) -> None:
     job = namespaces.submit(stack.script(stack.run("where.py")), *WHOLE, files={"where.py": WHERE})
     status = job.wait()
     assert status.exit_status == 0, job.said
-    check_places(namespaces, job.output, library)
+    check_places(namespaces, job.output, stack.library)
     (attempt,) = job.attempts()
     assert sorted((rank["rank"], rank["code"]) for rank in attempt.ranks) == [(n, 0) for n in range(16)]
     assert [step["code"] for step in attempt.steps] == [0]
 
 
-@pytest.mark.parametrize(
-    "stack", [*HELD, MPICH4, MPICH4.under_run(), OPENMPI4, OPENMPI5], indirect=True, ids=str
-)
+@pytest.mark.parametrize("stack", STACKS, indirect=True, ids=str)
 def test_program_in_c(namespaces: NamespaceCluster, stack: Stack) -> None:
-    directory = namespaces.root / "programs"
+    job = namespaces.submit(stack.script(f"{stack.launch} {compile_hello(namespaces, stack)}"), *WHOLE)
+    assert job.wait().exit_status == 0, job.said
+    check_places(namespaces, job.output, "C")
+
+
+def compile_hello(cluster: NamespaceCluster, stack: Stack) -> Path:
+    directory = cluster.root / "programs"
     directory.mkdir(mode=0o755, exist_ok=True)
     program = directory / f"hello-{stack}"
     compiled = subprocess.run(
         [stack.directory / "mpicc", "-x", "c", "-o", program, "-"],
         input=HELLO,
+        env={**os.environ, **stack.environ},
         capture_output=True,
         text=True,
         check=False,
     )
     assert compiled.returncode == 0, compiled.stderr
-    job = namespaces.submit(stack.script(f"{stack.launch} {program}"), *WHOLE)
-    assert job.wait().exit_status == 0, job.said
-    check_places(namespaces, job.output, "C")
+    return program
+
+
+@pytest.mark.parametrize("stack", [HELD[0], MPICH4, OPENMPI4, OPENMPI5, IMPI], indirect=True, ids=str)
+def test_from_a_login_shell(namespaces: NamespaceCluster, stack: Stack) -> None:
+    """`hpcmesos mpirun`, with the caller's PATH: programs in Python and C, and the code of one that fails."""
+    environ = {**stack.environ, "PATH": f"{stack.directory}:{namespaces.environ['PATH']}"}
+
+    def mpirun(*program: str | Path) -> subprocess.CompletedProcess[str]:
+        return namespaces.run(*HPCMESOS, "mpirun", *WHOLE, *map(str, program), environ=environ)
+
+    for program, library in (
+        ((stack.python, "-c", WHERE), stack.library),
+        ((compile_hello(namespaces, stack),), "C"),
+    ):
+        done = mpirun(*program)
+        assert done.returncode == 0, done.stderr
+        check_places(namespaces, done.stdout, library)
+    done = mpirun(stack.python, "-c", f"{WHERE}\nif world.rank == 13: os._exit(3)\nworld.barrier()")
+    assert done.returncode == 3, done.stderr
+    assert "rank 13 (node4" in done.stderr
+
+
+MAYBE = """
+import os, sys
+from mpi4py import MPI
+world = MPI.COMM_WORLD
+world.barrier()
+if world.rank == world.size - 1 and sys.argv[1] != "0":
+    os._exit(int(sys.argv[1]))
+world.barrier()
+if world.rank == 0:
+    print(world.size, "ranks", file=open("answers", "a"))
+"""
+
+
+@pytest.mark.parametrize("stack", STACKS, indirect=True, ids=str)
+def test_the_script_decides_what_a_failed_launch_means(namespaces: NamespaceCluster, stack: Stack) -> None:
+    """As in any PBS: a launch that fails is an exit code for the shell, and the job has the shell's own."""
+    mpirun = stack.launch.replace("mpiexec", "mpirun")
+    script = f"""
+{stack.run("maybe.py 3")} || {stack.run("maybe.py 0")}
+echo first or second $? >> answers
+{mpirun} sh -c 'exit 7' || true
+echo probe $? >> answers
+{stack.run("maybe.py 4")}
+echo alone $? >> answers
+{mpirun} ./no-such-program || echo missing >> answers
+exit 0
+"""
+    job = namespaces.submit(stack.script(script), "-l", "nodes=2:ppn=2:gpus=2", files={"maybe.py": MAYBE})
+    status = job.wait()
+    assert (status.exit_status, status.cause) == (0, "OK"), job.said
+    answers = (job.directory / "answers").read_text().splitlines()
+    assert answers == ["4 ranks", "first or second 0", "probe 0", "alone 4", "missing"], job.said
+    (attempt,) = job.attempts()
+    codes = [step["code"] for step in attempt.steps]
+    assert codes[:4] == [3, 0, 7, 4], job.said
+    assert codes[4], job.said
+    assert [step["first_failed"] for step in attempt.steps[:2]] == [3, None], job.said
+    assert attempt.steps[3]["first_failed"] == 3, job.said
 
 
 @pytest.mark.full

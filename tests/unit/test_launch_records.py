@@ -215,6 +215,18 @@ def test_ranks_that_fell_with_others_are_no_reason_of_their_own() -> None:
     assert (answer["code"], answer["first_failed"]["rank"], answer["broken"]) == (5, 1, None)
 
 
+@pytest.mark.parametrize(("other", "first"), [({"code": 4}, 1), ({"code": 0}, 0)])
+def test_a_rank_that_was_told_to_end_is_the_reason_only_if_no_other_is(
+    other: dict[str, Any], first: int
+) -> None:
+    """Open MPI tells near ranks to end sooner than we hear of the far one for which it does."""
+    steps = Steps(0)
+    step = steps.begin(["a"], print)
+    answer = asyncio.run(ends_of_two(steps, step, {"signal": 15, "asked": True}, other))
+    assert (answer["code"], answer["first_failed"]["rank"]) == ([143, 4][first], first)
+    assert steps.tables()[1][0]["first_failed"] == first
+
+
 def test_a_rank_that_leaves_waits_for_those_of_its_node() -> None:
     async def leave() -> tuple[float, float]:
         steps = Steps(0)

@@ -124,6 +124,7 @@ CREATE TABLE attempts_history (
     stdout_path TEXT DEFAULT '' NOT NULL,
     stderr_path TEXT DEFAULT '' NOT NULL,
     undelivered TEXT DEFAULT '' NOT NULL,
+    ending JSONB,
     job_ended_at timestamptz NOT NULL,
     CONSTRAINT attempts_history_pkey PRIMARY KEY (seq, element, number, job_ended_at)
 ) PARTITION BY RANGE (job_ended_at);
@@ -213,6 +214,7 @@ CREATE TABLE nodes (
     version TEXT DEFAULT '' NOT NULL,
     hostname TEXT DEFAULT '' NOT NULL,
     os TEXT DEFAULT '' NOT NULL,
+    isolation TEXT DEFAULT '' NOT NULL,
     features TEXT[] DEFAULT '{}' NOT NULL,
     declared BOOLEAN DEFAULT false NOT NULL,
     note TEXT DEFAULT '' NOT NULL,
@@ -253,6 +255,15 @@ CREATE TABLE tokens (
     CONSTRAINT tokens_id_key UNIQUE (id),
     CONSTRAINT tokens_kind CHECK (kind IN ('user', 'join')),
     CONSTRAINT tokens_scope CHECK (scope IN ('read', 'jobs', 'all'))
+);
+
+CREATE TABLE secrets (
+    owner TEXT NOT NULL,
+    name TEXT NOT NULL,
+    sealed BYTEA NOT NULL,
+    via TEXT DEFAULT '' NOT NULL,
+    changed_at timestamptz DEFAULT now() NOT NULL,
+    CONSTRAINT secrets_pkey PRIMARY KEY (owner, name)
 );
 
 CREATE TABLE leadership (
@@ -313,6 +324,7 @@ CREATE TABLE attempts (
     stdout_path TEXT DEFAULT '' NOT NULL,
     stderr_path TEXT DEFAULT '' NOT NULL,
     undelivered TEXT DEFAULT '' NOT NULL,
+    ending JSONB,
     CONSTRAINT attempts_pkey PRIMARY KEY (seq, element, number),
     CONSTRAINT attempts_seq_fkey FOREIGN KEY (seq, element) REFERENCES jobs (seq, element),
     CONSTRAINT attempts_ended_has_cause CHECK ((cause IS NULL) = (ended_at IS NULL)),
@@ -485,12 +497,14 @@ BEGIN
         GRANT SELECT ON ALL TABLES IN SCHEMA public TO hpcmesos_api;
         GRANT INSERT ON jobs, job_scripts, inbox, idempotency_keys, tokens TO hpcmesos_api;
         GRANT UPDATE (node, used_at, used_via, revoked_at, revoked_by, revoked_via) ON tokens TO hpcmesos_api;
+        GRANT INSERT, UPDATE, DELETE ON secrets TO hpcmesos_api;
         GRANT USAGE ON SEQUENCE job_ids, inbox_ids TO hpcmesos_api;
     END IF;
 
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'hpcmesos_leader') THEN
         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO hpcmesos_leader;
         REVOKE ALL ON tokens, alembic_version FROM hpcmesos_leader;
+        REVOKE INSERT, UPDATE, DELETE ON secrets FROM hpcmesos_leader;
         REVOKE INSERT, DELETE ON leadership FROM hpcmesos_leader;
         GRANT SELECT ON alembic_version TO hpcmesos_leader;
         GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public TO hpcmesos_leader;
