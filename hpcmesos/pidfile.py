@@ -23,27 +23,65 @@ class Daemon(NamedTuple):
 
 
 def start_time(pid: int) -> int | None:
-    """Clock ticks after boot at which ``pid`` started; None: there is no such process (or only its zombie)."""
+    """Clock ticks after boot at which ``pid`` started; None: there is no such process, or it has ended.
+
+    What has given back its memory has ended: it runs nothing more, though it may wait for ever for a file server that
+    is to close a file, and keep its descriptors, locks and listening sockets meanwhile.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    return None if fields[0] in (b"Z", b"X") or fields[20] == b"0" else int(fields[19])
 
 
 def hold(path: str) -> int | None:
     """Writes this process into ``path`` and locks it; the descriptor must stay open. None: another daemon holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
+    descriptor = _lock(path)
+    if descriptor is None and _is_left(path):
+        descriptor = _lock_anew(path)
+    if descriptor is None:
         return None
     content = json.dumps({"pid": os.getpid(), "start_time": start_time(os.getpid())}).encode()
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, content, 0)
     return descriptor
+
+
+def _lock(path: str) -> int | None:
+    """The locked file; None: somebody else has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _is_left(path: str) -> bool:
+    """Whether the lock is held by a process that has ended and cannot close its files; see `start_time`."""
+    try:
+        status = os.stat(path)
+        with open("/proc/locks", encoding="ascii") as file:
+            locks = [line.split() for line in file]
+    except OSError:
+        return False
+    name = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    holders = [int(words[4]) for words in locks if words[1] == "FLOCK" and words[5] == name]
+    return bool(holders) and all(start_time(pid) is None for pid in holders)
+
+
+def _lock_anew(path: str) -> int | None:
+    """A new file in the place of one whose lock is left; of several who try, one gets it."""
+    with open(f"{path}.next", "wb") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if _is_left(path):
+            os.unlink(path)
+        return _lock(path)
 
 
 def living(path: str) -> Daemon | None:

@@ -105,6 +105,8 @@ class Control:
         """A session of its own and a log file for its words: it outlives this agent."""
         path = self._settings.state / "shepherd.json"
         path.write_text(json.dumps(self._config, indent=1))
+        # One that was killed listens until its last file is closed, which a file server that hangs can put off.
+        (self._settings.sockets / "control.sock").unlink(missing_ok=True)
         with _log_path(self._settings).open("ab") as output:
             self._child = subprocess.Popen(
                 [sys.executable, "-IS", str(LAUNCH), "shepherd", str(path)],
@@ -190,9 +192,12 @@ def _kill(settings: AgentSettings) -> None:
 
 def _remove_cgroups(settings: AgentSettings) -> None:
     try:
-        directory = json.loads((settings.state / "shepherd.json").read_text())["cgroup"]
+        config = json.loads((settings.state / "shepherd.json").read_text())
+        directory, groups = config["cgroup"], config.get("limits", {}).get("v1", {})
     except (OSError, ValueError, KeyError):
         return
+    for group in groups.values():
+        isolation.remove(Path(group))
     if directory and settings.cgroups == "auto":
         isolation.remove(Path(directory))
 

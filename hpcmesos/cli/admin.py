@@ -123,8 +123,15 @@ def doctor(state: Path | None) -> None:
 @click.option(
     "--socket", type=click.Path(path_type=Path), default="/run/hpcmesos/api.sock", show_default=True
 )
-def install_commands(directory: Path, socket: Path) -> None:
+@click.option(
+    "--submit-filter",
+    type=click.Path(path_type=Path),
+    default="/etc/hpcmesos/submit_filter",
+    show_default=True,
+    help="A program that, if it is there, sees every script before it is submitted.",
+)
+def install_commands(directory: Path, socket: Path, submit_filter: Path) -> None:
     """Write the q-commands into DIRECTORY/torque and DIRECTORY/pbspro, their man pages into DIRECTORY/man."""
-    commands_dir.write(directory.absolute(), socket.absolute())
+    commands_dir.write(directory.absolute(), socket.absolute(), submit_filter=submit_filter.absolute())
     pages = man_pages.write(directory.absolute())
     click.echo(f"put {directory.absolute() / 'torque'} (or pbspro) first in PATH, and {pages} into MANPATH")

@@ -66,7 +66,9 @@ def up(
                 if not detach:
                     lifecycle.take_down(cluster, _say)
                 raise
-            commands_dir.write(cluster.state / "bin", *cluster.api_sockets)
+            commands_dir.write(
+                cluster.state / "bin", *cluster.api_sockets, submit_filter=cluster.submit_filter
+            )
         _say(f"up: {cluster.agents} agents, {cluster.gpus} GPUs; use it: {_env_hint(state)}")
         if detach:
             return

@@ -23,7 +23,7 @@ STUB = """#!{python} -IS
 import sys
 sys.path.append({packages!r})
 from hpcmesos.launch.qstub import main
-sys.exit(main([{command!r}, {socket!r}, {personality!r}, {client!r}, *sys.argv[1:]]))
+sys.exit(main([{command!r}, {socket!r}, {personality!r}, {client!r}, *sys.argv[1:]], {submit_filter!r}))
 """
 
 CLIENT = """#!/bin/sh
@@ -31,8 +31,11 @@ exec {python} -m hpcmesos.cli "$@"
 """
 
 
-def write(directory: Path, *sockets: Path) -> None:
-    """Writes all commands for the masters behind ``sockets``; each is replaced in one step: a running one is safe."""
+def write(directory: Path, *sockets: Path, submit_filter: Path) -> None:
+    """Writes all commands for the masters behind ``sockets``; each is replaced in one step: a running one is safe.
+
+    ``submit_filter``: the program that sees scripts first; it need not be there.
+    """
     interpreter = os.path.realpath(sys.executable)
     packages = str(Path(hpcmesos.__file__).parents[1])
     for personality in PERSONALITIES:
@@ -48,6 +51,7 @@ def write(directory: Path, *sockets: Path) -> None:
                 socket=",".join(map(str, sockets)),
                 personality=personality,
                 client=str(client),
+                submit_filter=str(submit_filter),
             )
             _replace(target / command, text)
 

@@ -9,6 +9,7 @@ from hpcmesos.cli.embedded import Cluster
 from hpcmesos.client import Client
 from hpcmesos.config import ClientSettings, load
 from hpcmesos.errors import ConfigError
+from hpcmesos.launch import submit_filter
 
 
 def connect(state: Path | None = None) -> Client:
@@ -17,8 +18,7 @@ def connect(state: Path | None = None) -> Client:
     Raises:
         ConfigError: when the token file cannot be read or a setting is malformed.
     """
-    site = Path("/etc/hpcmesos/client.toml")
-    settings = load(ClientSettings, {"state": state}, os.environ, site if site.is_file() else None)
+    settings = _settings(state)
     if settings.state and (state or "HPCMESOS_SOCKET" not in os.environ):
         return Client(socket=Cluster.load(settings.state).api_sockets, timeout=settings.timeout)
     if settings.url:
@@ -31,6 +31,18 @@ def connect(state: Path | None = None) -> Client:
             timeout=settings.timeout,
         )
     return Client(socket=settings.socket, timeout=settings.timeout)
+
+
+def filter_of_site() -> str | None:
+    """The site's submit filter on this host; None: there is none. Raises ConfigError."""
+    settings = _settings(None)
+    path = settings.submit_filter if settings.state is None else Cluster.load(settings.state).submit_filter
+    return str(path) if submit_filter.present(str(path)) else None
+
+
+def _settings(state: Path | None) -> ClientSettings:
+    site = Path("/etc/hpcmesos/client.toml")
+    return load(ClientSettings, {"state": state}, os.environ, site if site.is_file() else None)
 
 
 def _token(path: Path | None) -> str | None:

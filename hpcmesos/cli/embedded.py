@@ -100,6 +100,11 @@ class Cluster:
         return [self.sockets / f"api{name.removeprefix('master')}.sock" for name in self.master_names]
 
     @property
+    def submit_filter(self) -> Path:
+        """A program that, if it is put there, sees every script before it is submitted."""
+        return self.state / "submit_filter"
+
+    @property
     def master_names(self) -> list[str]:
         """master, master2, master3...: also their directories below the state, and their logs."""
         return ["master", *(f"master{number}" for number in range(2, self.masters + 1))]

@@ -16,9 +16,10 @@ from typing import NoReturn
 import click
 
 from hpcmesos.cli.commands_dir import COMMANDS as Q_COMMANDS
-from hpcmesos.cli.connect import connect
+from hpcmesos.cli.connect import connect, filter_of_site
 from hpcmesos.client import Client
 from hpcmesos.errors import HpcmesosError, InvalidScript
+from hpcmesos.launch import submit_filter
 from hpcmesos.pbs.option_table import COMMANDS
 from hpcmesos.wire import CommandReply
 
@@ -70,6 +71,8 @@ def _ask(
     script: bytes | None = None
     script_path: str | None = None
     key = uuid.uuid4().hex
+    site_filter = filter_of_site() if command in ("qsub", "msub") else None
+    filtered = False
     while True:
         reply = client.command(
             command,
@@ -81,6 +84,8 @@ def _ask(
             personality=personality or os.environ.get("HPCMESOS_PERSONALITY", "torque"),
             key=key,
             terminal=terminal,
+            submit_filter=site_filter,
+            filtered=filtered,
         )
         if reply.need is None:
             return reply
@@ -89,9 +94,19 @@ def _ask(
         if reply.need.script is not None:
             script = given if given is not None else _read_script(reply.need.script)
             script_path = reply.need.script
+        if reply.need.filter and site_filter:
+            made, filtered = _filtered(site_filter, argv, script), True
+            script = None if reply.need.script is None else made
         if reply.need.environ is not None:
             names = list(os.environ) if "*" in reply.need.environ else reply.need.environ
             environ = environ | {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _filtered(site_filter: str, argv: list[str], script: bytes | None) -> bytes:
+    try:
+        return submit_filter.run(site_filter, argv, script or b"")
+    except submit_filter.Refused as error:
+        raise InvalidScript(str(error)) from None
 
 
 def _read_script(path: str) -> bytes:

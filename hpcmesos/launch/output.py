@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 TAIL = 64 * 1024
 """Bytes of each stream that travel with the end report."""
-_PATIENCE = 5.0
+PATIENCE = 5.0
 """Seconds for a file server to answer; then the end is told without what it holds."""
 _LOCAL = frozenset(
     {
@@ -92,7 +92,7 @@ class Output:
 
         self._in_thread(lambda: loop.call_soon_threadsafe(told, action()))
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 return await answer
         except TimeoutError:
             return default

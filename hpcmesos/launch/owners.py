@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hpcmesos.launch.settings import Refusal
@@ -67,21 +65,3 @@ def _resolve(name: str) -> Owner:
     groups = os.getgrouplist(name, entry.pw_gid) if root else os.getgroups()
     shell = entry.pw_shell or "/bin/sh"
     return Owner(name, entry.pw_uid, entry.pw_gid, tuple(groups), entry.pw_dir, shell, root)
-
-
-@contextmanager
-def acting_as(owner: Owner) -> Iterator[None]:
-    """Opens files with the owner's rights: safe because the shepherd has one thread; blocking, so for recovery only."""
-    if not owner.switch or owner.uid == 0:
-        yield
-        return
-    groups = os.getgroups()
-    os.setgroups(owner.groups)
-    os.setegid(owner.gid)
-    os.seteuid(owner.uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)

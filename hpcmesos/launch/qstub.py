@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 UNREACHABLE = 255
 _ALWAYS = ("HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG")
+_SUBMITTING = ("qsub", "msub")
 _LARGEST_SCRIPT = 1024 * 1024
 """Bytes; one more is sent, so that the API can say that it is too much."""
 _PATIENCE = 30.0
@@ -50,9 +51,13 @@ class _Refused(Exception):
     """The API answered with an error of its own."""
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], submit_filter: str = "") -> int:
+    """``submit_filter``: a program of the site that sees scripts first, where it is there."""
     command, path, personality, client, *arguments = argv
     request = _request(command, arguments, personality)
+    if submit_filter and command in _SUBMITTING and os.path.lexists(submit_filter):
+        request["submit_filter"] = submit_filter
+        request.pop("script", None)
     try:
         reply = _ask(path, f"/v1/commands/{command}", request)
         while need := reply.get("need"):
@@ -90,7 +95,7 @@ def _request(command: str, arguments: list[str], personality: str) -> dict[str, 
         "key": hexlify(os.urandom(16)).decode(),
         "personality": personality,
     }
-    if command in ("qsub", "msub") and arguments and not arguments[-1].startswith("-"):
+    if command in _SUBMITTING and arguments and not arguments[-1].startswith("-"):
         _add_script(request, arguments[-1])
     return request
 
@@ -133,9 +138,9 @@ def _read(file: Any) -> bytes:
 
 
 def _complete(request: dict[str, Any], need: dict[str, Any]) -> None:
-    """Adds what the API asked for. Raises _Refused when the script cannot be read."""
+    """Adds what the API asked for. Raises _Refused when the script cannot be read, or the site's filter refuses it."""
+    content = b""
     if path := need.get("script"):
-        content = b""
         try:
             if path == "-":
                 content = _read(sys.stdin.buffer)
@@ -144,10 +149,23 @@ def _complete(request: dict[str, Any], need: dict[str, Any]) -> None:
                     content = _read(file)
         except OSError as error:
             raise _Refused(f"script file {path}: {error.strerror}", 1) from error
+    if need.get("filter"):
+        content = _filtered(request, content)
+    if path:
         _attach(request, path, content)
     if names := need.get("environ"):
         chosen = os.environ if "*" in names else [name for name in names if name in os.environ]
         request["environ"] |= {name: os.environ[name] for name in chosen}
+
+
+def _filtered(request: dict[str, Any], content: bytes) -> bytes:
+    from hpcmesos.launch import submit_filter  # most sites have none
+
+    request["filtered"] = True
+    try:
+        return submit_filter.run(request["submit_filter"], request["argv"], content)
+    except submit_filter.Refused as error:
+        raise _Refused(error.args[0], 1) from error
 
 
 def _print(reply: dict[str, Any]) -> None:

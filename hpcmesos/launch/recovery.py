@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
-import stat
+import signal
 import time
+from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 from hpcmesos.launch import enclosure, files
 from hpcmesos.launch.attempt import NODE_LOST, Services
-from hpcmesos.launch.output import TAIL
-from hpcmesos.launch.owners import Owners, acting_as
+from hpcmesos.launch.output import PATIENCE, TAIL
+from hpcmesos.launch.owners import Owners
+from hpcmesos.launch.processes import Children, Launch
 from hpcmesos.launch.settings import Config, Refusal
 
 
@@ -32,6 +36,8 @@ class Recovered:
         return [self.ended]
 
     def forget(self, services: Services) -> bool:
+        if (parent := services.config.cgroup) and os.path.isdir(os.path.join(parent, self.name)):
+            _cgroup(services.config, self.name).remove()  # again: what could not be killed may have gone
         services.directories.remove(files.attempt_directory(services.config, self.name))
         services.journal.remove(self.name)
         return True
@@ -40,28 +46,57 @@ class Recovered:
 async def recover(services: Services) -> dict[str, Recovered]:
     """Reads the journal, kills what is left of attempts without an end, and ends them in the journal too.
 
-    What runs here of attempts that the journal does not know is killed as well: no live shepherd, no work.
+    What runs here of attempts that the journal does not know is killed as well: no live shepherd, no work. A file
+    server that hangs costs seconds, whatever number of attempts it holds: what has got SIGKILL does no more work, and
+    dies once the server answers; tails of output that cannot be read are left out.
     """
-    await _kill_strangers(services.config, services.trees.marker)
-    found = {}
-    left = services.journal.load()
+    stuck = await _kill_all(services)
+    found = services.journal.load()
     # A directory without records: they are damaged, and nobody knows how far the attempt was.
-    left |= {name: [] for name in services.directories.names() if name not in left}
-    for name, records in left.items():
-        last = records[-1] if records else {}
-        if last.get("event") != "ended":
-            last = await _end(services, name, records)
-        found[name] = Recovered(name, records[0]["spec"] if records else None, last)
-    return found
+    found |= {name: [] for name in services.directories.names() if name not in found}
+    ends = {
+        name: _end(services, name, records, stuck.get(name, ()))
+        for name, records in found.items()
+        if not records or records[-1].get("event") != "ended"
+    }
+    ended = dict(zip(ends, await asyncio.gather(*ends.values()), strict=True))
+    return {
+        name: Recovered(name, records[0]["spec"] if records else None, ended.get(name) or records[-1])
+        for name, records in found.items()
+    }
 
 
-async def _end(services: Services, name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+async def _kill_all(services: Services) -> dict[str, set[int]]:
+    """Ends every process of every attempt; answers what could not be killed, by attempt."""
+    parent, stuck = services.config.cgroup, defaultdict[str, set[int]](set)
+
+    async def clear(name: str) -> None:
+        cgroup = _cgroup(services.config, name)
+        stuck[name].update(await enclosure.clear(cgroup))
+        cgroup.remove()
+
+    names = [entry.name for entry in os.scandir(parent) if entry.is_dir()] if parent else []
+    strays = asyncio.create_task(enclosure.clear_by_environment(services.trees.marker))
+    await asyncio.gather(strays, *(clear(name) for name in names))
+    for pid, name in strays.result().items():
+        stuck[name].add(pid)
+    return stuck
+
+
+def _cgroup(config: Config, name: str) -> enclosure.Cgroup:
+    """What a dead shepherd left of an attempt's, limits included."""
+    return enclosure.Cgroup(config.cgroup or "", name, config.limits.get("v1", {}), {})
+
+
+async def _end(
+    services: Services, name: str, records: list[dict[str, Any]], stuck: Collection[int]
+) -> dict[str, Any]:
     config = services.config
     spec = records[0]["spec"] if records else None
     rebooted = bool(records) and records[0].get("boot_id") != config.boot_id
     why = "the node was rebooted" if rebooted else "shepherd died" if spec else "its journal is damaged"
-    if not rebooted:
-        await _kill(config, name, services.trees.marker)
+    if stuck:
+        why += f"; processes that cannot be killed: {' '.join(map(str, sorted(stuck)))}"
     started_at = next((r["at"] for r in records if r.get("phase") == "running"), None)
     ended = {
         "event": "ended",
@@ -78,7 +113,7 @@ async def _end(services: Services, name: str, records: list[dict[str, Any]]) -> 
         "usage": {},
         "ranks": [],
         "steps": [],
-        **(_output(config, spec) if spec else {}),
+        **(await _output(services, spec) if spec else {}),
     }
     if spec:
         services.journal.reopen(name).end(ended)
@@ -86,50 +121,68 @@ async def _end(services: Services, name: str, records: list[dict[str, Any]]) -> 
     return ended
 
 
-async def _kill(config: Config, name: str, marker: str) -> None:
-    if config.cgroup and os.path.isdir(os.path.join(config.cgroup, name)):
-        cgroup = enclosure.Cgroup(config.cgroup, name)
-        await enclosure.clear(cgroup)
-        cgroup.remove()
-    await enclosure.clear_by_environment(name, marker)
-
-
-async def _kill_strangers(config: Config, marker: str) -> None:
-    """Ends what an earlier shepherd left whose journal is gone."""
-    if config.cgroup and os.path.isdir(config.cgroup):
-        for name in os.listdir(config.cgroup):
-            if os.path.isdir(os.path.join(config.cgroup, name)):
-                await _kill(config, name, marker)
-    else:
-        await enclosure.clear_by_environment(None, marker)
-
-
-def _output(config: Config, spec: dict[str, Any]) -> dict[str, Any]:
+async def _output(services: Services, spec: dict[str, Any]) -> dict[str, Any]:
     """Paths and tails of the streams of a script whose shepherd cannot tell any more where they were opened."""
     if spec["me"] != 0:
         return {}
-    found: dict[str, Any] = {"undelivered": ""}
-    directory = files.attempt_directory(config, spec["attempt"])
+    directory = files.attempt_directory(services.config, spec["attempt"])
     joined = {"oe": "stderr", "eo": "stdout"}.get(spec["join"])
-    for stream in ("stdout", "stderr"):
-        if stream == joined:
-            continue
-        spool = os.path.join(directory, stream)
-        path = spool if os.path.lexists(spool) or not spec[stream] else spec[stream]
-        found[f"{stream}_path"] = path
-        found[f"{stream}_tail"] = base64.b64encode(_tail(spec["owner"], path)).decode()
-        if path == spool:
-            found["undelivered"] = f"kept on {config.node}: {directory}"
-    return found
+    spools = {name: os.path.join(directory, name) for name in ("stdout", "stderr") if name != joined}
+    paths = {
+        name: spool if os.path.lexists(spool) or not spec[name] else spec[name]
+        for name, spool in spools.items()
+    }
+    tails = await asyncio.gather(*(_tail(services.children, spec["owner"], path) for path in paths.values()))
+    kept = any(paths[name] == spool for name, spool in spools.items())
+    return {
+        "undelivered": f"kept on {services.config.node}: {directory}" if kept else "",
+        **{f"{name}_path": path for name, path in paths.items()},
+        **{f"{name}_tail": base64.b64encode(tail).decode() for name, tail in zip(paths, tails, strict=True)},
+    }
 
 
-def _tail(name: str, path: str) -> bytes:
-    """The last bytes of a regular file, read with its owner's rights; empty when they do not suffice."""
+async def _tail(children: Children, name: str, path: str) -> bytes:
+    """The last bytes of a file; empty when its owner may not read it, or nobody can within seconds.
+
+    Read by a process of the owner's: one that hangs keeps nobody else.
+    """
+    ends = os.pipe()
+    over = asyncio.Event()
     try:
-        with acting_as(Owners().resolve(name)):
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        with open(fd, "rb", buffering=0):
-            status = os.fstat(fd)
-            return os.pread(fd, TAIL, max(0, status.st_size - TAIL)) if stat.S_ISREG(status.st_mode) else b""
+        with open(os.devnull, "wb") as nowhere:
+            launch = Launch(
+                program="tail",
+                argv=["tail", "-c", str(TAIL), "--", path],
+                environ={"PATH": "/usr/bin:/bin"},
+                directories=("/",),
+                owner=Owners().resolve(name),
+                umask=0o077,
+                cgroups=(),
+                stdio=(None, ends[1], nowhere.fileno()),
+            )
+            pid, report = children.spawn(launch, lambda _status, _usage: over.set())
     except (OSError, Refusal):
+        os.close(ends[0])
         return b""
+    finally:
+        os.close(ends[1])
+    report.close()
+    text = await _read(ends[0])
+    if not over.is_set():
+        os.kill(pid, signal.SIGKILL)  # not reaped, so it is still ours
+    return text
+
+
+async def _read(pipe: int) -> bytes:
+    """Everything that comes, at most a tail's size; nothing when it does not come to its end within seconds."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    file = os.fdopen(pipe, "rb", buffering=0)  # closed with the transport
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), file)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return (await reader.read())[-TAIL:]
+    except TimeoutError:
+        return b""
+    finally:
+        transport.close()

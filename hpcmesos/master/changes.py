@@ -64,7 +64,9 @@ class Changes:
         fields = dict(row.payload.get("fields") or {})
         changes = {name: value for name, value in fields.items() if name in _PLAIN_FIELDS}
         if "request" in fields:
-            changes["request"] = msgspec.convert(fields["request"], Request)
+            asked = msgspec.convert(fields["request"], Request)
+            # The API may have looked before a move to another queue, which says what holds of silent nodes.
+            changes["request"] = replace(asked, silence=job.request.silence)
         if "not_before" in fields:
             changes["not_before"] = _time(fields["not_before"])
         if "dependencies" in fields:

@@ -24,6 +24,7 @@ from hpcmesos.model import AttemptId, Cause, GpuState, JobId, JobState
 from hpcmesos.queue import arrays, documents
 from hpcmesos.queue.records import (
     AttemptKey,
+    Ending,
     GpuRecord,
     JobKey,
     JobRecord,
@@ -59,13 +60,13 @@ class Attempt:
     placed: tuple[ShareRecord, ...] = ()  # as it began
     ready: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)  # members that denied it while it was UNSURE
+    ending: Ending | None = None  # as the database has it
     end: wire.End | None = None  # what members were told, for those that were away
-    culprit: str | None = None
     silence: int | None = None  # s without a leader after which its nodes end it; None: never
     started_at: float | None = None
     spec: dict[str, Any] | None = None  # until it runs, to send PREPARE again
     account: tuple[str, str] = ("", "")  # project and user whose use it is
-    preempted_for: str = ""  # the job for which it has to go
+    hold: str = ""  # letters of the holds with which its job waits again
     untold: list[wire.Signal | wire.Alter] = field(
         default_factory=list
     )  # what its head hears once its script runs
@@ -75,6 +76,16 @@ class Attempt:
     @property
     def head(self) -> str:
         return self.nodes[0]
+
+    @property
+    def culprit(self) -> str | None:
+        """The node for whose sake its members were told to end."""
+        return self.ending.culprit if self.ending else None
+
+    @property
+    def preempted_for(self) -> str:
+        """The job for which it has to go; empty: for none."""
+        return self.ending.preempted_for if self.ending else ""
 
     @property
     def deleted(self) -> bool:
@@ -180,9 +191,16 @@ class Cluster:
         for record in state.nodes:
             gpus = {gpu.uuid: gpu for gpu in record.gpus}
             self.nodes[record.name] = Node(replace(record, gpus=()), gpus, record.cpus_used, record.mem_used)
-        self._load_attempts(state.shares)
+        self._load_attempts(state.shares, {a.key: a.ending for a in state.attempts})
+        for attempt in state.attempts:
+            if attempt.cause is Cause.PREEMPTED and attempt.ending and attempt.ending.preempted_for:
+                self.preempted.add(attempt.key.job)
+                if may_start(job := self.jobs[attempt.key.job]):
+                    self._wait(job)
 
-    def _load_attempts(self, shares: Iterable[ShareRecord]) -> None:
+    def _load_attempts(
+        self, shares: Iterable[ShareRecord], endings: Mapping[AttemptKey, Ending | None]
+    ) -> None:
         gangs: dict[AttemptKey, list[ShareRecord]] = {}
         for share in shares:
             gangs.setdefault(share.attempt, []).append(share)
@@ -200,6 +218,7 @@ class Cluster:
                 {share.node: share for share in parts},
                 Phase.UNSURE if live else Phase.OVER,
                 tuple(parts),
+                ending=endings.get(key) if live else None,
                 silence=job.request.silence if job else None,
                 account=_account(job),
                 begun=_begun(job),

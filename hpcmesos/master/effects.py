@@ -13,13 +13,24 @@ from typing import Any
 
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
+from hpcmesos.master import timetable
 from hpcmesos.master.alarms import Alarms
 from hpcmesos.master.cluster import Attempt, Cluster, Node
 from hpcmesos.model import GpuState, JobState
 from hpcmesos.queue.accounting import Entry
 from hpcmesos.queue.leader_store import LeaderTransaction
 from hpcmesos.queue.reads import Reads
-from hpcmesos.queue.records import AttemptRecord, JobKey, JobRecord, Move, NodeRecord, QueueRecord, Release
+from hpcmesos.queue.records import (
+    AttemptKey,
+    AttemptRecord,
+    Ending,
+    JobKey,
+    JobRecord,
+    Move,
+    NodeRecord,
+    QueueRecord,
+    Release,
+)
 
 
 @dataclass(slots=True)
@@ -30,6 +41,7 @@ class Effects:
     up: dict[str, bool] = field(default_factory=dict)
     offline: dict[str, tuple[bool, str | None]] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
+    endings: dict[AttemptKey, Ending] = field(default_factory=dict)
     finished: list[AttemptRecord] = field(default_factory=list)
     releases: list[Release] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
@@ -45,6 +57,7 @@ class Effects:
     server: dict[str, str] | None = None  # all attributes of the server; None: unchanged
     documents: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by name, see queue/documents.py
     audit: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)  # events about no job
+    schedules: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)  # users' wishes about theirs
     via: str = ""  # how the user came at whose wish all this happens; its events say so
 
     def __bool__(self) -> bool:
@@ -54,18 +67,29 @@ class Effects:
             self.up,
             self.offline,
             self.gone,
+            self.endings,
             self.finished,
             self.releases,
             self.moves,
             self.tallies,
             self.gpus,
         )
-        return any(rows) or bool(self.audit) or bool(self.documents) or self.past_id > 0
+        others = (self.audit, self.documents, self.schedules)
+        return any(rows) or any(others) or self.past_id > 0
 
     def add(self, other: Effects) -> None:
-        for name in ("nodes", "finished", "releases", "moves", "messages", "accounting", "audit"):
+        for name in (
+            "nodes",
+            "finished",
+            "releases",
+            "moves",
+            "messages",
+            "accounting",
+            "audit",
+            "schedules",
+        ):
             getattr(self, name).extend(getattr(other, name))
-        for name in ("documents", "up", "offline", "gone", "gpus", "recheck", "queues"):
+        for name in ("documents", "up", "offline", "gone", "endings", "gpus", "recheck", "queues"):
             getattr(self, name).update(getattr(other, name))
         for seq, counts in other.tallies.items():
             self.tally(seq, *counts)
@@ -88,6 +112,8 @@ class Effects:
             transaction.set_node_offline(name, offline, note)
         for name in self.gone:
             transaction.set_node_gone(name)
+        if self.endings:
+            transaction.set_endings(self.endings)
         if self.finished:
             transaction.finish_attempts(self.finished)
         if self.releases:
@@ -115,6 +141,8 @@ class Effects:
             transaction.put_document(name, value)
         if self.past_id:
             transaction.skip_ids(self.past_id)
+        for user, wish in self.schedules:
+            timetable.on_wish(transaction, user, wish)
         if self.audit:
             transaction.tell(self.audit)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from hpcmesos import wire
+from hpcmesos.errors import StateError
 from hpcmesos.gang.feasible import can_ever_fit
-from hpcmesos.master import cycle
+from hpcmesos.master import cycle, vault
 from hpcmesos.master.arrays import Arrays
 from hpcmesos.master.cluster import Attempt, Phase
 from hpcmesos.master.effects import Desk
@@ -19,7 +22,7 @@ from hpcmesos.master.spec import build_spec, prepare_timeout
 from hpcmesos.master.submissions import Submissions
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
-from hpcmesos.queue.records import AttemptRecord, JobRecord
+from hpcmesos.queue.records import AttemptRecord, Ending, JobRecord
 from hpcmesos.queue.states import exit_status
 
 log = logging.getLogger(__name__)
@@ -31,6 +34,9 @@ GANG_LOSS = 30.0
 
 ACCUSED = 6.0
 """The same when a member has not heard the head for the gang's silence: the head's clock has run as long."""
+
+_LINKING = 5.0
+"""Seconds that a new leader gives the nodes to link before it takes one that is silent for lost."""
 
 PREEMPT_GRACE = "preempt_grace"
 """Attribute of a queue: seconds between SIGUSR1 and SIGTERM for its jobs that are preempted; unset: no SIGUSR1."""
@@ -60,7 +66,34 @@ class Gangs:
             attempt.spec = self._spec(attempt)
         for node in nodes:
             spec = attempt.spec | {"me": attempt.nodes.index(node)}
+            if spec["secrets"]:
+                values = self._secrets(spec["owner"], spec["secrets"])
+                if missing := sorted(name for name, value in values.items() if value is None):
+                    self.desk.alarms.set(0.0, partial(self._withhold, attempt.name, missing))
+                    return
+                spec["secret_values"] = values
             self.desk.send(node, wire.Prepare(attempt=attempt.name, spec=spec))
+
+    def _secrets(self, owner: str, names: Collection[str]) -> dict[str, str | None]:
+        """The owner's secrets, base64, only for the wire; None: not there any more, or sealed with another key."""
+        kept = {secret.name: secret.sealed for secret in self.desk.reader.secrets(owner)}
+        values: dict[str, str | None] = dict.fromkeys(names)
+        for name in set(names) & kept.keys():
+            try:
+                value = vault.unseal(self.desk.settings.state, owner, name, kept[name])
+            except StateError as error:
+                log.error("%s", error)
+            else:
+                values[name] = base64.b64encode(value).decode()
+        return values
+
+    def _withhold(self, name: str, missing: Sequence[str]) -> None:
+        """A job without its secrets waits for its owner."""
+        attempt = self.desk.cluster.attempts.get(name)
+        if attempt is not None and attempt.phase is Phase.PREPARING and attempt.end is None:
+            attempt.hold = "u"
+            text = f"secret {', '.join(missing)} is not there any more: hpcmesos secret set, then qrls"
+            self.start_failed(attempt, None, text)
 
     def _spec(self, attempt: Attempt) -> dict[str, Any]:
         submitted = self.submissions.get(attempt.key.seq)
@@ -154,7 +187,7 @@ class Gangs:
         if attempt.phase is not Phase.OVER:
             self.start_failed(attempt, culprit or node, reason)
 
-    def start_failed(self, attempt: Attempt, culprit: str, reason: str) -> None:
+    def start_failed(self, attempt: Attempt, culprit: str | None, reason: str) -> None:
         """The attempt is over before its script ran."""
         record = self.verdict(attempt, Cause.START_FAILED, culprit, reason)
         if attempt.end is None:
@@ -186,9 +219,27 @@ class Gangs:
         self, attempt: Attempt, cause: Cause, culprit: str | None, text: str, kill_delay: float | None = None
     ) -> None:
         """Tells all members that hold a share to end; those that are away are told at their hello."""
-        delay = self._kill_delay(attempt) if kill_delay is None else kill_delay
-        attempt.end = wire.End(attempt=attempt.name, cause=cause, kill_delay=delay, message=text)
-        attempt.culprit = culprit
+        self._tell_end(attempt, self._ending(attempt, cause, culprit, text, kill_delay))
+
+    def _ending(
+        self, attempt: Attempt, cause: Cause, culprit: str | None, text: str, kill_delay: float | None = None
+    ) -> Ending:
+        return Ending(
+            cause=cause,
+            at=self.desk.now.timestamp(),
+            kill_delay=self._kill_delay(attempt) if kill_delay is None else kill_delay,
+            culprit=clean(culprit),
+            message=clean(text),
+            preempted_for=attempt.preempted_for,
+        )
+
+    def _decide(self, attempt: Attempt, ending: Ending) -> None:
+        """Durable before anybody hears of it: a leader that dies in between leaves it to the next one."""
+        attempt.ending = self.desk.effects.endings[attempt.key] = ending
+
+    def _tell_end(self, attempt: Attempt, ending: Ending) -> None:
+        self._decide(attempt, ending)
+        attempt.end = _end(attempt, ending)
         for node in attempt.shares:
             self.desk.send(node, attempt.end)
 
@@ -199,20 +250,22 @@ class Gangs:
             return
         queue = cluster.queues.get(running.queue)
         grace = float(queue.attributes.get(PREEMPT_GRACE, "0")) if queue else 0.0
-        attempt.preempted_for = job
+        ending = self._ending(attempt, Cause.PREEMPTED, None, f"preempted for {job}")
+        ending = replace(ending, preempted_for=job)
         cluster.holdings.moved.add(attempt.key.job)
         self.desk.move(running, running.state, "preempted", {"for": job, "grace": grace})
         # A script on one node runs before its start is told.
         if grace > 0 and (attempt.phase is Phase.RUNNING or len(attempt.nodes) == 1):
+            self._decide(attempt, replace(ending, at=ending.at + grace))
             self.tell(attempt, wire.Signal(attempt=attempt.name, signal=int(signal.SIGUSR1)))
             self.desk.alarms.set(grace, lambda: self._preempt_now(attempt.name))
         else:
-            self._preempt_now(attempt.name)
+            self._tell_end(attempt, ending)
 
     def _preempt_now(self, name: str) -> None:
         attempt = self.desk.cluster.attempts.get(name)
-        if attempt is not None and attempt.phase is not Phase.OVER and attempt.end is None:
-            self.end(attempt, Cause.PREEMPTED, None, f"preempted for {attempt.preempted_for}")
+        if attempt is not None and attempt.ending and attempt.phase is not Phase.OVER and attempt.end is None:
+            self._tell_end(attempt, attempt.ending)
 
     def _kill_delay(self, attempt: Attempt) -> float:
         """The queue's, else the server's, else the settings'."""
@@ -223,10 +276,18 @@ class Gangs:
         text = text or cluster.attributes.get("kill_delay")
         return float(text) if text else self.desk.settings.kill_delay
 
-    def mark_deleted(self, attempt: Attempt) -> None:
-        """An earlier leader had begun to end it for a user; members hear of it at their hello."""
-        delay = self._kill_delay(attempt)
-        attempt.end = wire.End(attempt=attempt.name, cause=Cause.DELETED, kill_delay=delay)
+    def resume(self, attempt: Attempt) -> None:
+        """Goes on with the end that an earlier leader decided; members hear of it at their hello."""
+        ending = attempt.ending
+        if ending is None or attempt.phase is Phase.OVER:
+            return
+        left = ending.at - self.desk.now.timestamp()
+        if ending.preempted_for and left > 0:
+            self.desk.alarms.set(left, lambda: self._preempt_now(attempt.name))
+            return
+        attempt.end = _end(attempt, ending)
+        if ending.cause in _LOSSES and ending.culprit is not None:
+            self._watch_lost(attempt, ending.cause, ending.culprit, ending.message, left)
 
     def on_ended(self, attempt: Attempt, node: str, report: wire.Ended) -> None:
         """A node's part is over. The head's report is the attempt's, unless there was a verdict before."""
@@ -261,8 +322,15 @@ class Gangs:
     def _member_fell(self, attempt: Attempt, cause: Cause, culprit: str, text: str) -> None:
         self.end(attempt, cause, culprit, text)
         if cause in _LOSSES:
-            patience = ACCUSED if culprit == attempt.head else GANG_LOSS
-            self.desk.alarms.set(patience, lambda: self._gang_lost(attempt.name, cause, culprit, text))
+            self._watch_lost(attempt, cause, culprit, text)
+
+    def _watch_lost(
+        self, attempt: Attempt, cause: Cause, culprit: str, text: str, since: float = 0.0
+    ) -> None:
+        """``since``: s, at most 0: when the loss was noticed."""
+        patience = (ACCUSED if culprit == attempt.head else GANG_LOSS) + since
+        name = attempt.name
+        self.desk.alarms.set(max(_LINKING, patience), lambda: self._gang_lost(name, cause, culprit, text))
 
     def _gang_lost(self, name: str, cause: Cause, culprit: str, text: str) -> None:
         """The gang clock has ended every part by now; a head that still is silent gets no more time."""
@@ -356,7 +424,9 @@ class Gangs:
             changes["charged_attempts"] = job.charged_attempts + 1
         if attempt.preempted_for:
             self.desk.cluster.preempted.add(job.key)
-        if record.cause is Cause.START_FAILED and (failed := self._failed_starts(job)) >= MAX_FAILED_STARTS:
+        if attempt.hold:
+            changes["holds"] = "".join(sorted({*job.holds, *attempt.hold}))
+        elif record.cause is Cause.START_FAILED and (failed := self._failed_starts(job)) >= MAX_FAILED_STARTS:
             changes["holds"] = "".join(sorted({*job.holds, "s"}))
             text = f"held after {failed} failed starts; the last: {record.message}"
             changes["comment"] = text[:1000]
@@ -417,6 +487,12 @@ class Gangs:
         entry = accounting.ended(self._billed(done, attempt), record, attempt.placed, self.desk.now)
         self.desk.effects.accounting.append(entry)
         self.arrays.element_over(done)
+
+
+def _end(attempt: Attempt, ending: Ending) -> wire.End:
+    return wire.End(
+        attempt=attempt.name, cause=ending.cause, kill_delay=ending.kill_delay, message=ending.message
+    )
 
 
 def _billing(submission: Mapping[str, Any]) -> dict[str, Any]:

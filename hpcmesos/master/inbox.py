@@ -71,6 +71,9 @@ class Inbox:
         if row.kind == wishes.OBJECT:
             objects.on_wish(self.desk, row)
             return
+        if row.kind == wishes.SCHEDULE:
+            self.desk.effects.schedules.append((row.user, row.payload))
+            return
         if row.seq is None:
             raise InvalidValue(f"an inbox row of kind {row.kind} without a job")
         if row.kind == SUBMIT:
@@ -117,6 +120,9 @@ class Inbox:
             case wishes.SIGNAL | wishes.SUSPEND | wishes.RERUN | wishes.MESSAGE:
                 for element in rows:
                     self._on_job(element, row)
+            case wishes.MOVE if wanted is None:
+                for job in (parent, *rows):  # elements that wait to run again go with it
+                    self._on_job(job, row)
             case _:
                 for job in [parent] if wanted is None else rows:
                     self._on_job(job, row)

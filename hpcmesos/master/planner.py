@@ -25,7 +25,6 @@ from hpcmesos.errors import DatabaseUnavailable, InvalidValue, LostLeadership
 from hpcmesos.master.absence import Absence, Fence
 from hpcmesos.master.alarms import Alarms
 from hpcmesos.master.chores import Chores
-from hpcmesos.master.cluster import Phase
 from hpcmesos.master.effects import Desk, Effects, Outcome
 from hpcmesos.master.events import (
     Asked,
@@ -386,6 +385,8 @@ class Planner:
         self._recheck |= effects.recheck
         self._outbox += effects.messages
         self._entries += effects.accounting
+        if effects.schedules:  # one may have put a job into the inbox
+            self.events.put(InboxHint())
 
     def _flush(self) -> None:
         """Sends what is durable, to each node at once: a node that is woken twice costs twice."""
@@ -406,9 +407,7 @@ class Planner:
             self._desk.clock = transaction.now.timestamp() - self._alarms.clock()
         self._loaded = self._alarms.clock()
         for attempt in cluster.attempts.values():
-            job = cluster.jobs.get(attempt.key.job)
-            if attempt.phase is Phase.UNSURE and job is not None and job.state is JobState.EXITING:
-                self._gangs.mark_deleted(attempt)
+            self._gangs.resume(attempt)
         for key in list(cluster.blocked):
             self._alarms.set(GANG_LOSS, partial(cluster.unblock, key))
         self._absence.watch_all()

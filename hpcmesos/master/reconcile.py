@@ -109,6 +109,7 @@ class Nodes:
             features=inventory.features,
             declared=inventory.declared,
             os=clean(inventory.os),
+            isolation=clean("+".join(inventory.isolation)),
             hostname=clean(inventory.hostname),
         )
         if hello is not None:
@@ -182,6 +183,7 @@ class Nodes:
         self.gangs.watch(attempt)
         self.gangs.prepare(attempt, attempt.missing)
         attempt.missing.clear()
+        self.gangs.tell_walltime(attempt)  # what the head prepared may be older than the wish for another one
 
     def _denied(self, attempt: Attempt, node: str, forgot: str) -> None:
         """The node has no such part: never had, or lost it. ``forgot``: why it may not know what it had."""

@@ -23,6 +23,7 @@ from hpcmesos.pbs.values import (
     bare_names,
     check_choice,
     check_name,
+    check_printable,
     default_name,
     merge_attribute,
     parse_attributes,
@@ -69,7 +70,7 @@ _KEPT_OPTIONS = {
 _TYPED_ATTRIBUTES = frozenset(
     {"depend", "umask", "block", "interactive", "group_list", "ring", "gpubind", "image", "job_array_request"}
     | {"max_run_subjobs"}
-    | {"framework", "capture", "constraints", "image_pull"}
+    | {"framework", "capture", "constraints", "image_pull", "secret"}
 )
 
 
@@ -92,6 +93,7 @@ class SubmitContext:
     default_queue: str = "batch"
     default_resources: Callable[[str, Mapping[str, str]], Mapping[str, str]] = _no_defaults
     """Of a queue (its name) for a job that asks for these resources: what it gets beside them."""
+    submit_filter: str | None = None  # the program that has seen the script, on the submit host
     default_options: tuple[str, ...] = ()  # the server's default qsub arguments, below the directives
 
 
@@ -154,6 +156,7 @@ class Submission:
     gpubind: str | None = None  # rank, none; None: the launcher's default
     image: str | None = None  # --image, -W image=: run in this container image
     image_pull: str | None = None  # -W image_pull=: always, missing or never; None: as the node is set
+    secrets: tuple[str, ...] = ()  # -W secret=NAME,...: names of the owner's, for files
     capture: bool = False  # -W capture=true: no output files; ``hpcmesos logs`` has what was written
 
 
@@ -276,6 +279,7 @@ class _Merged:
             gpubind=self.attributes.get("gpubind"),
             image=self.image,
             image_pull=self.attributes.get("image_pull"),
+            secrets=split_list(self.attributes.get("secret", "")),
             capture=self._flag("capture"),
         )
 
@@ -305,7 +309,7 @@ class _Merged:
 
     def last(self, name: str) -> str | None:
         value = self.raw(name)
-        return None if value is None else unquote(value)
+        return None if value is None else check_printable(name, unquote(value))
 
     def raw(self, name: str) -> str | None:
         """As ``last``, with the quotes that are part of a command line."""
@@ -322,7 +326,7 @@ class _Merged:
         for source in self.sources:
             for text in source.all("W"):
                 for name, value in parse_attributes(text).items():
-                    merge_attribute(found, name, value)
+                    merge_attribute(found, name, check_printable("W", value))
         for name, choices in _ATTRIBUTE_CHOICES.items():
             if name in found and found[name] not in choices:
                 raise InvalidValue(f"illegal -W value '{name}={found[name]}'; one of {', '.join(choices)}")
@@ -422,6 +426,7 @@ def _origin(context: SubmitContext, queue: str | None, workdir: str | None) -> d
         "PBS_O_HOST": context.host,
         "PBS_O_SERVER": context.server,
         "PBS_O_SYSTEM": "Linux",
+        **({"PBS_O_SUBMIT_FILTER": context.submit_filter} if context.submit_filter else {}),
     }
 
 

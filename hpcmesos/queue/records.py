@@ -118,6 +118,21 @@ class JobRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an attempt is told to end, from the decision until its head has reported; a later leader goes on from here.
+
+    ``at``: epoch seconds from which its members are told; before, a preempted attempt may save its work.
+    """
+
+    cause: Cause
+    at: float
+    kill_delay: float  # s between SIGTERM and SIGKILL
+    culprit: str | None = None
+    message: str = ""
+    preempted_for: str = ""  # the job for which it has to go; empty: for none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptRecord:
     """One attempt; everything from ``ended_at`` on is known when its head has reported.
 
@@ -144,6 +159,7 @@ class AttemptRecord:
     stdout_path: str = ""
     stderr_path: str = ""
     undelivered: str = ""  # why output is not at its final place; empty: it is
+    ending: Ending | None = None  # None: nobody has told it to end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +238,7 @@ class NodeRecord:
     version: str = ""
     hostname: str = ""
     os: str = ""
+    isolation: str = ""  # what holds jobs there, joined by +; empty: nothing but their environment
     features: tuple[str, ...] = ()
     declared: bool = False
     note: str = ""
@@ -252,6 +269,15 @@ class InboxRow:
     user: str
     payload: Mapping[str, Any]
     via: str = ""  # by which credential, and from where
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRecord:
+    """A user's secret, sealed; see master/vault.py."""
+
+    name: str
+    sealed: bytes
+    changed_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -382,7 +408,7 @@ class JobFilter:
 class LeaderState:
     """Everything that a new leader starts from, from one snapshot of the database.
 
-    ``jobs``: all that are not complete, without their ``submission``; ``attempts``: the last one of jobs in R and E;
+    ``jobs``: all that are not complete, without their ``submission``; ``attempts``: of each the last;
     ``shares``: not released.
     """
 

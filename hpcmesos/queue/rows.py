@@ -16,6 +16,7 @@ from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.records import (
     AttemptKey,
     AttemptRecord,
+    Ending,
     EventRecord,
     GpuRecord,
     JobKey,
@@ -187,6 +188,7 @@ def attempt_record(row: Any) -> AttemptRecord:
         stdout_path=row.stdout_path,
         stderr_path=row.stderr_path,
         undelivered=row.undelivered,
+        ending=None if row.ending is None else msgspec.convert(row.ending, Ending),
     )
 
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
+import msgspec
 from sqlalchemy import (
     BigInteger,
     Connection,
@@ -26,7 +27,16 @@ from hpcmesos.model import GpuState, JobState
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.element_rows import begin_elements
 from hpcmesos.queue.moves import move_jobs
-from hpcmesos.queue.records import AttemptRecord, JobKey, Move, Release, ShareRecord, StartRecord
+from hpcmesos.queue.records import (
+    AttemptKey,
+    AttemptRecord,
+    Ending,
+    JobKey,
+    Move,
+    Release,
+    ShareRecord,
+    StartRecord,
+)
 from hpcmesos.queue.rows import attempt_values, insert_rows, recordset, share_values, step_values
 
 _FINISH_BATCH = 100  # attempts a statement: each may carry 2 x 64 KiB of output
@@ -198,6 +208,20 @@ def _setting_gpus() -> Any:
     )
     changed = update(t.gpus).where(t.gpus.c.uuid == wanted.c.uuid)
     return changed.values(state=state, note=func.coalesce(wanted.c.note, t.gpus.c.note))
+
+
+def set_endings(connection: Connection, endings: Mapping[AttemptKey, Ending]) -> None:
+    """See LeaderTransaction.set_endings."""
+    rows = [{**attempt_values(key), "ending": msgspec.to_builtins(ending)} for key, ending in endings.items()]
+    connection.execute(_setting_endings(), {"rows": rows})
+
+
+@cache
+def _setting_endings() -> Any:
+    attempts = t.attempts.c
+    wanted = recordset({**_ATTEMPT, "ending": attempts.ending.type})
+    same = (attempts[name] == wanted.c[name] for name in _ATTEMPT)
+    return update(t.attempts).where(*same, attempts.ended_at.is_(None)).values(ending=wanted.c.ending)
 
 
 def finish_attempts(connection: Connection, records: Sequence[AttemptRecord]) -> None:

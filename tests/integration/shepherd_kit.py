@@ -184,6 +184,7 @@ class Node:
     def start(self) -> None:
         path = self.state / "config.json"
         path.write_text(json.dumps(self.config))
+        Path(self.control_socket).unlink(missing_ok=True)  # as the agent does
         with (self.state / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 self._prefix([sys.executable, "-IS", str(LAUNCH), "shepherd", str(path)]),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from hpcmesos import pidfile
+
 from . import shepherd_kit as kit
 from . import stuck_files
 
@@ -64,3 +66,40 @@ def test_a_file_server_that_hangs_stops_only_its_own_job(tmp_path: Path) -> None
         node.agent.send(op="forget", attempt=caught.attempt)
         directory = node.state / "attempts" / caught.attempt
         kit.wait_until(lambda: not directory.exists(), "it is forgotten")
+
+
+def test_a_file_server_that_hangs_does_not_stop_the_next_shepherd(tmp_path: Path) -> None:
+    if not kit.UNIFIED:
+        pytest.skip("needs a writable cgroup v2 hierarchy")
+    far = tmp_path / "far"
+    with mounted(far) as server, kit.cluster(tmp_path, ["node1"], True) as [node]:
+
+        def run(number: int, directory: Path, script: str) -> kit.Run:
+            return kit.Run(
+                [node], kit.spec([node], directory, script, attempt=f"{number}.hpcm#1", workdir="/")
+            )
+
+        quiet = run(1, far, "echo begun; sleep 600\n")
+        stuck = [run(number, far, "while :; do echo more; sleep 0.05; done\n") for number in range(2, 5)]
+        near = run(5, tmp_path, "echo begun; sleep 600\n")
+        pids = [one.started()["pid"] for one in (quiet, *stuck, near)]
+        kit.wait_until(lambda: (tmp_path / "out").read_text(), "it has written")
+        os.kill(server.pid, signal.SIGSTOP)
+        dying = node.process
+        dying.kill()  # it waits for the server to close its files, and keeps its lock and its sockets meanwhile
+        node.agent.close()
+        path = str(node.state / "shepherd.pid")
+        kit.wait_until(lambda: pidfile.living(path) is None, "it has ended for everybody else")
+        assert dying.poll() is None
+        node.start()
+        for one in (quiet, *stuck, near):
+            assert one.ended(timeout=30)["cause"] == "NODE_LOST"
+        assert (quiet.tail("stdout"), near.tail("stdout")) == ("", "begun\n")
+        assert "cannot be killed" in stuck[0].ended()["message"]
+        after = run(6, tmp_path, "exit 3\n")
+        assert after.ended()["code"] == 3
+        os.kill(server.pid, signal.SIGCONT)
+        kit.wait_until(lambda: not any(map(kit.is_alive, pids)), "what could not be killed ends")
+        for one in (quiet, *stuck, near, after):
+            node.agent.send(op="forget", attempt=one.attempt)
+        dying.wait(kit.PATIENCE)

@@ -16,6 +16,7 @@ from hpcmesos.master.absence import FENCE_AGAIN, MARGIN
 from hpcmesos.master.events import Fenced
 from hpcmesos.model import JobState, Request
 from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.records import QueueRecord
 from hpcmesos.queue.store import Store
 from tests.integration.invariants import check_invariants
 from tests.integration.leader_kit import Bench, hello, kinds, report, request, settings
@@ -101,6 +102,26 @@ def test_the_limit_of_the_time_of_submission_is_the_nodes_too(bench: Bench) -> N
     bench.submit()
     sent = bench.turn()
     assert [message.spec["silence"] for _, message in sent] == [60, None]  # type: ignore[union-attr]
+
+
+def test_the_queue_that_a_job_waits_in_says_what_its_silence_means(bench: Bench) -> None:
+    with bench.leader.transaction() as transaction:
+        transaction.put_queue(QueueRecord(name="short", attributes={"silence": "fence:60"}))
+        transaction.put_queue(QueueRecord(name="long", attributes={"silence": "wait"}))
+    bench.take_over()
+    moved, back, altered = bench.submit(), bench.submit(), bench.submit()
+    bench.turn()
+    before = msgspec.to_builtins(replace(bench.job(altered).request, walltime=90))
+    for seq in (moved, back, altered):
+        bench.wish("move", seq, queue="short")
+        assert bench.job(seq).request.silence == 60
+    bench.wish("move", back, queue="long")
+    # The API looked at the job before it was moved, and then wished for another walltime.
+    bench.wish("alter", altered, fields={"request": before})
+    assert (bench.job(altered).request.silence, bench.job(altered).request.walltime) == (60, 90)
+    sent = bench.up("node1", gpus=3)
+    told = {message.spec["job"]: message.spec["silence"] for _, message in sent}  # type: ignore[union-attr]
+    assert told == {f"{moved}.hpcm": 60, f"{back}.hpcm": None, f"{altered}.hpcm": 60}
 
 
 # --- the site's fence

@@ -16,7 +16,7 @@ from hpcmesos.model import Cause, JobState
 from hpcmesos.pbs.arrays import parse_array
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.leader_store import LeaderStore
-from hpcmesos.queue.records import JobFilter, JobRecord
+from hpcmesos.queue.records import JobFilter, JobRecord, QueueRecord
 from hpcmesos.queue.store import Store
 from tests.integration.invariants import check_invariants, most_at_once
 from tests.integration.leader_kit import Bench, ended, hello, report, request, settings
@@ -323,3 +323,22 @@ def test_accounting_has_the_array_and_its_elements(bench: ArrayBench) -> None:
         ["E", f"{seq}[2].hpcm"],
         ["E", f"{seq}[].hpcm"],
     ]
+
+
+def test_elements_that_wait_to_run_again_move_with_their_array(bench: ArrayBench) -> None:
+    with bench.leader.transaction() as transaction:
+        transaction.put_queue(QueueRecord(name="short", attributes={"silence": "fence:60"}))
+    bench.take_over()
+    seq = bench.array("1-20")
+    attempts = bench.started(bench.up("node1"))
+    bench.wish("rerun", seq, index=1)
+    stopped = {"kind": "queue", "name": "batch", "action": "set", "changes": [["started", "=", "false"]]}
+    bench.store.wish("object", None, "ann", stopped)
+    bench.wish("hold", seq, kinds="u")
+    bench.end(*attempts[1:])
+    bench.say(("node1", ended(attempts[0], "PREEMPTED", signal=15)))
+    bench.wish("move", seq, queue="short")
+    for index in (None, 1):
+        job = bench.store.job(seq, index)
+        assert job is not None
+        assert (job.queue, job.request.silence) == ("short", 60)

@@ -1,0 +1,212 @@
+"""A leader that dies between a commit and the message that follows from it: the next one goes on."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from hpcmesos import wire
+from hpcmesos.master.gangs import ACCUSED
+from hpcmesos.model import Cause, JobState, Request
+from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.records import QueueRecord
+from hpcmesos.queue.store import Store
+from tests.integration.invariants import check_invariants
+from tests.integration.leader_kit import Bench, ended, report, request, settings
+
+if TYPE_CHECKING:
+    from tests.integration.database_kit import Database
+
+pytest_plugins = ["tests.integration.database_kit"]
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing of the process goes on."""
+
+
+class Bomb:
+    """Links that kill the leader when it is about to send something."""
+
+    def send(self, messages: Iterable[tuple[str, wire.ToAgent]]) -> None:
+        if list(messages):
+            raise Killed
+
+    def drop_all(self, why: str) -> None:
+        raise AssertionError(why)
+
+
+class DoomedBench(Bench):
+    """A bench whose leader can be killed at the worst moment."""
+
+    def dies(self) -> None:
+        """The leader takes what is in the inbox and what is due, commits, and dies before it has said a word."""
+        self.planner._links = Bomb()
+        with pytest.raises(Killed):
+            self.turn()
+            self.turn()
+        self.take_over()
+
+
+@pytest.fixture
+def bench(store: Store, leader: LeaderStore, database: Database, tmp_path: Path) -> Iterator[DoomedBench]:
+    bench = DoomedBench(store, leader, settings(tmp_path, database.leader))
+    yield bench
+    assert check_invariants(database.owner, drained=True) == []
+
+
+def runs(bench: Bench, nodes: int = 1) -> tuple[int, str, list[str]]:
+    """A job that runs: its number, its attempt and its nodes, head first."""
+    bench.up(*(f"node{number}" for number in range(1, nodes + 1)))
+    seq = bench.submit(request(nodes))
+    bench.turn()
+    return seq, bench.attempt(seq), bench.run(seq)
+
+
+def ends(sent: Iterable[tuple[str, wire.ToAgent]]) -> list[wire.End]:
+    return [message for _, message in sent if isinstance(message, wire.End)]
+
+
+def test_a_rerun_that_was_wished_happens(bench: DoomedBench) -> None:
+    seq, attempt, _ = runs(bench)
+    bench.store.wish("rerun", seq, "ann", {"kill_delay": 7, "message": "again"})
+    bench.dies()
+    (end,) = ends(bench.up("node1", attempts=[report(attempt, "running")]))
+    assert end == wire.End(attempt=attempt, cause=Cause.PREEMPTED, kill_delay=7, message="again")
+    bench.say(("node1", ended(attempt, "PREEMPTED", signal=15)))
+    job = bench.job(seq)
+    assert (job.state, job.attempt, job.charged_attempts) == (JobState.RUNNING, 2, 0)
+    bench.say(("node1", ended(f"{seq}.hpcm#2")))
+    assert bench.job(seq).exit_status == 0
+
+
+def test_a_deletion_keeps_its_words_and_its_delay(bench: DoomedBench) -> None:
+    seq, attempt, _ = runs(bench)
+    bench.store.wish("delete", seq, "ann", {"kill_delay": 30, "message": "enough"})
+    bench.dies()
+    (end,) = ends(bench.up("node1", attempts=[report(attempt, "running")]))
+    assert end == wire.End(attempt=attempt, cause=Cause.DELETED, kill_delay=30, message="enough")
+    bench.say(("node1", ended(attempt, "DELETED", signal=15)))
+    assert (bench.job(seq).exit_status, bench.job(seq).cause) == (271, Cause.DELETED)
+
+
+def preempted(bench: DoomedBench, grace: str) -> tuple[int, int, str]:
+    """A job that has to go for another; the leader has just died that had decided it."""
+    with bench.leader.transaction() as transaction:
+        transaction.put_queue(QueueRecord(name="batch", attributes={"preempt_grace": grace}))
+        transaction.put_queue(QueueRecord(name="urgent", attributes={"level": "1"}))
+    bench.take_over()
+    bench.up("node1", gpus=2)
+    low = bench.submit(request(gpus=2))
+    bench.turn()
+    bench.run(low)
+    high = bench.submit(request(gpus=2), queue="urgent")
+    attempt = bench.attempt(low)
+    bench.dies()
+    return low, high, attempt
+
+
+def finish_both(bench: Bench, low: int, high: int) -> None:
+    bench.turn()
+    assert (bench.state(low), bench.state(high)) == (JobState.QUEUED, JobState.RUNNING)
+    assert bench.planner._desk.cluster.preempted == {bench.job(low).key}
+    bench.take_over()  # and the one after that leader knows as well that it preempts nobody now
+    assert bench.planner._desk.cluster.preempted == {bench.job(low).key}
+    bench.up("node1", gpus=2, attempts=[report(bench.attempt(high), "running")])
+    for seq in (high, low):
+        bench.say(("node1", ended(bench.attempt(seq))))
+        bench.turn()
+        assert bench.state(seq) is JobState.COMPLETE
+
+
+def test_a_preemption_without_grace_goes_on(bench: DoomedBench) -> None:
+    low, high, attempt = preempted(bench, grace="0")
+    (end,) = ends(bench.up("node1", gpus=2, attempts=[report(attempt, "running")]))
+    assert (end.cause, end.message) == (Cause.PREEMPTED, f"preempted for {high}.hpcm")
+    bench.say(("node1", ended(attempt, "PREEMPTED", signal=15)))
+    finish_both(bench, low, high)
+
+
+def test_a_preempted_job_has_the_rest_of_its_grace(bench: DoomedBench) -> None:
+    low, high, attempt = preempted(bench, grace="20")
+    assert ends(bench.up("node1", gpus=2, attempts=[report(attempt, "running")])) == []
+    assert ends(bench.pass_time(10)) == []
+    assert [end.cause for end in ends(bench.pass_time(11))] == [Cause.PREEMPTED]
+    bench.say(("node1", ended(attempt, "PREEMPTED", signal=15)))
+    finish_both(bench, low, high)
+
+
+def test_a_job_that_saves_its_work_in_its_grace_runs_again(bench: DoomedBench) -> None:
+    low, high, attempt = preempted(bench, grace="20")
+    bench.up("node1", gpus=2, attempts=[report(attempt, "running")])
+    bench.say(("node1", ended(attempt, "APP", code=85)))
+    finish_both(bench, low, high)
+    first, _ = bench.store.attempts([low])
+    assert (first.cause, first.code) == (Cause.PREEMPTED, 85)
+
+
+def test_a_preempted_job_hears_no_second_warning(bench: DoomedBench) -> None:
+    low, high, attempt = preempted(bench, grace="20")
+    sent = bench.up("node1", gpus=2, attempts=[report(attempt, "running")]) + bench.pass_time(5)
+    assert not any(isinstance(message, wire.Signal) for _, message in sent), "a signal comes at most once"
+    bench.say(("node1", ended(attempt)))  # with 0: it is complete
+    bench.turn()
+    assert bench.state(low) is JobState.COMPLETE
+    bench.say(("node1", ended(bench.attempt(high))))
+
+
+def test_a_gang_whose_head_is_lost_waits_no_longer_under_the_next_leader(bench: DoomedBench) -> None:
+    seq, attempt, (head, member) = runs(bench, nodes=2)
+    bench.down(head)
+    lost = ended(attempt, "NODE_LOST", head=False, culprit=head)
+    bench.say((member, lost))  # and forgets it, for it is acknowledged
+    bench.take_over()
+    bench.up(member)
+    assert bench.state(seq) is JobState.RUNNING
+    bench.pass_time(ACCUSED + 1)
+    bench.turn()
+    (first,) = bench.store.attempts([seq])
+    assert (first.cause, first.culprit) == (Cause.NODE_LOST, head)
+    assert (bench.state(seq), bench.job(seq).charged_attempts) == (JobState.QUEUED, 1)
+    bench.up(head)
+    bench.turn()
+    for node in bench.run(seq):
+        bench.say((node, ended(bench.attempt(seq), head=node == head)))
+
+
+@pytest.mark.parametrize("phase", ["preparing", "ready", "running"])
+def test_a_new_walltime_is_told_by_the_next_leader(bench: DoomedBench, phase: str) -> None:
+    bench.up("node1", "node2")
+    seq = bench.submit(request(2))
+    bench.turn()
+    attempt = bench.attempt(seq)
+    head, member = (share.node for share in bench.store.shares([seq], live_only=True))
+    if phase == "running":
+        bench.run(seq)
+    longer = Request(request(2).chunks, walltime=90)
+    bench.store.wish("alter", seq, "ann", {"fields": {"request": msgspec.to_builtins(longer)}})
+    bench.turn()
+    bench.take_over()
+    sent = bench.up(head, attempts=[report(attempt, phase)])
+    sent += bench.up(member, attempts=[report(attempt, "ready", head=False)])
+    if phase == "preparing":
+        sent += bench.say((head, wire.Ready(attempt=attempt)))
+    if phase != "running":
+        assert wire.Go(attempt=attempt) in [message for _, message in sent]
+        sent += bench.say((head, wire.Started(attempt=attempt, pid=1, started_at=time.time())))
+    assert (head, wire.Alter(attempt=attempt, walltime=90)) in sent
+    bench.say((head, ended(attempt)), (member, ended(attempt, head=False)))
+
+
+def test_a_signal_to_a_job_that_runs_is_sent_at_most_once(bench: DoomedBench) -> None:
+    seq, attempt, _ = runs(bench)
+    bench.store.wish("signal", seq, "ann", {"signal": int(signal.SIGUSR2)})
+    bench.dies()
+    sent = bench.up("node1", attempts=[report(attempt, "running")])
+    assert not any(isinstance(message, wire.Signal) for _, message in sent)
+    bench.say(("node1", ended(attempt)))
