@@ -308,6 +308,24 @@ class Client:
         """Takes a reservation away; those that are left."""
         return self._call("DELETE", f"/v1/reservations/{quote(name)}", list[wire.Reservation])
 
+    def schedules(self) -> list[wire.ScheduleStatus]:
+        """One's own schedules; operators get those of all users."""
+        return self._call("GET", "/v1/schedules", list[wire.ScheduleStatus])
+
+    def add_schedule(self, wanted: wire.ScheduleRequest) -> wire.ScheduleStatus:
+        """Makes a schedule. Raises Rejection: nothing is kept."""
+        return self._call("POST", "/v1/schedules", wire.ScheduleStatus, wanted)
+
+    def change_schedule(self, owner: str, name: str, action: str) -> list[wire.ScheduleStatus]:
+        """``action``: pause, resume, run (now, once more), remove."""
+        path = f"/v1/schedules/{quote(owner, safe='')}/{quote(name, safe='')}/{quote(action)}"
+        return self._call("POST", path, list[wire.ScheduleStatus])
+
+    def schedule_runs(self, owner: str, name: str, limit: int = 20) -> list[wire.ScheduleRun]:
+        """What its last due times became, the latest first."""
+        path = f"/v1/schedules/{quote(owner, safe='')}/{quote(name, safe='')}/runs?limit={limit}"
+        return self._call("GET", path, list[wire.ScheduleRun])
+
     def shares(self) -> list[wire.ShareStatus]:
         """Who has used how much of what is due to them."""
         return self._call("GET", "/v1/shares", list[wire.ShareStatus])

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from hpcmesos.gang import mpi
-from hpcmesos.launch import enclosure, files, ports, preflight, proxies, tasks
-from hpcmesos.launch.container import SHELL, Container
+from hpcmesos.launch import enclosure, files, limits, ports, preflight, proxies, tasks
+from hpcmesos.launch.container import SHELL, Container, PrivateTmp, View
 from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
@@ -147,7 +147,8 @@ class Attempt:
             self.services.directories.make(self.spec, self.paths, self.owner, self.tasks)
             self.services.secrets.make(self.id, self.owner, secrets or {})
             if config.cgroup:
-                self.enclosure = enclosure.Cgroup(config.cgroup, self.id)
+                wanted = limits.wanted(config.limits, self.spec)
+                self.enclosure = enclosure.Cgroup(config.cgroup, self.id, config.limits.get("v1", {}), wanted)
             else:
                 self.enclosure = enclosure.Tree(self.services.trees, self.id, self.owner.uid)
         except BaseException:
@@ -217,7 +218,7 @@ class Attempt:
         started_at = time.time()
         try:
             self._journal.append({"phase": "running", "at": started_at})
-            self._fork(quickly=self.terminal is None and self.container is None)
+            self._fork(quickly=self.terminal is None and self.view is None)
         except Exception as error:  # no process, no memory, no disk: a job that runs nowhere must not stay
             self.end(Order("START_FAILED", 0.0, f"cannot start the job: {error}"))
             return
@@ -252,8 +253,8 @@ class Attempt:
             directories=(*workdir, self.owner.home),
             owner=self.owner,
             umask=spec["umask"],
-            cgroup=self.enclosure.procs,
-            container=self.container,
+            cgroups=self.enclosure.procs,
+            view=self.view,
             terminal=self.terminal.create(self.owner) if self.terminal else None,
             outputs=Outputs(
                 stdout=[*filter(None, [spec["stdout"]]), spool[0]],
@@ -286,6 +287,11 @@ class Attempt:
         if self.spec["argv"] is None and self.spec["shell"] is None:
             marks["HPCMESOS_ENTER"] = os.path.join(self.paths.directory, "enter")
         return {**environ, **identity, **marks}
+
+    @property
+    def view(self) -> View | None:
+        private = PrivateTmp(self.paths.tmpdir) if self.services.config.private_tmp else None
+        return self.container or private
 
     def _base(self) -> dict[str, str]:
         """Who the owner is, and where programs are when nobody says so."""
@@ -551,7 +557,7 @@ class Attempt:
     def _cause(self) -> str:
         if self._order:
             return self._order.cause
-        if isinstance(self.enclosure, enclosure.Cgroup) and self.enclosure.out_of_memory():
+        if isinstance(self.enclosure, enclosure.Cgroup) and self.enclosure.limits.out_of_memory():
             return "OOM"
         if self.output.opened.failure:
             return "START_FAILED"

@@ -206,7 +206,7 @@ class Directories:
                 directories=("/",),
                 owner=Owner("", 0, 0, (), "/", "", switch=False),
                 umask=0o077,
-                cgroup=None,
+                cgroups=(),
                 stdio=(None, null, null),
             )
             self._children.spawn(launch, lambda status, usage: None)[1].close()
