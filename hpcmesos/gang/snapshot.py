@@ -143,10 +143,15 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """A job was told that it starts at ``at`` at the latest (under ``Policy.hold_head`` it then stays first)."""
+    """A job was told that it starts at ``at`` at the latest (under ``Policy.hold_head`` it then stays first).
+
+    ``shares``: the place that was kept for it, as in a Reservation. It is kept on while all that come before the job
+    in the order have such a place, too, and until an earlier one is found that is in nobody's way.
+    """
 
     job: JobId
     at: float
+    shares: Mapping[NodeName, tuple[int, int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
