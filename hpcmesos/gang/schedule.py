@@ -66,7 +66,9 @@ class _Cycle:
         self.running = RunningTable.of(snapshot.running, self.nodes)
         self.ledger = Ledger(self.nodes)
         self.explainer = Explainer(self.nodes.installed, self.ledger.room, self.nodes.up.copy())
-        self.gate = limits.Gate(snapshot.limits, self.running, snapshot.plugged)
+        self.gate = limits.Gate(
+            snapshot.limits, self.running, snapshot.plugged, now=now, walltime=self._walltime
+        )
         self.starts: list[Start] = []
         self.preemptions: list[Preemption] = []
         self.done: set[int] = set()  # slots of jobs that started, with all elements

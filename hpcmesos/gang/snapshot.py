@@ -116,7 +116,7 @@ class Limit:
     """At most so much running at once for each user (project, queue) of that name, or for the whole server.
 
     ``scope``: user, project, queue or server. ``name`` "*": each one by itself, ``but`` those. ``queue``: only what
-    runs in that queue counts; "": all. None: no limit.
+    runs in that queue counts; "": all. None: no limit. ``gpu_hours``: GPUs times the hours until their walltimes end.
     """
 
     scope: str
@@ -126,6 +126,7 @@ class Limit:
     cpus: int | None = None
     queue: str = ""
     but: frozenset[str] = frozenset()
+    gpu_hours: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ HOUR = 3600.0
 def bounds(runs: list[Run], patience: float) -> list[tuple[Run, float]]:
     """Of each job that has waited longer than ``patience``, when it starts at the latest (docs/scheduling.md).
 
-    From when it is the oldest that waits, and has waited so long, it comes first: it starts once what runs then is over.
+    From when it is the oldest that waits, and has waited so long, it is first: it starts once what runs then is over.
     """
     runs = sorted(runs, key=lambda run: (run.job.submitted_at, run.job.id))
     starts, ends = (np.array([getattr(run, name) for run in runs]) for name in ("started_at", "ended_at"))
