@@ -341,6 +341,18 @@ class ScheduleRun(msgspec.Struct, frozen=True, kw_only=True):
     retry_at: float | None = None
 
 
+class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What was used. ``key``: values of what was asked for (user, project, queue, month, day), in that order. ``runs``:
+    attempts that began; ``lost_gpu_hours``: of attempts that ended by no fault of the job's.
+    """
+
+    key: list[str]
+    runs: int
+    gpu_hours: float
+    cpu_hours: float
+    lost_gpu_hours: float
+
+
 class EventStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened to a job; ``id`` grows in the order in which it was decided. ``at``: seconds since the
     epoch; ``before`` and ``state``: letters of the job's state, the same where only something else changed.
