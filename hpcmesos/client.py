@@ -308,6 +308,24 @@ class Client:
         """Takes a reservation away; those that are left."""
         return self._call("DELETE", f"/v1/reservations/{quote(name)}", list[wire.Reservation])
 
+    def schedules(self) -> list[wire.ScheduleStatus]:
+        """One's own schedules; operators get those of all users."""
+        return self._call("GET", "/v1/schedules", list[wire.ScheduleStatus])
+
+    def add_schedule(self, wanted: wire.ScheduleRequest) -> wire.ScheduleStatus:
+        """Makes a schedule. Raises Rejection: nothing is kept."""
+        return self._call("POST", "/v1/schedules", wire.ScheduleStatus, wanted)
+
+    def change_schedule(self, owner: str, name: str, action: str) -> list[wire.ScheduleStatus]:
+        """``action``: pause, resume, run (now, once more), remove."""
+        path = f"/v1/schedules/{quote(owner, safe='')}/{quote(name, safe='')}/{quote(action)}"
+        return self._call("POST", path, list[wire.ScheduleStatus])
+
+    def schedule_runs(self, owner: str, name: str, limit: int = 20) -> list[wire.ScheduleRun]:
+        """What its last due times became, the latest first."""
+        path = f"/v1/schedules/{quote(owner, safe='')}/{quote(name, safe='')}/runs?limit={limit}"
+        return self._call("GET", path, list[wire.ScheduleRun])
+
     def shares(self) -> list[wire.ShareStatus]:
         """Who has used how much of what is due to them."""
         return self._call("GET", "/v1/shares", list[wire.ShareStatus])
@@ -339,6 +357,19 @@ class Client:
     def revoke_tokens(self, ids: Sequence[str]) -> list[str]:
         """Ends tokens, and those made by them; answers the ids of what was ended. Raises InvalidValue: none was."""
         return self._call("POST", "/v1/tokens/revoke", list[str], wire.RevokeRequest(ids=list(ids)))
+
+    def put_secret(self, name: str, value: bytes) -> wire.SecretStatus:
+        """Keeps a secret of one's own, for jobs with ``-W secret=NAME``; it is not shown again."""
+        request = wire.SecretRequest(value=base64.b64encode(value).decode())
+        return self._call("PUT", f"/v1/secrets/{quote(name, safe='')}", wire.SecretStatus, request)
+
+    def secrets(self) -> list[wire.SecretStatus]:
+        """Names of one's secrets."""
+        return self._call("GET", "/v1/secrets", list[wire.SecretStatus])
+
+    def remove_secret(self, name: str) -> list[wire.SecretStatus]:
+        """Takes a secret away. Raises InvalidValue: there is none of this name."""
+        return self._call("DELETE", f"/v1/secrets/{quote(name, safe='')}", list[wire.SecretStatus])
 
     def audit(
         self, since: float = 0.0, user: str | None = None, job: str | None = None, limit: int = 1000

@@ -42,7 +42,9 @@ JobPaths = namedtuple(
         "ompi_hostfile",
         "tasks",  # what each task of a framework is told
         "tmpdir",
+        "secrets",
     ),
+    defaults=("",),
 )
 """Where a job's things lie on one host; absolute paths, as strings."""
 
@@ -127,6 +129,7 @@ def host_overlay(spec: Spec, paths: JobPaths) -> dict[str, str]:
         "OMPI_MCA_plm_rsh_agent": agent,
         "OMPI_MCA_orte_default_hostfile": paths.ompi_hostfile,
         **({"HPCMESOS_TASKS": paths.tasks} if spec.get("framework") else {}),
+        **({"HPCMESOS_SECRETS": paths.secrets} if spec.get("secrets") else {}),
     }
     if any(other["gpus"] for other in spec["members"]):  # as Torque: no file that says nothing
         variables["PBS_GPUFILE"] = paths.gpufile
@@ -208,7 +211,9 @@ def _launchers(spec: Spec) -> dict[str, str]:
         # Else the head's whole environment, CUDA_VISIBLE_DEVICES included, would land on every host.
         "HYDRA_ENV": "none",
         "I_MPI_HYDRA_BOOTSTRAP": "rsh",
+        "I_MPI_HYDRA_BOOTSTRAP_AUTOFORK": "0",
         "I_MPI_HYDRA_RMK": "pbs",
+        "I_MPI_PIN": "0",
         "PRTE_MCA_plm": "ssh",
         "PRTE_MCA_plm_ssh_no_tree_spawn": "1",
         "PRTE_MCA_hwloc_default_binding_policy": "none",

@@ -10,18 +10,19 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from hpcmesos.gang import mpi
-from hpcmesos.launch import enclosure, files, ports, preflight, proxies, tasks
-from hpcmesos.launch.container import SHELL, Container
+from hpcmesos.launch import enclosure, files, limits, ports, preflight, proxies, tasks
+from hpcmesos.launch.container import SHELL, Container, PrivateTmp, View
 from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch, Outputs, read_report
+from hpcmesos.launch.secrets import Secrets
 from hpcmesos.launch.settings import Config
 from hpcmesos.launch.site_scripts import ABORT, Result, Scripts
 from hpcmesos.launch.steps import Steps, checked
@@ -84,6 +85,7 @@ class Services:
     children: Children
     journal: Journal
     directories: files.Directories
+    secrets: Secrets
     trees: enclosure.Trees
     emit: Callable[[dict[str, Any]], None]
     uncontain: Callable[[str], None]  # the container of an attempt is over
@@ -140,8 +142,8 @@ class Attempt:
 
     # --- PREPARE ----------------------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        """Journal, directory, cgroup. Whatever it raises (OSError, mostly), nothing of it is left then."""
+    def prepare(self, secrets: Mapping[str, str | None] | None = None) -> None:
+        """Journal, directory, secrets, cgroup. Whatever it raises (OSError, mostly), nothing of it is left then."""
         config = self.services.config
         self._journal = self.services.journal.create(
             self.id, {"spec": self.spec, "boot_id": config.boot_id, "at": time.time()}
@@ -151,8 +153,10 @@ class Attempt:
             if self.spec.get("framework"):
                 self.tasks = tasks.of_node(self.spec)
             self.services.directories.make(self.spec, self.paths, self.owner, self.tasks)
+            self.services.secrets.make(self.id, self.owner, secrets or {})
             if config.cgroup:
-                self.enclosure = enclosure.Cgroup(config.cgroup, self.id)
+                wanted = limits.wanted(config.limits, self.spec)
+                self.enclosure = enclosure.Cgroup(config.cgroup, self.id, config.limits.get("v1", {}), wanted)
             else:
                 self.enclosure = enclosure.Tree(self.services.trees, self.id, self.owner.uid)
         except BaseException:
@@ -172,6 +176,7 @@ class Attempt:
             self.enclosure.remove()
         self.leave_container()
         self.services.directories.remove(self.paths, self.owner)
+        self.services.secrets.remove(self.id)
         self.services.journal.remove(self.id)
 
     def leave_container(self) -> None:
@@ -247,7 +252,7 @@ class Attempt:
         try:
             self._journal.append({"phase": "running", "at": started_at})
             self.scripts.begun = True
-            own = self.terminal or self.container or any(self._preamble)
+            own = self.terminal or self.view or any(self._preamble)
             self._fork(quickly=not own)
         except Exception as error:  # no process, no memory, no disk: a job that runs nowhere must not stay
             self.end(Order("START_FAILED", 0.0, f"cannot start the job: {error}"))
@@ -283,8 +288,8 @@ class Attempt:
             directories=(*workdir, self.owner.home),
             owner=self.owner,
             umask=spec["umask"],
-            cgroup=self.enclosure.procs,
-            container=self.container,
+            cgroups=self.enclosure.procs,
+            view=self.view,
             terminal=self.terminal.create(self.owner) if self.terminal else None,
             preamble=self._preamble,
             outputs=Outputs(
@@ -318,6 +323,11 @@ class Attempt:
         if self.spec["argv"] is None and self.spec["shell"] is None:
             marks["HPCMESOS_ENTER"] = os.path.join(self.paths.directory, "enter")
         return {**environ, **identity, **marks}
+
+    @property
+    def view(self) -> View | None:
+        private = PrivateTmp(self.paths.tmpdir) if self.services.config.private_tmp else None
+        return self.container or private
 
     def _base(self) -> dict[str, str]:
         """Who the owner is, and where programs are when nobody says so."""
@@ -617,7 +627,7 @@ class Attempt:
     def _cause(self) -> str:
         if self._order:
             return self._order.cause
-        if isinstance(self.enclosure, enclosure.Cgroup) and self.enclosure.out_of_memory():
+        if isinstance(self.enclosure, enclosure.Cgroup) and self.enclosure.limits.out_of_memory():
             return "OOM"
         if self.output.opened.failure:
             return "START_FAILED"
@@ -660,6 +670,7 @@ class Attempt:
             with suppress(OSError):
                 sys.stderr.write(f"shepherd: the end of {self.id} cannot be written down: {error}\n")
         self.enclosure.remove()
+        self.services.secrets.remove(self.id)
         self.leave_container()
         self.ended = ended
         self.phase = "ended"

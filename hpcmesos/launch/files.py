@@ -61,6 +61,7 @@ def job_paths(config: Config, spec: dict[str, Any]) -> mpi.JobPaths:
         ompi_hostfile=os.path.join(hosts, "ompi_hosts"),
         tasks=os.path.join(directory, "tasks"),
         tmpdir=os.path.join(directory, "tmp"),
+        secrets=os.path.join(config.sockets, "secrets", spec["attempt"]),
     )
 
 
@@ -205,7 +206,7 @@ class Directories:
                 directories=("/",),
                 owner=Owner("", 0, 0, (), "/", "", switch=False),
                 umask=0o077,
-                cgroup=None,
+                cgroups=(),
                 stdio=(None, null, null),
             )
             self._children.spawn(launch, lambda status, usage: None)[1].close()

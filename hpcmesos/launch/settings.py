@@ -29,6 +29,8 @@ class Config:
     key: str
     ca: str
     cgroup: str | None  # v2 directory under which attempts' cgroups are made; None: no cgroups
+    limits: dict[str, Any]  # memory, cpu: bool; pids: number; devices: majors; v1: controller -> directory
+    private_tmp: bool  # each attempt has a /tmp and /var/tmp of its own
     gang_silence: float
     gang_ping: float
     boot_id: str
@@ -57,6 +59,8 @@ class Config:
             key=tls["key"],
             ca=tls["ca"],
             cgroup=values.get("cgroup"),
+            limits=values.get("limits") or {},
+            private_tmp=bool(values.get("private_tmp")),
             gang_silence=float(values.get("gang_silence", 20.0)),
             gang_ping=float(values.get("gang_ping", 2.0)),
             boot_id=values.get("boot_id", ""),

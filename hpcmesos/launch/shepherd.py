@@ -23,6 +23,7 @@ from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.peers import Identity, Peers
 from hpcmesos.launch.processes import Children
 from hpcmesos.launch.recovery import Recovered, recover
+from hpcmesos.launch.secrets import Secrets
 from hpcmesos.launch.settings import Config, Refusal
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -48,6 +49,7 @@ class Shepherd:
             children=self.children,
             journal=Journal(os.path.join(config.state, "journal")),
             directories=files.Directories(config, self.children),
+            secrets=Secrets(config),
             trees=enclosure.Trees(marker),
             emit=self.control.emit,
             uncontain=self._containers.over,
@@ -88,8 +90,9 @@ class Shepherd:
                 self.control.emit(event)
             return
         try:
+            secrets = spec.pop("secret_values", {})  # before the spec is written down anywhere
             attempt = Attempt(self.services, spec, self._owners.resolve(spec["owner"]))
-            attempt.prepare()
+            attempt.prepare(secrets)
         except Exception as error:  # a spec that we do not understand costs its attempt, not the connection
             refusal = error if isinstance(error, Refusal) else Refusal(f"cannot prepare: {error!r}")
             self._refuse(name, refusal)
@@ -235,6 +238,7 @@ class Shepherd:
         if self.config.cgroup:
             self.children.use_starter()
         self.recovered = await recover(self.services)
+        self.services.secrets.clear()  # recovered attempts have ended
         doors = [
             await self.peers.listen(self._answer_peer),
             await control.listen(self.config.ranks_socket, 0o666, self._ranks.serve),

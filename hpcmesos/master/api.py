@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Annotated, Any, cast
 
 import msgspec
-from litestar import Litestar, MediaType, Request, Response, WebSocket, delete, get, post, websocket
+from litestar import Litestar, MediaType, Request, Response, WebSocket, delete, get, post, put, websocket
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException, WebSocketDisconnect
 from litestar.openapi.config import OpenAPIConfig
@@ -39,6 +39,7 @@ from hpcmesos.master.services import (
     moab,
     nodes,
     running,
+    schedules,
     selecting,
     standing,
     status,
@@ -49,8 +50,9 @@ from hpcmesos.master.services import (
     wait,
     why,
 )
+from hpcmesos.master.services import secrets as secret_store
 from hpcmesos.master.services.lookup import find_own
-from hpcmesos.master.services.replies import exit_code, one_line
+from hpcmesos.master.services.replies import exit_code, one_line, spelled_out
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import Scope
 from hpcmesos.pbs.personalities import Personality
@@ -119,6 +121,10 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             list_reservations,
             reserve,
             unreserve,
+            list_schedules,
+            add_schedule,
+            change_schedule,
+            list_schedule_runs,
             list_shares,
             set_shares,
             show_leader,
@@ -128,6 +134,9 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             list_tokens,
             revoke_tokens,
             list_changes,
+            put_secret,
+            list_secrets,
+            remove_secret,
             join_node,
             show_metrics,
         ],
@@ -156,9 +165,11 @@ def run_command(name: str, data: wire.CommandRequest, request: ApiRequest) -> Re
     site = _site(request)
     caller = _caller(request) if name in READING else _actor(request)
     try:
-        return Response(service(site, caller, data))
+        reply = service(site, caller, data)
     except HpcmesosError as error:
         return _refusal(error, Personality(data.personality))
+    shown, complaints = spelled_out(reply.stdout), spelled_out(reply.stderr)
+    return Response(msgspec.structs.replace(reply, stdout=shown, stderr=complaints))
 
 
 @post("/v1/jobs", sync_to_thread=True, status_code=201)
@@ -301,6 +312,36 @@ def unreserve(name: str, request: ApiRequest) -> list[wire.Reservation]:
     return standing.list_reservations(_site(request))
 
 
+@get("/v1/schedules", sync_to_thread=True)
+def list_schedules(request: ApiRequest) -> list[wire.ScheduleStatus]:
+    """One's own schedules; operators get those of all users."""
+    return schedules.listing(_site(request), _caller(request))
+
+
+@post("/v1/schedules", sync_to_thread=True, status_code=201)
+def add_schedule(data: wire.ScheduleRequest, request: ApiRequest) -> wire.ScheduleStatus:
+    """A job for each due time of a rule, or after others have ended well."""
+    shared = wire.SubmitRequest(
+        jobs=[data.job], cwd=data.cwd, host=data.host, environ=data.environ, personality=data.personality
+    )
+    _check_text(shared, data.job.argv)
+    return schedules.add(_site(request), _actor(request), data)
+
+
+@post("/v1/schedules/{owner:str}/{name:str}/{action:str}", sync_to_thread=True, status_code=200)
+def change_schedule(owner: str, name: str, action: str, request: ApiRequest) -> list[wire.ScheduleStatus]:
+    """``action``: pause, resume, run (now, once more), remove; answers the schedules as they are then."""
+    return schedules.change(_site(request), _actor(request), owner, name, action)
+
+
+@get("/v1/schedules/{owner:str}/{name:str}/runs", sync_to_thread=True)
+def list_schedule_runs(
+    owner: str, name: str, request: ApiRequest, limit: Annotated[int, Parameter(ge=1, le=10_000)] = 20
+) -> list[wire.ScheduleRun]:
+    """What its last due times became, the latest first."""
+    return schedules.runs(_site(request), _caller(request), owner, name, limit)
+
+
 @get("/v1/shares", sync_to_thread=True)
 def list_shares(request: ApiRequest) -> list[wire.ShareStatus]:
     """Who has used how much of what is due to them."""
@@ -376,6 +417,24 @@ def list_changes(
     return auditing.changes(_site(request), _caller(request), since, user, job, limit)
 
 
+@put("/v1/secrets/{name:str}", sync_to_thread=True)
+def put_secret(name: str, data: wire.SecretRequest, request: ApiRequest) -> wire.SecretStatus:
+    """Keeps a secret of the caller's for his jobs (-W secret=NAME); it is not shown again."""
+    return secret_store.put(_site(request), _actor(request), name, data)
+
+
+@get("/v1/secrets", sync_to_thread=True)
+def list_secrets(request: ApiRequest) -> list[wire.SecretStatus]:
+    """Names of the caller's secrets."""
+    return secret_store.listing(_site(request), _caller(request))
+
+
+@delete("/v1/secrets/{name:str}", sync_to_thread=True, status_code=200)
+def remove_secret(name: str, request: ApiRequest) -> list[wire.SecretStatus]:
+    """Takes a secret away; answers those that are left."""
+    return secret_store.remove(_site(request), _actor(request), name)
+
+
 @post("/v1/nodes/join", sync_to_thread=True, status_code=201)
 def join_node(data: wire.JoinRequest, request: ApiRequest) -> wire.JoinReply:
     """An agent's certificate for a one-time token; the token is the credential."""
@@ -384,7 +443,8 @@ def join_node(data: wire.JoinRequest, request: ApiRequest) -> wire.JoinReply:
 
 @get("/metrics", sync_to_thread=True, media_type=MediaType.TEXT, include_in_schema=False)
 def show_metrics(request: ApiRequest) -> Response[bytes]:
-    """This process' and the cluster's figures for Prometheus."""
+    """This process' and the cluster's figures for Prometheus, which shows a token (scope "read" will do)."""
+    _caller(request)
     metrics = cast("Metrics", request.app.state.metrics)
     return Response(metrics.text(), media_type=CONTENT_TYPE)
 

@@ -66,6 +66,7 @@ class Attempt:
     started_at: float | None = None
     spec: dict[str, Any] | None = None  # until it runs, to send PREPARE again
     account: tuple[str, str] = ("", "")  # project and user whose use it is
+    hold: str = ""  # letters of the holds with which its job waits again
     untold: list[wire.Signal | wire.Alter] = field(
         default_factory=list
     )  # what its head hears once its script runs

@@ -23,7 +23,7 @@ from pathlib import Path
 from hpcmesos import pidfile
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable, StateError
-from hpcmesos.master import child, pki
+from hpcmesos.master import child, pki, vault
 from hpcmesos.master.links import bind
 from hpcmesos.queue import schema
 
@@ -123,6 +123,7 @@ def _bind_tls(settings: MasterSettings) -> socket.socket:
 def _children(settings: MasterSettings, unix: socket.socket, tls: socket.socket) -> list[Process]:
     """The leader candidate and the API processes, with their configuration written; not started."""
     ca = pki.ensure_ca(settings.state)
+    vault.ensure_key(settings.state)
     host = socket.gethostname()
     names = {host, socket.getfqdn(), "localhost", "127.0.0.1", _host(settings.listen), _host(settings.link)}
     sans = sorted(name for name in names if name not in ("", "0.0.0.0", "::"))  # noqa: S104  (compared, not bound)

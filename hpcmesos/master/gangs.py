@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from hpcmesos import wire
+from hpcmesos.errors import StateError
 from hpcmesos.gang.feasible import can_ever_fit
-from hpcmesos.master import cycle
+from hpcmesos.master import cycle, vault
 from hpcmesos.master.arrays import Arrays
 from hpcmesos.master.cluster import Attempt, Phase
 from hpcmesos.master.effects import Desk
@@ -65,7 +68,34 @@ class Gangs:
             attempt.spec = self._spec(attempt)
         for node in nodes:
             spec = attempt.spec | {"me": attempt.nodes.index(node)}
+            if spec["secrets"]:
+                values = self._secrets(spec["owner"], spec["secrets"])
+                if missing := sorted(name for name, value in values.items() if value is None):
+                    self.desk.alarms.set(0.0, partial(self._withhold, attempt.name, missing))
+                    return
+                spec["secret_values"] = values
             self.desk.send(node, wire.Prepare(attempt=attempt.name, spec=spec))
+
+    def _secrets(self, owner: str, names: Collection[str]) -> dict[str, str | None]:
+        """The owner's secrets, base64, only for the wire; None: not there any more, or sealed with another key."""
+        kept = {secret.name: secret.sealed for secret in self.desk.reader.secrets(owner)}
+        values: dict[str, str | None] = dict.fromkeys(names)
+        for name in set(names) & kept.keys():
+            try:
+                value = vault.unseal(self.desk.settings.state, owner, name, kept[name])
+            except StateError as error:
+                log.error("%s", error)
+            else:
+                values[name] = base64.b64encode(value).decode()
+        return values
+
+    def _withhold(self, name: str, missing: Sequence[str]) -> None:
+        """A job without its secrets waits for its owner."""
+        attempt = self.desk.cluster.attempts.get(name)
+        if attempt is not None and attempt.phase is Phase.PREPARING and attempt.end is None:
+            attempt.hold = "u"
+            text = f"secret {', '.join(missing)} is not there any more: hpcmesos secret set, then qrls"
+            self.start_failed(attempt, None, text)
 
     def _spec(self, attempt: Attempt) -> dict[str, Any]:
         submitted = self.submissions.get(attempt.key.seq)
@@ -159,7 +189,7 @@ class Gangs:
         if attempt.phase is not Phase.OVER:
             self.start_failed(attempt, culprit or node, reason)
 
-    def start_failed(self, attempt: Attempt, culprit: str, reason: str) -> None:
+    def start_failed(self, attempt: Attempt, culprit: str | None, reason: str) -> None:
         """The attempt is over before its script ran."""
         record = self.verdict(attempt, Cause.START_FAILED, culprit, reason)
         if attempt.end is None:
@@ -396,7 +426,9 @@ class Gangs:
             changes["charged_attempts"] = job.charged_attempts + 1
         if attempt.preempted_for:
             self.desk.cluster.preempted.add(job.key)
-        if record.cause is Cause.START_FAILED and (failed := self._failed_starts(job)) >= MAX_FAILED_STARTS:
+        if attempt.hold:
+            changes["holds"] = "".join(sorted({*job.holds, *attempt.hold}))
+        elif record.cause is Cause.START_FAILED and (failed := self._failed_starts(job)) >= MAX_FAILED_STARTS:
             changes["holds"] = "".join(sorted({*job.holds, "s"}))
             text = f"held after {failed} failed starts; the last: {record.message}"
             changes["comment"] = text[:1000]

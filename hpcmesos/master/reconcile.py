@@ -109,6 +109,7 @@ class Nodes:
             features=inventory.features,
             declared=inventory.declared,
             os=clean(inventory.os),
+            isolation=clean("+".join(inventory.isolation)),
             hostname=clean(inventory.hostname),
         )
         if hello is not None:

@@ -17,6 +17,7 @@ from hpcmesos.pbs.values import (
     Dependency,
     check_choice,
     check_name,
+    check_printable,
     merge_attribute,
     parse_attributes,
     parse_depend,
@@ -138,13 +139,13 @@ def _attributes(command: ParsedCommand) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in command.all("W"):
         for name, value in parse_attributes(text).items():
-            merge_attribute(found, name, value)
+            merge_attribute(found, name, check_printable("W", value))
     return found
 
 
 def _last(command: ParsedCommand, letter: str) -> str | None:
     value = command.last(letter)
-    return None if value is None else unquote(value)
+    return None if value is None else check_printable(letter, unquote(value))
 
 
 def _stored(command: ParsedCommand, attributes: Mapping[str, str]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from hpcmesos.pbs.values import (
     bare_names,
     check_choice,
     check_name,
+    check_printable,
     default_name,
     merge_attribute,
     parse_attributes,
@@ -70,7 +71,7 @@ _KEPT_OPTIONS = {
 _TYPED_ATTRIBUTES = frozenset(
     {"depend", "umask", "block", "interactive", "group_list", "ring", "gpubind", "image", "job_array_request"}
     | {"max_run_subjobs"}
-    | {"framework", "capture", "constraints", "image_pull"}
+    | {"framework", "capture", "constraints", "image_pull", "secret"}
 )
 
 
@@ -156,6 +157,7 @@ class Submission:
     gpubind: str | None = None  # rank, none; None: the launcher's default
     image: str | None = None  # --image, -W image=: run in this container image
     image_pull: str | None = None  # -W image_pull=: always, missing or never; None: as the node is set
+    secrets: tuple[str, ...] = ()  # -W secret=NAME,...: names of the owner's, for files
     capture: bool = False  # -W capture=true: no output files; ``hpcmesos logs`` has what was written
 
 
@@ -278,6 +280,7 @@ class _Merged:
             gpubind=self.attributes.get("gpubind"),
             image=self.image,
             image_pull=self.attributes.get("image_pull"),
+            secrets=split_list(self.attributes.get("secret", "")),
             capture=self._flag("capture"),
         )
 
@@ -307,7 +310,7 @@ class _Merged:
 
     def last(self, name: str) -> str | None:
         value = self.raw(name)
-        return None if value is None else unquote(value)
+        return None if value is None else check_printable(name, unquote(value))
 
     def raw(self, name: str) -> str | None:
         """As ``last``, with the quotes that are part of a command line."""
@@ -324,7 +327,7 @@ class _Merged:
         for source in self.sources:
             for text in source.all("W"):
                 for name, value in parse_attributes(text).items():
-                    merge_attribute(found, name, value)
+                    merge_attribute(found, name, check_printable("W", value))
         for name, choices in _ATTRIBUTE_CHOICES.items():
             if name in found and found[name] not in choices:
                 raise InvalidValue(f"illegal -W value '{name}={found[name]}'; one of {', '.join(choices)}")

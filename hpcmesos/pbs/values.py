@@ -146,10 +146,23 @@ def check_name(text: str) -> str:
         raise InvalidValue(
             f"illegal -N value: a name has 1 to {MAX_NAME_LENGTH} characters, this one {len(text)}"
         )
-    if _NAME_REFUSED.search(text):
+    if _NAME_REFUSED.search(text) or not text.isprintable():
         raise InvalidValue(
             f"illegal -N value '{text}': a name holds no blanks, slashes or control characters"
         )
+    return text
+
+
+def check_printable(option: str, text: str) -> str:
+    """The value of an option, if it is one line of characters that show as themselves.
+
+    Such values come to stand in accounting records, headers of mails and on the terminals of others.
+
+    Raises:
+        InvalidValue: it holds control characters, line breaks, or characters that change how others are shown.
+    """
+    if not text.isprintable():
+        raise InvalidValue(f"illegal -{option} value '{text}': it holds characters that cannot be printed")
     return text
 
 
@@ -162,7 +175,9 @@ def check_choice(command: str, option: str, value: str) -> str:
 
 def default_name(path: str) -> str:
     """The name of a job whose script or program is ``path``."""
-    return _NAME_REFUSED.sub("_", path.rstrip("/").rpartition("/")[2])[:MAX_NAME_LENGTH] or "STDIN"
+    name = _NAME_REFUSED.sub("_", path.rstrip("/").rpartition("/")[2])
+    shown = "".join(letter if letter.isprintable() else "_" for letter in name)
+    return shown[:MAX_NAME_LENGTH] or "STDIN"
 
 
 def parse_priority(text: str) -> int:

@@ -29,6 +29,7 @@ from hpcmesos.queue.records import (
     NodeRecord,
     Outcome,
     QueueRecord,
+    SecretRecord,
     ServerRecord,
     ShareRecord,
 )
@@ -43,6 +44,7 @@ from hpcmesos.queue.rows import (
     outcome,
     share_record,
 )
+from hpcmesos.queue.schedule_rows import Run, Schedule, read_runs, read_schedules
 
 
 class Reads:
@@ -70,6 +72,15 @@ class Reads:
         """Jobs in the order of their ids."""
         with begin(self._single) as connection:
             return read_jobs(connection, wanted)
+
+    def secrets(self, owner: str) -> list[SecretRecord]:
+        """A user's, by name."""
+        kept = t.secrets.c
+        wanted = (
+            select(kept.name, kept.sealed, kept.changed_at).where(kept.owner == owner).order_by(kept.name)
+        )
+        with begin(self._single) as connection:
+            return [SecretRecord(**row._mapping) for row in connection.execute(wanted)]
 
     def changes(
         self, since: datetime, *, user: str | None = None, seq: int | None = None, limit: int = 1000
@@ -173,6 +184,16 @@ class Reads:
         """All that is kept as one value each, by name; see documents.py."""
         with begin(self._single) as connection:
             return read_documents(connection)
+
+    def schedules(self, owner: str | None, names: Sequence[str] | None = None) -> list[Schedule]:
+        """Schedules of one user, or (None) of all, by owner and name; ``names`` None: all of them."""
+        with begin(self._single) as connection:
+            return read_schedules(connection, owner, names)
+
+    def schedule_runs(self, owner: str, name: str, most: int) -> list[Run]:
+        """The last ``most`` runs of a schedule, the latest first."""
+        with begin(self._single) as connection:
+            return read_runs(connection, owner, name, most)
 
     def leader(self) -> LeaderRecord:
         """Who leads now, or led last."""

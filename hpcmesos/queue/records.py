@@ -238,6 +238,7 @@ class NodeRecord:
     version: str = ""
     hostname: str = ""
     os: str = ""
+    isolation: str = ""  # what holds jobs there, joined by +; empty: nothing but their environment
     features: tuple[str, ...] = ()
     declared: bool = False
     note: str = ""
@@ -268,6 +269,15 @@ class InboxRow:
     user: str
     payload: Mapping[str, Any]
     via: str = ""  # by which credential, and from where
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRecord:
+    """A user's secret, sealed; see master/vault.py."""
+
+    name: str
+    sealed: bytes
+    changed_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    delete,
     func,
     literal,
     or_,
@@ -83,7 +84,7 @@ class Store(Reads):
             if seqs is None:
                 assert key is not None
                 return [Submitted(seq, True) for seq in _replay(connection, news[0].owner, key, digest)]
-            _insert_jobs(connection, dict(zip(seqs, news, strict=True)))
+            insert_jobs(connection, dict(zip(seqs, news, strict=True)))
         return [Submitted(seq, False) for seq in seqs]
 
     def wish(self, kind: str, seq: int | None, user: str, payload: Mapping[str, Any], via: str = "") -> int:
@@ -103,6 +104,21 @@ class Store(Reads):
         """
         with begin(self._hints) as connection:
             connection.execute(select(func.pg_notify(CHANNEL, "")))
+
+    # secrets
+
+    def put_secret(self, owner: str, name: str, sealed: bytes, via: str) -> None:
+        """Keeps a sealed secret, in place of an older one."""
+        row = {"sealed": sealed, "via": via, "changed_at": func.now()}
+        new = insert(t.secrets).values(owner=owner, name=name, **row)
+        with begin(self._single) as connection:
+            connection.execute(new.on_conflict_do_update(index_elements=["owner", "name"], set_=row))
+
+    def remove_secret(self, owner: str, name: str) -> bool:
+        """Whether there was one."""
+        gone = delete(t.secrets).where(t.secrets.c.owner == owner, t.secrets.c.name == name)
+        with begin(self._single) as connection:
+            return connection.execute(gone).rowcount > 0
 
     # tokens
 
@@ -280,7 +296,8 @@ def _copy_jobs(connection: Connection, news: Mapping[int, NewJob]) -> None:
                     copy.write_row(script)
 
 
-def _insert_jobs(connection: Connection, news: Mapping[int, NewJob]) -> None:
+def insert_jobs(connection: Connection, news: Mapping[int, NewJob]) -> None:
+    """Jobs, by their ids, and their scripts. Their inbox rows belong into the same transaction."""
     if len(news) > _FEW:
         _copy_jobs(connection, news)
         return

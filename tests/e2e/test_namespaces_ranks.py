@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.cluster_kit import HPCMESOS
-from tests.e2e.namespace_cluster import MPICH, MPICH4, OPENMPI4, OPENMPI5, NamespaceCluster, Stack
+from tests.e2e.namespace_cluster import IMPI, MPICH, MPICH4, OPENMPI4, OPENMPI5, NamespaceCluster, Stack
 from tests.e2e.test_namespaces_faults import HELD
 
 pytestmark = [pytest.mark.hosts, pytest.mark.root]
@@ -72,7 +73,7 @@ def check_places(cluster: NamespaceCluster, output: str, library: str) -> None:
     assert all(len(set(hosts[first : first + 4])) == 1 for first in range(0, 16, 4)), hosts
 
 
-STACKS = [*HELD, MPICH4, MPICH4.under_run(), OPENMPI4, OPENMPI5]
+STACKS = [*HELD, MPICH4, MPICH4.under_run(), OPENMPI4, OPENMPI5, IMPI, IMPI.under_run()]
 
 
 @pytest.mark.parametrize("stack", STACKS, indirect=True, ids=str)
@@ -100,6 +101,7 @@ def compile_hello(cluster: NamespaceCluster, stack: Stack) -> Path:
     compiled = subprocess.run(
         [stack.directory / "mpicc", "-x", "c", "-o", program, "-"],
         input=HELLO,
+        env={**os.environ, **stack.environ},
         capture_output=True,
         text=True,
         check=False,
@@ -108,7 +110,7 @@ def compile_hello(cluster: NamespaceCluster, stack: Stack) -> Path:
     return program
 
 
-@pytest.mark.parametrize("stack", [HELD[0], MPICH4, OPENMPI4, OPENMPI5], indirect=True, ids=str)
+@pytest.mark.parametrize("stack", [HELD[0], MPICH4, OPENMPI4, OPENMPI5, IMPI], indirect=True, ids=str)
 def test_from_a_login_shell(namespaces: NamespaceCluster, stack: Stack) -> None:
     """`hpcmesos mpirun`, with the caller's PATH: programs in Python and C, and the code of one that fails."""
     environ = {**stack.environ, "PATH": f"{stack.directory}:{namespaces.environ['PATH']}"}

@@ -19,6 +19,7 @@ from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import Output
 from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.processes import Children, Launch
+from hpcmesos.launch.secrets import Secrets
 from hpcmesos.launch.settings import Config
 from hpcmesos.launch.shells import Command
 
@@ -38,7 +39,14 @@ def services(state: Path, told: list[dict[str, Any]]) -> Services:
     children = NoProcesses()
     directories = Directories(config, children)
     return Services(
-        config, children, journal, directories, Trees("HPCMESOS_SOCKET=/nowhere"), told.append, print
+        config,
+        children,
+        journal,
+        directories,
+        Secrets(config),
+        Trees("HPCMESOS_SOCKET=/nowhere"),
+        told.append,
+        print,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -30,6 +31,20 @@ from hpcmesos.errors import (
 from hpcmesos.pbs.options import help_text, parse
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.wire import CommandReply
+
+_SPELLED = {
+    code: chr(code).encode("unicode_escape").decode()
+    for code in (
+        *range(0x20),
+        *range(0x7F, 0xA0),
+        0x200E,
+        0x200F,
+        *range(0x202A, 0x202F),
+        *range(0x2066, 0x206A),
+    )
+    if chr(code) not in "\n\t"
+}
+_STEERING = re.compile("[" + "".join(map(re.escape, map(chr, _SPELLED))) + "]")
 
 _FIRST_ERROR = 14848  # 58 * 256: 15001 & 255 is 153
 _FIRST_ERROR_CODE = 153
@@ -78,6 +93,14 @@ _PBSPRO_TEXTS: Mapping[type[HpcmesosError], str] = {
 def one_line(text: str) -> str:
     """``text`` with everything that a terminal would not print as a character spelled out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def spelled_out(text: str) -> str:
+    """A command's output in which what would steer a terminal is spelled out, but for line breaks and tabs.
+
+    Jobs, nodes and their comments hold words of others than the reader.
+    """
+    return text.translate(_SPELLED) if text.isascii() or _STEERING.search(text) else text
 
 
 def exit_code(error: HpcmesosError, personality: Personality) -> int:

@@ -36,7 +36,7 @@ from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.limits import why_never
 from hpcmesos.master.objects import fenced
-from hpcmesos.master.services import output_paths, why
+from hpcmesos.master.services import output_paths, secrets, why
 from hpcmesos.master.services.admission import Applicant, admit, default_resources, execution_group
 from hpcmesos.master.services.lookup import find_own
 from hpcmesos.master.services.replies import information
@@ -134,6 +134,12 @@ def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
     return SubmitReply(
         ids=[str(JobId(one.seq, server, array=array)) for one, array in zip(done, arrays, strict=True)]
     )
+
+
+def template(site: Site, caller: Caller, request: SubmitRequest) -> NewJob:
+    """The single job of the request, checked as if it were submitted now. Raises a Rejection."""
+    auth.check_may_submit(caller, site.settings)
+    return _one_of_many(site, caller, request, request.jobs[0], _context(site, caller, request))[0]
 
 
 def _one_of_many(
@@ -241,6 +247,7 @@ def _new_job(
     queue = admit(site, built.queue or site.default_queue, applicant)
     check_fits(site, built.request)
     _check_limits(site, queue.name, caller.user, built)
+    secrets.check(site, caller.user, built.secrets)
     parents = dependencies(site, built.dependencies)
     holds = ("u" if built.hold else "") + ("d" if parents else "")
     waits = built.not_before is not None and built.not_before > datetime.now(UTC)
@@ -393,6 +400,7 @@ def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Subm
         "keep": built.keep,
         "gpubind": built.gpubind,
         "ring": built.ring,
+        "secrets": list(built.secrets) or None,
         "image": built.image,
         "image_pull": built.image_pull,
         "submit_host": request.host,

@@ -214,6 +214,7 @@ CREATE TABLE nodes (
     version TEXT DEFAULT '' NOT NULL,
     hostname TEXT DEFAULT '' NOT NULL,
     os TEXT DEFAULT '' NOT NULL,
+    isolation TEXT DEFAULT '' NOT NULL,
     features TEXT[] DEFAULT '{}' NOT NULL,
     declared BOOLEAN DEFAULT false NOT NULL,
     note TEXT DEFAULT '' NOT NULL,
@@ -256,6 +257,15 @@ CREATE TABLE tokens (
     CONSTRAINT tokens_scope CHECK (scope IN ('read', 'jobs', 'all'))
 );
 
+CREATE TABLE secrets (
+    owner TEXT NOT NULL,
+    name TEXT NOT NULL,
+    sealed BYTEA NOT NULL,
+    via TEXT DEFAULT '' NOT NULL,
+    changed_at timestamptz DEFAULT now() NOT NULL,
+    CONSTRAINT secrets_pkey PRIMARY KEY (owner, name)
+);
+
 CREATE TABLE leadership (
     term BIGINT NOT NULL,
     holder TEXT DEFAULT '' NOT NULL,
@@ -266,12 +276,28 @@ CREATE TABLE leadership (
 );
 
 CREATE TABLE schedules (
+    owner TEXT DEFAULT '' NOT NULL,
     name TEXT NOT NULL,
-    cron TEXT NOT NULL,
+    rule TEXT NOT NULL,
     timezone TEXT DEFAULT 'UTC' NOT NULL,
     since timestamptz DEFAULT now() NOT NULL,
-    CONSTRAINT schedules_pkey PRIMARY KEY (name)
+    next_due timestamptz,
+    paused BOOLEAN DEFAULT false NOT NULL,
+    missed TEXT DEFAULT 'once' NOT NULL,
+    overlap TEXT DEFAULT 'allow' NOT NULL,
+    deadline INTEGER DEFAULT 60 NOT NULL,
+    retries INTEGER DEFAULT 0 NOT NULL,
+    retry_delay INTEGER DEFAULT 60 NOT NULL,
+    parents TEXT[] DEFAULT '{}' NOT NULL,
+    fed JSONB DEFAULT '{}'::jsonb NOT NULL,
+    job JSONB,
+    script BYTEA,
+    CONSTRAINT schedules_pkey PRIMARY KEY (owner, name),
+    CONSTRAINT schedules_missed CHECK (missed IN ('skip', 'once', 'all')),
+    CONSTRAINT schedules_overlap CHECK (overlap IN ('allow', 'skip', 'replace'))
 );
+
+CREATE INDEX schedules_next_due ON schedules (next_due) WHERE next_due IS NOT NULL;
 
 CREATE TABLE settings (
     name TEXT NOT NULL,
@@ -327,12 +353,22 @@ CREATE TABLE gpus (
 CREATE INDEX gpus_node ON gpus (node);
 
 CREATE TABLE schedule_runs (
+    owner TEXT DEFAULT '' NOT NULL,
     schedule TEXT NOT NULL,
     due timestamptz NOT NULL,
+    try SMALLINT DEFAULT 0 NOT NULL,
     fired_at timestamptz DEFAULT now() NOT NULL,
-    CONSTRAINT schedule_runs_pkey PRIMARY KEY (schedule, due),
-    CONSTRAINT schedule_runs_schedule_fkey FOREIGN KEY (schedule) REFERENCES schedules (name)
+    seq BIGINT,
+    outcome TEXT DEFAULT '' NOT NULL,
+    retry_at timestamptz,
+    CONSTRAINT schedule_runs_pkey PRIMARY KEY (owner, schedule, due, try),
+    CONSTRAINT schedule_runs_owner_fkey FOREIGN KEY (owner, schedule) REFERENCES schedules (owner, name)
+        ON DELETE CASCADE
 );
+
+CREATE INDEX schedule_runs_open ON schedule_runs (seq) WHERE seq IS NOT NULL AND outcome = '';
+
+CREATE INDEX schedule_runs_retry ON schedule_runs (retry_at) WHERE retry_at IS NOT NULL;
 
 CREATE TABLE shares (
     seq BIGINT NOT NULL,
@@ -461,12 +497,14 @@ BEGIN
         GRANT SELECT ON ALL TABLES IN SCHEMA public TO hpcmesos_api;
         GRANT INSERT ON jobs, job_scripts, inbox, idempotency_keys, tokens TO hpcmesos_api;
         GRANT UPDATE (node, used_at, used_via, revoked_at, revoked_by, revoked_via) ON tokens TO hpcmesos_api;
+        GRANT INSERT, UPDATE, DELETE ON secrets TO hpcmesos_api;
         GRANT USAGE ON SEQUENCE job_ids, inbox_ids TO hpcmesos_api;
     END IF;
 
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'hpcmesos_leader') THEN
         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO hpcmesos_leader;
         REVOKE ALL ON tokens, alembic_version FROM hpcmesos_leader;
+        REVOKE INSERT, UPDATE, DELETE ON secrets FROM hpcmesos_leader;
         REVOKE INSERT, DELETE ON leadership FROM hpcmesos_leader;
         GRANT SELECT ON alembic_version TO hpcmesos_leader;
         GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public TO hpcmesos_leader;

@@ -1,0 +1,11 @@
+"""Fixtures of the attacks: a PostgreSQL, and an API in this process."""
+
+import pytest
+
+_KITS = ("database_kit", "api_kit", "leader_kit", "shepherd_kit", "agent_kit")
+pytest.register_assert_rewrite(*(f"tests.integration.{kit}" for kit in _KITS))
+
+from tests.integration.database_kit import database, leader, postgres_sockets, store  # noqa: E402  # see above
+from tests.security.api_stage import stage  # noqa: E402  # see above
+
+__all__ = ["database", "leader", "postgres_sockets", "stage", "store"]

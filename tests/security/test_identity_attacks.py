@@ -1,0 +1,306 @@
+"""Attacks on who one is: forged fields and headers, tokens, JWTs, certificates, join tokens."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jwt
+import pytest
+
+from hpcmesos.client import Client
+from hpcmesos.master import api as api_module
+from hpcmesos.master import auth, oidc, pki
+from hpcmesos.master.auth import Authority, Caller
+from hpcmesos.master.services import control, tokens
+from hpcmesos.pbs import submission
+from hpcmesos.queue import store as store_module
+from hpcmesos.queue.store import Store
+from tests.integration.test_api_identity import FORGERIES
+from tests.security.api_stage import STRANGER, VICTIM, ApiStage
+from tests.security.cases import Case, Switch, Told, Try, both, check, of, replaced
+
+changes = replaced(auth, "check_scope", lambda caller, wanted, what: None)
+
+
+# --- fields and headers that say who one is: a job of the victim's is what is wanted
+
+
+def forging(header: str) -> Try[ApiStage]:
+    """The stranger deletes a job of the victim's and says that he is the victim."""
+
+    def run(stage: ApiStage) -> Told:
+        token = stage.client(STRANGER)._token
+        status, text = stage.request(
+            "DELETE", f"/v1/jobs/{stage.waiting}", headers={header: VICTIM}, token=token
+        )
+        return Told(status == 200, text)
+
+    return run
+
+
+def rightful(stage: ApiStage) -> Told:
+    return stage.command(VICTIM, "qdel", stage.waiting)
+
+
+def calling_himself(stage: ApiStage) -> Told:
+    environ = {"LOGNAME": VICTIM, "USER": VICTIM, "HOME": "/"}
+    return stage.command(STRANGER, "qdel", stage.waiting, environ=environ)
+
+
+def believing(header: str) -> Switch:
+    """A server that believes a header, as behind a proxy that is not there."""
+    real = api_module._caller
+
+    def caller(request: Any) -> Caller:
+        named = request.headers.get(header)
+        return Caller(named) if named else real(request)
+
+    return replaced(api_module, "_caller", caller)
+
+
+def believing_environ(patch: pytest.MonkeyPatch) -> None:
+    real = control.qdel
+
+    def qdel(site: Any, caller: Caller, request: Any) -> Any:
+        return real(site, Caller(request.environ["LOGNAME"]), request)
+
+    patch.setitem(api_module.COMMANDS, "qdel", qdel)  # type: ignore[arg-type]  # a dict
+
+
+def origin(user: str) -> Try[ApiStage]:
+    """PBS_O_LOGNAME, by which scripts know whose job they serve, is the victim's."""
+
+    def run(stage: ApiStage) -> Told:
+        told = stage.command(user, "qsub", "-v", f"PBS_O_LOGNAME={VICTIM}", script=b"true\n")
+        job = stage.api.store.job(int(told.said.split(".")[0]))
+        assert job is not None
+        named = job.submission["environment"]["PBS_O_LOGNAME"]
+        return Told(named == VICTIM, f"PBS_O_LOGNAME is {named}")
+
+    return run
+
+
+def trusting_origin(patch: pytest.MonkeyPatch) -> None:
+    real = submission._origin
+
+    def forged(*words: Any) -> dict[str, str]:
+        found = real(*words)
+        del found["PBS_O_LOGNAME"]
+        return found
+
+    patch.setattr(submission, "_origin", forged)
+
+
+# --- tokens
+
+
+def shown(name: str, action: Callable[[Client, ApiStage], Any] | None = None) -> Try[ApiStage]:
+    """A call with one of the stage's credentials; to delete a job of the victim's, unless it is another."""
+
+    def run(stage: ApiStage) -> Told:
+        with stage.with_token(stage.credentials.get(name, name)) as client:
+            return of(lambda: (action or delete)(client, stage))
+
+    return run
+
+
+def delete(client: Client, stage: ApiStage) -> Any:
+    return client.delete(stage.waiting)
+
+
+def qsub(client: Client, stage: ApiStage) -> Any:
+    return client.command("qsub", [], script=b"true\n", cwd="/tmp", environ={})
+
+
+def make_token(client: Client, stage: ApiStage) -> Any:
+    return client.create_token("user")
+
+
+def manage(client: Client, stage: ApiStage) -> Any:
+    return client.create_token("user", user=VICTIM)
+
+
+def joins(credential: str, node: str, named: str = "") -> Try[ApiStage]:
+    """An agent that asks for the certificate of ``node``; ``named``: the node of its certificate request."""
+
+    def run(stage: ApiStage) -> Told:
+        _, request = pki.create_csr(named or node)
+        body = {"token": f"x.{stage.credentials[credential]}", "node": node, "csr": request}
+        status, text = stage.request(
+            "POST", "/v1/nodes/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        return Told(status == 201, text)
+
+    return run
+
+
+def good_for(*conditions: int) -> Switch:
+    """Tokens are good when only these of the four conditions of a good token hold: hash, kind, end, revocation."""
+    real = store_module._good
+    return replaced(
+        store_module, "_good", lambda token, kind: tuple(real(token, kind)[i] for i in conditions)
+    )
+
+
+def believing_any_token(self: Store, token: str, node: str, via: str = "") -> Any:
+    return None
+
+
+def sloppy(self: Store, token: str) -> Any:
+    """As a beginner writes it."""
+    from sqlalchemy import text
+
+    with store_module.begin(self._single) as connection:
+        columns = ", ".join(f'"{column.name}"' for column in store_module._TOKEN_COLUMNS)
+        wanted = f"SELECT {columns} FROM tokens WHERE \"user\" = 'nobody' AND encode(hash, 'hex') = '{token}'"
+        row = connection.execute(text(wanted)).first()
+    return store_module._token_record(row)
+
+
+def keeping_roles(patch: pytest.MonkeyPatch) -> None:
+    def by_token(self: Authority, credential: str, peer: Any) -> Caller:
+        return self._user(self.store.verify_token(credential).user or "")
+
+    patch.setattr(Authority, "_by_token", by_token)
+
+
+# --- certificates
+
+
+def certified(
+    organization: str, name: str, action: Callable[[Client, ApiStage], Any], of_ca: str = "ours"
+) -> Try[ApiStage]:
+    """A call by who shows a certificate in place of a token; ``of_ca``: whose."""
+
+    def run(stage: ApiStage) -> Told:
+        place = stage.api.state / "made" / of_ca
+        ca = pki.ensure_ca(stage.api.state if of_ca == "ours" else place)
+        paths = pki.ensure_certificate(ca, place / f"{organization}-{name}", name, organization, [])
+        with stage.with_token(None) as client:
+            assert client._ssl is not None
+            client._ssl.load_cert_chain(*paths)
+            return of(lambda: action(client, stage))
+
+    return run
+
+
+# --- JWTs
+
+
+def presented(name: str) -> Try[ApiStage]:
+    """A job by who shows that token of the provider; without a name: a good one."""
+
+    def run(stage: ApiStage) -> Told:
+        token = FORGERIES[name](stage.issuer) if name else stage.issuer.token()
+        with stage.with_token(token) as client:
+            return of(lambda: qsub(client, stage))
+
+    return run
+
+
+def unverified(patch: pytest.MonkeyPatch) -> None:
+    """Claims are believed as they stand, whatever signature is under them."""
+    real = jwt.decode
+    patch.setattr(auth, "check_may_submit", lambda caller, settings: None)  # one of them is root's
+    patch.setattr(oidc, "ALGORITHMS", (*oidc.ALGORITHMS, "none", "HS256"))
+    patch.setattr(oidc.Provider, "_key", lambda self, kid: None)
+    patch.setattr(
+        oidc.jwt, "decode", lambda token, *words, **more: real(token, options={"verify_signature": False})
+    )
+    identity = oidc.Provider._identity
+    patch.setattr(
+        oidc.Provider, "_identity", lambda self, claims: identity(self, {**claims, "exp": time.time() + 60})
+    )
+
+
+CASES = [
+    Case("X-Remote-User", forging("X-Remote-User"), rightful, believing("X-Remote-User")),
+    Case("X-Forwarded-User", forging("X-Forwarded-User"), rightful, believing("X-Forwarded-User")),
+    Case("LOGNAME of the victim", calling_himself, rightful, believing_environ),
+    Case("PBS_O_LOGNAME by -v", origin(STRANGER), origin(VICTIM), trusting_origin, harmless=True),
+    Case("a revoked token, replayed", shown("revoked"), shown("good"), good_for(0, 1, 2)),
+    Case("a token made by a revoked one", shown("child"), shown("good"), good_for(0, 1, 2)),
+    Case("an expired token", shown("expired"), shown("good"), good_for(0, 1, 3)),
+    Case(
+        "a join token as a user's",
+        shown("join"),
+        shown("good"),
+        both(
+            good_for(0, 2, 3),
+            replaced(
+                Authority, "_by_token", lambda self, c, p: Caller(self.store.verify_token(c).user or VICTIM)
+            ),
+        ),
+    ),
+    Case("a user's token to join", joins("good", "node9"), joins("join", "node9"), good_for(0, 2, 3)),
+    Case(
+        "SQL in a token",
+        shown("' OR \"user\" = 'nobody' AND scope = 'all' AND kind = 'user' --"),
+        shown("good"),
+        replaced(Store, "verify_token", sloppy),
+    ),
+    Case("a job by a token for reading", shown("read", qsub), shown("jobs", qsub), changes),
+    Case("a deletion by a token for reading", shown("read"), shown("jobs"), changes),
+    Case("a token made by one for jobs", shown("jobs", make_token), shown("good", make_token), changes),
+    Case(
+        "a manager's token for jobs that manages",
+        shown("manager's for jobs", manage),
+        shown("manager", manage),
+        both(changes, keeping_roles),
+    ),
+    Case(
+        "a join token of another node",
+        joins("join of node7", "node9"),
+        joins("join of node7", "node7"),
+        replaced(Store, "consume_join_token", believing_any_token),
+    ),
+    Case(
+        "a join token, used again",
+        joins("used join", "node9"),
+        joins("join", "node9"),
+        replaced(Store, "consume_join_token", believing_any_token),
+    ),
+    Case(
+        "a certificate request for another node",
+        joins("join", "node9", named="node1"),
+        joins("join", "node9"),
+        replaced(pki, "common_name_of", lambda subject: "node9"),
+    ),
+    Case(
+        "a node's name that is a path",
+        joins("join", "../../tls/master"),
+        joins("join", "node9"),
+        replaced(tokens, "check_node", lambda name: name),
+    ),
+    Case(
+        "a job by an agent's certificate",
+        certified("agent", "node1", qsub),
+        shown("good", qsub),
+        replaced(auth, "check_may_submit", lambda caller, settings: None),
+    ),
+    Case(
+        "another's job ended by an agent's certificate",
+        certified("agent", "node1", delete),
+        certified("master", "master2", delete),
+        replaced(Caller, "may_touch", lambda self, owner: True),
+    ),
+    *(
+        Case(f"JWT: {name}", presented(name), presented(""), unverified)
+        for name in (
+            "no algorithm",
+            "expired",
+            "another audience",
+            "another issuer",
+            "a changed body",
+            "another key",
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_attack(case: Case[ApiStage], stage: ApiStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(case, stage, monkeypatch)
