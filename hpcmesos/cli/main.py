@@ -28,6 +28,7 @@ COMMANDS = {
     "share": "standing",
     "cron": "cron",
     "simulate": "simulate",
+    "queue": "queue_export",
     "token": "admin",
     "secret": "secrets",
     "audit": "admin",
