@@ -193,7 +193,7 @@ class Attempt:
         says what is."""
         if self.phase == "ready" and self.head:
             self.phase = "running"
-            self._work(self._precede()) if self._has_to_wait() else self._begin()
+            self._work(self._prepare_script()) if self._has_to_wait() else self._begin()
         elif self._started:
             self.services.emit(self._started)
 
@@ -204,6 +204,12 @@ class Attempt:
 
     def _has_to_wait(self) -> bool:
         return self.spec.get("ring") == "check" or self.gang is not None or self.scripts.wanted("prologue")
+
+    async def _prepare_script(self) -> None:
+        try:
+            await self._precede()
+        except Exception as error:  # a job that neither runs nor ends must not stay
+            self.end(Order("START_FAILED", 0.0, f"cannot prepare the job: {error!r}"))
 
     async def _precede(self) -> None:
         """What comes before the script: prologues, and the ring."""
@@ -569,7 +575,10 @@ class Attempt:
             await self._wait_over(enclosure.UNKILLABLE)  # it has ended; SIGCHLD may still be on its way
         self._over_at = time.monotonic()
         if self.scripts.begun and self.scripts.wanted("epilogue"):
-            left = [*left, *await self._epilogue()]
+            try:
+                left = [*left, *await self._epilogue()]
+            except Exception as error:  # the end of the job is what counts
+                sys.stderr.write(f"shepherd: {self.id}: the epilogue failed: {error!r}\n")
         message = f"processes that cannot be killed: {' '.join(map(str, left))}" if left else ""
         await self._finished(message)
 

@@ -227,9 +227,8 @@ class Scripts:
             directories=("/",),
             owner=owner,
             umask=_UMASK,
-            cgroup=attempt.enclosure.procs
-            if in_job
-            else None,  # else it would count, and be killed, with the job
+            # A site's script would count, and be killed, with the job.
+            cgroups=attempt.enclosure.procs if in_job else (),
             stdio=(None, pipes[0][1], pipes[1][1]),
         )
         try:
