@@ -77,7 +77,15 @@ def _facts(handle: Any, index: int) -> dict[str, Any]:
         "memory": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
         "pci": pci,
         "numa": _numa(pci),
+        "minor": _minor(handle),
     }
+
+
+def _minor(handle: Any) -> int | None:
+    try:
+        return int(pynvml.nvmlDeviceGetMinorNumber(handle))
+    except pynvml.NVMLError:
+        return None
 
 
 def _now(handle: Any) -> dict[str, Any]:

@@ -333,7 +333,7 @@ class _Step(Draft):
             if attempt.name in held or attempt.phase in (Phase.CHECKING, Phase.ENDED):
                 continue
             if attempt.phase is Phase.PREPARING and attempt.spec is not None:
-                self._command("prepare", attempt.name, spec=attempt.spec)
+                self._command("prepare", attempt.name, spec=self._with_minors(attempt))
             else:
                 self._end_here(attempt, Cause.NODE_LOST, "the shepherd does not know this attempt any more")
 
@@ -377,9 +377,15 @@ class _Step(Draft):
 
     def _prepare(self, attempt: Attempt) -> None:
         self._set_attempt(replace(attempt, phase=Phase.PREPARING))
-        self._command("prepare", attempt.name, spec=attempt.spec)
+        self._command("prepare", attempt.name, spec=self._with_minors(attempt))
         if attempt.go:
             self._command("go", attempt.name)
+
+    def _with_minors(self, attempt: Attempt) -> Mapping[str, Any] | None:
+        """The spec, with the device numbers of its real GPUs here: only their node knows them."""
+        held = (self.state.gpus[uuid].told for uuid in attempt.gpus)
+        minors = [gpu.minor for gpu in held if not gpu.simulated and gpu.minor is not None]
+        return {**attempt.spec, "minors": minors} if minors and attempt.spec else attempt.spec
 
     # --- GPUs ----------------------------------------------------------------------------------------------------
 

@@ -110,8 +110,8 @@ class Command:
             directories=(request.get("cwd") or attempt.owner.home, attempt.owner.home),
             owner=attempt.owner,
             umask=attempt.spec["umask"],
-            cgroup=attempt.enclosure.procs,
-            container=attempt.container,
+            cgroups=attempt.enclosure.procs,
+            view=attempt.view,
             stdio=stdio,
         )
         self._pid, self._connection = attempt.services.children.spawn(launch, self._exited)

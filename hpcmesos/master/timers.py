@@ -53,8 +53,8 @@ class Timers:
     def begin(self) -> None:
         """Writes the rules down; this leader looks at the partitions at once."""
         with self._store.transaction() as transaction:
-            for name, cron in RULES.items():
-                transaction.put_schedule(name, cron, "UTC")
+            for name, rule in RULES.items():
+                transaction.put_schedule(name, rule, "UTC")
             self._owed["partitions"] = transaction.now, self._clock()
         self._act()
 
@@ -98,6 +98,8 @@ class Timers:
 
     def _partitions(self, due: datetime) -> None:
         self._store.make_partitions(due)
+        with self._store.transaction() as transaction:
+            transaction.purge_runs(due - timedelta(days=self._settings.keep_history_days))
         self._store.drop_partitions(due - timedelta(days=self._settings.keep_history_days))
 
     def _keys(self, due: datetime) -> None:

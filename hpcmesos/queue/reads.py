@@ -44,6 +44,7 @@ from hpcmesos.queue.rows import (
     outcome,
     share_record,
 )
+from hpcmesos.queue.schedule_rows import Run, Schedule, read_runs, read_schedules
 
 
 class Reads:
@@ -183,6 +184,16 @@ class Reads:
         """All that is kept as one value each, by name; see documents.py."""
         with begin(self._single) as connection:
             return read_documents(connection)
+
+    def schedules(self, owner: str | None, names: Sequence[str] | None = None) -> list[Schedule]:
+        """Schedules of one user, or (None) of all, by owner and name; ``names`` None: all of them."""
+        with begin(self._single) as connection:
+            return read_schedules(connection, owner, names)
+
+    def schedule_runs(self, owner: str, name: str, most: int) -> list[Run]:
+        """The last ``most`` runs of a schedule, the latest first."""
+        with begin(self._single) as connection:
+            return read_runs(connection, owner, name, most)
 
     def leader(self) -> LeaderRecord:
         """Who leads now, or led last."""

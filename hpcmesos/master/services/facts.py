@@ -192,6 +192,7 @@ def node_facts(node: NodeRecord, jobs: Iterable[tuple[int, str]], gpu_jobs: Mapp
         memory_total=node.mem,
         memory_available=node.mem - node.mem_used,
         physical_memory=node.mem,
+        isolation=node.isolation or "environment-only",
         uname=f"{node.os.replace(',', '')} {node.hostname}".strip(),  # clients split its line at commas
         rectime=node.changed_at,
         note=node.note or None,
