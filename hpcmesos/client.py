@@ -296,6 +296,10 @@ class Client:
         """Why a job waits, its place, when it starts, and who holds what until when."""
         return self._call("GET", f"/v1/jobs/{quote(job)}/why", wire.Why)
 
+    def export_queue(self) -> bytes:
+        """What waits and runs, the nodes and the rules, as `hpcmesos simulate` reads it; for operators."""
+        return bytes(self._call("GET", "/v1/queue", msgspec.Raw))
+
     def reservations(self) -> list[wire.Reservation]:
         """Reservations that are not over, the first to begin first."""
         return self._call("GET", "/v1/reservations", list[wire.Reservation])

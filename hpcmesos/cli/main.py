@@ -29,6 +29,7 @@ COMMANDS = {
     "cron": "cron",
     "report": "report",
     "simulate": "simulate",
+    "queue": "queue_export",
     "token": "admin",
     "secret": "secrets",
     "audit": "admin",

@@ -34,6 +34,7 @@ from hpcmesos.master.services import (
     auditing,
     changes,
     control,
+    export,
     logs,
     manager,
     moab,
@@ -131,6 +132,7 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             set_shares,
             show_leader,
             show_health,
+            export_queue,
             show_authority,
             create_token,
             list_tokens,
@@ -312,6 +314,12 @@ def unreserve(name: str, request: ApiRequest) -> list[wire.Reservation]:
     """Takes a reservation away; answers those that are left."""
     standing.unreserve(_site(request), _actor(request), name)
     return standing.list_reservations(_site(request))
+
+
+@get("/v1/queue", sync_to_thread=True)
+def export_queue(request: ApiRequest) -> Response[bytes]:
+    """The live queue as `hpcmesos simulate` reads it; for operators."""
+    return Response(export.exported(_site(request), _caller(request)), media_type=MediaType.JSON)
 
 
 @get("/v1/schedules", sync_to_thread=True)

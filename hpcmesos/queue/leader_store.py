@@ -76,7 +76,11 @@ _NODE_FIELDS = (
     "declared",
     "ends_at",
 )
-_SKIP_IDS = text("SELECT setval('job_ids', :past + 10000) FROM job_ids WHERE last_value < :past")
+_BELIEVED = 10_000_000  # a node that names a number further ahead is not believed: numbers can run out
+_SKIP_IDS = text(
+    "SELECT setval('job_ids', :past + 10000) FROM job_ids"
+    " WHERE last_value < :past AND :past - last_value < :believed"
+)
 _GPU_FIELDS = ("node", "index", "model", "memory", "numa", "pci", "simulated", "links", "note")
 
 
@@ -135,8 +139,11 @@ class LeaderTransaction:
         starts.release_shares(self._connection, releases)
 
     def skip_ids(self, past: int) -> None:
-        """Job numbers up to ``past`` are in use: if they are still to be given out, 10,000 more are passed over."""
-        self._connection.execute(_SKIP_IDS, {"past": past})
+        """Job numbers up to ``past`` are in use: if they are still to be given out, 10,000 more are passed over.
+
+        Numbers more than 10,000,000 ahead are nobody's.
+        """
+        self._connection.execute(_SKIP_IDS, {"past": past, "believed": _BELIEVED})
 
     def purge_keys(self, older_than: timedelta = timedelta(hours=24)) -> None:
         """Forgets idempotency keys."""
