@@ -30,6 +30,7 @@ from hpcmesos.agent.events import (
     ToShepherd,
 )
 from hpcmesos.agent.probe import Probe
+from hpcmesos.agent.renewal import keep_certificate
 from hpcmesos.agent.state_machine import deadline, first_state, step
 from hpcmesos.agent.uplink import LONGEST_PAUSE, Uplink
 from hpcmesos.config import AgentSettings
@@ -88,6 +89,7 @@ class Agent:
 
     def __init__(self, settings: AgentSettings, cluster: str) -> None:
         self._loop = asyncio.get_running_loop()
+        self._settings = settings
         self._term = settings.state / "term"
         config = shepherd_config(settings, cluster)
         hello = _hello(settings, cluster, isolation.enforced(config))
@@ -105,6 +107,7 @@ class Agent:
         parts: list[Coroutine[Any, Any, None]] = [self._control.run(), self._uplink.run(self._ready)]
         if self._probe is not None:
             parts.append(self._probe.run())
+        parts.append(keep_certificate(self._settings, self._uplink.take_certificate))
         await asyncio.gather(*parts)
 
     def close(self) -> None:

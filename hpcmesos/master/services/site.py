@@ -74,6 +74,7 @@ class Site:
     nodes: Remembered[KnownNodes]
     queues: Remembered[dict[str, QueueRecord]]
     server: Remembered[dict[str, str]]  # its attributes that are set
+    revoked: Remembered[frozenset[str]]  # serials of nodes' certificates
     tls: ssl.SSLContext | None = None
     ca_state: Path | None = None  # the directory that holds ``ca/``
     provider: Provider | None = None  # of JWTs
@@ -89,6 +90,7 @@ class Site:
             Remembered(lambda: KnownNodes(tuple(node_view(node) for node in store.nodes()))),
             Remembered(lambda: {queue.name: queue for queue in store.queues()}),
             Remembered(store.server),
+            Remembered(store.revoked),
             tls,
             settings.state,
             _provider(settings),
