@@ -307,6 +307,70 @@ class SubmitReply(msgspec.Struct, frozen=True, kw_only=True):
     ids: list[str]
 
 
+class ScheduleRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule: a rule, and what qsub would get. ``rule``: a crontab line, ``R[N]/[START]/PERIOD``, or ``after:A,B``
+    for one that runs whenever A and B have each ended well. What the job shares with SubmitRequest is as there.
+    """
+
+    name: str
+    rule: str
+    job: Submission
+    timezone: str = "UTC"
+    missed: str = "once"  # skip, once, all
+    overlap: str = "allow"  # allow, skip, replace
+    deadline: int = 60  # s; a due time that is later than that was missed
+    retries: int = 0
+    retry_delay: int = 60  # s
+    paused: bool = False
+    cwd: str = "/"
+    umask: int = 0o022
+    host: str = ""
+    environ: dict[str, str] = {}
+    personality: str = "torque"
+
+
+class ScheduleStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule. ``next_due``: seconds since the epoch; None: never, paused, or it follows others."""
+
+    owner: str
+    name: str
+    rule: str
+    timezone: str
+    paused: bool
+    missed: str
+    overlap: str
+    deadline: int
+    retries: int
+    retry_delay: int
+    job_name: str
+    queue: str
+    next_due: float | None = None
+    parents: list[str] = []
+
+
+class ScheduleRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a due time became. ``job`` None: there was none, and ``outcome`` says why."""
+
+    due: float
+    fired_at: float
+    number: int  # of the try, from 0
+    job: str | None
+    outcome: str  # "exit N" once the job has ended; empty: it has not
+    retry_at: float | None = None
+
+
+class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What was used. ``key``: values of what was asked for (user, project, queue, month, day), in that order. ``runs``:
+    attempts that began; ``lost_gpu_hours``: of attempts that ended by no fault of the job's.
+    """
+
+    key: list[str]
+    runs: int
+    gpu_hours: float
+    cpu_hours: float
+    lost_gpu_hours: float
+
+
 class EventStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened to a job; ``id`` grows in the order in which it was decided. ``at``: seconds since the
     epoch; ``before`` and ``state``: letters of the job's state, the same where only something else changed.

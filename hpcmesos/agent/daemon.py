@@ -237,6 +237,8 @@ def shepherd_config(settings: AgentSettings, cluster: str) -> dict[str, Any]:
         "gang_silence": settings.gang_silence,
         "gang_ping": settings.gang_ping,
         "boot_id": inventory.boot_id(),
+        "site_scripts": str(settings.site_scripts),
+        "site_script_timeout": settings.site_script_timeout,
         "python": sys.executable,
         "containers": _containers(settings),
         "private_tmp": settings.private_tmp,

@@ -48,6 +48,8 @@ _LOSSES = frozenset({Cause.NODE_LOST, Cause.GPU_LOST})
 _SAID_SO = frozenset({Cause.APP, Cause.SIGNAL})
 """How a job ends that was told to save its work and did not end with 0; with 0 it is complete."""
 
+_BY_ITS_NODE = frozenset({Cause.DELETED, Cause.APP})
+"""Ends that a node may have its reasons for, which it tells: nobody at a terminal, a prologue that refused the job."""
 _TROUBLE = _LOSSES | {Cause.START_FAILED, Cause.OOM}  # of a member: the whole attempt ends with it
 
 
@@ -475,9 +477,7 @@ class Gangs:
             changes["comment"] = record.undelivered[:1000]
         elif record.cause in _TROUBLE:
             changes["comment"] = f"{record.cause}: {record.message}"[:1000]
-        elif (
-            record.cause is Cause.DELETED and not attempt.deleted
-        ):  # its own node did: nobody at its terminal
+        elif record.message and record.cause in _BY_ITS_NODE and not attempt.deleted:
             changes["comment"] = record.message[:1000]
         if record.started_at is not None and record.ended_at is not None:
             size = (job.request.gpus, job.request.cpus)

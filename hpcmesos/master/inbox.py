@@ -72,6 +72,9 @@ class Inbox:
         if row.kind == wishes.OBJECT:
             objects.on_wish(self.desk, row)
             return
+        if row.kind == wishes.SCHEDULE:
+            self.desk.effects.schedules.append((row.user, row.payload))
+            return
         if row.seq is None:
             raise InvalidValue(f"an inbox row of kind {row.kind} without a job")
         if row.kind == SUBMIT:

@@ -281,7 +281,7 @@ class Nodes:
 
     def _on_progress(self, node: str, message: wire.Ready | wire.Refused | wire.Started) -> None:
         attempt = self.desk.cluster.attempts.get(message.attempt)
-        if attempt is None or node not in attempt.shares:
+        if attempt is None or not _has_part(attempt, node):
             return
         match message:
             case wire.Ready():
@@ -293,12 +293,22 @@ class Nodes:
 
     def _on_ended(self, node: str, message: wire.Ended) -> None:
         attempt = self.desk.cluster.attempts.get(message.attempt)
-        if attempt is not None and node in attempt.nodes:
+        if attempt is not None and _had_part(attempt, node):
             self.gangs.on_ended(attempt, node, message)
         elif self.is_finished(message.attempt):
             self.desk.send(node, wire.Acknowledged(attempt=message.attempt))
         else:
             self._stranger(node, message.attempt, "ended", ())
+
+
+def _has_part(attempt: Attempt, node: str) -> bool:
+    """Whether a node has a say in the start of an attempt: no other node has, whatever it tells."""
+    return node in attempt.shares
+
+
+def _had_part(attempt: Attempt, node: str) -> bool:
+    """Whether a node has a say in the end of an attempt, also after it has given its share back."""
+    return node in attempt.nodes
 
 
 def _why_forgotten(before: NodeRecord, hello: wire.Hello) -> str:

@@ -87,7 +87,7 @@ _SUBMIT_ONLY = (
     Option("I", None, "interactive: a terminal on the job's first node"),
     Option("J", "first-last[:step][%limit]", "array, as OpenPBS writes it"),
     Option("K", "seconds", "kill delay (kept, not used)"),
-    Option("T", "name", "prologue and epilogue suffix (kept, not used)"),
+    Option("T", "name", "also run the site's prologue.NAME and epilogue.NAME"),
     Option("V", None, "all variables of this environment"),
     Option("w", "path", "working directory, also told as PBS_O_WORKDIR"),
     Option("x", None, "with -I: run the operand instead of a shell"),
