@@ -36,6 +36,8 @@ class Config:
     boot_id: str
     proxy_patience: float  # seconds that a launch may go on after the first of Hydra's proxies has ended
     ring_patience: float  # seconds within which a ring has to close, besides those for each rank
+    site_scripts: str  # directory of prologue, epilogue and their kin; empty: none
+    site_script_timeout: float
     python: str  # interpreter of the programs inside jobs
     containers: (
         dict[str, Any] | None
@@ -64,6 +66,8 @@ class Config:
             boot_id=values.get("boot_id", ""),
             proxy_patience=float(values.get("proxy_patience", 60.0)),
             ring_patience=float(values.get("ring_patience", 20.0)),
+            site_scripts=values.get("site_scripts", ""),
+            site_script_timeout=float(values.get("site_script_timeout", 300.0)),
             python=values["python"],
             containers=values.get("containers"),
         )

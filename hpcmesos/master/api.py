@@ -34,10 +34,12 @@ from hpcmesos.master.services import (
     auditing,
     changes,
     control,
+    export,
     logs,
     manager,
     moab,
     nodes,
+    report,
     running,
     schedules,
     selecting,
@@ -125,10 +127,12 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             add_schedule,
             change_schedule,
             list_schedule_runs,
+            report_usage,
             list_shares,
             set_shares,
             show_leader,
             show_health,
+            export_queue,
             show_authority,
             create_token,
             list_tokens,
@@ -312,6 +316,12 @@ def unreserve(name: str, request: ApiRequest) -> list[wire.Reservation]:
     return standing.list_reservations(_site(request))
 
 
+@get("/v1/queue", sync_to_thread=True)
+def export_queue(request: ApiRequest) -> Response[bytes]:
+    """The live queue as `hpcmesos simulate` reads it; for operators."""
+    return Response(export.exported(_site(request), _caller(request)), media_type=MediaType.JSON)
+
+
 @get("/v1/schedules", sync_to_thread=True)
 def list_schedules(request: ApiRequest) -> list[wire.ScheduleStatus]:
     """One's own schedules; operators get those of all users."""
@@ -340,6 +350,13 @@ def list_schedule_runs(
 ) -> list[wire.ScheduleRun]:
     """What its last due times became, the latest first."""
     return schedules.runs(_site(request), _caller(request), owner, name, limit)
+
+
+@get("/v1/report", sync_to_thread=True)
+def report_usage(request: ApiRequest, since: str, until: str, by: str = "user") -> list[wire.UsageRow]:
+    """GPU-hours and CPU-hours by user, project, queue, month, day."""
+    _caller(request)
+    return report.usage(_site(request), since, until, by)
 
 
 @get("/v1/shares", sync_to_thread=True)

@@ -73,6 +73,7 @@ def build_spec(
         "script": None if script is None else base64.b64encode(script).decode(),
         "stdout": stdout,
         "stderr": stderr,
+        **_for_scripts(job.submission),
     }
 
 
@@ -83,6 +84,13 @@ def prepare_timeout(request: Request, settings: MasterSettings) -> float:
         if request.contained
         else settings.prepare_timeout
     )
+
+
+def _for_scripts(submission: Mapping[str, Any]) -> dict[str, Any]:
+    """What prologue and epilogue are told beside the rest; nothing that is not set."""
+    given = {name: submission.get(name) for name in ("group", "account", "resource_list")}
+    given["prologue"] = submission.get("extra", {}).get("prologue")
+    return {name: value for name, value in given.items() if value}
 
 
 def _name(job: JobRecord) -> str:

@@ -51,6 +51,7 @@ __all__ = [
 
 _ORIGIN_NAMES = ("PATH", "MAIL", "SHELL", "TZ", "LANG")
 _ASKED_NAMES = ("HOME", *_ORIGIN_NAMES, "PBS_DPREFIX")
+_SUFFIX = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
 _PREFIX_VARIABLE = "PBS_DPREFIX"
 
 _ATTRIBUTE_CHOICES = {
@@ -396,6 +397,8 @@ class _Merged:
         found = {name: value for name, value in self.attributes.items() if name not in _TYPED_ATTRIBUTES}
         for letter, name in _KEPT_OPTIONS.items():
             value = self.last(letter)
+            if value is not None and letter == "T" and not _SUFFIX.fullmatch(value):
+                raise InvalidValue(f"illegal -T value '{value}': letters, digits, '_', '-' and '.'")
             if value is not None:
                 found[name] = value
         if self.has("n"):
