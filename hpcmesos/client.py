@@ -330,6 +330,11 @@ class Client:
         path = f"/v1/schedules/{quote(owner, safe='')}/{quote(name, safe='')}/runs?limit={limit}"
         return self._call("GET", path, list[wire.ScheduleRun])
 
+    def report(self, since: str, until: str, by: Sequence[str] = ("user",)) -> list[wire.UsageRow]:
+        """GPU-hours and CPU-hours of the days (UTC) from ``since`` up to and without ``until``, ``2026-12-01`` each."""
+        query = urlencode({"since": since, "until": until, "by": ",".join(by)})
+        return self._call("GET", f"/v1/report?{query}", list[wire.UsageRow])
+
     def shares(self) -> list[wire.ShareStatus]:
         """Who has used how much of what is due to them."""
         return self._call("GET", "/v1/shares", list[wire.ShareStatus])

@@ -16,7 +16,7 @@ from typing import IO, Any
 import msgspec
 
 from hpcmesos import pidfile, wire
-from hpcmesos.agent import inventory, isolation
+from hpcmesos.agent import faults_file, inventory, isolation
 from hpcmesos.agent.control import Control, stop_shepherd
 from hpcmesos.agent.events import (
     AskProbe,
@@ -25,6 +25,7 @@ from hpcmesos.agent.events import (
     Event,
     Note,
     Remember,
+    RememberFaults,
     Tick,
     ToLeader,
     ToShepherd,
@@ -91,7 +92,14 @@ class Agent:
         self._term = settings.state / "term"
         config = shepherd_config(settings, cluster)
         hello = _hello(settings, cluster, isolation.enforced(config))
-        self.state = first_state(hello, settings.clean_timeout, _read_pair(self._term), self._loop.time())
+        self._faults = settings.state / "gpu-faults.json"
+        self.state = first_state(
+            hello,
+            settings.clean_timeout,
+            _read_pair(self._term),
+            self._loop.time(),
+            faults_file.read(self._faults),
+        )
         self._claims = inventory.Claims()
         self._control = Control(settings, config, self.handle)
         self._uplink = Uplink(settings.master, settings.state, self.handle, inventory.load, self._contact)
@@ -133,6 +141,8 @@ class Agent:
                     self._probe.ask()
             case Remember(timeline, term):
                 _write_pair(self._term, timeline, term)
+            case RememberFaults(faults):
+                faults_file.write(self._faults, faults)
             case CloseLink(link, reason):
                 # Not within the step: what is queued for this link now must not overtake what closes it.
                 self._loop.call_soon(self._uplink.close, link, reason)

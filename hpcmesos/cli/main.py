@@ -27,6 +27,7 @@ COMMANDS = {
     "reserve": "standing",
     "share": "standing",
     "cron": "cron",
+    "report": "report",
     "simulate": "simulate",
     "queue": "queue_export",
     "token": "admin",

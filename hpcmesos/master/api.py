@@ -39,6 +39,7 @@ from hpcmesos.master.services import (
     manager,
     moab,
     nodes,
+    report,
     running,
     schedules,
     selecting,
@@ -126,6 +127,7 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             add_schedule,
             change_schedule,
             list_schedule_runs,
+            report_usage,
             list_shares,
             set_shares,
             show_leader,
@@ -348,6 +350,13 @@ def list_schedule_runs(
 ) -> list[wire.ScheduleRun]:
     """What its last due times became, the latest first."""
     return schedules.runs(_site(request), _caller(request), owner, name, limit)
+
+
+@get("/v1/report", sync_to_thread=True)
+def report_usage(request: ApiRequest, since: str, until: str, by: str = "user") -> list[wire.UsageRow]:
+    """GPU-hours and CPU-hours by user, project, queue, month, day."""
+    _caller(request)
+    return report.usage(_site(request), since, until, by)
 
 
 @get("/v1/shares", sync_to_thread=True)

@@ -18,6 +18,7 @@ from hpcmesos.master import cycle, vault
 from hpcmesos.master.arrays import Arrays
 from hpcmesos.master.cluster import Attempt, Phase
 from hpcmesos.master.effects import Desk
+from hpcmesos.master.gpu_use import with_gpus
 from hpcmesos.master.spec import build_spec, prepare_timeout
 from hpcmesos.master.submissions import Submissions
 from hpcmesos.model import Cause, JobState
@@ -370,7 +371,7 @@ class Gangs:
             forced=report.forced,
             culprit=clean(culprit),
             message=clean(report.message),
-            usage=report.usage,
+            usage=with_gpus(report.usage, attempt.head, attempt.uses),
             ranks=tuple(clean(report.ranks)),
             steps=tuple(clean(report.steps)),
             stdout_tail=report.stdout_tail,

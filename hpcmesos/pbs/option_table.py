@@ -362,6 +362,7 @@ COMMANDS: Mapping[str, Command] = {
                 Option("N", "note", "set the note; '' clears it"),
                 Option("C", "comment", "as -N"),
                 Option("A", "note", "append to the note"),
+                Option("gpu", "index|uuid", "with -o and -c: one GPU of the node, not the node; -N says why"),
                 Option("gone", None, "the node is lost for good: its jobs may run elsewhere (operators)"),
                 *(Option(name, "argument", "accepted, not used") for name in "Dms"),
                 *_flags("dHjLpqSv"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, text, update
@@ -46,6 +46,7 @@ from hpcmesos.queue.records import (
 )
 from hpcmesos.queue.rows import recordset, share_record
 from hpcmesos.queue.timetable import Timetable
+from hpcmesos.queue.usage_days import write_usage
 from hpcmesos.queue.use import use_since
 
 __all__ = ["CHANGEABLE", "LeaderStore", "LeaderTransaction"]
@@ -271,6 +272,10 @@ class LeaderTransaction:
         """Marks one due time as fired; False: it fired before. Its action belongs into the same transaction."""
         new = insert(t.schedule_runs).values(owner="", schedule=name, due=due).on_conflict_do_nothing()
         return self._connection.execute(new.returning(t.schedule_runs.c.due)).first() is not None
+
+    def write_usage(self, before: date) -> None:
+        """Writes down what was used on days of which jobs are about to be forgotten."""
+        write_usage(self._connection, before)
 
     def purge_runs(self, before: datetime) -> None:
         """Forgets what schedules fired before; of housekeeping only the last run of a rule has to stay."""
