@@ -296,6 +296,10 @@ class Client:
         """Why a job waits, its place, when it starts, and who holds what until when."""
         return self._call("GET", f"/v1/jobs/{quote(job)}/why", wire.Why)
 
+    def export_queue(self) -> bytes:
+        """What waits and runs, the nodes and the rules, as `hpcmesos simulate` reads it; for operators."""
+        return bytes(self._call("GET", "/v1/queue", msgspec.Raw))
+
     def reservations(self) -> list[wire.Reservation]:
         """Reservations that are not over, the first to begin first."""
         return self._call("GET", "/v1/reservations", list[wire.Reservation])
@@ -307,6 +311,29 @@ class Client:
     def unreserve(self, name: str) -> list[wire.Reservation]:
         """Takes a reservation away; those that are left."""
         return self._call("DELETE", f"/v1/reservations/{quote(name)}", list[wire.Reservation])
+
+    def schedules(self) -> list[wire.ScheduleStatus]:
+        """One's own schedules; operators get those of all users."""
+        return self._call("GET", "/v1/schedules", list[wire.ScheduleStatus])
+
+    def add_schedule(self, wanted: wire.ScheduleRequest) -> wire.ScheduleStatus:
+        """Makes a schedule. Raises Rejection: nothing is kept."""
+        return self._call("POST", "/v1/schedules", wire.ScheduleStatus, wanted)
+
+    def change_schedule(self, owner: str, name: str, action: str) -> list[wire.ScheduleStatus]:
+        """``action``: pause, resume, run (now, once more), remove."""
+        path = f"/v1/schedules/{quote(owner, safe='')}/{quote(name, safe='')}/{quote(action)}"
+        return self._call("POST", path, list[wire.ScheduleStatus])
+
+    def schedule_runs(self, owner: str, name: str, limit: int = 20) -> list[wire.ScheduleRun]:
+        """What its last due times became, the latest first."""
+        path = f"/v1/schedules/{quote(owner, safe='')}/{quote(name, safe='')}/runs?limit={limit}"
+        return self._call("GET", path, list[wire.ScheduleRun])
+
+    def report(self, since: str, until: str, by: Sequence[str] = ("user",)) -> list[wire.UsageRow]:
+        """GPU-hours and CPU-hours of the days (UTC) from ``since`` up to and without ``until``, ``2026-12-01`` each."""
+        query = urlencode({"since": since, "until": until, "by": ",".join(by)})
+        return self._call("GET", f"/v1/report?{query}", list[wire.UsageRow])
 
     def shares(self) -> list[wire.ShareStatus]:
         """Who has used how much of what is due to them."""

@@ -95,8 +95,14 @@ class AgentSettings:
     cluster: str = ""
     join_token_file: Path | None = None
     cgroups: str = "auto"  # "auto", "none", or the v2 directory under which attempts' cgroups are made
+    limits: tuple[str, ...] = ("memory", "devices")  # of: memory, cpu, devices, pids=NUMBER; by cgroups
+    private_tmp: bool = False  # each attempt has a /tmp and /var/tmp of its own, for as long as it lives
     gang_silence: float = 20.0  # seconds without the head's (a member's) ping until this side ends its part
     gang_ping: float = 2.0
+    site_scripts: Path = Path(
+        "/etc/hpcmesos/scripts"
+    )  # prologue, epilogue and their kin; it need not be there
+    site_script_timeout: float = 300.0  # seconds that one of them may take
     clean_timeout: float = 60.0  # seconds until a GPU that is not clean is quarantined
     docker: str = (
         "auto"  # URL of the Docker Engine; "auto": DOCKER_HOST or its usual socket; "none": no containers

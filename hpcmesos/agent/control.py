@@ -192,9 +192,12 @@ def _kill(settings: AgentSettings) -> None:
 
 def _remove_cgroups(settings: AgentSettings) -> None:
     try:
-        directory = json.loads((settings.state / "shepherd.json").read_text())["cgroup"]
+        config = json.loads((settings.state / "shepherd.json").read_text())
+        directory, groups = config["cgroup"], config.get("limits", {}).get("v1", {})
     except (OSError, ValueError, KeyError):
         return
+    for group in groups.values():
+        isolation.remove(Path(group))
     if directory and settings.cgroups == "auto":
         isolation.remove(Path(directory))
 

@@ -13,8 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
+
 from hpcmesos import pidfile, wire
-from hpcmesos.agent import inventory, isolation
+from hpcmesos.agent import faults_file, inventory, isolation
 from hpcmesos.agent.control import Control, stop_shepherd
 from hpcmesos.agent.events import (
     AskProbe,
@@ -23,6 +25,7 @@ from hpcmesos.agent.events import (
     Event,
     Note,
     Remember,
+    RememberFaults,
     Tick,
     ToLeader,
     ToShepherd,
@@ -87,10 +90,18 @@ class Agent:
     def __init__(self, settings: AgentSettings, cluster: str) -> None:
         self._loop = asyncio.get_running_loop()
         self._term = settings.state / "term"
-        hello = _hello(settings, cluster)
-        self.state = first_state(hello, settings.clean_timeout, _read_pair(self._term), self._loop.time())
+        config = shepherd_config(settings, cluster)
+        hello = _hello(settings, cluster, isolation.enforced(config))
+        self._faults = settings.state / "gpu-faults.json"
+        self.state = first_state(
+            hello,
+            settings.clean_timeout,
+            _read_pair(self._term),
+            self._loop.time(),
+            faults_file.read(self._faults),
+        )
         self._claims = inventory.Claims()
-        self._control = Control(settings, shepherd_config(settings, cluster), self.handle)
+        self._control = Control(settings, config, self.handle)
         self._uplink = Uplink(settings.master, settings.state, self.handle, inventory.load, self._contact)
         self._probe: Probe | None = None
         if inventory.wants_probe(settings.gpus):
@@ -130,6 +141,8 @@ class Agent:
                     self._probe.ask()
             case Remember(timeline, term):
                 _write_pair(self._term, timeline, term)
+            case RememberFaults(faults):
+                faults_file.write(self._faults, faults)
             case CloseLink(link, reason):
                 # Not within the step: what is queued for this link now must not overtake what closes it.
                 self._loop.call_soon(self._uplink.close, link, reason)
@@ -197,9 +210,17 @@ async def enrol(settings: AgentSettings) -> None:
 
 
 def shepherd_config(settings: AgentSettings, cluster: str) -> dict[str, Any]:
-    """What docs/architecture.md calls CONFIG.json."""
+    """What docs/architecture.md calls CONFIG.json.
+
+    Raises:
+        ConfigError: a private /tmp would hide the state directory.
+    """
     cgroup = isolation.choose(settings.cgroups, cluster, settings.node)
     state = settings.state
+    if settings.private_tmp and (os.geteuid() or isolation.below_tmp((state, settings.sockets))):
+        raise ConfigError(
+            "private_tmp needs root, and state and sockets that do not lie below /tmp or /var/tmp"
+        )
     return {
         "node": settings.node,
         "address": settings.address,
@@ -212,11 +233,15 @@ def shepherd_config(settings: AgentSettings, cluster: str) -> dict[str, Any]:
             "ca": str(state / "ca.pem"),
         },
         "cgroup": str(cgroup) if cgroup else None,
+        "limits": isolation.limits(settings.limits, cgroup, cluster, settings.node),
         "gang_silence": settings.gang_silence,
         "gang_ping": settings.gang_ping,
         "boot_id": inventory.boot_id(),
+        "site_scripts": str(settings.site_scripts),
+        "site_script_timeout": settings.site_script_timeout,
         "python": sys.executable,
         "containers": _containers(settings),
+        "private_tmp": settings.private_tmp,
     }
 
 
@@ -233,7 +258,7 @@ def _containers(settings: AgentSettings) -> dict[str, Any] | None:
     }
 
 
-def _hello(settings: AgentSettings, cluster: str) -> wire.Hello:
+def _hello(settings: AgentSettings, cluster: str, enforced: tuple[str, ...]) -> wire.Hello:
     return wire.Hello(
         protocol=wire.PROTOCOL,
         node=settings.node,
@@ -241,7 +266,7 @@ def _hello(settings: AgentSettings, cluster: str) -> wire.Hello:
         address=settings.address,
         peer_port=0,
         version=_version(),
-        inventory=inventory.collect(settings, cluster),
+        inventory=msgspec.structs.replace(inventory.collect(settings, cluster), isolation=enforced),
         pid=os.getpid(),
     )
 

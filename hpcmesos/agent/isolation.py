@@ -1,16 +1,21 @@
-"""Where the cgroups of attempts are made: a directory of the v2 hierarchy, also where it is mounted beside v1."""
+"""Where the cgroups of attempts are made: a directory of the v2 hierarchy, also where it is mounted beside v1; and
+which limits can be set there, or in v1's hierarchies.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from hpcmesos.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 _CONTROLLERS = ("cpu", "memory", "pids")
+_LIMITS = (*_CONTROLLERS, "devices")
 
 
 def choose(
@@ -36,8 +41,87 @@ def choose(
     return directory if _usable(directory) else None
 
 
+def limits(
+    setting: tuple[str, ...], directory: Path | None, cluster: str, node: str, proc: Path = Path("/proc")
+) -> dict[str, Any]:
+    """``limits`` of the shepherd's configuration, as far as this kernel and this user allow: what cannot be set is
+    left out, and said once.
+
+    ``setting``: any of memory, cpu, devices, pids=NUMBER. ``directory``: what ``choose`` has found; None: no limits.
+
+    Raises:
+        ConfigError: the setting is none of these.
+    """
+    asked = _parse(setting)
+    if directory is None:
+        return {}
+    v2 = _words(directory / "cgroup.controllers")
+    v1, found = {}, {}
+    for controller, value in asked.items():
+        if controller not in v2:
+            group = _v1_group(controller, cluster, node, proc)
+            if group is None:
+                log.warning("%s is not limited here: no such controller that this agent may use", controller)
+                continue
+            v1[controller] = str(group)
+        found[controller] = value
+    if "devices" in found:
+        found["devices"] = gpu_majors(proc)
+    return {**found, "v1": v1}
+
+
+def enforced(config: dict[str, Any]) -> tuple[str, ...]:
+    """What holds jobs on this node, in words, from the shepherd's configuration; empty: their environment alone."""
+    if not config.get("cgroup"):
+        return ()
+    return ("cgroup", *(name for name in _LIMITS if config["limits"].get(name)))
+
+
+def below_tmp(paths: Iterable[Path]) -> bool:
+    """Whether a private /tmp would hide one of them."""
+    return any(path.is_relative_to(place) for path in paths for place in ("/tmp", "/var/tmp"))  # noqa: S108
+
+
+def gpu_majors(proc: Path = Path("/proc")) -> list[int]:
+    """Majors of the NVIDIA driver's character devices; empty: it is not loaded."""
+    lines = (proc / "devices").read_text().partition("Block devices:")[0].splitlines()
+    words = (line.split() for line in lines)
+    return sorted({int(pair[0]) for pair in words if len(pair) == 2 and pair[1].startswith("nvidia")})
+
+
+def _parse(setting: tuple[str, ...]) -> dict[str, Any]:
+    asked: dict[str, Any] = {}
+    for word in setting:
+        name, _, value = word.strip().partition("=")
+        if name not in _LIMITS or (name == "pids") != value.isdigit() or (value and name != "pids"):
+            raise ConfigError(f"limits: '{word}' is none of memory, cpu, devices, pids=NUMBER")
+        asked[name] = int(value) if value else True
+    return asked
+
+
+def _v1_group(controller: str, cluster: str, node: str, proc: Path) -> Path | None:
+    """A group in the v1 hierarchy of ``controller``, below this process' own; made, if it is not there."""
+    mount = next(
+        (m for m in _mounts(proc / "self/mountinfo") if m[1] == "cgroup" and controller in m[2]), None
+    )
+    own = (line.split(":", 2) for line in (proc / "self/cgroup").read_text().splitlines())
+    path = next((path for _, names, path in own if controller in names.split(",")), None)
+    if mount is None or path is None:
+        return None
+    group = mount[0] / path.lstrip("/") / "hpcmesos" / _safe(cluster or "default") / _safe(node)
+    try:
+        group.mkdir(parents=True, exist_ok=True)
+        trial = group / "trial"
+        trial.mkdir(exist_ok=True)
+        trial.rmdir()
+    except OSError as error:
+        log.info("no group under %s: %s", group, error)
+        return None
+    return group
+
+
 def remove(directory: Path) -> None:
-    """Takes away what ``choose`` made for "auto", as far as it is empty."""
+    """Takes away what was made for this node, as far as it is empty."""
     for level in (directory, directory.parent, directory.parent.parent):
         try:
             level.rmdir()
@@ -47,12 +131,16 @@ def remove(directory: Path) -> None:
 
 def find_v2(mountinfo: Path = Path("/proc/self/mountinfo")) -> Path | None:
     """Where cgroup v2 is mounted writable; None: nowhere."""
+    return next((place for place, kind, _ in _mounts(mountinfo) if kind == "cgroup2"), None)
+
+
+def _mounts(mountinfo: Path) -> Iterator[tuple[Path, str, list[str]]]:
+    """Writable mounts: where, of which type, and the file system's own options."""
     for line in mountinfo.read_text().splitlines():
         fields, _, source = line.partition(" - ")
-        words = fields.split()
-        if source.split()[0] == "cgroup2" and "rw" in words[5].split(","):
-            return Path(words[4].encode().decode("unicode_escape"))
-    return None
+        words, kind = fields.split(), source.split()
+        if "rw" in words[5].split(","):
+            yield Path(words[4].encode().decode("unicode_escape")), kind[0], kind[-1].split(",")
 
 
 def _usable(directory: Path) -> bool:
@@ -83,6 +171,13 @@ def _delegate(directory: Path) -> None:
                 (level / "cgroup.subtree_control").write_text(wanted)
         except OSError:
             continue  # accounting is lost, killing is not
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
 
 
 def _safe(name: str) -> str:

@@ -185,10 +185,10 @@ def mpirun(state: Path | None, words: tuple[str, ...]) -> None:
     data = read_input()
     request = qsub_words(wanted, str(Path.cwd()), as_script=bool(data))
     job = submit(connect(state), request, script_with_input(wanted, data) if data else None)
-    sys.exit(_Follower(lambda: connect(state), job).run())
+    sys.exit(Follower(lambda: connect(state), job).run())
 
 
-class _Follower:
+class Follower:
     """One job, its output on this terminal. ``connect``: a client belongs to one thread."""
 
     def __init__(self, connect: Callable[[], Client], job: str) -> None:

@@ -36,6 +36,8 @@ _ROLES: dict[str, tuple[str, ...]] = {
 """What each framework knows, trainers first."""
 ROLES = frozenset(role for known in _ROLES.values() for role in known)
 _TRAIN = ("chief", "worker")
+SERVERS = ("ps",)
+"""Roles that never end by themselves: they serve those that train."""
 _AT_MOST_ONE = ("chief", "evaluator")
 _RENDEZVOUS = ("static", "c10d")
 _COMMON = frozenset(

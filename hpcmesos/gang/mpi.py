@@ -211,7 +211,9 @@ def _launchers(spec: Spec) -> dict[str, str]:
         # Else the head's whole environment, CUDA_VISIBLE_DEVICES included, would land on every host.
         "HYDRA_ENV": "none",
         "I_MPI_HYDRA_BOOTSTRAP": "rsh",
+        "I_MPI_HYDRA_BOOTSTRAP_AUTOFORK": "0",
         "I_MPI_HYDRA_RMK": "pbs",
+        "I_MPI_PIN": "0",
         "PRTE_MCA_plm": "ssh",
         "PRTE_MCA_plm_ssh_no_tree_spawn": "1",
         "PRTE_MCA_hwloc_default_binding_policy": "none",

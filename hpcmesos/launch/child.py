@@ -34,11 +34,11 @@ def run(launch: Any, report: Any) -> NoReturn:
             quick.signal.signal(number, quick.signal.SIG_DFL)
         quick.signal.pthread_sigmask(quick.signal.SIG_SETMASK, ())
         os.setsid()
-        _join(launch.cgroup)
+        _join(launch.cgroups)
         os.umask(launch.umask)
-        if launch.container:
+        if launch.view:
             _connect_as(launch.owner, launch, report)
-            launch.container.enter(launch.owner.uid)
+            launch.view.enter(launch.owner.uid)
             _become(launch.owner)
         else:
             _become(launch.owner)
@@ -61,8 +61,8 @@ def tell(report: Any, value: dict[str, object], fds: list[int] | None = None) ->
         report.sendmsg(data)
 
 
-def _join(cgroup: str | None) -> None:
-    if cgroup:
+def _join(cgroups: tuple[str, ...]) -> None:
+    for cgroup in cgroups:
         fd = os.open(cgroup, os.O_WRONLY)
         os.write(fd, b"0")
         os.close(fd)
@@ -76,7 +76,7 @@ def _become(owner: Any) -> None:
 
 
 def _connect_as(owner: Any, launch: Any, report: Any) -> None:
-    """Opens the output with the owner's rights, on the host's files; the container is still to be entered, as root."""
+    """Opens the output with the owner's rights, on the host's files; what it shall see instead is entered as root."""
     os.setgroups(owner.groups)
     os.setegid(owner.gid)
     os.seteuid(owner.uid)
@@ -97,6 +97,9 @@ def _connect(launch: Any, report: Any) -> None:
     null = os.open("/dev/null", os.O_RDONLY) if stdin is None else stdin
     for fd, target in ((null, 0), (stdout, 1), (stderr, 2)):
         os.dup2(fd, target)
+    for fd, text in zip((1, 2), launch.preamble or ()):  # noqa: B905  (nothing, or both)
+        if text:
+            os.write(fd, text)
     if launch.inherit is not None:
         os.set_inheritable(launch.inherit, True)
 

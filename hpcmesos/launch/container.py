@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 SHELL = "/bin/sh"
 """Runs scripts that name no shell: the owner's login shell is the host's."""
 _CLONE_NEWNS = 0x00020000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
 _CAPABILITIES = 64
 _KEPT_BY_ROOT = frozenset({0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 29, 31})
@@ -39,16 +40,38 @@ class Container:
         Raises:
             OSError: the kernel refuses.
         """
-        if _libc.setns(self._namespace, _CLONE_NEWNS):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+        _check(_libc.setns(self._namespace, _CLONE_NEWNS))
         for capability in range(_CAPABILITIES):
             if uid or capability not in _KEPT_BY_ROOT:
                 _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for those that this kernel lacks
-        if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "no_new_privs")
+        _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
     def close(self) -> None:
         if self._namespace >= 0:
             os.close(self._namespace)
             self._namespace = -1
+
+
+@dataclass(slots=True)
+class PrivateTmp:
+    """The host's files, but with ``directory`` in place of /tmp and /var/tmp."""
+
+    directory: str
+
+    def enter(self, uid: int) -> None:
+        """In the child, as root. Raises OSError when the kernel refuses."""
+        _check(_libc.unshare(_CLONE_NEWNS))
+        _check(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None))
+        source = os.fsencode(self.directory)
+        for place in (b"/tmp", b"/var/tmp"):
+            _check(_libc.mount(source, place, None, _MS_BIND, None))
+
+
+View = Container | PrivateTmp
+"""What a process sees of the file system, where it is not simply the host's."""
+
+
+def _check(result: int) -> None:
+    if result:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

@@ -139,7 +139,7 @@ class Containers:
                 directories=("/",),
                 owner=Owner("", 0, 0, (), "/", "", switch=False),
                 umask=0o077,
-                cgroup=None,
+                cgroups=(),
                 stdio=(question, theirs, 2),
             )
             pid, report = self._children.spawn(launch, lambda status, usage: None)

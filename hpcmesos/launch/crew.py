@@ -81,6 +81,9 @@ class Crew:
             return
         self._attempt.note_mpi()
         error = ""
+        serving = [m.number for m in self._members if m.task and m.task.get("serves")]
+        if serving:
+            self._channel.say({"serving": serving})
         try:
             for member in self._members:
                 await self._start(member)
@@ -137,8 +140,8 @@ class Crew:
             directories=(self._request.get("cwd") or attempt.owner.home, attempt.owner.home),
             owner=attempt.owner,
             umask=attempt.spec["umask"],
-            cgroup=attempt.enclosure.procs,
-            container=attempt.container,
+            cgroups=attempt.enclosure.procs,
+            view=attempt.view,
             stdio=stdio,
             inherit=pmi,
         )

@@ -12,7 +12,9 @@ import signal
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
+
+from hpcmesos.launch.limits import Limits
 
 UNKILLABLE = 10.0
 """Seconds of SIGKILL after which what remains (blocked in the kernel) is named and left."""
@@ -23,9 +25,9 @@ STEP_GRACE = 2.0
 
 
 class Enclosure(Protocol):
-    """The processes of an attempt. ``procs``: the file by which a child joins; None: none is needed."""
+    """The processes of an attempt. ``procs``: the files by which a child joins, if any are needed."""
 
-    procs: str | None
+    procs: tuple[str, ...]
 
     def pids(self) -> list[int]: ...
     def empty(self) -> bool: ...
@@ -92,13 +94,18 @@ def _session(pid: int) -> int:
 
 
 class Cgroup:
-    """A directory of the v2 hierarchy, made here."""
+    """A directory of the v2 hierarchy, made here; ``limits`` may have groups of v1 beside it."""
 
-    def __init__(self, parent: str, name: str) -> None:
+    def __init__(self, parent: str, name: str, v1: dict[str, str], limits: dict[str, Any]) -> None:
         self.directory = os.path.join(parent, name)
         with suppress(FileExistsError):
             os.mkdir(self.directory, 0o755)
-        self.procs: str | None = os.path.join(self.directory, "cgroup.procs")
+        try:
+            self.limits = Limits(self.directory, v1, limits)
+        except OSError:
+            os.rmdir(self.directory)
+            raise
+        self.procs = (os.path.join(self.directory, "cgroup.procs"), *self.limits.procs)
 
     def pids(self) -> list[int]:
         found: list[int] = []
@@ -133,13 +140,7 @@ class Cgroup:
     def usage(self) -> tuple[float, int]:
         words = self._read("cpu.stat").split()
         cpu = int(words[words.index("usage_usec") + 1]) / 1e6 if "usage_usec" in words else 0.0
-        peak = self._read("memory.peak").strip()
-        return cpu, int(peak) if peak.isdigit() else 0
-
-    def out_of_memory(self) -> bool:
-        """True when the kernel killed for memory here."""
-        words = self._read("memory.events").split()
-        return "oom_kill" in words and words[words.index("oom_kill") + 1] != "0"
+        return cpu, self.limits.peak()
 
     def adopt(self, pid: int) -> None:
         pass
@@ -148,6 +149,7 @@ class Cgroup:
         for directory, _, _ in os.walk(self.directory, topdown=False):
             with suppress(OSError):
                 os.rmdir(directory)
+        self.limits.remove()
 
     def _read(self, name: str) -> str:
         try:
@@ -182,7 +184,7 @@ class Tree:
     """
 
     def __init__(self, trees: Trees, attempt: str, uid: int) -> None:
-        self.procs: str | None = None
+        self.procs: tuple[str, ...] = ()
         self._trees = trees
         self._attempt = attempt
         self._uid = uid

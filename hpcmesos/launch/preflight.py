@@ -83,7 +83,7 @@ def _launch(attempt: Attempt, output: int) -> Launch:
         directories=("/",),
         owner=attempt.owner,
         umask=0o077,
-        cgroup=attempt.enclosure.procs,
+        cgroups=attempt.enclosure.procs,
         stdio=(None, output, output),
     )
 

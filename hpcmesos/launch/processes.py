@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from hpcmesos.launch import child, programs, quick, starter
-from hpcmesos.launch.container import Container
+from hpcmesos.launch.container import View
 from hpcmesos.launch.owners import Owner
 
 _EVERY_SIGNAL = tuple(
@@ -47,12 +47,13 @@ class Launch:
     directories: tuple[str, ...]  # the first that can be entered is the working directory
     owner: Owner
     umask: int
-    cgroup: str | None  # its cgroup.procs
+    cgroups: tuple[str, ...]  # their cgroup.procs
     stdio: tuple[int | None, int, int] | None = None  # descriptors; stdin None: /dev/null
     outputs: Outputs | None = None  # instead of ``stdio``: files opened by the child as its owner
     terminal: str | None = None  # instead of both: a pty, which becomes its controlling terminal
+    preamble: tuple[bytes, bytes] = (b"", b"")  # what stands in front of its own stdout and stderr
     inherit: int | None = None  # a descriptor that it keeps, by its number
-    container: Container | None = None  # whose files it sees
+    view: View | None = None  # of the file system; None: the host's
 
 
 class Children:
@@ -174,11 +175,12 @@ class Starter:
             "directories": launch.directories,
             "owner": {"switch": owner.switch, "uid": owner.uid, "gid": owner.gid, "groups": owner.groups},
             "umask": launch.umask,
-            "cgroup": None,
+            "cgroups": [path for path in launch.cgroups if not path.startswith(into + "/")],
             "stdio": None,
             "terminal": None,
+            "preamble": None,
             "inherit": None,
-            "container": None,
+            "view": None,
             "outputs": {
                 "stdout": outputs.stdout,
                 "stderr": outputs.stderr,

@@ -32,7 +32,8 @@ def is_proxy(command: str) -> bool:
 class Watch:
     """The launches of one attempt that did not go through the front.
 
-    No launcher sees that a remote shell was killed, and Open MPI, asked to end then, waits on: it is ended for that.
+    No launcher sees that a remote shell was killed; and where a proxy was, Open MPI and Intel MPI, which the remote
+    shell then asks to end, may wait on: they are ended for that.
     Hydra does not see a rank that left without MPI_Finalize on another host: that host's proxy ends, the others run
     on. Where that lasts ``patience`` seconds the launcher is ended, unless the job has set HPCMESOS_STRAGGLERS=wait.
     """
@@ -63,9 +64,9 @@ class Watch:
         elif environ.get(_KEEP) != "wait":
             self._later(self._patience, self._judge, launcher, _ticks(launcher), host)
 
-    def lose(self, launcher: int, host: str) -> None:
-        """The remote shell to ``host`` was killed."""
-        self._later(_HANG, self._give_up, launcher, _ticks(launcher), host)
+    def lose(self, launcher: int, reason: str) -> None:
+        """One of its remote shells or proxies was killed."""
+        self._later(_HANG, self._give_up, launcher, _ticks(launcher), reason)
 
     def _later(self, seconds: float, what: Callable[..., None], *about: object) -> None:
         asyncio.get_running_loop().call_later(seconds, what, *about)
@@ -78,9 +79,9 @@ class Watch:
             )
             self._end(launcher, begun)
 
-    def _give_up(self, launcher: int, begun: int, host: str) -> None:
+    def _give_up(self, launcher: int, begun: int, reason: str) -> None:
         if self._is(launcher, begun):
-            self._say(f"hpcmesos: the remote shell to {host} is gone: the launch is ended")
+            self._say(f"hpcmesos: {reason}: the launch is ended")
             self._end(launcher, begun)
 
     def _end(self, launcher: int, begun: int) -> None:

@@ -103,7 +103,7 @@ class Ranks:
         """A command or the ranks of a step, on the member that the request names."""
         host = str(request["host"])
         member = self._find(attempt, host)
-        ended = True
+        end = shells.End.ENDED
         environ = dict(request.get("environ") or {})
         launcher = 0  # one called by its path, for which we look after its remote shells
         if request["op"] == "shell":
@@ -114,7 +114,7 @@ class Ranks:
         if member is None:
             channel.say(shells.answer(error=f"{host} is no host of this job"))
         elif member["node"] == self._node:
-            ended = await serve_start(attempt, request, channel)
+            end = await serve_start(attempt, request, channel)
         else:
             try:
                 target = await self._peers.dial(member)
@@ -122,11 +122,12 @@ class Ranks:
                 channel.say(shells.answer(error=str(error)))
             else:
                 target.say({**request, "attempt": attempt.id})
-                ended = await shells.relay(channel, target, member["node"])
-        if not ended and request["op"] == "shell":
+                end = await shells.relay(channel, target, member["node"])
+        if end is shells.End.DESERTED and request["op"] == "shell":
             attempt.steps.fail(str(environ.get("HPCMESOS_STEP", "")), f"the remote shell to {host} is gone")
-            if launcher:
-                attempt.proxies.lose(launcher, host)
+        if end is not shells.End.ENDED and launcher:
+            gone = "remote shell to" if end is shells.End.DESERTED else "proxy on"
+            attempt.proxies.lose(launcher, f"the {gone} {host} is gone")
         if watched:
             attempt.proxies.end(launcher, host, environ)
         await channel.drain()
@@ -156,9 +157,10 @@ class Ranks:
         elif request["op"] == "rank_end":
             running.pop(key, None)
             attempt.hear_rank(request, self._node)
-            if request.get("company"):
-                await attempt.steps.last_of(key[0], self._node, _COMPANY)
-            channel.say({"noted": True})
+            last = bool(request.get("company"))
+            if last:
+                last = await attempt.steps.last_of(key[0], self._node, _COMPANY)
+            channel.say({"noted": True, "last": last})
         else:
             raise ValueError(f"no operation {request['op']!r}")
 
@@ -182,11 +184,11 @@ def _credentials(channel: Channel) -> tuple[int, int]:
     return pid, uid
 
 
-async def serve_start(attempt: Attempt, request: dict[str, Any], channel: Channel) -> bool:
-    """Serves ``shell`` or ``crew`` on this node; False when the caller went away before the end."""
+async def serve_start(attempt: Attempt, request: dict[str, Any], channel: Channel) -> shells.End:
+    """Serves ``shell`` or ``crew`` on this node."""
     if request["op"] == "crew":
         await Crew(attempt, request, channel).run()
-        return True
+        return shells.End.ENDED
     return await shells.Command(attempt, request, channel).run()
 
 

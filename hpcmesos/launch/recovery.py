@@ -16,7 +16,7 @@ from hpcmesos.launch.attempt import NODE_LOST, Services
 from hpcmesos.launch.output import PATIENCE, TAIL
 from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.processes import Children, Launch
-from hpcmesos.launch.settings import Refusal
+from hpcmesos.launch.settings import Config, Refusal
 
 
 class Recovered:
@@ -37,7 +37,7 @@ class Recovered:
 
     def forget(self, services: Services) -> bool:
         if (parent := services.config.cgroup) and os.path.isdir(os.path.join(parent, self.name)):
-            enclosure.Cgroup(parent, self.name).remove()  # again: what could not be killed may have gone
+            _cgroup(services.config, self.name).remove()  # again: what could not be killed may have gone
         services.directories.remove(files.attempt_directory(services.config, self.name))
         services.journal.remove(self.name)
         return True
@@ -71,7 +71,7 @@ async def _kill_all(services: Services) -> dict[str, set[int]]:
     parent, stuck = services.config.cgroup, defaultdict[str, set[int]](set)
 
     async def clear(name: str) -> None:
-        cgroup = enclosure.Cgroup(parent or "", name)
+        cgroup = _cgroup(services.config, name)
         stuck[name].update(await enclosure.clear(cgroup))
         cgroup.remove()
 
@@ -81,6 +81,11 @@ async def _kill_all(services: Services) -> dict[str, set[int]]:
     for pid, name in strays.result().items():
         stuck[name].add(pid)
     return stuck
+
+
+def _cgroup(config: Config, name: str) -> enclosure.Cgroup:
+    """What a dead shepherd left of an attempt's, limits included."""
+    return enclosure.Cgroup(config.cgroup or "", name, config.limits.get("v1", {}), {})
 
 
 async def _end(
@@ -152,7 +157,7 @@ async def _tail(children: Children, name: str, path: str) -> bytes:
                 directories=("/",),
                 owner=Owners().resolve(name),
                 umask=0o077,
-                cgroup=None,
+                cgroups=(),
                 stdio=(None, ends[1], nowhere.fileno()),
             )
             pid, report = children.spawn(launch, lambda _status, _usage: over.set())

@@ -1,4 +1,4 @@
-"""``hpcmesos run [-n N] [--gpus-per-rank G] [--label] [--oversubscribe] PROGRAM ARGS...``: ranks over the job's slots.
+"""``hpcmesos run [OPTIONS] PROGRAM ARGS...``: ranks over the job's slots.
 
 The shepherds start the ranks themselves and serve PMI-1 to them. The first rank that fails ends the step; its true code
 is the answer: its own, 128 + N for signal N, what it gave to MPI_Abort, 255 when a node was lost.
@@ -22,10 +22,13 @@ USAGE = """usage: hpcmesos run [options] program [arguments]
   --gpus-per-rank G GPUs for each rank; default: those of its node, divided among its ranks there
   --label           every line says from which rank and node it came
   --oversubscribe   allow more ranks than slots
+  --finish RULE     when it is over: all (default: once all ranks have ended, a framework's ps not counted), chief (with
+                    rank 0, the first task), any (with the first that ends); what runs on then is ended
 """
 LOST = 255
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 _LONGEST_LINE = 65536
+_FINISH = ("all", "chief", "any")
 _FIRST_PORT, _PORTS = 20000, 10000  # below the ports that the kernel gives to anybody
 
 
@@ -40,6 +43,7 @@ class Options:
         self.ranks = 0  # 0: one a slot
         self.gpus_per_rank = 0  # 0: the node's, divided
         self.label = self.oversubscribe = False
+        self.finish = "all"
         self.command: list[str] = []
 
 
@@ -52,6 +56,10 @@ def parse(argv: list[str]) -> Options:
             options.label = True
         elif word == "--oversubscribe":
             options.oversubscribe = True
+        elif word == "--finish":
+            options.finish = value or (words.pop(0) if words else "")
+            if options.finish not in _FINISH:
+                raise Refused(f"--finish takes one of {', '.join(_FINISH)}, not '{options.finish}'")
         elif word in ("-n", "-np", "--ranks", "--gpus-per-rank"):
             value = value or (words.pop(0) if words else "")
             if not value.isdigit() or int(value) == 0:
@@ -204,6 +212,7 @@ class Step:
         self._nodes: list[Node] = []
         self._lines: dict[tuple[int, bytes], Lines] = {}
         self._left: dict[int, Node] = {}
+        self._serving: set[int] = set()  # ranks that are not waited for
         first = 0
         for member, count in zip(self._members, counts, strict=True):
             if count:
@@ -313,6 +322,8 @@ class Step:
             self._fail(1, str(message["broken"]))
         elif "taken" in message:
             self._stdin = 0 if message["taken"] else None
+        elif "serving" in message:
+            self._serving |= set(message["serving"])
         elif "rank" in message:
             self._end_rank(node, message)
 
@@ -339,8 +350,13 @@ class Step:
         self._look_for_missing()
         if rank == 0:
             self._stdin = None
-        if not self._left:
+        if self._is_over(rank):
             self._end()
+
+    def _is_over(self, ended: int) -> bool:
+        """By the rule that was asked for, now that this rank has ended."""
+        rule = self._options.finish
+        return rule == "any" or (rule == "chief" and ended == 0) or self._serving.issuperset(self._left)
 
     def _lose(self, node: Node, reason: str) -> None:
         node.over = True

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from contextlib import suppress
+from enum import Enum
 from typing import Any
 
 from hpcmesos.launch import protocol, proxies, streams
@@ -18,6 +19,14 @@ _GRACE = 2.0
 """Seconds from SIGTERM to SIGKILL for a command whose caller has gone."""
 _LAST_WORDS = 0.2
 """Seconds that the output of a command killed by a signal is waited for: others may hold its pipes for ever."""
+
+
+class End(Enum):
+    """How a command was over."""
+
+    ENDED = "it ended"
+    KILLED = "it was killed, or its node was lost"
+    DESERTED = "its caller went away before that"
 
 
 def answer(code: int | None = None, number: int | None = None, error: str | None = None) -> dict[str, Any]:
@@ -37,16 +46,16 @@ class Command:
         self._report = Report()
         self._pid = 0
 
-    async def run(self) -> bool:
-        """Starts it, feeds it, and says how it ended; False when the caller went away before that."""
+    async def run(self) -> End:
+        """Starts it, feeds it, and says how it ended."""
         if self._attempt.phase not in ("ready", "running"):
             self._channel.say(answer(error=f"the job on this node is {self._attempt.phase}"))
-            return True
+            return End.ENDED
         try:
             stdin, stdout, stderr = self._start()
         except OSError as error:
             self._channel.say(answer(error=f"cannot start the command: {error}"))
-            return True
+            return End.ENDED
         # Frames of input come from the caller until it goes; then the command has to go too.
         feeding = self._loop.create_task(self._feed(stdin))
         pumping = self._loop.create_task(self._pump_both(stdout, stderr))
@@ -62,7 +71,7 @@ class Command:
             code = os.WEXITSTATUS(status) if number is None else None
             self._channel.say(answer(code, number, self._report.failure or None))
             await self._channel.drain()
-            return not left
+            return End.DESERTED if left else End.KILLED if killed else End.ENDED
         finally:
             feeding.cancel()
             pumping.cancel()
@@ -101,8 +110,8 @@ class Command:
             directories=(request.get("cwd") or attempt.owner.home, attempt.owner.home),
             owner=attempt.owner,
             umask=attempt.spec["umask"],
-            cgroup=attempt.enclosure.procs,
-            container=attempt.container,
+            cgroups=attempt.enclosure.procs,
+            view=attempt.view,
             stdio=stdio,
         )
         self._pid, self._connection = attempt.services.children.spawn(launch, self._exited)
@@ -151,8 +160,8 @@ class Command:
                 os.killpg(self._pid, number)
 
 
-async def relay(caller: Channel, target: Channel, node: str) -> bool:
-    """Passes frames both ways until the target has said its last or one side is gone; False when it is the caller."""
+async def relay(caller: Channel, target: Channel, node: str) -> End:
+    """Passes frames both ways until the target has said its last or one side is gone."""
 
     async def forward() -> None:
         while frame := await caller.receive():
@@ -165,14 +174,14 @@ async def relay(caller: Channel, target: Channel, node: str) -> bool:
         while frame := await target.receive():
             caller.send(protocol.frame(*frame))
             if not await caller.drain():
-                return False
-            if frame[0] == protocol.MESSAGE and "exit" in protocol.decode(frame[1]):
-                return True
+                return End.DESERTED
+            if frame[0] == protocol.MESSAGE and "exit" in (end := protocol.decode(frame[1])):
+                return End.KILLED if end["signal"] or (end["exit"] or 0) > 128 else End.ENDED
         if forwarding.done():
-            return False
+            return End.DESERTED
         caller.say({**answer(error=f"the connection to {node} was lost"), "lost": True})
         await caller.drain()
-        return True
+        return End.KILLED
     finally:
         forwarding.cancel()
         target.close()

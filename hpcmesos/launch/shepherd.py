@@ -199,7 +199,7 @@ class Shepherd:
                 attempt = await self._expect(request["attempt"])
             if attempt and not _is_member(attempt, name):
                 attempt = None
-            await gangs.serve_join(attempt, channel, name)
+            await gangs.serve_join(attempt, channel, name, prologue=bool(request.get("prologue")))
         elif (
             operation in ("shell", "crew")
             and organization == "agent"

@@ -44,7 +44,8 @@ def _told(spec: dict[str, Any], framework: Any, task: Any, tasks: Any) -> dict[s
     if spec["gpubind"] == "rank":
         environ["CUDA_VISIBLE_DEVICES"] = ",".join(task.gpus)
     values = frameworks.placeholders(task, tasks) if framework.name == "tfmesos" else {}
-    return {"environ": environ, "values": values, "gpus": list(task.gpus)}
+    serves = task.role in frameworks.SERVERS
+    return {"environ": environ, "values": values, "gpus": list(task.gpus), "serves": serves}
 
 
 def load(path: str) -> dict[str, Any]:

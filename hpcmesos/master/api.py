@@ -34,11 +34,14 @@ from hpcmesos.master.services import (
     auditing,
     changes,
     control,
+    export,
     logs,
     manager,
     moab,
     nodes,
+    report,
     running,
+    schedules,
     selecting,
     standing,
     status,
@@ -120,10 +123,16 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             list_reservations,
             reserve,
             unreserve,
+            list_schedules,
+            add_schedule,
+            change_schedule,
+            list_schedule_runs,
+            report_usage,
             list_shares,
             set_shares,
             show_leader,
             show_health,
+            export_queue,
             show_authority,
             create_token,
             list_tokens,
@@ -305,6 +314,49 @@ def unreserve(name: str, request: ApiRequest) -> list[wire.Reservation]:
     """Takes a reservation away; answers those that are left."""
     standing.unreserve(_site(request), _actor(request), name)
     return standing.list_reservations(_site(request))
+
+
+@get("/v1/queue", sync_to_thread=True)
+def export_queue(request: ApiRequest) -> Response[bytes]:
+    """The live queue as `hpcmesos simulate` reads it; for operators."""
+    return Response(export.exported(_site(request), _caller(request)), media_type=MediaType.JSON)
+
+
+@get("/v1/schedules", sync_to_thread=True)
+def list_schedules(request: ApiRequest) -> list[wire.ScheduleStatus]:
+    """One's own schedules; operators get those of all users."""
+    return schedules.listing(_site(request), _caller(request))
+
+
+@post("/v1/schedules", sync_to_thread=True, status_code=201)
+def add_schedule(data: wire.ScheduleRequest, request: ApiRequest) -> wire.ScheduleStatus:
+    """A job for each due time of a rule, or after others have ended well."""
+    shared = wire.SubmitRequest(
+        jobs=[data.job], cwd=data.cwd, host=data.host, environ=data.environ, personality=data.personality
+    )
+    _check_text(shared, data.job.argv)
+    return schedules.add(_site(request), _actor(request), data)
+
+
+@post("/v1/schedules/{owner:str}/{name:str}/{action:str}", sync_to_thread=True, status_code=200)
+def change_schedule(owner: str, name: str, action: str, request: ApiRequest) -> list[wire.ScheduleStatus]:
+    """``action``: pause, resume, run (now, once more), remove; answers the schedules as they are then."""
+    return schedules.change(_site(request), _actor(request), owner, name, action)
+
+
+@get("/v1/schedules/{owner:str}/{name:str}/runs", sync_to_thread=True)
+def list_schedule_runs(
+    owner: str, name: str, request: ApiRequest, limit: Annotated[int, Parameter(ge=1, le=10_000)] = 20
+) -> list[wire.ScheduleRun]:
+    """What its last due times became, the latest first."""
+    return schedules.runs(_site(request), _caller(request), owner, name, limit)
+
+
+@get("/v1/report", sync_to_thread=True)
+def report_usage(request: ApiRequest, since: str, until: str, by: str = "user") -> list[wire.UsageRow]:
+    """GPU-hours and CPU-hours by user, project, queue, month, day."""
+    _caller(request)
+    return report.usage(_site(request), since, until, by)
 
 
 @get("/v1/shares", sync_to_thread=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
+from hpcmesos.master import timetable
 from hpcmesos.master.alarms import Alarms
 from hpcmesos.master.cluster import Attempt, Cluster, Node
 from hpcmesos.model import GpuState, JobState
@@ -56,6 +57,7 @@ class Effects:
     server: dict[str, str] | None = None  # all attributes of the server; None: unchanged
     documents: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by name, see queue/documents.py
     audit: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)  # events about no job
+    schedules: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)  # users' wishes about theirs
     via: str = ""  # how the user came at whose wish all this happens; its events say so
 
     def __bool__(self) -> bool:
@@ -72,10 +74,20 @@ class Effects:
             self.tallies,
             self.gpus,
         )
-        return any(rows) or bool(self.audit) or bool(self.documents) or self.past_id > 0
+        others = (self.audit, self.documents, self.schedules)
+        return any(rows) or any(others) or self.past_id > 0
 
     def add(self, other: Effects) -> None:
-        for name in ("nodes", "finished", "releases", "moves", "messages", "accounting", "audit"):
+        for name in (
+            "nodes",
+            "finished",
+            "releases",
+            "moves",
+            "messages",
+            "accounting",
+            "audit",
+            "schedules",
+        ):
             getattr(self, name).extend(getattr(other, name))
         for name in ("documents", "up", "offline", "gone", "endings", "gpus", "recheck", "queues"):
             getattr(self, name).update(getattr(other, name))
@@ -129,6 +141,8 @@ class Effects:
             transaction.put_document(name, value)
         if self.past_id:
             transaction.skip_ids(self.past_id)
+        for user, wish in self.schedules:
+            timetable.on_wish(transaction, user, wish)
         if self.audit:
             transaction.tell(self.audit)
 

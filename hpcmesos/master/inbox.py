@@ -66,10 +66,14 @@ class Inbox:
         self.desk.effects.via = row.via
         if row.kind == wishes.NODE:
             words = row.payload
-            self.nodes.on_wish(str(words.get("node")), str(words.get("action")), words.get("note"), row.user)
+            of, action, gpu = (str(words.get(name) or "") for name in ("node", "action", "gpu"))
+            self.nodes.on_wish(of, action, words.get("note"), row.user, gpu)
             return
         if row.kind == wishes.OBJECT:
             objects.on_wish(self.desk, row)
+            return
+        if row.kind == wishes.SCHEDULE:
+            self.desk.effects.schedules.append((row.user, row.payload))
             return
         if row.seq is None:
             raise InvalidValue(f"an inbox row of kind {row.kind} without a job")

@@ -1,8 +1,8 @@
 """The leader candidate: stands by until it may lead, then leads until any doubt arises, and ends.
 
 While another leads it keeps a picture of the queue warm. Threads of a leader: the event loop with the links (main), the
-planner, the lease, the listener, the timers. Whichever of them can not go on ends the process at once; the supervisor
-starts a new candidate. Jobs and agents do not mind.
+planner, the lease, the listener, the timers, the timetable. Whichever of them can not go on ends the process at once;
+the supervisor starts a new candidate. Jobs and agents do not mind.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from hpcmesos import wire
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable
 from hpcmesos.master import child, pki
-from hpcmesos.master.events import Event, Stop
+from hpcmesos.master.events import Event, InboxHint, Stop
 from hpcmesos.master.links import Links, bind
 from hpcmesos.master.listener import listen
 from hpcmesos.master.planner import Planner
 from hpcmesos.master.standby import Standby
 from hpcmesos.master.timers import Timers
+from hpcmesos.master.timetable import TimetableThread
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.leadership import Leadership
 
@@ -174,6 +175,7 @@ class Leader:
         threads = [
             self._thread("planner", planner.run),
             self._thread("timers", lambda: Timers(store, settings).run(self._stopped)),
+            self._thread("timetable", lambda: TimetableThread(store, self._hint).run(self._stopped)),
         ]
         self._thread("listener", self._listen)
         log.info("serving term=%d", store.term)
@@ -217,6 +219,9 @@ class Leader:
         thread = threading.Thread(target=guarded(run, self._stopped), name=name, daemon=True)
         thread.start()
         return thread
+
+    def _hint(self) -> None:
+        self._events.put(InboxHint())
 
     def _listen(self) -> None:
         listen(leader_url(self._settings), self._events.put, self._stopped)

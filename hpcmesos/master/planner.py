@@ -385,6 +385,8 @@ class Planner:
         self._recheck |= effects.recheck
         self._outbox += effects.messages
         self._entries += effects.accounting
+        if effects.schedules:  # one may have put a job into the inbox
+            self.events.put(InboxHint())
 
     def _flush(self) -> None:
         """Sends what is durable, to each node at once: a node that is woken twice costs twice."""

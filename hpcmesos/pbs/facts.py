@@ -128,6 +128,7 @@ class NodeFacts:
     load_average: float | None = None
     os_name: str = "linux"
     uname: str = ""
+    isolation: str = ""
     rectime: datetime | None = None  # last report
     note: str | None = None
     declared: bool = False  # True: CPUs and memory were declared by the operator, not measured

@@ -99,6 +99,7 @@ def _status(node: NodeFacts, rectime: datetime) -> str:
         "availmem": _kilobytes(node.memory_available),
         "totmem": _kilobytes(node.memory_total),
         "uname": node.uname.replace(",", " ") or None,
+        "isolation": node.isolation or None,
         "opsys": node.os_name,
         "declared": "true" if node.declared else None,
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, text, update
@@ -45,6 +45,8 @@ from hpcmesos.queue.records import (
     StartRecord,
 )
 from hpcmesos.queue.rows import recordset, share_record
+from hpcmesos.queue.timetable import Timetable
+from hpcmesos.queue.usage_days import write_usage
 from hpcmesos.queue.use import use_since
 
 __all__ = ["CHANGEABLE", "LeaderStore", "LeaderTransaction"]
@@ -69,11 +71,16 @@ _NODE_FIELDS = (
     "version",
     "hostname",
     "os",
+    "isolation",
     "features",
     "declared",
     "ends_at",
 )
-_SKIP_IDS = text("SELECT setval('job_ids', :past + 10000) FROM job_ids WHERE last_value < :past")
+_BELIEVED = 10_000_000  # a node that names a number further ahead is not believed: numbers can run out
+_SKIP_IDS = text(
+    "SELECT setval('job_ids', :past + 10000) FROM job_ids"
+    " WHERE last_value < :past AND :past - last_value < :believed"
+)
 _GPU_FIELDS = ("node", "index", "model", "memory", "numa", "pci", "simulated", "links", "note")
 
 
@@ -132,8 +139,11 @@ class LeaderTransaction:
         starts.release_shares(self._connection, releases)
 
     def skip_ids(self, past: int) -> None:
-        """Job numbers up to ``past`` are in use: if they are still to be given out, 10,000 more are passed over."""
-        self._connection.execute(_SKIP_IDS, {"past": past})
+        """Job numbers up to ``past`` are in use: if they are still to be given out, 10,000 more are passed over.
+
+        Numbers more than 10,000,000 ahead are nobody's.
+        """
+        self._connection.execute(_SKIP_IDS, {"past": past, "believed": _BELIEVED})
 
     def purge_keys(self, older_than: timedelta = timedelta(hours=24)) -> None:
         """Forgets idempotency keys."""
@@ -236,25 +246,47 @@ class LeaderTransaction:
         rows = [{"kind": kind, "payload": dict(payload)} for kind, payload in events]
         self._connection.execute(insert(t.events), rows)
 
-    # schedules; see schedules.py for the rule
+    # schedules; see schedules.py and timetable.py
 
-    def put_schedule(self, name: str, cron: str, timezone: str) -> None:
-        """Creates a time rule, or changes its rule; due times from now on count for a new one."""
-        row = {"cron": cron, "timezone": timezone}
-        new = insert(t.schedules).values(name=name, **row)
-        self._connection.execute(new.on_conflict_do_update(index_elements=["name"], set_=row))
+    @property
+    def timetable(self) -> Timetable:
+        """Users' schedules."""
+        return Timetable(self._connection, self.now)
+
+    def put_schedule(self, name: str, rule: str, timezone: str) -> None:
+        """Creates a rule of housekeeping, or changes it; due times from now on count for a new one."""
+        row = {"rule": rule, "timezone": timezone}
+        new = insert(t.schedules).values(owner="", name=name, **row)
+        self._connection.execute(new.on_conflict_do_update(index_elements=["owner", "name"], set_=row))
 
     def schedules(self) -> list[tuple[str, str, str, datetime]]:
-        """(name, cron, time zone, last due time that fired, or the rule's creation) of every rule."""
+        """(name, rule, time zone, last due time that fired, or the rule's creation) of every rule of housekeeping."""
         runs, table = t.schedule_runs, t.schedules
-        last = select(func.max(runs.c.due)).where(runs.c.schedule == table.c.name).scalar_subquery()
-        wanted = select(table.c.name, table.c.cron, table.c.timezone, func.coalesce(last, table.c.since))
-        return [(row[0], row[1], row[2], row[3]) for row in self._connection.execute(wanted)]
+        mine = (runs.c.owner == table.c.owner, runs.c.schedule == table.c.name)
+        last = select(func.max(runs.c.due)).where(*mine).scalar_subquery()
+        wanted = select(table.c.name, table.c.rule, table.c.timezone, func.coalesce(last, table.c.since))
+        rows = self._connection.execute(wanted.where(table.c.owner == ""))
+        return [(row[0], row[1], row[2], row[3]) for row in rows]
 
     def fire_schedule(self, name: str, due: datetime) -> bool:
         """Marks one due time as fired; False: it fired before. Its action belongs into the same transaction."""
-        new = insert(t.schedule_runs).values(schedule=name, due=due).on_conflict_do_nothing()
+        new = insert(t.schedule_runs).values(owner="", schedule=name, due=due).on_conflict_do_nothing()
         return self._connection.execute(new.returning(t.schedule_runs.c.due)).first() is not None
+
+    def write_usage(self, before: date) -> None:
+        """Writes down what was used on days of which jobs are about to be forgotten."""
+        write_usage(self._connection, before)
+
+    def purge_runs(self, before: datetime) -> None:
+        """Forgets what schedules fired before; of housekeeping only the last run of a rule has to stay."""
+        runs = t.schedule_runs.c
+        old = (runs.fired_at < before, runs.outcome != "", runs.retry_at.is_(None))
+        self._connection.execute(delete(t.schedule_runs).where(runs.owner != "", *old))
+        newer = t.schedule_runs.alias("newer")
+        passed = select(newer.c.due).where(
+            newer.c.owner == "", newer.c.schedule == runs.schedule, newer.c.due > runs.due
+        )
+        self._connection.execute(delete(t.schedule_runs).where(runs.owner == "", passed.exists()))
 
 
 class LeaderStore(Reads):
@@ -264,7 +296,7 @@ class LeaderStore(Reads):
     """
 
     def __init__(self, url: str, term: int, *, limits: Mapping[str, int] = LIMITS) -> None:
-        super().__init__(make_engine(url, APPLICATION, pool=3, look_before_use=False, limits=limits))
+        super().__init__(make_engine(url, APPLICATION, pool=4, look_before_use=False, limits=limits))
         self._url = url
         self.term = term
 

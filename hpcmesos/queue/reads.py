@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, Table, func, select, text, union_all
@@ -44,6 +44,8 @@ from hpcmesos.queue.rows import (
     outcome,
     share_record,
 )
+from hpcmesos.queue.schedule_rows import Run, Schedule, read_runs, read_schedules
+from hpcmesos.queue.usage_days import UsageDay, read_usage
 
 
 class Reads:
@@ -183,6 +185,21 @@ class Reads:
         """All that is kept as one value each, by name; see documents.py."""
         with begin(self._single) as connection:
             return read_documents(connection)
+
+    def schedules(self, owner: str | None, names: Sequence[str] | None = None) -> list[Schedule]:
+        """Schedules of one user, or (None) of all, by owner and name; ``names`` None: all of them."""
+        with begin(self._single) as connection:
+            return read_schedules(connection, owner, names)
+
+    def schedule_runs(self, owner: str, name: str, most: int) -> list[Run]:
+        """The last ``most`` runs of a schedule, the latest first."""
+        with begin(self._single) as connection:
+            return read_runs(connection, owner, name, most)
+
+    def usage(self, since: date, until: date) -> list[UsageDay]:
+        """Use by day from ``since`` up to and without ``until``; what runs now counts until now."""
+        with begin(self._engine) as connection:
+            return read_usage(connection, since, until)
 
     def leader(self) -> LeaderRecord:
         """Who leads now, or led last."""

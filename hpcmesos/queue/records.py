@@ -238,6 +238,7 @@ class NodeRecord:
     version: str = ""
     hostname: str = ""
     os: str = ""
+    isolation: str = ""  # what holds jobs there, joined by +; empty: nothing but their environment
     features: tuple[str, ...] = ()
     declared: bool = False
     note: str = ""

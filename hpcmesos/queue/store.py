@@ -84,7 +84,7 @@ class Store(Reads):
             if seqs is None:
                 assert key is not None
                 return [Submitted(seq, True) for seq in _replay(connection, news[0].owner, key, digest)]
-            _insert_jobs(connection, dict(zip(seqs, news, strict=True)))
+            insert_jobs(connection, dict(zip(seqs, news, strict=True)))
         return [Submitted(seq, False) for seq in seqs]
 
     def wish(self, kind: str, seq: int | None, user: str, payload: Mapping[str, Any], via: str = "") -> int:
@@ -296,7 +296,8 @@ def _copy_jobs(connection: Connection, news: Mapping[int, NewJob]) -> None:
                     copy.write_row(script)
 
 
-def _insert_jobs(connection: Connection, news: Mapping[int, NewJob]) -> None:
+def insert_jobs(connection: Connection, news: Mapping[int, NewJob]) -> None:
+    """Jobs, by their ids, and their scripts. Their inbox rows belong into the same transaction."""
     if len(news) > _FEW:
         _copy_jobs(connection, news)
         return

@@ -14,7 +14,9 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
+    Float,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -321,6 +323,7 @@ nodes = Table(
     _text("version"),
     _text("hostname"),
     _text("os"),
+    _text("isolation"),
     _array("features", Text),
     _flag("declared", False),
     _text("note"),
@@ -403,21 +406,53 @@ leadership = Table(
     Column("expires_at", _time, nullable=False),
     PrimaryKeyConstraint("term"),
 )
-schedules = Table(
+schedules = Table(  # owner "": housekeeping of the cluster itself; such rules have neither job nor next_due
     "schedules",
     metadata,
+    _text("owner"),
     _text("name", None),
-    _text("cron", None),
+    _text("rule", None),  # see rules.py; empty: it follows its parents
     _text("timezone", "UTC"),
-    _now("since"),
-    PrimaryKeyConstraint("name"),
+    _now("since"),  # due times after this one count
+    Column("next_due", _time),  # None: never again, paused, or it follows its parents
+    _flag("paused", False),
+    _text("missed", "once"),
+    _text("overlap", "allow"),
+    _number("deadline", 60),  # seconds after which a due time counts as missed
+    _number("retries"),
+    _number("retry_delay", 60),
+    _array("parents", Text),
+    _json("fed"),  # {parent: its successful runs that this one has not used yet}
+    Column("job", JSONB(none_as_null=True)),  # a NewJob without its script
+    Column("script", LargeBinary),
+    PrimaryKeyConstraint("owner", "name"),
+    CheckConstraint(_one_of("missed", ("skip", "once", "all")), "missed"),
+    CheckConstraint(_one_of("overlap", ("allow", "skip", "replace")), "overlap"),
+    Index("schedules_next_due", "next_due", postgresql_where=text("next_due IS NOT NULL")),
 )
 schedule_runs = Table(
     "schedule_runs",
     metadata,
-    Column("schedule", Text, ForeignKey("schedules.name"), nullable=False),
+    _text("owner"),
+    Column("schedule", Text, nullable=False),
     Column("due", _time, nullable=False),
+    _number("try", 0, SmallInteger),
     _now("fired_at"),
-    PrimaryKeyConstraint("schedule", "due"),
+    Column("seq", BigInteger),  # of the job; None: there was none, and ``outcome`` says why
+    _text("outcome"),  # empty: its job has not ended
+    Column("retry_at", _time),
+    PrimaryKeyConstraint("owner", "schedule", "due", "try"),
+    ForeignKeyConstraint(["owner", "schedule"], ["schedules.owner", "schedules.name"], ondelete="CASCADE"),
+    Index("schedule_runs_open", "seq", postgresql_where=text("seq IS NOT NULL AND outcome = ''")),
+    Index("schedule_runs_retry", "retry_at", postgresql_where=text("retry_at IS NOT NULL")),
+)
+usage_days = Table(  # of days whose attempts are no longer kept
+    "usage_days",
+    metadata,
+    Column("day", Date, nullable=False),
+    *(_text(name, None) for name in ("owner", "project", "queue")),
+    _number("runs", None),
+    *(Column(name, Float, nullable=False) for name in ("gpu_seconds", "cpu_seconds", "lost_gpu_seconds")),
+    PrimaryKeyConstraint("day", "owner", "project", "queue"),
 )
 settings = Table("settings", metadata, _text("name", None), _json("value"), PrimaryKeyConstraint("name"))

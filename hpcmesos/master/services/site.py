@@ -16,6 +16,7 @@ from hpcmesos.config import MasterSettings
 from hpcmesos.gang.placing import can_ever_fit
 from hpcmesos.gang.snapshot import GpuView, NodeView
 from hpcmesos.master.auth import Caller
+from hpcmesos.master.cycle import switch
 from hpcmesos.master.oidc import Provider
 from hpcmesos.master.rates import Rates
 from hpcmesos.master.services.wishes import Notifier
@@ -172,6 +173,8 @@ def node_view(node: NodeRecord) -> NodeView:
         mem_free=node.mem - node.mem_used,
         gpus=tuple(GpuView(GpuUuid(g.uuid), g.index, g.state is GpuState.FREE, g.numa) for g in gpus),
         features=frozenset(node.features),
+        switch=switch(node.features),
+        ends_at=None if node.ends_at is None else node.ends_at.timestamp(),
     )
 
 

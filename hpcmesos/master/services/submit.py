@@ -136,6 +136,12 @@ def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
     )
 
 
+def template(site: Site, caller: Caller, request: SubmitRequest) -> NewJob:
+    """The single job of the request, checked as if it were submitted now. Raises a Rejection."""
+    auth.check_may_submit(caller, site.settings)
+    return _one_of_many(site, caller, request, request.jobs[0], _context(site, caller, request))[0]
+
+
 def _one_of_many(
     site: Site, caller: Caller, request: SubmitRequest, job: Submission, context: pbs.SubmitContext
 ) -> tuple[NewJob, pbs.Submission]:

@@ -214,6 +214,7 @@ CREATE TABLE nodes (
     version TEXT DEFAULT '' NOT NULL,
     hostname TEXT DEFAULT '' NOT NULL,
     os TEXT DEFAULT '' NOT NULL,
+    isolation TEXT DEFAULT '' NOT NULL,
     features TEXT[] DEFAULT '{}' NOT NULL,
     declared BOOLEAN DEFAULT false NOT NULL,
     note TEXT DEFAULT '' NOT NULL,
@@ -275,11 +276,39 @@ CREATE TABLE leadership (
 );
 
 CREATE TABLE schedules (
+    owner TEXT DEFAULT '' NOT NULL,
     name TEXT NOT NULL,
-    cron TEXT NOT NULL,
+    rule TEXT NOT NULL,
     timezone TEXT DEFAULT 'UTC' NOT NULL,
     since timestamptz DEFAULT now() NOT NULL,
-    CONSTRAINT schedules_pkey PRIMARY KEY (name)
+    next_due timestamptz,
+    paused BOOLEAN DEFAULT false NOT NULL,
+    missed TEXT DEFAULT 'once' NOT NULL,
+    overlap TEXT DEFAULT 'allow' NOT NULL,
+    deadline INTEGER DEFAULT 60 NOT NULL,
+    retries INTEGER DEFAULT 0 NOT NULL,
+    retry_delay INTEGER DEFAULT 60 NOT NULL,
+    parents TEXT[] DEFAULT '{}' NOT NULL,
+    fed JSONB DEFAULT '{}'::jsonb NOT NULL,
+    job JSONB,
+    script BYTEA,
+    CONSTRAINT schedules_pkey PRIMARY KEY (owner, name),
+    CONSTRAINT schedules_missed CHECK (missed IN ('skip', 'once', 'all')),
+    CONSTRAINT schedules_overlap CHECK (overlap IN ('allow', 'skip', 'replace'))
+);
+
+CREATE INDEX schedules_next_due ON schedules (next_due) WHERE next_due IS NOT NULL;
+
+CREATE TABLE usage_days (
+    day DATE NOT NULL,
+    owner TEXT NOT NULL,
+    project TEXT NOT NULL,
+    queue TEXT NOT NULL,
+    runs INTEGER NOT NULL,
+    gpu_seconds FLOAT NOT NULL,
+    cpu_seconds FLOAT NOT NULL,
+    lost_gpu_seconds FLOAT NOT NULL,
+    CONSTRAINT usage_days_pkey PRIMARY KEY (day, owner, project, queue)
 );
 
 CREATE TABLE settings (
@@ -336,12 +365,22 @@ CREATE TABLE gpus (
 CREATE INDEX gpus_node ON gpus (node);
 
 CREATE TABLE schedule_runs (
+    owner TEXT DEFAULT '' NOT NULL,
     schedule TEXT NOT NULL,
     due timestamptz NOT NULL,
+    try SMALLINT DEFAULT 0 NOT NULL,
     fired_at timestamptz DEFAULT now() NOT NULL,
-    CONSTRAINT schedule_runs_pkey PRIMARY KEY (schedule, due),
-    CONSTRAINT schedule_runs_schedule_fkey FOREIGN KEY (schedule) REFERENCES schedules (name)
+    seq BIGINT,
+    outcome TEXT DEFAULT '' NOT NULL,
+    retry_at timestamptz,
+    CONSTRAINT schedule_runs_pkey PRIMARY KEY (owner, schedule, due, try),
+    CONSTRAINT schedule_runs_owner_fkey FOREIGN KEY (owner, schedule) REFERENCES schedules (owner, name)
+        ON DELETE CASCADE
 );
+
+CREATE INDEX schedule_runs_open ON schedule_runs (seq) WHERE seq IS NOT NULL AND outcome = '';
+
+CREATE INDEX schedule_runs_retry ON schedule_runs (retry_at) WHERE retry_at IS NOT NULL;
 
 CREATE TABLE shares (
     seq BIGINT NOT NULL,

@@ -1,0 +1,137 @@
+"""What an attempt may take of its node: memory, CPU time, number of processes, GPU devices; by cgroups.
+
+Each limit goes into the attempt's own v2 group where that has the controller, else into a group of the v1 hierarchy
+that is mounted beside it; a controller that is in neither is no limit, and the agent says so. Devices are limited
+through v1 only: v2 has no file for them. Groups are made for what is asked alone: a job of milliseconds pays for each.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Any
+
+_SHARES = 1024
+"""cpu.shares of one CPU; cpu.weight of v2: a hundred."""
+_NVIDIA = 195
+"""The driver's fixed major: /dev/nvidiaN has minor N; 254 and 255 are of no card (the kernel's devices.txt)."""
+_MOST_CARDS = 64
+"""More than any node has."""
+
+
+def wanted(config: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+    """Controller -> limit, for this node's part of an attempt. ``config``: ``limits`` of CONFIG.json.
+
+    Raises:
+        ValueError: the device of a granted GPU is not known: the job could not open it.
+    """
+    member = spec["members"][spec["me"]]
+    limits: dict[str, Any] = {}
+    if config.get("memory") and member["mem"]:
+        limits["memory"] = int(member["mem"])
+    if config.get("cpu"):
+        limits["cpu"] = max(1, int(member["cpus"]))
+    if config.get("pids"):
+        limits["pids"] = int(config["pids"])
+    if config.get("devices"):
+        minors = tuple(spec.get("minors") or ())
+        if len(minors) != sum(not gpu["simulated"] for gpu in member["gpus"]):
+            raise ValueError("NVML does not tell the devices of the granted GPUs")
+        limits["devices"] = (tuple(config["devices"]), minors)
+    return limits
+
+
+class Limits:
+    """The groups of one attempt. ``procs``: files by which a child joins those beside ``directory``."""
+
+    def __init__(self, directory: str, v1: dict[str, str], limits: dict[str, Any]) -> None:
+        self._directory = directory
+        name = os.path.basename(directory)
+        places = {controller: os.path.join(parent, name) for controller, parent in v1.items()}
+        # Those of an earlier shepherd are removed with the others.
+        self._groups = {controller: group for controller, group in places.items() if os.path.isdir(group)}
+        try:
+            for controller, value in limits.items():
+                self._set(controller, value, places.get(controller))
+        except BaseException:
+            self.remove()
+            raise
+
+    @property
+    def procs(self) -> tuple[str, ...]:
+        return tuple(os.path.join(group, "cgroup.procs") for group in self._groups.values())
+
+    def _set(self, controller: str, value: Any, group: str | None) -> None:
+        for file, text in _in_v2(controller, value):
+            path = os.path.join(self._directory, file)
+            if os.path.exists(path):
+                _write(path, text)
+                return
+        if group is None:
+            return
+        os.makedirs(group, 0o755, exist_ok=True)
+        self._groups[controller] = group
+        for file, text in _in_v1(controller, value):
+            path = os.path.join(group, file)
+            if os.path.exists(path):  # memory.memsw is a matter of how the kernel was started
+                _write(path, text)
+
+    def out_of_memory(self) -> bool:
+        """True when the kernel killed for memory here."""
+        for path in (
+            os.path.join(self._directory, "memory.events"),
+            os.path.join(self._groups.get("memory", ""), "memory.oom_control"),
+        ):
+            words = _read(path).split()
+            if "oom_kill" in words and words[words.index("oom_kill") + 1] != "0":
+                return True
+        return False
+
+    def peak(self) -> int:
+        """Bytes of memory, 0 where not known."""
+        v1 = os.path.join(self._groups.get("memory", ""), "memory.max_usage_in_bytes")
+        found = (_read(path).strip() for path in (os.path.join(self._directory, "memory.peak"), v1))
+        return max(int(text) if text.isdigit() else 0 for text in found)
+
+    def remove(self) -> None:
+        for group in self._groups.values():
+            with suppress(OSError):
+                os.rmdir(group)
+
+
+def _in_v2(controller: str, value: Any) -> list[tuple[str, str]]:
+    return {
+        "memory": [("memory.max", str(value))],
+        "cpu": [("cpu.weight", str(min(10_000, 100 * value)) if controller == "cpu" else "")],
+        "pids": [("pids.max", str(value))],
+    }.get(controller, [])
+
+
+def _in_v1(controller: str, value: Any) -> list[tuple[str, str]]:
+    match controller:
+        case "memory":
+            return [("memory.limit_in_bytes", str(value)), ("memory.memsw.limit_in_bytes", str(value))]
+        case "cpu":
+            return [("cpu.shares", str(_SHARES * value))]
+        case "pids":
+            return [("pids.max", str(value))]
+    majors, granted = value
+    if not granted:
+        return [("devices.deny", f"c {major}:* rwm") for major in majors]
+    # An allowed minor cannot be taken out of a denied range, so the others are denied one by one.
+    return [
+        ("devices.deny", f"c {_NVIDIA}:{minor} rwm") for minor in range(_MOST_CARDS) if minor not in granted
+    ]
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read()
+    except OSError:
+        return ""
