@@ -123,6 +123,12 @@ class GpuFigures(Message, frozen=True, kw_only=True):
     uses: dict[str, dict[str, float]] = {}
 
 
+class NodeHealth(Message, frozen=True, kw_only=True):
+    """What the site's health program says of the node; empty: it is fit for jobs."""
+
+    trouble: str
+
+
 class InventoryReport(Message, frozen=True, kw_only=True):
     inventory: Inventory
 
@@ -237,7 +243,7 @@ class Ping(Message, frozen=True, kw_only=True):
 
 
 ToLeader: TypeAlias = (
-    Hello | Ready | Refused | Started | Ended | GpuReport | GpuFigures | InventoryReport | Pong
+    Hello | Ready | Refused | Started | Ended | GpuReport | GpuFigures | NodeHealth | InventoryReport | Pong
 )
 ToAgent: TypeAlias = Welcome | Rejected | Prepare | Go | End | Signal | Alter | SetGpu | Acknowledged | Ping
 

@@ -373,12 +373,13 @@ def set_shares(data: wire.ShareRequest, request: ApiRequest) -> list[wire.ShareS
     return standing.list_shares(_site(request))
 
 
-@get("/v1/leader", sync_to_thread=True)
-def show_leader(request: ApiRequest) -> wire.LeaderReply:
-    """Where agents dial; open to all, for agents ask before they have a certificate."""
-    leader = _site(request).store.leader()
-    address = leader.address if leader.live and leader.address else None
-    return wire.LeaderReply(address=address, term=leader.term, timeline=leader.timeline)
+@get("/v1/leader")
+async def show_leader(request: ApiRequest, after: int = -1, timeout: float = 0.0) -> wire.LeaderReply:
+    """Where agents dial; open to all, for agents ask before they have a certificate.
+
+    With a ``timeout`` (at most 2 s) the answer comes as soon as there is a leader of a later term than ``after``.
+    """
+    return await wait.until_leader(_site(request), after, timeout)
 
 
 @get("/v1/health", sync_to_thread=True)
