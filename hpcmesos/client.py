@@ -296,6 +296,10 @@ class Client:
         """Why a job waits, its place, when it starts, and who holds what until when."""
         return self._call("GET", f"/v1/jobs/{quote(job)}/why", wire.Why)
 
+    def export_queue(self) -> bytes:
+        """What waits and runs, the nodes and the rules, as `hpcmesos simulate` reads it; for operators."""
+        return bytes(self._call("GET", "/v1/queue", msgspec.Raw))
+
     def reservations(self) -> list[wire.Reservation]:
         """Reservations that are not over, the first to begin first."""
         return self._call("GET", "/v1/reservations", list[wire.Reservation])
@@ -325,6 +329,11 @@ class Client:
         """What its last due times became, the latest first."""
         path = f"/v1/schedules/{quote(owner, safe='')}/{quote(name, safe='')}/runs?limit={limit}"
         return self._call("GET", path, list[wire.ScheduleRun])
+
+    def report(self, since: str, until: str, by: Sequence[str] = ("user",)) -> list[wire.UsageRow]:
+        """GPU-hours and CPU-hours of the days (UTC) from ``since`` up to and without ``until``, ``2026-12-01`` each."""
+        query = urlencode({"since": since, "until": until, "by": ",".join(by)})
+        return self._call("GET", f"/v1/report?{query}", list[wire.UsageRow])
 
     def shares(self) -> list[wire.ShareStatus]:
         """Who has used how much of what is due to them."""

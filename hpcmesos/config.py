@@ -98,8 +98,18 @@ class AgentSettings:
     cgroups: str = "auto"  # "auto", "none", or the v2 directory under which attempts' cgroups are made
     limits: tuple[str, ...] = ("memory", "devices")  # of: memory, cpu, devices, pids=NUMBER; by cgroups
     private_tmp: bool = False  # each attempt has a /tmp and /var/tmp of its own, for as long as it lives
+    prolog: Path | None = (
+        None  # program that runs here before each attempt; a node where it fails is not fit for the job
+    )
+    prolog_timeout: float = 20.0  # less than the master's prepare_timeout
+    health_program: Path | None = None  # runs each health_interval; while it fails the node takes no new jobs
+    health_interval: float = 300.0
     gang_silence: float = 20.0  # seconds without the head's (a member's) ping until this side ends its part
     gang_ping: float = 2.0
+    site_scripts: Path = Path(
+        "/etc/hpcmesos/scripts"
+    )  # prologue, epilogue and their kin; it need not be there
+    site_script_timeout: float = 300.0  # seconds that one of them may take
     clean_timeout: float = 60.0  # seconds until a GPU that is not clean is quarantined
     docker: str = (
         "auto"  # URL of the Docker Engine; "auto": DOCKER_HOST or its usual socket; "none": no containers

@@ -179,6 +179,7 @@ def settings_of(cluster: Cluster, name: str, real: list[str]) -> AgentSettings:
         memory=cluster.memory,
         gpus=f"uuid:{','.join(mine)}" if mine else f"simulated:{count}" if count and not real else "none",
         cluster=cluster.identity,
+        site_scripts=cluster.state / "scripts",
         join_token_file=state / "join-token",
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
+from math import inf
 from pathlib import Path
 
 import click
@@ -14,7 +16,8 @@ from hpcmesos.errors import InvalidValue
 from hpcmesos.gang.policy import NAMED, Preempt
 from hpcmesos.gang.simulate import Replay, Simulator, TraceJob
 from hpcmesos.gang.snapshot import NodeView
-from hpcmesos.traces import clusters, gpu_csv, pictures, report, swf
+from hpcmesos.traces import clusters, gpu_csv, pictures, queue_file, report, swf
+from hpcmesos.traces.queue_file import QueueFile
 from hpcmesos.traces.report import Summary
 from hpcmesos.units import format_duration
 
@@ -58,27 +61,32 @@ def simulate(
 ) -> None:
     """Replay TRACE (SWF, or a CSV of GPU jobs; .gz or plain) and show waits, slowdown and utilisation.
 
+    TRACE may be a file of `hpcmesos queue export` (.json): then the live queue goes on from there.
+
     Pictures and the CSV are those of the last policy.
     """
     names = [name.strip() for name in compare.split(",") if name.strip()] or [policy]
     if unknown := [name for name in names if name not in NAMED]:
         raise InvalidValue(f"there is no policy '{unknown[0]}'; there are {', '.join(NAMED)}")
-    work, machine = _load(trace)
+    live = queue_file.load(trace) if trace.suffix == ".json" else None
+    work, machine = (list(live.jobs(NAMED[names[0]])), list(live.nodes)) if live else _load(trace)
+    if live and (cluster or nodes):
+        raise InvalidValue(f"{trace} is a live queue with its own nodes; --add-nodes N adds to them")
     site = _cluster(cluster, nodes, gpus, cpus) or machine
     if not site:
         raise InvalidValue(
             f"{trace} does not say what cluster it is of: give --nodes N --gpus G, or --cluster FILE"
         )
     work = sorted(work, key=lambda job: (job.submitted_at, job.id))[:jobs]
-    if not work:
+    if not work and not live:
         raise InvalidValue(f"{trace} has no job that ran")
     sites = [(name, name, site) for name in names]
     if add_nodes:
         sites += [(f"{name} +{add_nodes} nodes", name, _more(site, add_nodes)) for name in names]
     summaries, replay = [], Replay()
     for label, name, views in sites:
-        replay = _replay(label, name, views, work, known)
-        summaries.append(report.summary(label, replay, views))
+        replay = _replay(label, name, views, work, known, live)
+        summaries.append(report.summary(label, replay, views, live.now if live else None))
     _write(replay, sites[-1][2], as_csv, gantt, utilisation)
     if as_json:
         text = json.dumps([summary.as_json() for summary in summaries], indent=1)
@@ -87,6 +95,8 @@ def simulate(
             return
         as_json.write_text(text + "\n")
     _show(summaries)
+    if live:
+        _show_drain(summaries, live)
 
 
 def _load(trace: Path) -> tuple[list[TraceJob], list[NodeView]]:
@@ -112,7 +122,27 @@ def _more(site: list[NodeView], count: int) -> list[NodeView]:
     return [*site, *new]
 
 
-def _replay(label: str, name: str, site: list[NodeView], work: list[TraceJob], known: bool) -> Replay:
+def _show_drain(summaries: list[Summary], live: QueueFile) -> None:
+    """When all that waits and runs would be over, if everything takes its walltime and nobody submits more."""
+    console = Console()
+    for entry in summaries:
+        over = datetime.fromtimestamp(live.now + entry.makespan).astimezone()
+        took = format_duration(entry.makespan)
+        console.print(
+            f"{entry.policy}: the queue drains in {took}, at {over:%Y-%m-%d %H:%M %Z}, at the latest"
+        )
+    if live.held:
+        console.print(f"{live.held} jobs that are held or wait for a time are left out")
+
+
+def _replay(
+    label: str,
+    name: str,
+    site: list[NodeView],
+    work: list[TraceJob],
+    known: bool,
+    live: QueueFile | None,
+) -> Replay:
     console = Console(stderr=True)
     policy = NAMED[name]
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -123,6 +153,9 @@ def _replay(label: str, name: str, site: list[NodeView], work: list[TraceJob], k
             policy,
             known=known or policy.preempt is Preempt.ORDER,
             progress=lambda done: progress.update(task, completed=done),
+            start=live.now if live else -inf,
+            running=live.running if live else (),
+            facts=live.facts if live else None,
         ).run()
 
 

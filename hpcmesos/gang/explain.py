@@ -216,16 +216,10 @@ class Reasons(Mapping[JobId, PendingReason]):
         levels = waiting.levels(slots) if not waiting.limited and not waiting.stopped else None
         if levels is None:
             return {job: self._reason(slot) for job, slot in self._slots.items()}
-        found: dict[JobId, PendingReason] = {}
-        same: dict[tuple[int, int], PendingReason] = {}
-        for (job, slot), key in zip(
-            self._slots.items(), zip(waiting.shape_of[slots].tolist(), levels, strict=True), strict=True
-        ):
-            reason = same.get(key)
-            if reason is None:
-                reason = same[key] = self._reason(slot)
-            found[job] = reason
-        return found
+        code = waiting.shape_of[slots] * (max(levels, default=0) + 1) + np.array(levels, np.int64)
+        _, first, number = np.unique(code, return_index=True, return_inverse=True)
+        reasons = [self._reason(slot) for slot in slots[first].tolist()]
+        return dict(zip(self._slots, map(reasons.__getitem__, number.tolist()), strict=True))
 
     @cached_property
     def _numbers(self) -> list[int]:

@@ -9,7 +9,7 @@ with the same room or less.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from hpcmesos.gang import classes, limits, order, preempt, score, tables, windows
 from hpcmesos.gang.backfill import Block, Held, Horizon, amounts_of, place
+from hpcmesos.gang.best_fit import BestFit
 from hpcmesos.gang.estimate import Candidate, estimates
 from hpcmesos.gang.explain import Explainer, Reasons, Side, Waiting
 from hpcmesos.gang.feasible import Arrangement, Prefer
@@ -79,6 +80,8 @@ class _Cycle:
         self._prefer = score.first_fit if policy.first_fit else score.prefer
         self.slots: list[int] = []  # all, in the order
         self._dead: set[int] = set()  # shapes that fit nowhere now, whatever is kept for others
+        self._over = False  # no more heads will come
+        self._changes: list[int] = []  # rows that starts have taken from
         self._free_cpus = int(self.ledger.room.cpus[self.nodes.up].sum())
         self._free_gpus = int(self.ledger.room.gpus[self.nodes.up].sum())
         self._jobs = list(self.pending.jobs)  # the table changes before somebody asks for reasons
@@ -92,10 +95,10 @@ class _Cycle:
         if self.policy.preempt is Preempt.ORDER and self._choose_anew(slots):
             return
         at = 0
-        while at < len(slots) and (not self.heads or len(self.heads) < self.places):
+        while at < len(slots) and not self._full and (not self.heads or len(self.heads) < self.places):
             self._consider(slots[at])
             at += 1
-        if at < len(slots) and self.policy.backfill is not Backfill.NONE:
+        if at < len(slots) and not self._full and self.policy.backfill is not Backfill.NONE:
             rest = slots[at:]
             if self.policy.backfill_order:
                 left = set(rest)
@@ -117,11 +120,15 @@ class _Cycle:
         dead = self._dead
         if levels is None:
             for slot, number in zip(rows[at:].tolist(), numbers[at:], strict=True):
+                if self._full:
+                    return
                 if number not in dead:
                     self._consider(slot)
             return
         failed = next(iter(self.sides.values())).failed
         for slot, number, level in zip(rows[at:].tolist(), numbers[at:], levels, strict=True):
+            if self._full:
+                return
             if number not in dead and level < failed.get(number, _ALL):
                 self._consider(slot)
 
@@ -136,7 +143,7 @@ class _Cycle:
         if (
             self.snapshot.windows
             or self.policy.backfill is Backfill.ENDS_BEFORE
-            or len(self.heads) < self.places
+            or (len(self.heads) < self.places and not self._over)
         ):
             return None
         self._reserve()
@@ -161,12 +168,19 @@ class _Cycle:
         left = 0 if job.queue in self.snapshot.stopped_queues else job.count
         if not left:
             return
-        while left and len(self.starts) < self.policy.max_starts and self._start(slot, job, number):
+        while left and not self._full and self._start(slot, job, number):
             left -= 1
         if not left:
             self.done.add(slot)
+        elif self._full:
+            return
         elif len(self.heads) < self.places and slot not in self.limited and self._could_start(number):
             self.heads.append(slot)
+
+    @property
+    def _full(self) -> bool:
+        """Whether so much was started that the rest has to wait for the next cycle."""
+        return len(self.starts) >= self.policy.max_starts
 
     def _could_start(self, number: int) -> bool:
         """Whether only what other jobs hold is in the way."""
@@ -190,8 +204,7 @@ class _Cycle:
         level = self._level(job)
         if level is None or level >= side.failed.get(number, _ALL):
             return False
-        usable = self.explainer.usable(shape) & side.open
-        found = find(shape, side.horizon.room(level), usable, self._preference(job))
+        found = self._find(job, shape, number, side, level)
         if found.lots is None:
             side.failed[number] = level
             if level == 0 and bool(side.open.all()):
@@ -199,6 +212,17 @@ class _Cycle:
             return False
         self._commit(job, shape, found, self.now + walltime)
         return True
+
+    def _find(self, job: JobView, shape: Shape, number: int, side: _Side, level: int) -> Arrangement:
+        """Where the job goes now."""
+        room, usable = side.horizon.room(level), self.explainer.usable(shape)
+        alone = len(shape.kinds) == 1 and shape.kinds[0].count == 1 and not shape.request.constraints
+        if not alone or self.policy.first_fit or self.snapshot.plugged.rank is not None:
+            return find(shape, room, usable & side.open, self._preference(job))
+        best = side.best.get((number, level))
+        if best is None or best.room is not room:  # a reservation has made new rooms
+            best = side.best[number, level] = BestFit(shape.kinds[0], room, usable & side.open)
+        return best.find(self._changes)
 
     def _preference(self, job: JobView) -> Prefer:
         """Which nodes are filled first: a plug-in's keys for the job's class before the rest."""
@@ -224,6 +248,7 @@ class _Cycle:
         self.ledger.commit()
         amounts = amounts_of(shape, found.lots or ())
         self.taken.append((end, amounts))
+        self._changes += amounts[:, 0].tolist()
         for side in self.sides.values():
             side.horizon.took(amounts, end)
         self.gate.count(job, shape)
@@ -337,6 +362,7 @@ class _Cycle:
 
     def plan(self) -> Plan:
         """The answer. What nobody may ask for is worked out when it is asked for, from what this cycle keeps."""
+        self._over = True
         if self.policy.hold_head:
             self._reserve()
         waiting = Waiting(
@@ -393,10 +419,11 @@ class _Outlook:
 class _Side(Side):
     """The cluster as those see it to whom the same windows are closed.
 
-    ``failed``: by number of a shape, the lowest level on which it does not fit.
+    ``failed``: by number of a shape, the lowest level on which it does not fit. ``best``: by that number and level.
     """
 
     failed: dict[int, int]
+    best: dict[tuple[int, int], BestFit] = field(default_factory=dict)
 
 
 def _places(policy: Policy) -> int:

@@ -28,12 +28,12 @@ def prefer(room: Room, rows: Ints, copies: Ints, pieces: int) -> Ints:
     """The rows, best first (see ``feasible.Prefer``); with one piece to place only the best."""
     if len(rows) < 2:
         return rows
-    fit = _fit(room, rows)
+    tight = fit(room, rows)
     if pieces == 1:
-        return rows[[fit.argmin()]]
+        return rows[[tight.argmin()]]
     if int(room.site.switch[rows].min()) == int(room.site.switch[rows].max()):
-        return rows[np.lexsort((fit, -copies))]
-    return rows[np.lexsort((fit, _switch_rank(room.site, rows, copies, pieces), -copies))]
+        return rows[np.lexsort((tight, -copies))]
+    return rows[np.lexsort((tight, _switch_rank(room.site, rows, copies, pieces), -copies))]
 
 
 def first_fit(room: Room, rows: Ints, copies: Ints, pieces: int) -> Ints:
@@ -64,7 +64,7 @@ def keyed(keys: Floats, prefer: Prefer) -> Prefer:
     return preferred
 
 
-def _fit(room: Room, rows: Ints) -> Ints:
+def fit(room: Room, rows: Ints) -> Ints:
     """Lower is tighter; one number, for sorting by one key is several times faster than by three."""
     cpus = np.minimum(room.cpus[rows], (1 << _CPU_BITS) - 1)
     mem = np.minimum(room.mem[rows] >> _MEM_UNIT, (1 << _MEM_BITS) - 1)

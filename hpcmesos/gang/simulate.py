@@ -12,7 +12,7 @@ from hpcmesos.gang.policy import Policy, Preempt
 from hpcmesos.gang.predict import History
 from hpcmesos.gang.snapshot import JobView, Member, NodeView, Plan, Promise, RunningView, Snapshot
 from hpcmesos.gang.tables import JobTable, NodeTable, RunningTable
-from hpcmesos.model import JobId, NodeName, Request
+from hpcmesos.model import Chunk, JobId, NodeName, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,7 @@ class TraceJob:
     project: str = ""
     queue: str = ""
     priority: int = 0
+    qos: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,15 @@ class Run:
 
 @dataclass(slots=True)
 class Replay:
-    """A finished simulation. ``never``: jobs that this cluster could not start. ``calls``: of ``schedule()``."""
+    """A finished simulation. ``never``: jobs that this cluster could not start. ``calls``: of ``schedule()``.
+
+    ``before``: what ran when it began; those have not waited here.
+    """
 
     runs: list[Run] = field(default_factory=list)
     never: list[TraceJob] = field(default_factory=list)
     calls: int = 0
+    before: list[Run] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -72,6 +77,8 @@ class Simulator:
 
     ``one_by_one``: each arrival and each end is an event of its own, arrivals first, as in RLScheduler; else all that
     happens at one time is decided on together.
+    ``start``: when it begins; what was submitted before waits then. ``running``: what runs then, until its ``ends_at``;
+    ``nodes`` show it as taken.
     ``known``: the scheduler knows true run times. ``saves``: a preempted job goes on where it was, else it begins anew.
     """
 
@@ -84,6 +91,8 @@ class Simulator:
         one_by_one: bool = False,
         known: bool = False,
         saves: bool = True,
+        start: float = -inf,
+        running: Iterable[RunningView] = (),
         facts: Mapping[str, object] | None = None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
@@ -99,7 +108,11 @@ class Simulator:
         self._arrived = 0
         self._history = History()
         self._promises: tuple[Promise, ...] = ()
+        self._before: set[JobId] = set()
         self.replay = Replay()
+        self._start = start
+        for view in running:
+            self._goes_on(view)
 
     def run(self) -> Replay:
         """Until nothing runs and nothing that could run waits."""
@@ -115,7 +128,7 @@ class Simulator:
         """Takes in the next event, or all of the next time; answers what time it is then."""
         arrival = self._jobs[self._arrived].submitted_at if self._arrived < len(self._jobs) else inf
         end = self._ends[0][0] if self._ends else inf
-        now = min(arrival, end)
+        now = max(self._start, min(arrival, end))
         if self._one_by_one:
             if arrival <= end:
                 self._arrive()
@@ -127,6 +140,27 @@ class Simulator:
         while self._arrived < len(self._jobs) and self._jobs[self._arrived].submitted_at <= now:
             self._arrive()
         return now
+
+    def _goes_on(self, view: RunningView) -> None:
+        """Something ran before the beginning."""
+        end = max(
+            self._start, self._start + self._policy.assumed_walltime if view.ends_at is None else view.ends_at
+        )
+        pieces = tuple(Chunk(1, m.cpus, len(m.gpus), m.mem, m.slots) for m in view.members)
+        job = TraceJob(
+            id=view.id,
+            submitted_at=self._start,
+            runtime=end - self._start,
+            request=view.request or Request(pieces),
+            user=view.user,
+            project=view.project,
+            queue=view.queue,
+            priority=view.priority,
+        )
+        self._live[job.id] = _Live(job, job.runtime, self._start, self._start, view.members)
+        self._running.put(replace(view, ends_at=end))
+        self._before.add(job.id)
+        heappush(self._ends, (end, 0, job.id, 0))
 
     def _arrive(self) -> None:
         job = self._jobs[self._arrived]
@@ -148,6 +182,7 @@ class Simulator:
                 walltime=live.left if self._known else job.walltime,
                 remaining=live.left if self._known else None,
                 predicted=self._history.predict(job.user, _size(job)) if self._policy.predict else None,
+                qos=job.qos,
             )
         )
 
@@ -159,7 +194,8 @@ class Simulator:
         self._leave(key)
         self._learn(live.job)
         nodes = tuple(member.node for member in live.members)
-        self.replay.runs.append(Run(live.job, live.first, now, nodes, attempt))
+        runs = self.replay.before if key in self._before else self.replay.runs
+        runs.append(Run(live.job, live.first, now, nodes, attempt))
         self._progress(len(self.replay.runs))
 
     def _learn(self, job: TraceJob) -> None:

@@ -35,10 +35,12 @@ from hpcmesos.master.services import (
     certificates,
     changes,
     control,
+    export,
     logs,
     manager,
     moab,
     nodes,
+    report,
     running,
     schedules,
     selecting,
@@ -126,10 +128,12 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             add_schedule,
             change_schedule,
             list_schedule_runs,
+            report_usage,
             list_shares,
             set_shares,
             show_leader,
             show_health,
+            export_queue,
             show_authority,
             create_token,
             list_tokens,
@@ -316,6 +320,12 @@ def unreserve(name: str, request: ApiRequest) -> list[wire.Reservation]:
     return standing.list_reservations(_site(request))
 
 
+@get("/v1/queue", sync_to_thread=True)
+def export_queue(request: ApiRequest) -> Response[bytes]:
+    """The live queue as `hpcmesos simulate` reads it; for operators."""
+    return Response(export.exported(_site(request), _caller(request)), media_type=MediaType.JSON)
+
+
 @get("/v1/schedules", sync_to_thread=True)
 def list_schedules(request: ApiRequest) -> list[wire.ScheduleStatus]:
     """One's own schedules; operators get those of all users."""
@@ -346,6 +356,13 @@ def list_schedule_runs(
     return schedules.runs(_site(request), _caller(request), owner, name, limit)
 
 
+@get("/v1/report", sync_to_thread=True)
+def report_usage(request: ApiRequest, since: str, until: str, by: str = "user") -> list[wire.UsageRow]:
+    """GPU-hours and CPU-hours by user, project, queue, month, day."""
+    _caller(request)
+    return report.usage(_site(request), since, until, by)
+
+
 @get("/v1/shares", sync_to_thread=True)
 def list_shares(request: ApiRequest) -> list[wire.ShareStatus]:
     """Who has used how much of what is due to them."""
@@ -360,12 +377,13 @@ def set_shares(data: wire.ShareRequest, request: ApiRequest) -> list[wire.ShareS
     return standing.list_shares(_site(request))
 
 
-@get("/v1/leader", sync_to_thread=True)
-def show_leader(request: ApiRequest) -> wire.LeaderReply:
-    """Where agents dial; open to all, for agents ask before they have a certificate."""
-    leader = _site(request).store.leader()
-    address = leader.address if leader.live and leader.address else None
-    return wire.LeaderReply(address=address, term=leader.term, timeline=leader.timeline)
+@get("/v1/leader")
+async def show_leader(request: ApiRequest, after: int = -1, timeout: float = 0.0) -> wire.LeaderReply:
+    """Where agents dial; open to all, for agents ask before they have a certificate.
+
+    With a ``timeout`` (at most 2 s) the answer comes as soon as there is a leader of a later term than ``after``.
+    """
+    return await wait.until_leader(_site(request), after, timeout)
 
 
 @get("/v1/health", sync_to_thread=True)

@@ -78,12 +78,12 @@ def node_view(node: Node) -> NodeView:
         tuple(GpuView(GpuUuid(g.uuid), g.index, g.state is GpuState.FREE, g.numa) for g in gpus),
         frozenset(record.features),
         links if square else (),
-        _switch(record.features),
+        switch(record.features),
         None if record.ends_at is None else record.ends_at.timestamp(),
     )
 
 
-def _switch(features: Iterable[str]) -> str:
+def switch(features: Iterable[str]) -> str:
     """A node's place in the tree of switches, which its features tell: ``switch=core1/leaf7``."""
     return next((word.removeprefix(_SWITCH) for word in sorted(features) if word.startswith(_SWITCH)), "")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, text, update
@@ -46,6 +46,7 @@ from hpcmesos.queue.records import (
 )
 from hpcmesos.queue.rows import recordset, share_record
 from hpcmesos.queue.timetable import Timetable
+from hpcmesos.queue.usage_days import write_usage
 from hpcmesos.queue.use import use_since
 
 __all__ = ["CHANGEABLE", "LeaderStore", "LeaderTransaction"]
@@ -75,7 +76,11 @@ _NODE_FIELDS = (
     "declared",
     "ends_at",
 )
-_SKIP_IDS = text("SELECT setval('job_ids', :past + 10000) FROM job_ids WHERE last_value < :past")
+_BELIEVED = 10_000_000  # a node that names a number further ahead is not believed: numbers can run out
+_SKIP_IDS = text(
+    "SELECT setval('job_ids', :past + 10000) FROM job_ids"
+    " WHERE last_value < :past AND :past - last_value < :believed"
+)
 _GPU_FIELDS = ("node", "index", "model", "memory", "numa", "pci", "simulated", "links", "note")
 
 
@@ -134,8 +139,11 @@ class LeaderTransaction:
         starts.release_shares(self._connection, releases)
 
     def skip_ids(self, past: int) -> None:
-        """Job numbers up to ``past`` are in use: if they are still to be given out, 10,000 more are passed over."""
-        self._connection.execute(_SKIP_IDS, {"past": past})
+        """Job numbers up to ``past`` are in use: if they are still to be given out, 10,000 more are passed over.
+
+        Numbers more than 10,000,000 ahead are nobody's.
+        """
+        self._connection.execute(_SKIP_IDS, {"past": past, "believed": _BELIEVED})
 
     def purge_keys(self, older_than: timedelta = timedelta(hours=24)) -> None:
         """Forgets idempotency keys."""
@@ -265,6 +273,10 @@ class LeaderTransaction:
         new = insert(t.schedule_runs).values(owner="", schedule=name, due=due).on_conflict_do_nothing()
         return self._connection.execute(new.returning(t.schedule_runs.c.due)).first() is not None
 
+    def write_usage(self, before: date) -> None:
+        """Writes down what was used on days of which jobs are about to be forgotten."""
+        write_usage(self._connection, before)
+
     def purge_runs(self, before: datetime) -> None:
         """Forgets what schedules fired before; of housekeeping only the last run of a rule has to stay."""
         runs = t.schedule_runs.c
@@ -301,18 +313,21 @@ class LeaderStore(Reads):
                 raise LostLeadership(f"term {self.term} is over")
             yield LeaderTransaction(connection, now)
 
-    def load(self, live: LiveJobs | None = None) -> tuple[LeaderState, Changes]:
+    def load(
+        self, live: LiveJobs | None = None, snapshots: Snapshots | None = None
+    ) -> tuple[LeaderState, Changes]:
         """Everything from one snapshot, and what ``live`` (if given: looked before) did not know yet of the jobs.
+        ``snapshots``: a connection that is there already, closed here; it has to be of the same database.
 
         Read-only, and not limited to 5 s. A caller that stops the garbage collector meanwhile halves the time: 100,000
         jobs are millions of objects.
         """
-        snapshot = Snapshots(self._url, APPLICATION)
+        snapshots = snapshots or Snapshots(self._url, APPLICATION)
         try:
-            with snapshot.one() as connection:
-                return _load(connection, live or LiveJobs())
+            with snapshots.one() as connection:
+                return read_all(connection, live or LiveJobs())
         finally:
-            snapshot.close()
+            snapshots.close()
 
     def sweep(self, now: datetime, keep_completed: timedelta, limit: int = 2000) -> int:
         """Moves at most ``limit`` jobs that ended before ``now - keep_completed`` into history, with all that belongs
@@ -340,7 +355,8 @@ def _used(connection: Connection, written: Mapping[str, Any] | None) -> tuple[tu
     return use_since(connection, since)
 
 
-def _load(connection: Connection, live_jobs: LiveJobs) -> tuple[LeaderState, Changes]:
+def read_all(connection: Connection, live_jobs: LiveJobs) -> tuple[LeaderState, Changes]:
+    """As LeaderStore.load(), in the caller's transaction, which has to be REPEATABLE READ."""
     changes = live_jobs.look(connection)
     jobs = live_jobs.jobs.values()
     begun = [job for job in jobs if job.attempt]

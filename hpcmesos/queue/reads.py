@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, Table, func, select, text, union_all
@@ -46,6 +46,7 @@ from hpcmesos.queue.rows import (
     share_record,
 )
 from hpcmesos.queue.schedule_rows import Run, Schedule, read_runs, read_schedules
+from hpcmesos.queue.usage_days import UsageDay, read_usage
 
 
 class Reads:
@@ -210,6 +211,11 @@ class Reads:
         """The last ``most`` runs of a schedule, the latest first."""
         with begin(self._single) as connection:
             return read_runs(connection, owner, name, most)
+
+    def usage(self, since: date, until: date) -> list[UsageDay]:
+        """Use by day from ``since`` up to and without ``until``; what runs now counts until now."""
+        with begin(self._engine) as connection:
+            return read_usage(connection, since, until)
 
     def leader(self) -> LeaderRecord:
         """Who leads now, or led last."""

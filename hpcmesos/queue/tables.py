@@ -14,7 +14,9 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
+    Float,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -457,5 +459,14 @@ schedule_runs = Table(
     ForeignKeyConstraint(["owner", "schedule"], ["schedules.owner", "schedules.name"], ondelete="CASCADE"),
     Index("schedule_runs_open", "seq", postgresql_where=text("seq IS NOT NULL AND outcome = ''")),
     Index("schedule_runs_retry", "retry_at", postgresql_where=text("retry_at IS NOT NULL")),
+)
+usage_days = Table(  # of days whose attempts are no longer kept
+    "usage_days",
+    metadata,
+    Column("day", Date, nullable=False),
+    *(_text(name, None) for name in ("owner", "project", "queue")),
+    _number("runs", None),
+    *(Column(name, Float, nullable=False) for name in ("gpu_seconds", "cpu_seconds", "lost_gpu_seconds")),
+    PrimaryKeyConstraint("day", "owner", "project", "queue"),
 )
 settings = Table("settings", metadata, _text("name", None), _json("value"), PrimaryKeyConstraint("name"))

@@ -48,13 +48,14 @@ class Summary:
         return asdict(self)
 
 
-def summary(policy: str, replay: Replay, nodes: Iterable[NodeView]) -> Summary:
-    """The figures of a replay on these nodes."""
+def summary(policy: str, replay: Replay, nodes: Iterable[NodeView], start: float | None = None) -> Summary:
+    """The figures of a replay on these nodes. ``start``: since when the cluster counts; None: the first submission."""
     runs = replay.runs
     gpus, cpus = (sum(amounts) for amounts in zip(*((len(n.gpus), n.cpus) for n in nodes), strict=True))
-    begin = min((run.job.submitted_at for run in runs), default=0.0)
-    end = max((run.ended_at for run in runs), default=0.0)
-    used = sum(run.job.runtime * (run.job.request.gpus if gpus else run.job.request.cpus) for run in runs)
+    every = [*runs, *replay.before]
+    begin = min((run.job.submitted_at for run in runs), default=0.0) if start is None else start
+    end = max((run.ended_at for run in every), default=begin)
+    used = sum(run.job.runtime * (run.job.request.gpus if gpus else run.job.request.cpus) for run in every)
     offered = (end - begin) * (gpus or cpus)
     groups: dict[str, list[Run]] = {}
     for run in runs:

@@ -218,3 +218,19 @@ def test_a_gang_keeps_to_the_constraints_of_its_job(own: LiveCluster, users: tup
         assert words in refused.stderr
     own.run("qdel", job, user=ann)
     assert own.wait(waits)["Exit_status"] == 0
+
+
+def test_the_live_queue_can_be_simulated(own: LiveCluster, users: tuple[str, str]) -> None:
+    ann, _ = users
+    runs = own.qsub(SLEEP, "-l", "nodes=2:gpus=2,walltime=0:10:00", user=ann)
+    own.wait_state(runs, "R")
+    own.qsub(TRUE, "-l", "nodes=2:gpus=2,walltime=0:20:00", user=ann)
+    own.qsub(TRUE, "-l", "nodes=1:gpus=1,walltime=0:05:00", "-t", "0-3", user=ann)
+    path = own.root / "queue.json"
+    own.hpcmesos("queue", "export", str(path))
+    told = json.loads(own.hpcmesos("simulate", str(path), "--add-nodes", "2", "--json", "-").stdout)
+    now, more = ((round(one["makespan"] / 60), one["jobs"], one["never"]) for one in told)
+    assert now == (35, 5, 0), "10 minutes for what runs, 5 for the elements, 20 for the gang, as far as known"
+    assert more == (25, 5, 0), "the elements start at once on two nodes more, the gang after them"
+    denied = own.run("hpcmesos", "queue", "export", user=ann)
+    assert (denied.returncode != 0, "only operators" in denied.stderr) == (True, True)

@@ -13,6 +13,9 @@ from click.testing import CliRunner
 
 from hpcmesos.cli.main import root
 from hpcmesos.errors import InvalidValue
+from hpcmesos.gang.snapshot import GpuView, JobView, Member, NodeView, RunningView
+from hpcmesos.model import Chunk, GpuUuid, JobId, NodeName, Request
+from hpcmesos.traces.queue_file import QueueFile
 
 SWF = """; MaxProcs: 4
 1 0 -1 100 4 -1 -1 4 100 -1 1 1 1 -1 0 -1 -1 -1
@@ -112,4 +115,46 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "log.swf"
     path.write_text("; MaxProcs: 4\n1 0 zero\n")
     with pytest.raises(InvalidValue, match=r"log\.swf:2: no line of the Standard Workload Format"):
+        CliRunner().invoke(root, ["simulate", str(path)], catch_exceptions=False)
+
+
+def live(tmp_path: Path) -> Path:
+    """Two nodes of two GPUs: one runs for 100 s more, and three jobs wait."""
+    now = 1_800_000_000.0
+    uuids = [GpuUuid(f"GPU-{at}") for at in range(4)]
+    nodes = tuple(
+        NodeView(
+            NodeName(name), True, 8, free, 0, 0, tuple(GpuView(uuids[at], at % 2, free == 8) for at in gpus)
+        )
+        for name, free, gpus in (("a", 7, (0, 1)), ("b", 8, (2, 3)))
+    )
+    members = (Member(NodeName("a"), 1, 0, 1, (uuids[0], uuids[1])),)
+    runs = RunningView(JobId(1, "hpcm"), members, now - 50, now + 100, "batch", "ann")
+    both = Request((Chunk(2, 1, 2),), walltime=200)
+    one = Request((Chunk(1, 1, 1),), walltime=30)
+    waits = (
+        JobView(JobId(2, "hpcm"), both, 5, now - 40, "batch", user="bob"),
+        JobView(JobId(3, "hpcm", array=True), one, 0, now - 30, "batch", count=2, user="ann"),
+    )
+    path = tmp_path / "queue.json"
+    path.write_bytes(QueueFile(now=now, server="hpcm", nodes=nodes, pending=waits, running=(runs,)).encode())
+    return path
+
+
+def test_a_live_queue_goes_on_where_it_is(tmp_path: Path) -> None:
+    path, csv_path = live(tmp_path), tmp_path / "jobs.csv"
+    (as_is, more) = simulated(path, "--add-nodes", 2, "--csv", csv_path)
+    # The elements end before the gang may start, at the end of what runs; then the gang takes its walltime.
+    assert (as_is["jobs"], as_is["makespan"]) == (3, 300)
+    assert as_is["wait"]["longest"] == 140  # type: ignore[index]
+    assert as_is["utilisation"] == (100 * 2 + 200 * 4 + 2 * 30) / (300 * 4)
+    assert more["makespan"] == 200
+    table = CliRunner().invoke(root, ["simulate", str(path)], catch_exceptions=False).output
+    assert "default: the queue drains in 00:05:00, at 2027-01-15" in table
+
+
+def test_another_file_is_no_queue(tmp_path: Path) -> None:
+    path = tmp_path / "queue.json"
+    path.write_text('{"format": "hpcmesos-queue", "version": 1}')
+    with pytest.raises(InvalidValue, match="not written by hpcmesos queue export"):
         CliRunner().invoke(root, ["simulate", str(path)], catch_exceptions=False)

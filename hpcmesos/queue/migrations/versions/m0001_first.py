@@ -312,6 +312,18 @@ CREATE TABLE schedules (
 
 CREATE INDEX schedules_next_due ON schedules (next_due) WHERE next_due IS NOT NULL;
 
+CREATE TABLE usage_days (
+    day DATE NOT NULL,
+    owner TEXT NOT NULL,
+    project TEXT NOT NULL,
+    queue TEXT NOT NULL,
+    runs INTEGER NOT NULL,
+    gpu_seconds FLOAT NOT NULL,
+    cpu_seconds FLOAT NOT NULL,
+    lost_gpu_seconds FLOAT NOT NULL,
+    CONSTRAINT usage_days_pkey PRIMARY KEY (day, owner, project, queue)
+);
+
 CREATE TABLE settings (
     name TEXT NOT NULL,
     value JSONB DEFAULT '{}'::jsonb NOT NULL,

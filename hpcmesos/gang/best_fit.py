@@ -1,0 +1,50 @@
+"""The tightest node for one piece, found again and again while room only shrinks.
+
+Most jobs ask for a part of one node, and many for the same. Looking at all nodes for each of them costs more than all
+else in a cycle; here a start costs what it changes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpcmesos.gang.feasible import Arrangement
+from hpcmesos.gang.room import Ints, Lot, Mask, Room
+from hpcmesos.gang.score import fit
+from hpcmesos.model import Chunk
+
+_NONE = np.iinfo(np.int64).max
+_MANY = 4  # of so many rows one is changed: then all are looked at anew
+
+
+class BestFit:
+    """For one kind of pieces on the usable rows of one room."""
+
+    def __init__(self, kind: Chunk, room: Room, usable: Mask) -> None:
+        self._kind, self.room = kind, room
+        self._named = usable & room.site.named(kind) if kind.features or kind.host else usable
+        self._seen = 0  # of the changes
+        self._keys: Ints | None = None
+
+    def find(self, changes: list[int]) -> Arrangement:
+        """The place of one piece. ``changes``: rows whose room has shrunk since the cycle began; it grows."""
+        new = changes[self._seen :]
+        if self._keys is None or len(new) * _MANY > len(self._keys):
+            self._keys = self._of(np.arange(len(self._named)))
+        elif new:
+            rows = np.array(new, np.int64)
+            self._keys[rows] = self._of(rows)
+        self._seen = len(changes)
+        if not len(self._keys):
+            return Arrangement(None)
+        row = int(self._keys.argmin())
+        return Arrangement(None if self._keys[row] == _NONE else (Lot(row, 0, 1),))
+
+    def _of(self, rows: Ints) -> Ints:
+        """Lower is tighter; where the piece does not fit, the highest number there is."""
+        kind, room = self._kind, self.room
+        fits = self._named[rows] & (room.gpus[rows] >= kind.gpus) & (room.cpus[rows] >= kind.cpus)
+        if kind.mem:
+            fits &= room.mem[rows] >= kind.mem
+        keys: Ints = np.where(fits, fit(room, rows), _NONE)
+        return keys
