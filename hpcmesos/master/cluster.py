@@ -72,6 +72,7 @@ class Attempt:
     )  # what its head hears once its script runs
     begun: float = 0.0  # epoch seconds since which it holds its shares
     billing: Mapping[str, Any] = field(default_factory=dict)  # what accounting wants of the submission
+    uses: dict[str, Mapping[str, float]] = field(default_factory=dict)  # by node, see wire.GpuFigures
 
     @property
     def head(self) -> str:
@@ -105,6 +106,7 @@ class Node:
     away_since: float = 0.0  # by the leader's clock, while there is no link
     words: dict[str, GpuState] = field(default_factory=dict)  # what the node itself said last of each GPU
     view: NodeView | None = None  # cached; None: has changed
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # of its GPUs, as told last
 
     @property
     def host(self) -> str:

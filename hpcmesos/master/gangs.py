@@ -18,6 +18,7 @@ from hpcmesos.master import cycle, vault
 from hpcmesos.master.arrays import Arrays
 from hpcmesos.master.cluster import Attempt, Phase
 from hpcmesos.master.effects import Desk
+from hpcmesos.master.gpu_use import with_gpus
 from hpcmesos.master.spec import build_spec, prepare_timeout
 from hpcmesos.master.submissions import Submissions
 from hpcmesos.model import Cause, JobState
@@ -47,8 +48,8 @@ _LOSSES = frozenset({Cause.NODE_LOST, Cause.GPU_LOST})
 _SAID_SO = frozenset({Cause.APP, Cause.SIGNAL})
 """How a job ends that was told to save its work and did not end with 0; with 0 it is complete."""
 
-_BY_ITS_NODE = frozenset({Cause.DELETED, Cause.APP})
-"""Ends that a node may have its reasons for, which it tells: nobody at a terminal, a prologue that refused the job."""
+_BY_ITS_NODE = frozenset({Cause.DELETED, Cause.APP, Cause.OK, Cause.SIGNAL})
+"""Ends of which a node may have to tell something: nobody at a terminal, a prologue's refusal, files not staged out."""
 _TROUBLE = _LOSSES | {Cause.START_FAILED, Cause.OOM}  # of a member: the whole attempt ends with it
 
 
@@ -370,7 +371,7 @@ class Gangs:
             forced=report.forced,
             culprit=clean(culprit),
             message=clean(report.message),
-            usage=report.usage,
+            usage=with_gpus(report.usage, attempt.head, attempt.uses),
             ranks=tuple(clean(report.ranks)),
             steps=tuple(clean(report.steps)),
             stdout_tail=report.stdout_tail,

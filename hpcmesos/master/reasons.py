@@ -112,6 +112,9 @@ class Reasons:
         figures["links"] = sum(node.link is not None for node in cluster.nodes.values())
         figures["pending"] = len(cluster.pending)
         figures["attempts"] = len(cluster.attempts)
+        for name, node in cluster.nodes.items():
+            for uuid, of_gpu in node.figures.items() if node.link is not None else ():
+                figures |= {f"gpu_{figure};{name};{uuid}": value for figure, value in of_gpu.items()}
         return figures
 
 

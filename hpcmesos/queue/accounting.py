@@ -49,6 +49,7 @@ def ended(job: JobRecord, attempt: AttemptRecord, shares: Sequence[ShareRecord],
         "end": _epoch(attempt.ended_at),
         "Exit_status": str(job.exit_status),
         **{f"resources_used.{name}": value for name, value in used(attempt).items()},
+        **{f"resources_used.{name}": text for name, text in gpu_used(attempt.usage).items()},
     }
     return Entry(at, "E", job_name(job), fields)
 
@@ -60,6 +61,18 @@ def used(attempt: AttemptRecord) -> dict[str, str]:
         "cput": format_duration(usage.get("cput", 0)),
         "mem": f"{int(usage.get('mem', 0)) // 1024}kb",
         "walltime": format_duration(usage.get("walltime", 0)),
+    }
+
+
+def gpu_used(usage: Mapping[str, float]) -> dict[str, str]:
+    """What was measured of an attempt's real GPUs, as it is shown; empty: nothing was."""
+    if "gpu_percent" not in usage:
+        return {}
+    return {
+        "gpu_percent": f"{usage['gpu_percent']:.0f}",
+        "gpu_percent_max": f"{usage['gpu_percent_max']:.0f}",
+        "gpu_mem": f"{int(usage['gpu_memory']) // 1024}kb",
+        "gpu_energy": f"{usage['gpu_energy']:.0f}J",
     }
 
 

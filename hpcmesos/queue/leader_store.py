@@ -319,18 +319,21 @@ class LeaderStore(Reads):
                 raise LostLeadership(f"term {self.term} is over")
             yield LeaderTransaction(connection, now)
 
-    def load(self, live: LiveJobs | None = None) -> tuple[LeaderState, Changes]:
+    def load(
+        self, live: LiveJobs | None = None, snapshots: Snapshots | None = None
+    ) -> tuple[LeaderState, Changes]:
         """Everything from one snapshot, and what ``live`` (if given: looked before) did not know yet of the jobs.
+        ``snapshots``: a connection that is there already, closed here; it has to be of the same database.
 
         Read-only, and not limited to 5 s. A caller that stops the garbage collector meanwhile halves the time: 100,000
         jobs are millions of objects.
         """
-        snapshot = Snapshots(self._url, APPLICATION)
+        snapshots = snapshots or Snapshots(self._url, APPLICATION)
         try:
-            with snapshot.one() as connection:
-                return _load(connection, live or LiveJobs())
+            with snapshots.one() as connection:
+                return read_all(connection, live or LiveJobs())
         finally:
-            snapshot.close()
+            snapshots.close()
 
     def sweep(self, now: datetime, keep_completed: timedelta, limit: int = 2000) -> int:
         """Moves at most ``limit`` jobs that ended before ``now - keep_completed`` into history, with all that belongs
@@ -358,7 +361,8 @@ def _used(connection: Connection, written: Mapping[str, Any] | None) -> tuple[tu
     return use_since(connection, since)
 
 
-def _load(connection: Connection, live_jobs: LiveJobs) -> tuple[LeaderState, Changes]:
+def read_all(connection: Connection, live_jobs: LiveJobs) -> tuple[LeaderState, Changes]:
+    """As LeaderStore.load(), in the caller's transaction, which has to be REPEATABLE READ."""
     changes = live_jobs.look(connection)
     jobs = live_jobs.jobs.values()
     begun = [job for job in jobs if job.attempt]

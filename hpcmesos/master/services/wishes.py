@@ -16,6 +16,7 @@ order    other (a job's seq)                                           two jobs 
 message  index, text, streams ("o" "e" "oe")                           the head writes it into the output
 alter    index, fields (see master/changes.py), submission, limit      changes the job
 node     node, action ("offline" "clear" "note" "gone"), note or None  changes the node; ``seq`` is None
+node     node, action ("gpu offline" "gpu clear"), gpu, note or None   tells its agent; ``seq`` is None
 schedule action ("add" "remove" "pause" "resume" "run"), owner,        changes it, or fires it; ``seq`` is None
          name, of "add" also schedule (a timetable.Schedule)
 object   kind ("queue" "server"), name, action ("create" "delete"      changes it; ``seq`` is None
