@@ -57,6 +57,7 @@ class MasterSettings:
     image_timeout: float = 600.0  # instead, for jobs in containers: a node may have to get the image first
     node_silence: float = 15.0  # seconds without a pong until a node counts as down (its jobs go on)
     fence_command: str = ""  # run with the name of a node that is down and holds jobs; 0 says that it is off
+    certificate_days: float = 365.0  # of nodes and masters; renewed when a third is left
     lease: float = 3.0  # seconds of leadership after the last renewal
     max_attempts: int = 3
     submit_rate: float = (

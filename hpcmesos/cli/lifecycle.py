@@ -131,11 +131,12 @@ def _start_master(cluster: Cluster, name: str, database: postgres.EmbeddedPostgr
 
 def _share_authority(cluster: Cluster, state: Path) -> None:
     """The masters of a cluster have one certificate authority: the first's, copied as an administrator would."""
-    from hpcmesos.master.pki import ensure_ca  # cryptography is large; `down` and `env` need none
+    from hpcmesos.master import pki, vault  # cryptography is large; `down` and `env` need none
 
     first = cluster.state / cluster.master_names[0]
     if cluster.masters > 1:
-        ensure_ca(first)
+        pki.ensure_ca(first)
+        vault.ensure_key(first)
     if state != first and not (state / "ca").exists():
         draft = state / "ca.new"
         shutil.rmtree(draft, ignore_errors=True)

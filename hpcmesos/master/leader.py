@@ -45,6 +45,7 @@ _PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between two tries, while PostgreSQL
 _BACKLOG = 4096  # agents that dial at once
 _SWITCH_INTERVAL = 0.0005  # the planner computes; links and the lease must not wait for it
 _STOP_TIMEOUT = 5.0
+_REVOKED = 2.0  # seconds between two looks for certificates that are good no more
 _SUCCESSOR = 1.5  # seconds that a leader that steps down waits for the next one's address
 _FAREWELL = 0.2  # seconds that agents may take to close their links
 
@@ -168,6 +169,9 @@ class Leader:
         tls = pki.server_context(
             self._config.certificate, self._config.key, self._config.ca, require_client=True
         )
+        refresher = pki.Refresher([tls], self._config.certificate, self._config.key, self._config.ca)
+        fresh = asyncio.create_task(pki.keep_fresh(refresher))
+        guard = asyncio.create_task(self._part_from_revoked(links))
         await links.start(bound, tls)  # before the picture is there: agents need not dial twice
         connected = asyncio.create_task(asyncio.to_thread(store.leader))  # while the picture is read
         planner = await asyncio.to_thread(self._planner, links)
@@ -180,7 +184,8 @@ class Leader:
         self._thread("listener", self._listen)
         log.info("serving term=%d", store.term)
         await stop.wait()
-        watch.cancel()
+        for task in (watch, fresh, guard):
+            task.cancel()
         self._stopped.set()
         self._events.put(Stop())
         for thread in threads:
@@ -225,6 +230,13 @@ class Leader:
 
     def _listen(self) -> None:
         listen(leader_url(self._settings), self._events.put, self._stopped)
+
+    async def _part_from_revoked(self, links: Links) -> None:
+        """Nodes whose certificates are revoked lose their links, and get no new ones."""
+        while True:
+            with contextlib.suppress(DatabaseUnavailable):  # what is known goes on
+                links.refuse(await asyncio.to_thread(self._store.revoked))
+            await asyncio.sleep(_REVOKED)
 
     async def _watch_lease(self) -> None:
         while True:

@@ -386,6 +386,20 @@ tokens = Table(
     CheckConstraint(_one_of("kind", ("user", "join")), "kind"),
     CheckConstraint(_one_of("scope", Scope), "scope"),
 )
+certificates = Table(  # of nodes, as long as they are good
+    "certificates",
+    metadata,
+    _text("serial", None),
+    _text("node", None),
+    _now("issued_at"),
+    Column("expires_at", _time, nullable=False),
+    _text("issued_via"),
+    Column("revoked_at", _time),
+    Column("revoked_by", Text),
+    _text("revoked_via"),
+    PrimaryKeyConstraint("serial"),
+    Index("certificates_node", "node"),
+)
 secrets = Table(
     "secrets",
     metadata,

@@ -257,6 +257,19 @@ CREATE TABLE tokens (
     CONSTRAINT tokens_scope CHECK (scope IN ('read', 'jobs', 'all'))
 );
 
+CREATE TABLE certificates (
+    serial TEXT NOT NULL,
+    node TEXT NOT NULL,
+    issued_at timestamptz DEFAULT now() NOT NULL,
+    expires_at timestamptz NOT NULL,
+    issued_via TEXT DEFAULT '' NOT NULL,
+    revoked_at timestamptz,
+    revoked_by TEXT,
+    revoked_via TEXT DEFAULT '' NOT NULL,
+    CONSTRAINT certificates_pkey PRIMARY KEY (serial)
+);
+CREATE INDEX certificates_node ON certificates (node);
+
 CREATE TABLE secrets (
     owner TEXT NOT NULL,
     name TEXT NOT NULL,
@@ -510,13 +523,14 @@ BEGIN
         GRANT INSERT ON jobs, job_scripts, inbox, idempotency_keys, tokens TO hpcmesos_api;
         GRANT UPDATE (node, used_at, used_via, revoked_at, revoked_by, revoked_via) ON tokens TO hpcmesos_api;
         GRANT INSERT, UPDATE, DELETE ON secrets TO hpcmesos_api;
+        GRANT INSERT, UPDATE (revoked_at, revoked_by, revoked_via) ON certificates TO hpcmesos_api;
         GRANT USAGE ON SEQUENCE job_ids, inbox_ids TO hpcmesos_api;
     END IF;
 
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'hpcmesos_leader') THEN
         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO hpcmesos_leader;
         REVOKE ALL ON tokens, alembic_version FROM hpcmesos_leader;
-        REVOKE INSERT, UPDATE, DELETE ON secrets FROM hpcmesos_leader;
+        REVOKE INSERT, UPDATE, DELETE ON secrets, certificates FROM hpcmesos_leader;
         REVOKE INSERT, DELETE ON leadership FROM hpcmesos_leader;
         GRANT SELECT ON alembic_version TO hpcmesos_leader;
         GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public TO hpcmesos_leader;
