@@ -330,6 +330,11 @@ class Client:
         path = f"/v1/schedules/{quote(owner, safe='')}/{quote(name, safe='')}/runs?limit={limit}"
         return self._call("GET", path, list[wire.ScheduleRun])
 
+    def report(self, since: str, until: str, by: Sequence[str] = ("user",)) -> list[wire.UsageRow]:
+        """GPU-hours and CPU-hours of the days (UTC) from ``since`` up to and without ``until``, ``2026-12-01`` each."""
+        query = urlencode({"since": since, "until": until, "by": ",".join(by)})
+        return self._call("GET", f"/v1/report?{query}", list[wire.UsageRow])
+
     def shares(self) -> list[wire.ShareStatus]:
         """Who has used how much of what is due to them."""
         return self._call("GET", "/v1/shares", list[wire.ShareStatus])
@@ -361,6 +366,15 @@ class Client:
     def revoke_tokens(self, ids: Sequence[str]) -> list[str]:
         """Ends tokens, and those made by them; answers the ids of what was ended. Raises InvalidValue: none was."""
         return self._call("POST", "/v1/tokens/revoke", list[str], wire.RevokeRequest(ids=list(ids)))
+
+    def certificates(self) -> list[wire.CertificateStatus]:
+        """Of nodes, those that have not run out; operators may."""
+        return self._call("GET", "/v1/certificates", list[wire.CertificateStatus])
+
+    def revoke_certificates(self, node: str) -> list[wire.CertificateStatus]:
+        """Ends a node's certificates at once; managers may. Raises InvalidValue: it has none that is good."""
+        path = f"/v1/certificates/{quote(node, safe='')}/revoke"
+        return self._call("POST", path, list[wire.CertificateStatus])
 
     def put_secret(self, name: str, value: bytes) -> wire.SecretStatus:
         """Keeps a secret of one's own, for jobs with ``-W secret=NAME``; it is not shown again."""

@@ -114,6 +114,21 @@ class GpuReport(Message, frozen=True, kw_only=True):
     gpus: tuple[Gpu, ...]
 
 
+class GpuFigures(Message, frozen=True, kw_only=True):
+    """Each 10 s, of real GPUs. ``gpus``: by UUID, what `agent.health.FIGURES` names. ``uses``: by attempt, what it has
+    used of this node's GPUs since it runs: samples, busy_sum and busy_max (percent), memory_max (bytes), energy (J).
+    """
+
+    gpus: dict[str, dict[str, float]]
+    uses: dict[str, dict[str, float]] = {}
+
+
+class NodeHealth(Message, frozen=True, kw_only=True):
+    """What the site's health program says of the node; empty: it is fit for jobs."""
+
+    trouble: str
+
+
 class InventoryReport(Message, frozen=True, kw_only=True):
     inventory: Inventory
 
@@ -207,6 +222,13 @@ class Alter(Message, frozen=True, kw_only=True):
     suspended: bool | None = None
 
 
+class SetGpu(Message, frozen=True, kw_only=True):
+    """An operator takes a GPU out of use (``fault`` says why), or with an empty ``fault`` lets it be used again."""
+
+    uuid: str
+    fault: str = ""
+
+
 class Acknowledged(Message, frozen=True, kw_only=True):
     """The end of this node's part is durable in the database; the node may forget it."""
 
@@ -220,8 +242,10 @@ class Ping(Message, frozen=True, kw_only=True):
     heard: int = 0
 
 
-ToLeader: TypeAlias = Hello | Ready | Refused | Started | Ended | GpuReport | InventoryReport | Pong
-ToAgent: TypeAlias = Welcome | Rejected | Prepare | Go | End | Signal | Alter | Acknowledged | Ping
+ToLeader: TypeAlias = (
+    Hello | Ready | Refused | Started | Ended | GpuReport | GpuFigures | NodeHealth | InventoryReport | Pong
+)
+ToAgent: TypeAlias = Welcome | Rejected | Prepare | Go | End | Signal | Alter | SetGpu | Acknowledged | Ping
 
 _encoder = msgspec.msgpack.Encoder()
 _to_leader: msgspec.msgpack.Decoder[ToLeader] = msgspec.msgpack.Decoder(ToLeader)
@@ -339,6 +363,18 @@ class ScheduleRun(msgspec.Struct, frozen=True, kw_only=True):
     job: str | None
     outcome: str  # "exit N" once the job has ended; empty: it has not
     retry_at: float | None = None
+
+
+class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What was used. ``key``: values of what was asked for (user, project, queue, month, day), in that order. ``runs``:
+    attempts that began; ``lost_gpu_hours``: of attempts that ended by no fault of the job's.
+    """
+
+    key: list[str]
+    runs: int
+    gpu_hours: float
+    cpu_hours: float
+    lost_gpu_hours: float
 
 
 class EventStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -483,6 +519,23 @@ class RevokeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``ids`` of tokens as listed; what was made by them ends with them."""
 
     ids: list[str]
+
+
+class RenewRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``csr``: PEM. ``node``: for a manager on the master's own host; an agent's certificate names its node."""
+
+    csr: str
+    node: str | None = None
+
+
+class CertificateStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's certificate; times in epoch seconds."""
+
+    serial: str
+    node: str
+    issued_at: float
+    expires_at: float
+    revoked_at: float | None = None
 
 
 class SecretRequest(msgspec.Struct, frozen=True, kw_only=True):

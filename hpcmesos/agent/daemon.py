@@ -16,7 +16,7 @@ from typing import IO, Any
 import msgspec
 
 from hpcmesos import pidfile, wire
-from hpcmesos.agent import inventory, isolation
+from hpcmesos.agent import faults_file, health_program, inventory, isolation
 from hpcmesos.agent.control import Control, stop_shepherd
 from hpcmesos.agent.events import (
     AskProbe,
@@ -25,11 +25,13 @@ from hpcmesos.agent.events import (
     Event,
     Note,
     Remember,
+    RememberFaults,
     Tick,
     ToLeader,
     ToShepherd,
 )
 from hpcmesos.agent.probe import Probe
+from hpcmesos.agent.renewal import keep_certificate
 from hpcmesos.agent.state_machine import deadline, first_state, step
 from hpcmesos.agent.uplink import LONGEST_PAUSE, Uplink
 from hpcmesos.config import AgentSettings
@@ -88,10 +90,18 @@ class Agent:
 
     def __init__(self, settings: AgentSettings, cluster: str) -> None:
         self._loop = asyncio.get_running_loop()
+        self._settings = settings
         self._term = settings.state / "term"
         config = shepherd_config(settings, cluster)
         hello = _hello(settings, cluster, isolation.enforced(config))
-        self.state = first_state(hello, settings.clean_timeout, _read_pair(self._term), self._loop.time())
+        self._faults = settings.state / "gpu-faults.json"
+        self.state = first_state(
+            hello,
+            settings.clean_timeout,
+            _read_pair(self._term),
+            self._loop.time(),
+            faults_file.read(self._faults),
+        )
         self._claims = inventory.Claims()
         self._control = Control(settings, config, self.handle)
         self._uplink = Uplink(settings.master, settings.state, self.handle, inventory.load, self._contact)
@@ -105,6 +115,9 @@ class Agent:
         parts: list[Coroutine[Any, Any, None]] = [self._control.run(), self._uplink.run(self._ready)]
         if self._probe is not None:
             parts.append(self._probe.run())
+        parts.append(keep_certificate(self._settings, self._uplink.take_certificate))
+        if (program := self._settings.health_program) is not None:
+            parts.append(health_program.watch(program, self._settings.health_interval, self.handle))
         await asyncio.gather(*parts)
 
     def close(self) -> None:
@@ -133,6 +146,8 @@ class Agent:
                     self._probe.ask()
             case Remember(timeline, term):
                 _write_pair(self._term, timeline, term)
+            case RememberFaults(faults):
+                faults_file.write(self._faults, faults)
             case CloseLink(link, reason):
                 # Not within the step: what is queued for this link now must not overtake what closes it.
                 self._loop.call_soon(self._uplink.close, link, reason)
@@ -227,9 +242,13 @@ def shepherd_config(settings: AgentSettings, cluster: str) -> dict[str, Any]:
         "gang_silence": settings.gang_silence,
         "gang_ping": settings.gang_ping,
         "boot_id": inventory.boot_id(),
+        "site_scripts": str(settings.site_scripts),
+        "site_script_timeout": settings.site_script_timeout,
         "python": sys.executable,
         "containers": _containers(settings),
         "private_tmp": settings.private_tmp,
+        "prolog": str(settings.prolog or ""),
+        "prolog_timeout": settings.prolog_timeout,
     }
 
 

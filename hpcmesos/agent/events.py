@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from hpcmesos import wire
+from hpcmesos.agent.health import Fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +23,16 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One GPU as the probe sees it now. ``error``: what NVML answered instead of the processes."""
+    """One GPU as the probe sees it now. ``error``: what NVML answered instead of the processes. ``xids``: since the
+    last reading; ``figures``: see `health.FIGURES`.
+    """
 
     gpu: wire.Gpu
     processes: tuple[Process, ...] = ()
     lost: bool = False
     error: str = ""
+    xids: tuple[int, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 # --- events ------------------------------------------------------------------------------------------------------
@@ -78,12 +84,27 @@ class ProbeSilent:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthReport:
+    """What the site's health program says of this node; empty: it is fit."""
+
+    trouble: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed; due whenever ``state_machine.deadline`` says so."""
 
 
 Event: TypeAlias = (
-    LinkUp | LinkDown | FromLeader | FromShepherd | ShepherdDown | ProbeReport | ProbeSilent | Tick
+    LinkUp
+    | LinkDown
+    | FromLeader
+    | FromShepherd
+    | ShepherdDown
+    | ProbeReport
+    | ProbeSilent
+    | HealthReport
+    | Tick
 )
 
 
@@ -115,6 +136,13 @@ class Remember:
 
 
 @dataclass(frozen=True, slots=True)
+class RememberFaults:
+    """Why GPUs (by UUID) are kept out of use, beyond the life of this agent."""
+
+    faults: Mapping[str, Fault]
+
+
+@dataclass(frozen=True, slots=True)
 class CloseLink:
     link: int
     reason: str
@@ -127,4 +155,4 @@ class Note:
     text: str
 
 
-Effect: TypeAlias = ToLeader | ToShepherd | AskProbe | Remember | CloseLink | Note
+Effect: TypeAlias = ToLeader | ToShepherd | AskProbe | Remember | RememberFaults | CloseLink | Note

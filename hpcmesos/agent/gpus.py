@@ -1,9 +1,10 @@
 """The probe: ``python -m hpcmesos.agent.gpus`` answers what NVML says, one JSON line for each line that it is asked.
 
 A process of its own, for a sick card can block an NVML call for ever. Question ``{"id": n}``; answer ``{"id": n,
-"gpus": [...], "error": text}``, each GPU ``{uuid, index, model, memory, pci, numa, links, lost, error,
-processes: [[pid, user]]}``; memory in bytes. ``error`` beside an empty list: NVML cannot be used here. Ends with its
-standard input.
+"gpus": [...], "error": text}``, each GPU ``{uuid, index, model, memory, pci, numa, minor, links, lost, error,
+processes: [[pid, user]], xids, figures}``; memory in bytes. ``xids``: errors of the driver since the last question.
+``figures``: `health.FIGURES`, as far as this card has them. ``error`` beside an empty list: NVML cannot be used here.
+Ends with its standard input.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import pwd
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pynvml
@@ -25,6 +27,7 @@ _PCI_QUALITY = {
     pynvml.NVML_TOPOLOGY_NODE: 2,
     pynvml.NVML_TOPOLOGY_SYSTEM: 1,
 }
+_MOST_EVENTS = 1000  # of one answer
 _GONE = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_RESET_REQUIRED)
 
 
@@ -34,6 +37,7 @@ class Probe:
     def __init__(self) -> None:
         self._handles: list[Any] = []
         self._facts: list[dict[str, Any]] = []
+        self._events: Any = None
 
     def start(self) -> None:
         """Raises pynvml.NVMLError when there is no NVML here. A card that cannot be opened is left out."""
@@ -47,12 +51,38 @@ class Probe:
                 continue
             self._handles.append(handle)
             self._facts.append(facts)
+            self._register(handle)
         for a, facts in zip(self._handles, self._facts, strict=True):
             facts["links"] = [_quality(a, b) for b in self._handles]
 
     def look(self) -> list[dict[str, Any]]:
         """All GPUs with the processes that compute on them now."""
-        return [facts | _now(h) for h, facts in zip(self._handles, self._facts, strict=True)]
+        xids = self._xids()
+        return [
+            facts | _now(handle) | {"xids": xids.get(facts["uuid"], [])}
+            for handle, facts in zip(self._handles, self._facts, strict=True)
+        ]
+
+    def _register(self, handle: Any) -> None:
+        """Asks for the card's XIDs; a card or driver that has none goes without."""
+        try:
+            if self._events is None:
+                self._events = pynvml.nvmlEventSetCreate()
+            pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, self._events)
+        except pynvml.NVMLError as error:
+            print(f"no XIDs of a GPU: {error}", file=sys.stderr, flush=True)
+
+    def _xids(self) -> dict[str, list[int]]:
+        """Those that have come since the last call, by UUID."""
+        found: dict[str, list[int]] = {}
+        for _ in range(_MOST_EVENTS if self._events is not None else 0):
+            try:
+                event = pynvml.nvmlEventSetWait_v2(self._events, 0)
+                uuid = _text(pynvml.nvmlDeviceGetUUID(event.device))
+            except pynvml.NVMLError:  # a timeout: there is no more; or the card is lost, which is seen anyway
+                break
+            found.setdefault(uuid, []).append(int(event.eventData))
+        return found
 
 
 def main() -> int:
@@ -92,8 +122,32 @@ def _now(handle: Any) -> dict[str, Any]:
     try:
         pids = {p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
     except pynvml.NVMLError as error:
-        return {"lost": error.value in _GONE, "error": str(error), "processes": []}
-    return {"lost": False, "error": "", "processes": [[pid, _user(pid)] for pid in sorted(pids)]}
+        return {"lost": error.value in _GONE, "error": str(error), "processes": [], "figures": {}}
+    processes = [[pid, _user(pid)] for pid in sorted(pids)]
+    return {"lost": False, "error": "", "processes": processes, "figures": _figures(handle)}
+
+
+_FIGURES: dict[str, Callable[[Any], float]] = {
+    "utilization": lambda h: pynvml.nvmlDeviceGetUtilizationRates(h).gpu,
+    "memory_used": lambda h: pynvml.nvmlDeviceGetMemoryInfo(h).used,
+    "temperature": lambda h: pynvml.nvmlDeviceGetTemperature(h, pynvml.NVML_TEMPERATURE_GPU),
+    "power": lambda h: pynvml.nvmlDeviceGetPowerUsage(h) / 1000,
+    "energy": lambda h: pynvml.nvmlDeviceGetTotalEnergyConsumption(h) / 1000,
+    "ecc_errors": lambda h: pynvml.nvmlDeviceGetTotalEccErrors(
+        h, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
+    ),
+    "rows_failed": lambda h: pynvml.nvmlDeviceGetRemappedRows(h)[3],
+}
+
+
+def _figures(handle: Any) -> dict[str, float]:
+    found = {}
+    for name, ask in _FIGURES.items():
+        try:
+            found[name] = float(ask(handle))
+        except pynvml.NVMLError:  # not every card has every figure
+            continue
+    return found
 
 
 def _quality(a: Any, b: Any) -> int:

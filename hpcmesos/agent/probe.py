@@ -110,4 +110,6 @@ def reading(facts: dict[str, Any]) -> Reading:
         tuple(Process(pid, user) for pid, user in facts["processes"]),
         facts["lost"],
         facts["error"],
+        tuple(facts.get("xids", ())),
+        facts.get("figures", {}),
     )

@@ -11,6 +11,7 @@ import msgspec
 
 from hpcmesos import wire
 from hpcmesos.agent.events import Effect, ToLeader, ToShepherd
+from hpcmesos.agent.health import Fault, Use
 from hpcmesos.model import GpuState
 
 REMEMBERED = 1024  # attempts that are over here and known, so that a late message cannot start them again
@@ -35,11 +36,15 @@ class Slot:
     attempt: str | None = None
     since: float = 0.0
     note: str = ""
+    fault: Fault | None = None  # keeps it out of use, whoever has it now
+    fault_at: float = 0.0  # when the fault was seen last
+    energy: float | None = None  # J, at the last reading
 
     @property
     def now(self) -> wire.Gpu:
         """The GPU with the state that it has now."""
-        return msgspec.structs.replace(self.told, state=self.state.value, note=self.note)
+        note = self.note or (self.fault.text if self.fault else "")
+        return msgspec.structs.replace(self.told, state=self.state.value, note=note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class Attempt:
     started: wire.Started | None = None
     untold: float | None = None  # since when the leader has not been told that it started; None: it was
     ended: wire.Ended | None = None
+    use: Use = field(default_factory=Use)
     since: float = 0.0  # checking: when the probe was asked; ended: when the leader was told last
 
 
@@ -88,6 +94,9 @@ class State:
     welcomed: bool = False
     shepherd: Shepherd | None = None
     probe_asked: float = 0.0
+    trouble: str | None = None  # by the health program; None: there is none, or it has not said anything yet
+    faults: Mapping[str, Fault] = field(default_factory=dict)  # by UUID, also of GPUs that are away
+    figures_told: float = float("-inf")
 
 
 class Draft:
@@ -136,6 +145,8 @@ class Draft:
         self._set(gpus={**self.state.gpus, **{s.told.uuid: s for s in slots}})
 
     def _set_gpu(self, slot: Slot, state: GpuState, note: str = "", *, keep: bool = False) -> None:
-        """``keep``: the attempt goes on holding it."""
+        """``keep``: the attempt goes on holding it. One with a fault is not given out again."""
         holder = slot.attempt if keep else None
+        if slot.fault and state in (GpuState.FREE, GpuState.CLEANING):
+            state = GpuState.QUARANTINED
         self._set_slots([replace(slot, state=state, attempt=holder, since=self.now, note=note)])

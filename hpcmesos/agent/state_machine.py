@@ -20,6 +20,7 @@ from hpcmesos.agent.events import (
     Event,
     FromLeader,
     FromShepherd,
+    HealthReport,
     LinkDown,
     LinkUp,
     Note,
@@ -31,7 +32,9 @@ from hpcmesos.agent.events import (
     Tick,
     ToLeader,
 )
-from hpcmesos.agent.state import FIRST_OPERATIONS, NEVER_TOLD, Attempt, Draft, Phase, Shepherd, Slot, State
+from hpcmesos.agent.gpu_health import GpuHealth
+from hpcmesos.agent.health import Fault
+from hpcmesos.agent.state import FIRST_OPERATIONS, NEVER_TOLD, Attempt, Phase, Shepherd, Slot, State
 from hpcmesos.model import Cause, GpuState
 
 CHECK_TIMEOUT = 10.0  # s that NVML has to answer before PREPARE is refused
@@ -45,11 +48,23 @@ LOST_KILL_DELAY = 10.0  # s between SIGTERM and SIGKILL for an attempt whose GPU
 
 
 def first_state(
-    hello: wire.Hello, clean_timeout: float, obeyed: tuple[int, int] = (0, 0), now: float = 0.0
+    hello: wire.Hello,
+    clean_timeout: float,
+    obeyed: tuple[int, int] = (0, 0),
+    now: float = 0.0,
+    faults: Mapping[str, Fault] | None = None,
 ) -> State:
-    """The state of an agent that has just started, with its simulated GPUs; real ones come with the probe's report."""
-    gpus = {g.uuid: Slot(g) for g in hello.inventory.gpus}
-    return State(hello, clean_timeout, gpus, obeyed=obeyed, probe_asked=now)
+    """The state of an agent that has just started, with its simulated GPUs; real ones come with the probe's report.
+
+    ``faults``: what was remembered of GPUs, by UUID.
+    """
+    known = faults or {}
+    gpus = {}
+    for gpu in hello.inventory.gpus:
+        fault = known.get(gpu.uuid)
+        state = GpuState.QUARANTINED if fault else GpuState.FREE
+        gpus[gpu.uuid] = Slot(gpu, state, fault=fault, fault_at=now)
+    return State(hello, clean_timeout, gpus, obeyed=obeyed, probe_asked=now, faults=known)
 
 
 def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
@@ -87,7 +102,7 @@ def _job(attempt: str) -> str:
     return attempt.rpartition("#")[0]
 
 
-class _Step(Draft):
+class _Step(GpuHealth):
     """One event's way through the rules."""
 
     def on(self, event: Event) -> None:
@@ -108,6 +123,10 @@ class _Step(Draft):
                 self._on_probe(asked, readings)
             case ProbeSilent(seconds):
                 self._on_probe_silent(seconds)
+            case HealthReport(trouble):
+                if trouble != self.state.trouble:
+                    self._set(trouble=trouble)
+                    self._tell(wire.NodeHealth(trouble=trouble))
             case Tick():
                 self._on_tick()
 
@@ -167,6 +186,8 @@ class _Step(Draft):
                             "suspended": message.suspended,
                         }
                         self._command("alter", message.attempt, **given)
+                case wire.SetGpu():
+                    self._on_set_gpu(message)
                 case wire.Acknowledged():
                     self._on_acknowledged(message.attempt)
 
@@ -180,6 +201,8 @@ class _Step(Draft):
         if pair > self.state.obeyed:
             self.effects.append(Remember(*pair))
         self._set(obeyed=pair, welcomed=True)
+        if self.state.trouble is not None:
+            self._tell(wire.NodeHealth(trouble=self.state.trouble))
         for attempt in self.state.attempts.values():
             self._repeat(attempt)
 
@@ -366,6 +389,9 @@ class _Step(Draft):
                 self._command("forget", ended.attempt)
                 return
             attempt = Attempt(ended.attempt, Phase.ENDING, ended.head)
+        if attempt.use.samples:
+            used = {f"gpu_{name}": value for name, value in attempt.use.told().items()}
+            ended = msgspec.structs.replace(ended, usage={**ended.usage, **used})
         if attempt.phase is not Phase.ENDED:
             self._release(attempt, dirty=True)
             self._repeat(replace(attempt, phase=Phase.ENDED, ended=ended, spec=None))
@@ -408,9 +434,12 @@ class _Step(Draft):
         for uuid, reading in seen.items():
             if uuid not in self.state.gpus:
                 self._appear(reading)
+        for uuid, reading in seen.items():
+            self._judge(self.state.gpus[uuid], reading)
         for slot in list(self.state.gpus.values()):
             if not slot.told.simulated and asked >= slot.since:
                 self._look(slot, seen.get(slot.told.uuid))
+        self._tell_figures(readings)
         for attempt in list(self.state.attempts.values()):
             if attempt.phase is Phase.CHECKING and asked >= attempt.since:
                 self._checked(attempt, seen)
@@ -420,7 +449,10 @@ class _Step(Draft):
         live = (a for a in self.state.attempts.values() if a.phase is not Phase.ENDED)
         holder = next((a.name for a in live if uuid in a.gpus), None)
         told = msgspec.structs.replace(reading.gpu, state=NEVER_TOLD)
-        self._set_slots([Slot(told, GpuState.ALLOCATED if holder else GpuState.CLEANING, holder)])
+        fault = self.state.faults.get(uuid)
+        unheld = GpuState.QUARANTINED if fault else GpuState.CLEANING
+        state = GpuState.ALLOCATED if holder else unheld
+        self._set_slots([Slot(told, state, holder, fault=fault, fault_at=self.now)])
 
     def _inventory(self) -> wire.Inventory:
         gpus = tuple(s.now for s in self.state.gpus.values())
@@ -444,7 +476,7 @@ class _Step(Draft):
                 self._set_gpu(slot, GpuState.CLEANING, note)
             else:
                 self._set_slots([replace(slot, note=note)])
-        elif slot.state is not GpuState.FREE:
+        elif slot.state is not GpuState.FREE and not slot.fault:
             self._set_gpu(slot, GpuState.FREE)
 
     def _lose(self, slot: Slot, why: str) -> None:

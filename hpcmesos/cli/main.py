@@ -27,11 +27,13 @@ COMMANDS = {
     "reserve": "standing",
     "share": "standing",
     "cron": "cron",
+    "report": "report",
     "simulate": "simulate",
     "queue": "queue_export",
     "token": "admin",
     "secret": "secrets",
     "audit": "admin",
+    "certificate": "admin",
     "doctor": "admin",
     "install-commands": "admin",
 }

@@ -24,6 +24,7 @@ from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch, Outputs, read_report
 from hpcmesos.launch.secrets import Secrets
 from hpcmesos.launch.settings import Config
+from hpcmesos.launch.site_scripts import ABORT, Result, Scripts
 from hpcmesos.launch.steps import Steps, checked
 from hpcmesos.launch.terminal import Terminal
 
@@ -57,6 +58,10 @@ class Gang(Protocol):
 
     def suspect(self) -> str | None:
         """The node that this member blames for a loss that nobody has explained; only a head has an opinion."""
+        ...
+
+    async def prologues(self) -> tuple[str, int, str] | None:
+        """Has the other members run theirs: node, code and text of one that did not end well."""
         ...
 
     async def confirm(self) -> None:
@@ -108,6 +113,9 @@ class Attempt:
         )
         self._mpi_since: int | None = None
         self.gang: Gang | None = None
+        self.scripts = Scripts(self)
+        self._preamble = (b"", b"")
+        self._unstaged = ""  # why files of the job are not where they should be
         self.paths = files.job_paths(services.config, spec)
         self.tasks: dict[str, Any] = {}  # of a framework, on this node
         self.container: Container | None = None  # of a job with an image, once it is ready
@@ -130,6 +138,7 @@ class Attempt:
         self._ring = ""
         self._since = 0.0  # monotonic; 0: the script has not begun
         self._suspended: float | None = None  # since when, monotonic
+        self._over_at = 0.0  # monotonic
         self._walltime: asyncio.TimerHandle | None = None
 
     # --- PREPARE ----------------------------------------------------------------------------------------------------
@@ -158,6 +167,7 @@ class Attempt:
     def ready(self) -> None:
         if self.phase == "preparing":
             self.phase = "ready"
+            self.scripts.begun = not self.head
             self.services.emit({"event": "ready", "attempt": self.id})
 
     def discard(self) -> None:
@@ -184,22 +194,53 @@ class Attempt:
         says what is."""
         if self.phase == "ready" and self.head:
             self.phase = "running"
-            if self.spec.get("ring") == "check":
-                self._work(self._check_ring())
-            else:
-                self._begin()
+            self._work(self._prepare_script()) if self._has_to_wait() else self._begin()
         elif self._started:
             self.services.emit(self._started)
 
-    async def _check_ring(self) -> None:
-        outcome = await preflight.check(self)
-        if self.phase != "running":
+    async def prologue_of_member(self) -> tuple[int, str]:
+        """Runs the parallel prologue here; code and text of its end."""
+        results = await self.scripts.prologue() if self.phase == "ready" else []
+        return (results[-1].code, str(results[-1])) if results else (0, "")
+
+    def _has_to_wait(self) -> bool:
+        return self.spec.get("ring") == "check" or self.gang is not None or self.scripts.wanted("prologue")
+
+    async def _prepare_script(self) -> None:
+        try:
+            await self._precede()
+        except Exception as error:  # a job that neither runs nor ends must not stay
+            self.end(Order("START_FAILED", 0.0, f"cannot prepare the job: {error!r}"))
+
+    async def _precede(self) -> None:
+        """What comes before the script: prologues, and the ring."""
+        here = self.services.config.node
+        if self.gang and (failed := await self.gang.prologues()):
+            node, code, text = failed
+            self._refuse_by_prologue(node, Result(text, code, told=True))
             return
-        if outcome.closed:
+        if self.phase == "running" and self.scripts.wanted("prologue"):
+            results = await self.scripts.prologue()
+            self._preamble = _joined(results)
+            if results[-1].code:
+                self._refuse_by_prologue(here, results[-1])
+                return
+        if self.phase == "running" and self.spec.get("ring") == "check":
+            outcome = await preflight.check(self)
+            if not outcome.closed:
+                self.end(Order("START_FAILED", 0.0, outcome.message, outcome.culprits))
+                return
             self._ring = outcome.message
+        if self.phase == "running":
             self._begin()
+
+    def _refuse_by_prologue(self, node: str, result: Result) -> None:
+        """1, and anything for a person who waits at a terminal: the job is over. Else it runs again, elsewhere."""
+        message = f"on {node}, {result}"
+        if (result.code == ABORT and not result.staging) or self.terminal:
+            self.end(Order("APP", 0.0, message))
         else:
-            self.end(Order("START_FAILED", 0.0, outcome.message, outcome.culprits))
+            self.end(Order("START_FAILED", 0.0, message, None if result.staging else node))
 
     def _begin(self) -> None:
         """A job with a terminal starts when somebody is there."""
@@ -218,7 +259,9 @@ class Attempt:
         started_at = time.time()
         try:
             self._journal.append({"phase": "running", "at": started_at})
-            self._fork(quickly=self.terminal is None and self.view is None)
+            self.scripts.begun = True
+            own = self.terminal or self.view or any(self._preamble)
+            self._fork(quickly=not own)
         except Exception as error:  # no process, no memory, no disk: a job that runs nowhere must not stay
             self.end(Order("START_FAILED", 0.0, f"cannot start the job: {error}"))
             return
@@ -256,13 +299,19 @@ class Attempt:
             cgroups=self.enclosure.procs,
             view=self.view,
             terminal=self.terminal.create(self.owner) if self.terminal else None,
+            preamble=self._preamble,
             outputs=Outputs(
-                stdout=[*filter(None, [spec["stdout"]]), spool[0]],
-                stderr=[*filter(None, [spec["stderr"]]), spool[1]],
+                stdout=[*self._place("stdout"), spool[0]],
+                stderr=[*self._place("stderr"), spool[1]],
                 join=spec["join"],
                 truncate=spec["number"] == 1,
             ),
         )
+
+    def _place(self, stream: str) -> list[str]:
+        """The final place of a stream; relative ones (``-k``) lie in the owner's home."""
+        path = self.spec[stream]
+        return [os.path.join(self.owner.home, path)] if path else []
 
     def _command(self) -> tuple[str, list[str]]:
         if self.spec["argv"] is not None:
@@ -502,6 +551,7 @@ class Attempt:
             return
         self.phase = "ending"
         self._suspend(False)  # what stands still hears no signal
+        self.scripts.stop()
         if self._walltime:
             self._walltime.cancel()
         if self._order:
@@ -530,8 +580,45 @@ class Attempt:
                 self._work(proxies.clean_again(*litter))
         if self.head:
             await self._wait_over(enclosure.UNKILLABLE)  # it has ended; SIGCHLD may still be on its way
+        self._over_at = time.monotonic()
+        if self.scripts.begun and self.scripts.wanted("epilogue"):
+            try:
+                left = [*left, *await self._epilogue()]
+            except Exception as error:  # the end of the job is what counts
+                sys.stderr.write(f"shepherd: {self.id}: the epilogue failed: {error!r}\n")
         message = f"processes that cannot be killed: {' '.join(map(str, left))}" if left else ""
         await self._finished(message)
+
+    async def _epilogue(self) -> list[int]:
+        """Runs the epilogues, and answers what they leave of the job's processes."""
+        from hpcmesos.model import Cause  # few sites have one
+        from hpcmesos.queue.states import exit_status
+
+        code, number = self._codes()
+        status = exit_status(Cause(self._cause()), code, number, self._forced)
+        results = await self.scripts.epilogue(status, self._usage())
+        for stream, text in zip(("stdout", "stderr"), _joined(results), strict=True):
+            self.output.append(text, stream)
+        for result in results:
+            if result.code:
+                sys.stderr.write(f"shepherd: {self.id}: {result}\n")
+        self._unstaged = "; ".join(str(result) for result in results if result.staging and result.code)
+        return await enclosure.clear(self.enclosure)
+
+    def _codes(self) -> tuple[int | None, int | None]:
+        """Exit code and signal of the script."""
+        status = self._status
+        code = os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None
+        return code, os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else None
+
+    def _usage(self) -> dict[str, float]:
+        cpu, peak = self.enclosure.usage()
+        return {
+            "cput": max(cpu, self._cpu),
+            "mem": max(peak, self._peak),
+            "walltime": (self._over_at or time.monotonic()) - self._since if self._pid else 0.0,
+            "session": self._pid,
+        }
 
     async def _wait_for_child(self) -> None:
         """What the starter was asked is begun or given up: until then nothing could be killed for good."""
@@ -566,15 +653,12 @@ class Attempt:
         return "SIGNAL" if os.WIFSIGNALED(self._status) else "APP"
 
     async def _finished(self, trouble: str) -> None:
-        order, status, opened = self._order, self._status, self.output.opened
-        code = os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None
-        number = os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else None
+        order, opened, (code, number) = self._order, self.output.opened, self._codes()
         if self.terminal:
             await self.terminal.finish(code, number)
-        cpu, peak = self.enclosure.usage()
         ranks, steps = self.steps.tables()
         stdout, stderr, self._written = await self.output.patiently(self.output.tails, (b"", b"", 0))
-        messages = [order.message if order else "", opened.failure, trouble]
+        messages = [order.message if order else "", opened.failure, trouble, self._unstaged]
         ended = {
             "event": "ended",
             "attempt": self.id,
@@ -587,12 +671,7 @@ class Attempt:
             "message": "; ".join(filter(None, messages)),
             "started_at": self._started["started_at"] if self._started else None,
             "ended_at": time.time(),
-            "usage": {
-                "cput": max(cpu, self._cpu),
-                "mem": max(peak, self._peak),
-                "walltime": time.monotonic() - self._since if self._pid else 0.0,
-                "session": self._pid,
-            },
+            "usage": self._usage(),
             "ranks": ranks,
             "steps": steps,
             "stdout_tail": base64.b64encode(stdout).decode(),
@@ -653,3 +732,8 @@ class Attempt:
             return []
         ready = {"event": "ready", "attempt": self.id}
         return [ready, self._started] if self._started else [ready]
+
+
+def _joined(results: list[Result]) -> tuple[bytes, bytes]:
+    """What they have written, stdout and stderr."""
+    return b"".join(result.stdout for result in results), b"".join(result.stderr for result in results)

@@ -97,6 +97,9 @@ def _connect(launch: Any, report: Any) -> None:
     null = os.open("/dev/null", os.O_RDONLY) if stdin is None else stdin
     for fd, target in ((null, 0), (stdout, 1), (stderr, 2)):
         os.dup2(fd, target)
+    for fd, text in zip((1, 2), launch.preamble or ()):  # noqa: B905  (nothing, or both)
+        if text:
+            os.write(fd, text)
     if launch.inherit is not None:
         os.set_inheritable(launch.inherit, True)
 

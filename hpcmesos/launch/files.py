@@ -225,7 +225,7 @@ def _own_files(
         script = os.path.join(paths.directory, "script")
         content = base64.b64decode(spec["script"] or "")
         if spec.get("interactive"):
-            command = [owner.shell, "-i"]
+            command = ["/bin/sh" if spec.get("image") else owner.shell, "-i"]
         else:
             files[script] = (content, 0o700)
             by_itself = content.startswith(_PROGRAM)

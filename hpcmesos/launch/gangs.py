@@ -44,6 +44,8 @@ class HeadGang:
         self._links: dict[str, Channel] = {}
         self._heard: dict[str, float] = {}
         self._order: Order | None = None
+        self._with_prologue: set[str] = set()
+        self._prologues: dict[str, tuple[int, str]] = {}  # how they ended
         self._news = asyncio.Event()  # somebody was heard, or the end has come
         self._clock = asyncio.get_running_loop().create_task(self._watch())
 
@@ -68,8 +70,20 @@ class HeadGang:
             if node != origin:
                 channel.say({"sweep": step})
 
-    async def serve(self, node: str, channel: Channel) -> None:
-        """Holds the connection of a member that joins, or joins again."""
+    async def prologues(self) -> tuple[str, int, str] | None:
+        for node in self._with_prologue:
+            if node in self._links:
+                self._links[node].say({"prologue": True})
+        while self._order is None and not self._with_prologue <= self._prologues.keys():
+            self._news.clear()
+            await self._news.wait()
+        failed = ((node, *end) for node, end in self._prologues.items() if end[0])
+        return next(failed, None)
+
+    async def serve(self, node: str, channel: Channel, *, prologue: bool = False) -> None:
+        """Holds the connection of a member that joins, or joins again; ``prologue``: it has one to run."""
+        if prologue:
+            self._with_prologue.add(node)
         if self._order:
             channel.say(_order_message(self._order))
             await channel.drain()
@@ -95,6 +109,9 @@ class HeadGang:
                 self._attempt.hear_rank(message[kind], node)
         if "sweep" in message:
             self._attempt.sweep(str(message["sweep"]), node)
+        if "prologue" in message:
+            self._prologues[node] = int(message["prologue"]), str(message.get("text"))
+            self._news.set()
         if "ended" in message and not self._order:
             ended = message["ended"]
             text = ended.get("message") or f"the part of {node} has ended"
@@ -163,6 +180,9 @@ class MemberGang:
     def suspect(self) -> None:
         return None
 
+    async def prologues(self) -> tuple[str, int, str] | None:
+        return None
+
     async def confirm(self) -> None:
         """Only a head has a script whose end is to be confirmed."""
 
@@ -192,6 +212,7 @@ class MemberGang:
                     "attempt": self._attempt.id,
                     "node": self._config.node,
                     "again": self._heard is not None,
+                    "prologue": self._attempt.scripts.wanted("prologue"),
                 }
             )
             async with asyncio.timeout(self._attempt.spec["prepare_timeout"]):
@@ -222,6 +243,15 @@ class MemberGang:
                 self._attempt.hear_rank(message[kind], message["node"])
         if "sweep" in message:
             self._attempt.sweep(str(message["sweep"]), self._head["node"])
+        if "prologue" in message:
+            task = asyncio.get_running_loop().create_task(self._run_prologue())
+            self._attempt.services.tasks.add(task)
+            task.add_done_callback(self._attempt.services.tasks.discard)
+
+    async def _run_prologue(self) -> None:
+        code, text = await self._attempt.prologue_of_member()
+        if self._channel:
+            self._channel.say({"prologue": code, "text": text})
 
     def _give_up(self, reason: str) -> None:
         if self._attempt.phase == "preparing":
@@ -244,13 +274,13 @@ class MemberGang:
                 self._channel.say({"ping": count})
 
 
-async def serve_join(attempt: Attempt | None, channel: Channel, node: str) -> None:
-    """The head's side of ``join``. ``attempt`` None: not known here."""
+async def serve_join(attempt: Attempt | None, channel: Channel, node: str, *, prologue: bool = False) -> None:
+    """The head's side of ``join``. ``attempt`` None: not known here; ``prologue``: the member has one to run."""
     if attempt is None or not isinstance(attempt.gang, HeadGang):
         channel.say({"refused": "the head does not hold this attempt"})
         await channel.drain()
         return
-    await attempt.gang.serve(node, channel)
+    await attempt.gang.serve(node, channel, prologue=prologue)
 
 
 JOIN_PATIENCE = FIRST_WORD

@@ -114,6 +114,13 @@ class Output:
         elif self._waiting < _MOST_WAITING:
             self._in_thread(lambda: _add(fd, line))
 
+    def append(self, text: bytes, stream: str) -> None:
+        """As `note`, whole bytes."""
+        if text and self.sink is None:
+            self.note(text.decode("utf-8", "surrogateescape").removesuffix("\n"), stream)
+        elif text and self.sink:
+            self.sink(text.decode(errors="replace"))
+
     def close(self) -> None:
         self.closed = True
         fds = [fd for fd in (self.opened.stdout, self.opened.stderr) if fd is not None]
@@ -182,7 +189,7 @@ _mounts = _Mounts()
 def _add(fd: int, line: str) -> None:
     if _regular_size(fd) is not None:
         with suppress(OSError):
-            os.write(fd, f"{line}\n".encode())
+            os.write(fd, f"{line}\n".encode("utf-8", "surrogateescape"))
 
 
 def _regular_size(fd: int | None) -> int | None:

@@ -51,6 +51,7 @@ class Launch:
     stdio: tuple[int | None, int, int] | None = None  # descriptors; stdin None: /dev/null
     outputs: Outputs | None = None  # instead of ``stdio``: files opened by the child as its owner
     terminal: str | None = None  # instead of both: a pty, which becomes its controlling terminal
+    preamble: tuple[bytes, bytes] = (b"", b"")  # what stands in front of its own stdout and stderr
     inherit: int | None = None  # a descriptor that it keeps, by its number
     view: View | None = None  # of the file system; None: the host's
 
@@ -177,6 +178,7 @@ class Starter:
             "cgroups": [path for path in launch.cgroups if not path.startswith(into + "/")],
             "stdio": None,
             "terminal": None,
+            "preamble": None,
             "inherit": None,
             "view": None,
             "outputs": {

@@ -68,11 +68,9 @@ def main(argv: list[str]) -> int:
         end = {"op": "rank_end", "step": step, "rank": rank, "code": code, "signal": number, "asked": asked}
         if code == _LOST_PEER and "OMPI_COMM_WORLD_RANK" in os.environ:
             end["dragged"] = True
-        if code == 0 and "PMI_FD" in os.environ:
-            # A rank that has left by _exit, even behind MPI_Finalize, has said no goodbye to Hydra: our end would make
-            # it kill those on this host that are about to leave, too, and call that a success.
-            end["company"] = True
-        _tell_end(shepherd, end)
+        pmi = os.environ.get("PMI_FD", "") if code == 0 else ""
+        if _tell_end(shepherd, end | {"company": bool(pmi)}) and pmi.isdigit():
+            _say_goodbye(int(pmi))
     if code != 0:
         os.kill(os.getpid(), quick.signal.SIGKILL)
     return 0
@@ -189,10 +187,25 @@ def _tell_start(about: dict[str, Any]) -> Any:
         return None
 
 
-def _tell_end(shepherd: Any, message: dict[str, Any]) -> None:
-    """Waits until it is noted: who has ended cannot be asked who it was."""
+def _tell_end(shepherd: Any, message: dict[str, Any]) -> bool:
+    """Waits until it is noted: who has ended cannot be asked who it was. True: no rank of the step is left here."""
     try:
         shepherd.sendall(protocol.message(message))
-        select.select([shepherd], [], [], _PATIENCE)
-    except OSError as error:
-        sys.stderr.write(f"hpcmesos: the shepherd cannot be told of an end: {error.strerror}\n")
+        if select.select([shepherd], [], [], _PATIENCE)[0]:
+            return bool((protocol.answer(shepherd, "noted") or {}).get("last"))
+    except (OSError, protocol.FrameError) as error:
+        sys.stderr.write(f"hpcmesos: the shepherd cannot be told of an end: {error}\n")
+    return False
+
+
+def _say_goodbye(pmi: int) -> None:
+    """To Hydra, for a program that has not: one that left by _exit, even behind MPI_Finalize.
+
+    It would take our end for the death of an MPI program and kill the launch, now that all have left well. And it dies
+    itself if it cannot answer.
+    """
+    try:
+        os.write(pmi, b"cmd=finalize\n")
+        select.select([pmi], [], [], _PATIENCE)
+    except OSError:  # said, and heard
+        pass

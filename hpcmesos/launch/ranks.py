@@ -157,9 +157,10 @@ class Ranks:
         elif request["op"] == "rank_end":
             running.pop(key, None)
             attempt.hear_rank(request, self._node)
-            if request.get("company"):
-                await attempt.steps.last_of(key[0], self._node, _COMPANY)
-            channel.say({"noted": True})
+            last = bool(request.get("company"))
+            if last:
+                last = await attempt.steps.last_of(key[0], self._node, _COMPANY)
+            channel.say({"noted": True, "last": last})
         else:
             raise ValueError(f"no operation {request['op']!r}")
 

@@ -31,11 +31,15 @@ class Config:
     cgroup: str | None  # v2 directory under which attempts' cgroups are made; None: no cgroups
     limits: dict[str, Any]  # memory, cpu: bool; pids: number; devices: majors; v1: controller -> directory
     private_tmp: bool  # each attempt has a /tmp and /var/tmp of its own
+    prolog: str  # program that runs before each attempt; empty: none
+    prolog_timeout: float
     gang_silence: float
     gang_ping: float
     boot_id: str
     proxy_patience: float  # seconds that a launch may go on after the first of Hydra's proxies has ended
     ring_patience: float  # seconds within which a ring has to close, besides those for each rank
+    site_scripts: str  # directory of prologue, epilogue and their kin; empty: none
+    site_script_timeout: float
     python: str  # interpreter of the programs inside jobs
     containers: (
         dict[str, Any] | None
@@ -59,11 +63,15 @@ class Config:
             cgroup=values.get("cgroup"),
             limits=values.get("limits") or {},
             private_tmp=bool(values.get("private_tmp")),
+            prolog=values.get("prolog") or "",
+            prolog_timeout=float(values.get("prolog_timeout", 20.0)),
             gang_silence=float(values.get("gang_silence", 20.0)),
             gang_ping=float(values.get("gang_ping", 2.0)),
             boot_id=values.get("boot_id", ""),
             proxy_patience=float(values.get("proxy_patience", 60.0)),
             ring_patience=float(values.get("ring_patience", 20.0)),
+            site_scripts=values.get("site_scripts", ""),
+            site_script_timeout=float(values.get("site_script_timeout", 300.0)),
             python=values["python"],
             containers=values.get("containers"),
         )

@@ -118,9 +118,14 @@ class Steps:
         elif step["first_failed"] is None:
             step["first_failed"] = row["rank"]
 
-    async def last_of(self, step: str, node: str, patience: float) -> None:
-        """Returns when no rank of that step runs on that node any more, or after ``patience`` seconds."""
-        await self._wait(lambda: patience if (step in self._running and self._running[step][node]) else 0.0)
+    async def last_of(self, step: str, node: str, patience: float) -> bool:
+        """True once no rank of that step runs on that node any more; False after ``patience`` seconds."""
+
+        def company() -> int:
+            return self._running[step][node] if step in self._running else 0
+
+        await self._wait(lambda: patience if company() else 0.0)
+        return not company()
 
     async def end(self, step: str, code: int, by_rank: bool = True) -> dict[str, Any]:
         """The launcher has returned ``code``; answers the launch's, its ranks, the one that failed first, and why it

@@ -32,6 +32,7 @@ from hpcmesos.master.metrics import CONTENT_TYPE, Metrics
 from hpcmesos.master.peercred import Peer
 from hpcmesos.master.services import (
     auditing,
+    certificates,
     changes,
     control,
     export,
@@ -39,6 +40,7 @@ from hpcmesos.master.services import (
     manager,
     moab,
     nodes,
+    report,
     running,
     schedules,
     selecting,
@@ -126,6 +128,7 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             add_schedule,
             change_schedule,
             list_schedule_runs,
+            report_usage,
             list_shares,
             set_shares,
             show_leader,
@@ -136,6 +139,9 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             list_tokens,
             revoke_tokens,
             list_changes,
+            list_certificates,
+            renew_certificate,
+            revoke_certificates,
             put_secret,
             list_secrets,
             remove_secret,
@@ -350,6 +356,13 @@ def list_schedule_runs(
     return schedules.runs(_site(request), _caller(request), owner, name, limit)
 
 
+@get("/v1/report", sync_to_thread=True)
+def report_usage(request: ApiRequest, since: str, until: str, by: str = "user") -> list[wire.UsageRow]:
+    """GPU-hours and CPU-hours by user, project, queue, month, day."""
+    _caller(request)
+    return report.usage(_site(request), since, until, by)
+
+
 @get("/v1/shares", sync_to_thread=True)
 def list_shares(request: ApiRequest) -> list[wire.ShareStatus]:
     """Who has used how much of what is due to them."""
@@ -364,12 +377,13 @@ def set_shares(data: wire.ShareRequest, request: ApiRequest) -> list[wire.ShareS
     return standing.list_shares(_site(request))
 
 
-@get("/v1/leader", sync_to_thread=True)
-def show_leader(request: ApiRequest) -> wire.LeaderReply:
-    """Where agents dial; open to all, for agents ask before they have a certificate."""
-    leader = _site(request).store.leader()
-    address = leader.address if leader.live and leader.address else None
-    return wire.LeaderReply(address=address, term=leader.term, timeline=leader.timeline)
+@get("/v1/leader")
+async def show_leader(request: ApiRequest, after: int = -1, timeout: float = 0.0) -> wire.LeaderReply:
+    """Where agents dial; open to all, for agents ask before they have a certificate.
+
+    With a ``timeout`` (at most 2 s) the answer comes as soon as there is a leader of a later term than ``after``.
+    """
+    return await wait.until_leader(_site(request), after, timeout)
 
 
 @get("/v1/health", sync_to_thread=True)
@@ -392,7 +406,7 @@ def show_health(request: ApiRequest) -> wire.HealthReply:
 @get("/v1/ca", sync_to_thread=True)
 def show_authority(request: ApiRequest) -> dict[str, str]:
     """The cluster's CA certificate (PEM): a newcomer compares its fingerprint with that of the join token."""
-    return {"ca": tokens.authority(_site(request)).pem}
+    return {"ca": certificates.authority(_site(request)).pem}
 
 
 @post("/v1/tokens", sync_to_thread=True, status_code=201)
@@ -423,6 +437,24 @@ def list_changes(
 ) -> list[wire.AuditStatus]:
     """Who changed what since ``since`` (epoch seconds), and how that one came; users see their own changes."""
     return auditing.changes(_site(request), _caller(request), since, user, job, limit)
+
+
+@get("/v1/certificates", sync_to_thread=True)
+def list_certificates(request: ApiRequest) -> list[wire.CertificateStatus]:
+    """Certificates of nodes that have not run out; for operators."""
+    return certificates.listing(_site(request), _caller(request))
+
+
+@post("/v1/certificates/renew", sync_to_thread=True, status_code=201)
+def renew_certificate(data: wire.RenewRequest, request: ApiRequest) -> wire.JoinReply:
+    """A node's next certificate, for the one that it shows."""
+    return certificates.renew(_site(request), _caller(request), data)
+
+
+@post("/v1/certificates/{node:str}/revoke", sync_to_thread=True, status_code=200)
+def revoke_certificates(node: str, request: ApiRequest) -> list[wire.CertificateStatus]:
+    """Ends all certificates of a node at once; it needs a new join token then. For managers."""
+    return certificates.revoke(_site(request), _actor(request), node)
 
 
 @put("/v1/secrets/{name:str}", sync_to_thread=True)
@@ -464,7 +496,9 @@ def _site(request: ApiRequest | ApiSocket) -> Site:
 def _caller(request: ApiRequest | ApiSocket) -> auth.Caller:
     """Who is at the other end; Unauthenticated when nobody is known there."""
     site = _site(request)
-    authority = auth.Authority(site.settings, site.store, site.server.recent(), site.provider)
+    authority = auth.Authority(
+        site.settings, site.store, site.server.recent(), site.provider, site.revoked.recent
+    )
     path = request.scope["raw_path"].decode("ascii", "replace")  # as it was sent, without the query
     purpose = f"{request.scope.get('method', 'GET')} {path}"  # a WebSocket begins with a GET
     return authority.identify(_peer(request), request.headers.get("authorization"), purpose)

@@ -18,6 +18,7 @@ from hpcmesos.master import cycle, vault
 from hpcmesos.master.arrays import Arrays
 from hpcmesos.master.cluster import Attempt, Phase
 from hpcmesos.master.effects import Desk
+from hpcmesos.master.gpu_use import with_gpus
 from hpcmesos.master.spec import build_spec, prepare_timeout
 from hpcmesos.master.submissions import Submissions
 from hpcmesos.model import Cause, JobState
@@ -47,6 +48,8 @@ _LOSSES = frozenset({Cause.NODE_LOST, Cause.GPU_LOST})
 _SAID_SO = frozenset({Cause.APP, Cause.SIGNAL})
 """How a job ends that was told to save its work and did not end with 0; with 0 it is complete."""
 
+_BY_ITS_NODE = frozenset({Cause.DELETED, Cause.APP, Cause.OK, Cause.SIGNAL})
+"""Ends of which a node may have to tell something: nobody at a terminal, a prologue's refusal, files not staged out."""
 _TROUBLE = _LOSSES | {Cause.START_FAILED, Cause.OOM}  # of a member: the whole attempt ends with it
 
 
@@ -368,7 +371,7 @@ class Gangs:
             forced=report.forced,
             culprit=clean(culprit),
             message=clean(report.message),
-            usage=report.usage,
+            usage=with_gpus(report.usage, attempt.head, attempt.uses),
             ranks=tuple(clean(report.ranks)),
             steps=tuple(clean(report.steps)),
             stdout_tail=report.stdout_tail,
@@ -474,9 +477,7 @@ class Gangs:
             changes["comment"] = record.undelivered[:1000]
         elif record.cause in _TROUBLE:
             changes["comment"] = f"{record.cause}: {record.message}"[:1000]
-        elif (
-            record.cause is Cause.DELETED and not attempt.deleted
-        ):  # its own node did: nobody at its terminal
+        elif record.message and record.cause in _BY_ITS_NODE and not attempt.deleted:
             changes["comment"] = record.message[:1000]
         if record.started_at is not None and record.ended_at is not None:
             size = (job.request.gpus, job.request.cpus)

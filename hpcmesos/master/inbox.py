@@ -66,7 +66,8 @@ class Inbox:
         self.desk.effects.via = row.via
         if row.kind == wishes.NODE:
             words = row.payload
-            self.nodes.on_wish(str(words.get("node")), str(words.get("action")), words.get("note"), row.user)
+            of, action, gpu = (str(words.get(name) or "") for name in ("node", "action", "gpu"))
+            self.nodes.on_wish(of, action, words.get("note"), row.user, gpu)
             return
         if row.kind == wishes.OBJECT:
             objects.on_wish(self.desk, row)

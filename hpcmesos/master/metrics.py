@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import Counter as Tally
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -109,5 +109,20 @@ class _ClusterFigures(Collector):
         yield gpus
         if leader.live and site.tls is not None:
             figures = asyncio.run(links_client.ask_metrics(leader.address, site.tls))
-            for name, value in sorted(figures.items()):
-                yield GaugeMetricFamily(f"hpcmesos_{_NOT_A_NAME.sub('_', name)}", "Told by the leader", value)
+            yield from _told(figures)
+
+
+def _told(figures: Mapping[str, float]) -> Iterator[Metric]:
+    """What the leader tells; ``NAME;NODE;GPU`` are figures of one GPU, as NVML gives them."""
+    families: dict[str, GaugeMetricFamily] = {}
+    for key, value in sorted(figures.items()):
+        name, *labels = key.split(";")
+        full = f"hpcmesos_{_NOT_A_NAME.sub('_', name)}"
+        if not labels:
+            yield GaugeMetricFamily(full, "Told by the leader", value)
+            continue
+        family = families.setdefault(
+            full, GaugeMetricFamily(full, "Of one GPU, by NVML", labels=["node", "gpu"])
+        )
+        family.add_metric(labels, value)
+    yield from families.values()

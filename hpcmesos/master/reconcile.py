@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hpcmesos import wire
@@ -17,6 +18,9 @@ from hpcmesos.model import AttemptId, Cause, GpuState
 from hpcmesos.queue.records import GpuRecord, JobKey, NodeRecord
 
 log = logging.getLogger(__name__)
+
+_HEALTH = "health: "
+"""How the note of a node begins that its health program keeps out of use."""
 
 
 class Nodes:
@@ -65,8 +69,12 @@ class Nodes:
 
     # --- operators' wishes
 
-    def on_wish(self, name: str, action: str, note: str | None, user: str) -> None:
-        """``action``: "offline", "clear", "note" or "gone". Raises InvalidValue."""
+    def on_wish(self, name: str, action: str, note: str | None, user: str, gpu: str = "") -> None:
+        """``action``: "offline", "clear", "note" or "gone", or of one ``gpu`` "gpu offline" or "gpu clear".
+
+        Raises:
+            InvalidValue: no such node or action, or not in this state.
+        """
         if name not in self.desk.cluster.nodes:
             raise InvalidValue(f"a wish about an unknown node: {name}")
         match action:
@@ -78,9 +86,20 @@ class Nodes:
                 self._set_offline(name, action == "offline", note)
             case "note":
                 self._set_offline(name, None, note)
+            case "gpu offline" | "gpu clear" if gpu not in self.desk.cluster.nodes[name].gpus:
+                raise InvalidValue(f"a wish about an unknown GPU of {name}: {gpu}")
+            case "gpu offline":  # what becomes of it, its agent says
+                why = f"{note or 'taken out of use'} ({user or 'an operator'})"
+                self.desk.send(name, wire.SetGpu(uuid=gpu, fault=why))
+            case "gpu clear":
+                self.desk.send(name, wire.SetGpu(uuid=gpu))
             case _:
                 raise InvalidValue(f"an unknown wish about a node: {action}")
-        told = {"user": user, "node": name} | ({} if note is None else {"note": note})
+        told = (
+            {"user": user, "node": name}
+            | ({} if note is None else {"note": note})
+            | ({"gpu": gpu} if gpu else {})
+        )
         self.desk.tell(f"node {action}", told)
 
     def _set_offline(self, name: str, offline: bool | None, note: str | None) -> None:
@@ -241,6 +260,10 @@ class Nodes:
         match message:
             case wire.GpuReport(gpus=gpus):
                 self.on_gpus(node, gpus)
+            case wire.GpuFigures(gpus=figures, uses=uses):
+                self._on_figures(node, figures, uses)
+            case wire.NodeHealth(trouble=trouble):
+                self._on_health(node, clean(trouble))
             case wire.InventoryReport(inventory=inventory):
                 self.on_inventory(node, inventory)
             case wire.Ended():
@@ -249,6 +272,29 @@ class Nodes:
                 self._on_progress(node, message)
             case _:
                 log.warning("unexpected message node=%s kind=%s", node, type(message).__name__)
+
+    def _on_health(self, name: str, trouble: str) -> None:
+        """The health program takes a node out of use and back; what an operator said of it stays."""
+        record = self.desk.cluster.nodes[name].record
+        ours = record.note.startswith(_HEALTH)
+        if trouble and (ours or not record.offline):
+            self._set_offline(name, True, f"{_HEALTH}{trouble}")
+        elif not trouble and ours:
+            self._set_offline(name, False, "")
+        else:
+            return
+        self.desk.tell(f"node {'offline' if trouble else 'clear'}", {"node": name, "note": trouble})
+
+    def _on_figures(
+        self, name: str, figures: Mapping[str, dict[str, float]], uses: Mapping[str, dict[str, float]]
+    ) -> None:
+        """Kept in memory alone: they come again in ten seconds."""
+        node = self.desk.cluster.nodes[name]
+        node.figures = {uuid: of_gpu for uuid, of_gpu in figures.items() if uuid in node.gpus}
+        for attempt_name, use in uses.items():
+            attempt = self.desk.cluster.attempts.get(attempt_name)
+            if attempt is not None and name in attempt.nodes:
+                attempt.uses[name] = use
 
     def _on_progress(self, node: str, message: wire.Ready | wire.Refused | wire.Started) -> None:
         attempt = self.desk.cluster.attempts.get(message.attempt)

@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 
 _LOOK = 5.0  # seconds between two looks at the rules
 _AGAIN = 60.0  # seconds until an action that the database did not let through is tried again
+_SETTLED = timedelta(
+    days=3
+)  # after which a day's use is written down; an attempt that still runs then is not lost
 _SWEEP = 500  # jobs a transaction: short enough not to hold the planner up
 RULES: Mapping[str, str] = {"sweep": "* * * * *", "partitions": "17 3 * * *", "keys": "27 * * * *"}
 """Rules that every cluster has: name and crontab line (UTC)."""
@@ -98,9 +101,11 @@ class Timers:
 
     def _partitions(self, due: datetime) -> None:
         self._store.make_partitions(due)
+        oldest = due - timedelta(days=self._settings.keep_history_days)
         with self._store.transaction() as transaction:
-            transaction.purge_runs(due - timedelta(days=self._settings.keep_history_days))
-        self._store.drop_partitions(due - timedelta(days=self._settings.keep_history_days))
+            transaction.purge_runs(oldest)
+            transaction.write_usage(max(oldest, due - _SETTLED).date())
+        self._store.drop_partitions(oldest)
 
     def _keys(self, due: datetime) -> None:
         with self._store.transaction() as transaction:

@@ -92,6 +92,7 @@ class NodesQuery:
     format: NodesFormat = NodesFormat.ALL
     states: frozenset[str] = frozenset()  # of -l; empty: the unusable ones
     note: str | None = None
+    gpu: str | None = None  # --gpu: index or UUID; what is done is done to it
     with_notes: bool = False  # -n
     quiet: bool = False  # -q: no error messages
 
@@ -158,12 +159,16 @@ def parse_pbsnodes(argv: Sequence[str], personality: Personality = Personality.T
     action = _nodes_action(command, note, personality)
     if action is not NodesAction.SHOW and not nodes:
         raise UsageError("name at least one node")
+    gpu = command.last("gpu")
+    if gpu is not None and (len(nodes) != 1 or action not in (NodesAction.OFFLINE, NodesAction.CLEAR)):
+        raise UsageError("--gpu takes one node, and -o or -c: pbsnodes -o --gpu 0 -N 'why' node7")
     return NodesQuery(
         nodes=nodes,
         action=action,
         format=_nodes_format(command, listing),
         states=states,
         note=note,
+        gpu=gpu,
         with_notes=command.has("n"),
         quiet=command.has("q"),
     )

@@ -18,6 +18,7 @@ from hpcmesos.pbs.directives import DEFAULT_PREFIX, MAX_SCRIPT_BYTES, check_scri
 from hpcmesos.pbs.options import ParsedCommand, parse
 from hpcmesos.pbs.paths import PathTemplate, parse_path
 from hpcmesos.pbs.quoting import split_list, unquote
+from hpcmesos.pbs.staging import STAGINGS, parse_staging
 from hpcmesos.pbs.values import (
     Dependency,
     bare_names,
@@ -51,6 +52,7 @@ __all__ = [
 
 _ORIGIN_NAMES = ("PATH", "MAIL", "SHELL", "TZ", "LANG")
 _ASKED_NAMES = ("HOME", *_ORIGIN_NAMES, "PBS_DPREFIX")
+_SUFFIX = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
 _PREFIX_VARIABLE = "PBS_DPREFIX"
 
 _ATTRIBUTE_CHOICES = {
@@ -394,8 +396,12 @@ class _Merged:
 
     def _extra(self) -> dict[str, str]:
         found = {name: value for name, value in self.attributes.items() if name not in _TYPED_ATTRIBUTES}
+        for name in STAGINGS:
+            parse_staging(name, found.get(name, ""))
         for letter, name in _KEPT_OPTIONS.items():
             value = self.last(letter)
+            if value is not None and letter == "T" and not _SUFFIX.fullmatch(value):
+                raise InvalidValue(f"illegal -T value '{value}': letters, digits, '_', '-' and '.'")
             if value is not None:
                 found[name] = value
         if self.has("n"):

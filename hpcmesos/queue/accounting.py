@@ -48,11 +48,32 @@ def ended(job: JobRecord, attempt: AttemptRecord, shares: Sequence[ShareRecord],
         "unique_node_count": str(len(shares)),
         "end": _epoch(attempt.ended_at),
         "Exit_status": str(job.exit_status),
-        "resources_used.cput": format_duration(attempt.usage.get("cput", 0)),
-        "resources_used.mem": f"{int(attempt.usage.get('mem', 0)) // 1024}kb",
-        "resources_used.walltime": format_duration(attempt.usage.get("walltime", 0)),
+        **{f"resources_used.{name}": value for name, value in used(attempt).items()},
+        **{f"resources_used.{name}": text for name, text in gpu_used(attempt.usage).items()},
     }
     return Entry(at, "E", job_name(job), fields)
+
+
+def used(attempt: AttemptRecord) -> dict[str, str]:
+    """What an attempt used, as PBS writes it."""
+    usage = attempt.usage
+    return {
+        "cput": format_duration(usage.get("cput", 0)),
+        "mem": f"{int(usage.get('mem', 0)) // 1024}kb",
+        "walltime": format_duration(usage.get("walltime", 0)),
+    }
+
+
+def gpu_used(usage: Mapping[str, float]) -> dict[str, str]:
+    """What was measured of an attempt's real GPUs, as it is shown; empty: nothing was."""
+    if "gpu_percent" not in usage:
+        return {}
+    return {
+        "gpu_percent": f"{usage['gpu_percent']:.0f}",
+        "gpu_percent_max": f"{usage['gpu_percent_max']:.0f}",
+        "gpu_mem": f"{int(usage['gpu_memory']) // 1024}kb",
+        "gpu_energy": f"{usage['gpu_energy']:.0f}J",
+    }
 
 
 def deleted(job: JobRecord, requestor: str, at: datetime, name: str = "") -> Entry:

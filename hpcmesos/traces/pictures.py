@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
@@ -76,6 +76,45 @@ def utilisation(runs: Sequence[Run], capacity: int, what: str) -> str:
     return _svg(
         HEIGHT, f"{what} in use, of {capacity}", [area, *marks, *_time_axis(begin, end, HEIGHT - MARGIN)]
     )
+
+
+def stacked(values: Mapping[tuple[str, str], float], title: str) -> str:
+    """Columns of stacked parts. ``values``: by column and part; the largest parts get colours, the rest are one."""
+    columns = sorted({column for column, _ in values})
+    sizes: dict[str, float] = {}
+    for (_, part), value in values.items():
+        sizes[part] = sizes.get(part, 0.0) + value
+    parts = sorted(sizes, key=lambda part: (-sizes[part], part))
+    named, rest = parts[: len(_COLOURS) - 1], parts[len(_COLOURS) - 1 :]
+    highest = max((sum(v for (c, _), v in values.items() if c == column) for column in columns), default=0.0)
+    scale = (HEIGHT - 2 * MARGIN) / (highest or 1.0)
+    wide = (WIDTH - 3 * MARGIN - 150) / max(1, len(columns))
+    shapes = []
+    for place, column in enumerate(columns):
+        x, y = MARGIN + place * wide, float(HEIGHT - MARGIN)
+        heights = [values.get((column, part), 0.0) for part in named]
+        heights.append(sum(values.get((column, part), 0.0) for part in rest))
+        for number, value in enumerate(heights):
+            y -= value * scale
+            name = named[number] if number < len(named) else "others"
+            shapes.append(
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide * 0.8:.1f}" height="{value * scale:.1f}" '
+                f'fill="{_COLOURS[number]}"><title>{escape(f"{column} {name}: {value:.1f}")}</title></rect>'
+            )
+        if place % ceil(len(columns) / 12) == 0:
+            shapes.append(_text(x + wide * 0.4, HEIGHT - MARGIN + 16, column, "middle"))
+    shapes += [
+        _text(
+            MARGIN - 5, HEIGHT - MARGIN - highest * part / 4 * scale + 4, f"{highest * part / 4:.4g}", "end"
+        )
+        for part in range(5)
+    ]
+    legend = [*named, "others"] if rest else named
+    shapes += [
+        _text(WIDTH - MARGIN - 150, MARGIN + 18 * number, name, "start", _COLOURS[number])
+        for number, name in enumerate(legend)
+    ]
+    return _svg(HEIGHT, title, shapes)
 
 
 def log_log(lines: Sequence[Line], x_name: str, y_name: str) -> str:

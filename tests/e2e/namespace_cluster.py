@@ -60,11 +60,11 @@ class Job:
 
     @property
     def status(self) -> wire.JobStatus:
-        return self.cluster.client.job(self.id)
+        return self.cluster.api.job(self.id)
 
     def wait(self, timeout: float = 60) -> wire.JobStatus:
         """The status at the end of the job."""
-        status = self.cluster.client.wait(self.id, timeout)
+        status = self.cluster.api.wait(self.id, timeout)
         assert status.state == "C", f"{status}\n{self.said}"
         return status
 
@@ -171,8 +171,10 @@ class NamespaceCluster(LiveCluster):
         database = postgres.start(self.state / "postgres", cluster.sockets / "pg")
         for name, socket in zip(self.heads, cluster.api_sockets, strict=True):
             self._start_master(cluster, name, socket, database)
-        commands_dir.write(self.state / "bin", *cluster.api_sockets)
-        self.client = Client(socket=cluster.api_sockets)
+        commands_dir.write(
+            self.state / "bin", *cluster.api_sockets, submit_filter=self.state / "submitfilter"
+        )
+        self.api = Client(socket=cluster.api_sockets)
         wait_until(self._leads, "a leader", 60)
         for name in self.nodes:
             self._start_agent(cluster, name)
@@ -217,7 +219,7 @@ class NamespaceCluster(LiveCluster):
         (self.state / "agents").chmod(0o711)
         token = state / "join-token"
         token.touch(mode=0o600)
-        token.write_text(self.client.create_token("join", node=name).token)
+        token.write_text(self.api.create_token("join", node=name).token)
         settings = self.agents[name] = AgentSettings(
             node=name,
             master=self.api_urls(),
@@ -248,12 +250,12 @@ class NamespaceCluster(LiveCluster):
 
     def _leads(self) -> bool:
         try:
-            return self.client.leader().address is not None
+            return self.api.leader().address is not None
         except HpcmesosError:
             return False
 
     def up_nodes(self) -> set[str]:
-        return {node.name for node in self.client.nodes() if node.state not in ("down", "gone")}
+        return {node.name for node in self.api.nodes() if node.state not in ("down", "gone")}
 
     def down(self) -> None:
         """By pid files; the agents first, so that they start no new shepherds."""
@@ -262,8 +264,8 @@ class NamespaceCluster(LiveCluster):
         for name in self.heads:
             assert pidfile.stop(str(self.state / name / "master.pid"), term_timeout=10)
         postgres.stop(self.state / "postgres")
-        if hasattr(self, "client"):
-            self.client.close()
+        if "api" in vars(self):
+            self.api.close()
 
     def _stop_agent(self, settings: AgentSettings) -> bool:
         pidfile.stop(str(settings.state / "agent.pid"), term_timeout=5)

@@ -212,3 +212,11 @@ def test_dead_shepherd_leaves_no_container(cluster: LiveCluster, engine: Engine)
     cluster.wait(job)
     assert cause_of(cluster, job) == "NODE_LOST"
     wait_until(lambda: not engine.containers(), "its container is gone", 60)
+
+
+def test_memory_is_limited_as_outside(cluster: LiveCluster) -> None:
+    script = "exec python3 -c 'held = [b\"x\" * 2**20 for _ in range(400)]'\n"
+    job = contained_job(cluster, "#!/bin/sh\n" + script, "-l", "nodes=1,mem=100mb")
+    assert cluster.wait(job)["Exit_status"] == -10
+    assert cause_of(cluster, job) == "OOM"
+    assert cluster.wait(contained_job(cluster, "#!/bin/sh\n" + script))["Exit_status"] == 0

@@ -63,7 +63,7 @@ def check_places(cluster: NamespaceCluster, output: str, library: str) -> None:
     places = [line.split() for line in lines]
     assert len({(host, network, gpu) for host, network, gpu, _, _ in places}) == 16, output
     networks = {name: cluster.hosts[name].namespaces for name in cluster.nodes}
-    installed = {node.name: {gpu.uuid for gpu in node.gpus} for node in cluster.client.nodes()}
+    installed = {node.name: {gpu.uuid for gpu in node.gpus} for node in cluster.api.nodes()}
     for host, network, gpu, node, found in places:
         assert host == node
         assert network in networks[node]
@@ -198,7 +198,7 @@ def test_two_jobs_with_other_gpus_on_each_node(namespaces: NamespaceCluster) -> 
     finally:
         for name in ("node3", "node4"):
             namespaces.run("pbsnodes", "-c", name, user="", check=True)
-    index = {gpu.uuid: (node.name, gpu.index) for node in namespaces.client.nodes() for gpu in node.gpus}
+    index = {gpu.uuid: (node.name, gpu.index) for node in namespaces.api.nodes() for gpu in node.gpus}
     seen: list[tuple[str, int]] = []
     for job, count in zip(jobs, (1, 2), strict=True):
         places = [line.split() for line in job.output.splitlines()[1:]]

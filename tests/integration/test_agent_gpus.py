@@ -117,3 +117,26 @@ def test_a_blocked_card_blocks_the_probe_only(
     environ = fake_nvml([{}], hang=["nvmlDeviceGetComputeRunningProcesses_v3"])
     (event,) = collect(1, environ, monkeypatch, lambda uuid: True)
     assert event == ProbeSilent(2.0)
+
+
+def test_figures_and_each_error_of_the_driver_once(fake_nvml: Callable[..., dict[str, str]]) -> None:
+    card: dict[str, Any] = {
+        "utilization": 35,
+        "used": 5 << 30,
+        "temperature": 61,
+        "power": 250_500,
+        "energy": 7_000,
+    }
+    environ = fake_nvml([card | {"xids": [13]}, {"rows_failed": True, "ecc": 2}])
+    changes = iter([[13, 48], [13, 48], [13, 48, 43, 79]])
+    answers = ask(
+        environ, 4, lambda: fake_nvml([card | {"xids": next(changes)}, {"rows_failed": True, "ecc": 2}])
+    )
+    first, second = answers[0]["gpus"]
+    assert first["figures"] == {
+        "utilization": 35, "memory_used": 5 << 30, "temperature": 61, "power": 250.5, "energy": 7.0,
+        "ecc_errors": 0, "rows_failed": 0,
+    }  # fmt: skip
+    assert (second["figures"]["rows_failed"], second["figures"]["ecc_errors"]) == (1, 2)
+    assert (first["minor"], second["minor"]) == (0, 1)
+    assert [answer["gpus"][0]["xids"] for answer in answers] == [[], [48], [], [43, 79]]

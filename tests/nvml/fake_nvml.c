@@ -5,7 +5,10 @@
  *   gpu UUID                    begins a card; the lines below tell about it
  *   name TEXT      memory BYTES     used BYTES     bus DOMAIN:BUS:DEVICE.0     minor N
  *   numa N         switch N         utilization PERCENT
+ *   temperature C  power MILLIWATTS  energy MILLIJOULES    ecc ERRORS
  *   process PID BYTES           nvlink UUID (one line for each link)
+ *   xid N                       an event, told once to each program that has registered; new ones are added at the end
+ *   rows_failed                 a row of its memory cannot be remapped
  *   lost                        the card has fallen off the bus
  */
 
@@ -14,27 +17,32 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9, LOST = 15 };
+enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9,
+       TIMEOUT = 10, LOST = 15 };
 enum { INTERNAL = 0, SINGLE = 10, NODE = 40, SYSTEM = 50 };
 enum { P2P_OK = 0, P2P_NOT_SUPPORTED = 5, P2P_NVLINK = 2 };
-enum { MOST_GPUS = 64, MOST_PROCESSES = 64, MOST_LINKS = 18 };
+enum { MOST_GPUS = 64, MOST_PROCESSES = 64, MOST_LINKS = 18, MOST_XIDS = 32 };
+enum { XID_EVENT = 8 };
 
 typedef void *device;
 struct process { unsigned pid; unsigned long long memory; unsigned gpu_instance, compute_instance; };
 struct memory { unsigned long long total, free, used; };
 struct memory_v2 { unsigned version; unsigned long long total, reserved, free, used; };
 struct utilization { unsigned gpu, memory; };
+struct event { device gpu; unsigned long long kind, data; unsigned gpu_instance, compute_instance; };
 struct pci { char old_bus[16]; unsigned domain, bus, device, id, subsystem; char text[32]; };
 
 struct gpu {
     char uuid[80], name[96], bus[32], links[MOST_LINKS][80];
-    unsigned long long memory, used;
+    unsigned long long memory, used, energy, ecc, xid[MOST_XIDS];
+    unsigned temperature, power, xids, rows_failed;
     unsigned minor, numa, pci_switch, utilization, processes, nvlinks, lost;
     struct process process[MOST_PROCESSES];
 };
 
 static _Thread_local struct { char driver[80]; unsigned gpus; struct gpu gpu[MOST_GPUS]; } facts;
 static int initialized;
+static struct { int registered; unsigned told; } events[MOST_GPUS];
 
 /* Reads the facts; blocks if they say that this function does. */
 static int read_facts(const char *function)
@@ -80,6 +88,18 @@ static int read_facts(const char *function)
             gpu->pci_switch = number;
         else if (!strcmp(word, "utilization"))
             gpu->utilization = number;
+        else if (!strcmp(word, "temperature"))
+            gpu->temperature = number;
+        else if (!strcmp(word, "power"))
+            gpu->power = number;
+        else if (!strcmp(word, "energy"))
+            gpu->energy = number;
+        else if (!strcmp(word, "ecc"))
+            gpu->ecc = number;
+        else if (!strcmp(word, "rows_failed"))
+            gpu->rows_failed = 1;
+        else if (!strcmp(word, "xid") && gpu->xids < MOST_XIDS)
+            gpu->xid[gpu->xids++] = number;
         else if (!strcmp(word, "lost"))
             gpu->lost = 1;
         else if (!strcmp(word, "nvlink") && gpu->nvlinks < MOST_LINKS)
@@ -162,6 +182,7 @@ const char *nvmlErrorString(int result)
     case NOT_FOUND: return "Not Found";
     case TOO_SMALL: return "Insufficient Size";
     case NO_DRIVER: return "Driver Not Loaded";
+    case TIMEOUT: return "Timeout";
     case LOST: return "GPU is lost";
     default: return "Unknown Error";
     }
@@ -339,4 +360,85 @@ int nvmlDeviceGetNvLinkRemotePciInfo_v2(device handle, unsigned link, struct pci
             return OK;
         }
     return NOT_FOUND;
+}
+
+int nvmlDeviceGetTemperature(device handle, int sensor, unsigned *degrees)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    *degrees = gpu->temperature;
+    return sensor ? INVALID_ARGUMENT : OK;
+}
+
+int nvmlDeviceGetPowerUsage(device handle, unsigned *milliwatts)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    *milliwatts = gpu->power;
+    return OK;
+}
+
+int nvmlDeviceGetTotalEnergyConsumption(device handle, unsigned long long *millijoules)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    *millijoules = gpu->energy;
+    return OK;
+}
+
+int nvmlDeviceGetTotalEccErrors(device handle, int kind, int counter, unsigned long long *count)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    *count = kind == 1 && counter == 0 ? gpu->ecc : 0; /* uncorrected, since the driver was loaded */
+    return OK;
+}
+
+int nvmlDeviceGetRemappedRows(device handle, unsigned *corrected, unsigned *uncorrected, unsigned *pending,
+                              unsigned *failed)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    *corrected = *uncorrected = *pending = 0;
+    *failed = gpu->rows_failed;
+    return OK;
+}
+
+int nvmlEventSetCreate(void **set)
+{
+    ENTER();
+    *set = events;
+    return OK;
+}
+
+int nvmlDeviceRegisterEvents(device handle, unsigned long long kinds, void *set)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    if (set != events || !(kinds & XID_EVENT))
+        return INVALID_ARGUMENT;
+    events[gpu - facts.gpu].registered = 1;
+    events[gpu - facts.gpu].told = gpu->xids;
+    return OK;
+}
+
+/* Never waits: a test has no use for it. */
+int nvmlEventSetWait_v2(void *set, struct event *event, unsigned milliseconds)
+{
+    ENTER();
+    (void)milliseconds;
+    if (set != events)
+        return INVALID_ARGUMENT;
+    for (unsigned index = 0; index < facts.gpus; index++)
+        if (events[index].registered && events[index].told < facts.gpu[index].xids) {
+            unsigned long long xid = facts.gpu[index].xid[events[index].told++];
+            *event = (struct event){(device)((size_t)index + 1), XID_EVENT, xid, 0xFFFFFFFF, 0xFFFFFFFF};
+            return OK;
+        }
+    return TIMEOUT;
+}
+
+int nvmlEventSetFree(void *set)
+{
+    return set == events ? OK : INVALID_ARGUMENT;
 }

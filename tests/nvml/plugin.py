@@ -34,8 +34,9 @@ def fake_nvml(fake_nvml_library: Path, tmp_path: Path) -> FakeNvml:
     """Give it the cards, get the variables that a program needs to see them; call it again to change the cards.
 
     Each card is a dictionary of what differs from the default: uuid, name, memory, used, bus, minor, numa, switch,
-    utilization, `processes={pid: bytes}`, `nvlinks=[uuid, ...]`, `lost=True`. `hang=[FUNCTION, ...]` names functions
-    of the library that never return. A program sees the change at its next call.
+    utilization, temperature, power (mW), energy (mJ), ecc, `xids=[N, ...]` (grows: what is new is an event),
+    `rows_failed=True`, `processes={pid: bytes}`, `nvlinks=[uuid, ...]`, `lost=True`. `hang=[FUNCTION, ...]` names
+    functions of the library that never return. A program sees the change at its next call.
     """
     facts = tmp_path / "nvml.facts"
 
@@ -62,8 +63,8 @@ def describe(index: int, changes: dict[str, Any]) -> list[str]:
     lines = [f"gpu {changes.pop('uuid', default_uuid(index))}"]
     lines += [f"process {pid} {memory}" for pid, memory in changes.pop("processes", {}).items()]
     lines += [f"nvlink {peer}" for peer in changes.pop("nvlinks", [])]
-    if changes.pop("lost", False):
-        lines.append("lost")
+    lines += [f"xid {number}" for number in changes.pop("xids", [])]
+    lines += [flag for flag in ("lost", "rows_failed") if changes.pop(flag, False)]
     values = {
         "name": "Fake GPU 80GB",
         "memory": 80 << 30,
@@ -73,6 +74,10 @@ def describe(index: int, changes: dict[str, Any]) -> list[str]:
         "numa": 0,
         "switch": 0,
         "utilization": 0,
+        "temperature": 30,
+        "power": 60_000,
+        "energy": 0,
+        "ecc": 0,
     }
     unknown = changes.keys() - values.keys()
     if unknown:

@@ -27,11 +27,13 @@ from hpcmesos.agent.events import (
     Process,
     Reading,
     Remember,
+    RememberFaults,
     ShepherdDown,
     Tick,
     ToLeader,
     ToShepherd,
 )
+from hpcmesos.agent.health import Fault
 from hpcmesos.agent.state import Phase, State
 from hpcmesos.agent.state_machine import deadline, first_state, step
 from hpcmesos.model import GpuState
@@ -129,6 +131,8 @@ class AgentBetweenTwo(RuleBasedStateMachine):
         self.to_leader: list[wire.ToLeader] = []
         self.foreign: set[str] = set()
         self.lost: set[str] = set()
+        self.xids: dict[str, tuple[int, ...]] = {}
+        self.faults: dict[str, Fault] = {}  # on disk
         self.number = dict.fromkeys(JOBS, 0)
         self.current: dict[str, str] = {}  # the leader's live attempts, by job
         self.over: set[str] = set()  # ends that the leader has in its database
@@ -155,6 +159,8 @@ class AgentBetweenTwo(RuleBasedStateMachine):
                 case Remember(timeline, term):
                     assert (timeline, term) > self.disk
                     self.disk = (timeline, term)
+                case RememberFaults(faults):
+                    self.faults = dict(faults)
                 case CloseLink(link, _) if link == self.link:
                     self.link_breaks()
                 case AskProbe():
@@ -162,8 +168,15 @@ class AgentBetweenTwo(RuleBasedStateMachine):
 
     def readings(self) -> tuple[Reading, ...]:
         busy = (Process(9, "eve"),)
+        xids, self.xids = self.xids, {}
         return tuple(
-            Reading(g, busy if g.uuid in self.foreign else (), lost=g.uuid in self.lost) for g in REAL
+            Reading(
+                g,
+                busy if g.uuid in self.foreign else (),
+                lost=g.uuid in self.lost,
+                xids=xids.get(g.uuid, ()),
+            )
+            for g in REAL
         )
 
     def running_on(self) -> dict[str, list[str]]:
@@ -263,6 +276,10 @@ class AgentBetweenTwo(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.known)))
         self.say(wire.End(attempt=name, cause="DELETED", kill_delay=1.0))
 
+    @rule(gpu=st.sampled_from([g.uuid for g in GPUS]), fault=st.sampled_from(["", "fan"]))
+    def operator_says(self, gpu: str, fault: str) -> None:
+        self.say(wire.SetGpu(uuid=gpu, fault=fault))
+
     # --- what the node does --------------------------------------------------------------------------------------
 
     @precondition(lambda self: any(h.ended is None for h in self.shepherd.journal.values()))
@@ -301,7 +318,7 @@ class AgentBetweenTwo(RuleBasedStateMachine):
 
     def agent_restarts(self) -> None:
         """kill -9 and a new one; what lay on the network for the old links never reaches it."""
-        self.state = first_state(hello(), 60.0, self.disk, self.now)
+        self.state = first_state(hello(), 60.0, self.disk, self.now, self.faults)
         self.to_agent.clear()
         self.to_leader.clear()
         self.link += 1
@@ -311,14 +328,16 @@ class AgentBetweenTwo(RuleBasedStateMachine):
 
     @rule(
         card=st.sampled_from([g.uuid for g in REAL]),
-        what=st.sampled_from(["", "foreign", "lost"]),
-        seconds=st.sampled_from([0.1, 1.0, 10.0, 70.0]),
+        what=st.sampled_from(["", "foreign", "lost", "application", "hardware"]),
+        seconds=st.sampled_from([0.1, 1.0, 10.0, 70.0, 4000.0]),
         stale=st.booleans(),
     )
     def time_passes(self, card: str, what: str, seconds: float, stale: bool) -> None:
         """A card changes, the probe answers (late, when ``stale``), timers run."""
         asked = self.now
-        if what:
+        if what in ("application", "hardware"):
+            self.xids[card] = (43,) if what == "application" else (48,)
+        elif what:
             cards = self.foreign if what == "foreign" else self.lost
             cards.symmetric_difference_update({card})
         self.now += seconds
@@ -346,6 +365,13 @@ class AgentBetweenTwo(RuleBasedStateMachine):
             assert (slot.state is GpuState.ALLOCATED) <= (slot.attempt in self.state.attempts)
             if slot.attempt is not None:
                 assert slot.state in (GpuState.ALLOCATED, GpuState.LOST)
+
+    @invariant()
+    def what_has_a_fault_is_not_given_out(self) -> None:
+        """And it is remembered."""
+        for uuid, slot in self.state.gpus.items():
+            assert slot.fault is None or slot.state not in (GpuState.FREE, GpuState.CLEANING), slot
+            assert self.faults.get(uuid) == slot.fault
 
     @invariant()
     def what_runs_is_held(self) -> None:
@@ -376,6 +402,8 @@ class AgentBetweenTwo(RuleBasedStateMachine):
             if held.ended is None:
                 self.feed(FromShepherd(self.shepherd.end(name, "OK")))
         self.link_comes(0)
+        for gpu in GPUS:
+            self.feed(FromLeader(self.link, wire.SetGpu(uuid=gpu.uuid)))
         for _ in range(3):
             self.now += 11.0
             self.feed(Tick())

@@ -11,6 +11,7 @@ from hpcmesos.agent.events import (
     Event,
     FromLeader,
     FromShepherd,
+    HealthReport,
     LinkDown,
     LinkUp,
     ProbeReport,
@@ -18,11 +19,14 @@ from hpcmesos.agent.events import (
     Process,
     Reading,
     Remember,
+    RememberFaults,
     ShepherdDown,
     Tick,
     ToLeader,
     ToShepherd,
 )
+from hpcmesos.agent.gpu_health import FAULT_CLEARS
+from hpcmesos.agent.health import Fault
 from hpcmesos.agent.state_machine import REPEAT_ENDED, deadline, first_state, step
 from hpcmesos.model import GpuState
 
@@ -196,3 +200,84 @@ def test_a_second_attempt_of_a_job_waits_for_the_first_to_end() -> None:
     (refused,) = ready().prepare("1.h#2").told()
     assert isinstance(refused, wire.Refused)
     assert refused.reason == "node n: attempt 1.h#1 of the same job is still here"
+
+
+def states(bench: Bench) -> list[tuple[str, str]]:
+    """What the leader was told of the card, repetitions left out."""
+    told = [
+        gpu
+        for m in bench.told()
+        if isinstance(m, wire.GpuReport | wire.InventoryReport)
+        for gpu in gpus_of(m)
+    ]
+    return [(gpu.state, gpu.note) for gpu in told]
+
+
+def gpus_of(message: wire.GpuReport | wire.InventoryReport) -> tuple[wire.Gpu, ...]:
+    return message.gpus if isinstance(message, wire.GpuReport) else message.inventory.gpus
+
+
+def test_a_hardware_error_keeps_an_idle_card_out_of_use_until_it_has_not_come_back() -> None:
+    bench = Bench().feed(FromShepherd(SHEPHERD)).look().linked()
+    bench.look(xids=(43, 13))
+    assert states(bench) == []
+    bench.look(xids=(48,))
+    assert states(bench) == [("quarantined", "XID 48: double-bit ECC error")]
+    assert RememberFaults({"GPU-0": Fault("XID 48: double-bit ECC error")}) in bench.effects
+    bench.now += FAULT_CLEARS - 1
+    bench.look()
+    assert bench.state.gpus["GPU-0"].state is GpuState.QUARANTINED
+    bench.now += 1
+    bench.look().look()
+    assert bench.state.gpus["GPU-0"].state is GpuState.FREE
+    assert bench.state.faults == {}
+
+
+def test_a_hardware_error_under_a_job_counts_when_the_job_is_over() -> None:
+    bench = ready("GPU-0").look(xids=(79,))
+    assert bench.state.gpus["GPU-0"].state is GpuState.ALLOCATED
+    bench.feed(FromShepherd(ENDED))
+    assert bench.state.gpus["GPU-0"].state is GpuState.QUARANTINED
+
+
+def test_rows_that_cannot_be_remapped_never_clear_by_themselves() -> None:
+    bench = Bench().feed(FromShepherd(SHEPHERD)).look().linked()
+    for _ in range(3):
+        bench.now += FAULT_CLEARS
+        bench.look(figures={"rows_failed": 1.0})
+        assert bench.state.gpus["GPU-0"].state is GpuState.QUARANTINED
+
+
+def test_what_an_operator_says_is_taken_back_by_an_operator_alone() -> None:
+    bench = Bench().feed(FromShepherd(SHEPHERD)).look().linked()
+    bench.feed(FromLeader(1, wire.SetGpu(uuid="GPU-0", fault="fan")))
+    bench.now += 2 * FAULT_CLEARS
+    bench.look(xids=(48,)).look()
+    slot = bench.state.gpus["GPU-0"]
+    assert (slot.state, slot.now.note) == (GpuState.QUARANTINED, "fan")
+    bench.feed(FromLeader(1, wire.SetGpu(uuid="GPU-0"))).look()
+    assert bench.state.gpus["GPU-0"].state is GpuState.FREE
+
+
+def test_what_a_job_uses_is_counted_and_told_with_its_end() -> None:
+    bench = ready("GPU-0").look(figures={"energy": 1000.0, "utilization": 99.0})
+    bench.feed(FromShepherd({"event": "started", "attempt": "1.h#1", "pid": 1, "started_at": 0.0}))
+    for busy, memory, energy in ((20.0, 5e9, 1300.0), (60.0, 3e9, 1500.0)):
+        bench.now += 10.0
+        bench.look(figures={"energy": energy, "utilization": busy, "memory_used": memory})
+    (figures,) = [m for m in bench.told() if isinstance(m, wire.GpuFigures)][-1:]
+    use = {"samples": 2.0, "busy_sum": 80.0, "busy_max": 60.0, "memory_max": 5e9, "energy": 500.0}
+    assert figures.uses == {"1.h#1": use}
+    bench.feed(FromShepherd(ENDED))
+    (ended,) = [m for m in bench.told() if isinstance(m, wire.Ended)]
+    assert ended.usage == {f"gpu_{name}": value for name, value in use.items()}
+
+
+def test_what_the_health_program_says_is_told_once_and_again_to_a_new_leader() -> None:
+    bench = Bench().feed(FromShepherd(SHEPHERD)).linked()
+    bench.told()
+    bench.feed(HealthReport("no fan"), HealthReport("no fan"))
+    assert bench.told() == [wire.NodeHealth(trouble="no fan")]
+    bench.feed(LinkDown(1)).linked(2)
+    assert wire.NodeHealth(trouble="no fan") in bench.told()
+    assert bench.feed(HealthReport("")).told() == [wire.NodeHealth(trouble="")]

@@ -237,9 +237,9 @@ def test_a_rank_that_leaves_waits_for_those_of_its_node() -> None:
             message = {"step": "0.1", "rank": rank, "code": 0, "signal": None}
             loop.call_later(0.1 * rank, steps.rank_end, message, "n1")
         begun = loop.time()
-        await steps.last_of("0.1", "n1", 10.0)
+        assert await steps.last_of("0.1", "n1", 10.0)
         alone = loop.time()
-        await steps.last_of("0.1", "n2", 0.2)
+        assert not await steps.last_of("0.1", "n2", 0.2)
         return alone - begun, loop.time() - alone
 
     together, alone = asyncio.run(leave())

@@ -13,6 +13,7 @@ from hpcmesos.master.services.output_paths import shown_paths
 from hpcmesos.model import Cause, GpuState, JobId, JobState
 from hpcmesos.pbs.facts import GpuFacts, JobFacts, NodeFacts
 from hpcmesos.queue import elements
+from hpcmesos.queue.accounting import gpu_used
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.records import (
     AttemptKey,
@@ -254,7 +255,7 @@ def _resources_used(attempt: AttemptRecord | None, used: int | None) -> dict[str
         shown["mem"] = f"{int(usage['mem']) // 1024}kb"
     if used is not None:
         shown["walltime"] = format_duration(used)
-    return shown
+    return shown | gpu_used(usage)
 
 
 def _exec_gpus(

@@ -21,7 +21,7 @@ from hpcmesos.pbs import nodes as render
 from hpcmesos.pbs.facts import NodeFacts
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.status import NodesAction, NodesFormat, NodesQuery, parse_pbsnodes
-from hpcmesos.queue.records import JobFilter, NodeRecord, ShareRecord
+from hpcmesos.queue.records import GpuRecord, JobFilter, NodeRecord, ShareRecord
 from hpcmesos.wire import CommandReply, CommandRequest
 
 _HELD = frozenset({JobState.RUNNING, JobState.EXITING})
@@ -57,6 +57,8 @@ def _answer(site: Site, caller: Caller, query: NodesQuery, personality: Personal
                         node.name, WrongState(f"{node.name} is up: only a node that is down can be gone")
                     )
             chosen = [node for node in chosen if not node.up]
+        if query.gpu is not None:
+            chosen = [node for node in chosen if _has_gpu(node, query.gpu, refusals)]
         _wish(site, caller, query, chosen)
         return refusals.reply()
     return refusals.reply(_rendered(site, query, personality, facts(site, chosen)))
@@ -79,13 +81,31 @@ def _chosen(query: NodesQuery, known: dict[str, NodeRecord], refusals: Refusals)
 
 def _wish(site: Site, caller: Caller, query: NodesQuery, chosen: list[NodeRecord]) -> None:
     action = _ACTIONS[query.action]
-    sent = [
-        site.wish(caller, wishes.NODE, None, {"node": node.name, "action": action, "note": query.note})
-        for node in chosen
-    ]
+    sent = []
+    for node in chosen:
+        payload = {"node": node.name, "action": action, "note": query.note}
+        if (gpu := _gpu_of(node, query.gpu)) is not None:
+            payload |= {"action": f"gpu {action}", "gpu": gpu.uuid}
+        sent.append(site.wish(caller, wishes.NODE, None, payload))
     if sent:
         site.notifier.poke()
         wishes.await_taken(site.store, sent)
+
+
+def _gpu_of(node: NodeRecord, asked: str | None) -> GpuRecord | None:
+    return next((gpu for gpu in node.gpus if asked in (gpu.uuid, str(gpu.index))), None)
+
+
+def _has_gpu(node: NodeRecord, asked: str, refusals: Refusals) -> bool:
+    if not node.up:
+        refusals.add(
+            node.name, WrongState(f"{node.name} is down: its agent keeps its GPUs, and has to be there")
+        )
+    elif _gpu_of(node, asked) is None:
+        refusals.add(node.name, UnknownNode(f"Unknown GPU {asked} of {node.name}"))
+    else:
+        return True
+    return False
 
 
 def facts(site: Site, nodes: list[NodeRecord]) -> list[NodeFacts]:

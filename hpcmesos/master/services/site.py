@@ -21,7 +21,7 @@ from hpcmesos.master.oidc import Provider
 from hpcmesos.master.rates import Rates
 from hpcmesos.master.services.wishes import Notifier
 from hpcmesos.model import GpuState, GpuUuid, NodeName, PendingReason, Request
-from hpcmesos.queue.records import NodeRecord, QueueRecord
+from hpcmesos.queue.records import LeaderRecord, NodeRecord, QueueRecord
 from hpcmesos.queue.store import Store
 
 T = TypeVar("T")
@@ -29,25 +29,37 @@ T = TypeVar("T")
 FRESH = 1.0
 """Seconds that what is known of the cluster is used again."""
 
+_LEADER_KEPT = 0.05  # the same for who leads
+
 
 class Remembered(Generic[T]):
-    """The last result of ``load``, for a while; thread-safe."""
+    """The last result of ``load``, for a while (seconds); thread-safe."""
 
-    def __init__(self, load: Callable[[], T]) -> None:
+    def __init__(self, load: Callable[[], T], keep: float = FRESH) -> None:
         self._load = load
+        self._keep = keep
         self._lock = threading.Lock()
         self._value: T | None = None
         self._until = 0.0
 
     def recent(self) -> T:
-        """At most a second old."""
-        value, until = self._value, self._until
-        return value if value is not None and time.monotonic() < until else self.fresh()
+        """At most ``keep`` seconds old: of many who ask at once, one looks."""
+        if (value := self._kept()) is None:
+            with self._lock:
+                value = self._kept() or self._look()
+        return value
 
     def fresh(self) -> T:
         with self._lock:
-            value = self._load()
-            self._value, self._until = value, time.monotonic() + FRESH
+            return self._look()
+
+    def _kept(self) -> T | None:
+        value, until = self._value, self._until
+        return value if time.monotonic() < until else None
+
+    def _look(self) -> T:
+        value = self._load()
+        self._value, self._until = value, time.monotonic() + self._keep
         return value
 
 
@@ -75,6 +87,8 @@ class Site:
     nodes: Remembered[KnownNodes]
     queues: Remembered[dict[str, QueueRecord]]
     server: Remembered[dict[str, str]]  # its attributes that are set
+    revoked: Remembered[frozenset[str]]  # serials of nodes' certificates
+    leader: Remembered[LeaderRecord]
     tls: ssl.SSLContext | None = None
     ca_state: Path | None = None  # the directory that holds ``ca/``
     provider: Provider | None = None  # of JWTs
@@ -90,6 +104,8 @@ class Site:
             Remembered(lambda: KnownNodes(tuple(node_view(node) for node in store.nodes()))),
             Remembered(lambda: {queue.name: queue for queue in store.queues()}),
             Remembered(store.server),
+            Remembered(store.revoked),
+            Remembered(store.leader, _LEADER_KEPT),
             tls,
             settings.state,
             _provider(settings),

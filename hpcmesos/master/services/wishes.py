@@ -11,11 +11,12 @@ signal   index, signal (number)                                        passes th
 suspend  index, suspended (bool)                                       lets all processes stand still, or go on
 run      index, nodes (names; none: wherever there is room)            starts the job now, or says why not
 rerun    index, kill_delay (s or None), message                        ends the attempt; the job goes back to Q
-move     queue                                                         changes the queue of a job that waits
+move     queue, from (only if it is there still; none: in any)         changes the queue of a job that waits
 order    other (a job's seq)                                           two jobs in Q exchange their places
 message  index, text, streams ("o" "e" "oe")                           the head writes it into the output
 alter    index, fields (see master/changes.py), submission, limit      changes the job
 node     node, action ("offline" "clear" "note" "gone"), note or None  changes the node; ``seq`` is None
+node     node, action ("gpu offline" "gpu clear"), gpu, note or None   tells its agent; ``seq`` is None
 schedule action ("add" "remove" "pause" "resume" "run"), owner,        changes it, or fires it; ``seq`` is None
          name, of "add" also schedule (a timetable.Schedule)
 object   kind ("queue" "server"), name, action ("create" "delete"      changes it; ``seq`` is None

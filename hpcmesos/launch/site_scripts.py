@@ -1,0 +1,305 @@
+"""Prologue and epilogue: what a site, or a job's owner, has run on the nodes before and after a job.
+
+Names, arguments and exit codes are those of Torque (T:src/resmom/prolog.c). In the directory of the site's scripts:
+
+    prologue, epilogue              on the head, as root
+    prologue.parallel, ...          on every other node, as root
+    prologue.NAME, epilogue.NAME    on the head, as root, after the plain one, for jobs of ``qsub -T NAME``
+    prologue.user, epilogue.user    on the head, as the job's owner
+
+and ``-l prologue=PATH``, ``-l epilogue=PATH`` on the head, as the owner. All are over before the script begins, or
+begin when all its processes are gone. Whoever runs the shepherd has to own the site's scripts, and nobody else may
+write them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import os
+import signal
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hpcmesos.gang import mpi
+from hpcmesos.launch.owners import Owner
+from hpcmesos.launch.processes import Launch, Report, read_report
+
+if TYPE_CHECKING:
+    from hpcmesos.launch.attempt import Attempt
+
+ABORT = 1
+"""Exit code by which a prologue refuses the job for good; any other but 0 means: run it again, elsewhere."""
+NOT_SAFE, NO_END, TIMED_OUT = -1, -3, -4
+"""Torque's codes for a script that others may write, one that was interrupted, and one that took too long."""
+
+_STAGING = 3600.0
+"""Seconds that one transfer of a file may take."""
+_LARGEST = 64 * 1024
+"""Bytes of each stream that are kept."""
+_LAST_WORDS = 0.5
+"""Seconds for output once a script has ended: what it left behind may hold its pipes."""
+_PASSED_ON = (
+    "PBS_NUM_NODES",
+    "PBS_NUM_PPN",
+    "PBS_NP",
+    "PBS_NODEFILE",
+    "PBS_NODENUM",
+    "PBS_GPUFILE",
+    "TMPDIR",
+)
+_UMASK = 0o022
+
+
+@dataclass(slots=True)
+class Result:
+    """How one script ended. ``code``: its exit code, 128 + N after signal N, or one of ours below 0."""
+
+    name: str
+    code: int
+    stdout: bytes = b""
+    stderr: bytes = b""
+    trouble: str = ""
+    staging: bool = False  # no script, but a file that comes or goes
+    told: bool = False  # ``name`` is all that there is to say
+
+    def __str__(self) -> str:
+        if self.told:
+            return self.name
+        last = self.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
+        return f"{self.name}: {self.trouble or f'exit code {self.code}'}{f': {last}' if last else ''}"
+
+
+class Scripts:
+    """Those of one attempt on this node."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._directory: str = attempt.services.config.site_scripts
+        self._limit: float = attempt.services.config.site_script_timeout
+        self._pid = 0
+        self._stopped = False
+        self.begun = False
+        """Whether a prologue was begun, or the script was: then there is an epilogue."""
+
+    def wanted(self, kind: str) -> bool:
+        """Whether this node has anything to run; ``kind``: prologue or epilogue."""
+        return bool(self._chosen(kind) or self._transfers(kind))
+
+    async def prologue(self) -> list[Result]:
+        """All in their order, up to the first that does not end with 0."""
+        self.begun = True
+        results = []
+        for path, as_owner in self._chosen("prologue"):
+            results.append(await self._run(path, self._prologue_arguments(), as_owner=as_owner))
+            if results[-1].code:
+                return results
+        for transfer in self._transfers("prologue"):
+            results.append(await self._stage("stagein", transfer))
+            if results[-1].code:
+                break
+        return results
+
+    async def epilogue(self, exit_status: int, usage: dict[str, Any]) -> list[Result]:
+        """All in their order; their codes change nothing."""
+        self._stopped = False
+        arguments = self._epilogue_arguments(exit_status, usage)
+        results = [await self._run(path, arguments, as_owner=who) for path, who in self._chosen("epilogue")]
+        for transfer in self._transfers("epilogue") if usage["session"] else []:
+            results.append(await self._stage("stageout", transfer))
+        return results
+
+    def stop(self) -> None:
+        """A prologue that still runs is killed: the job ends."""
+        self._stopped = True
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._pid:
+            with suppress(ProcessLookupError):
+                os.killpg(self._pid, signal.SIGKILL)
+
+    # --- which --------------------------------------------------------------------------------------------------
+
+    def _chosen(self, kind: str) -> list[tuple[str, bool]]:
+        """Paths, each with whether it runs as the owner."""
+        spec, found = self._attempt.spec, []
+        if self._attempt.head:
+            names = [(kind, False), (f"{kind}.user", True)]
+            if suffix := spec.get("prologue"):
+                names.insert(1, (f"{kind}.{suffix}", False))
+        else:
+            names = [(f"{kind}.parallel", False)]
+        if self._directory and os.path.isdir(self._directory):
+            paths = [(os.path.join(self._directory, name), as_owner) for name, as_owner in names]
+            found = [(path, as_owner) for path, as_owner in paths if os.path.lexists(path)]
+        own = spec.get("resource_list", {}).get(kind) if self._attempt.head else None
+        if own:
+            found.append((os.path.join(spec["workdir"] or self._attempt.owner.home, own), True))
+        return found
+
+    def _transfers(self, kind: str) -> list[dict[str, str | None]]:
+        """Files that come before the script, or go after it: {local, host (None: seen from here), remote}."""
+        name = "stagein" if kind == "prologue" else "stageout"
+        return list(self._attempt.spec.get(name, ())) if self._attempt.head else []
+
+    async def _stage(self, name: str, transfer: dict[str, str | None]) -> Result:
+        """Copies as the owner, in his home; what lies on another host with scp."""
+        local, remote, host = transfer["local"] or "", transfer["remote"] or "", transfer["host"]
+        far = f"{host}:{remote}" if host else remote
+        ends = [far, local] if name == "stagein" else [local, far]
+        words = ["scp", "-Brpq", "--"] if host else ["cp", "-rp", "--"]
+        result = await self._execute([*words, *ends], self._attempt.owner, _STAGING, in_job=True)
+        result.name, result.staging = f"{name} of {ends[0]}", True
+        return result
+
+    def _unsafe(self, path: str) -> str:
+        """Why a script of the site must not be run; empty: it may."""
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            return str(error.strerror)
+        if not stat.S_ISREG(status.st_mode):
+            return "it is no file"
+        if status.st_uid != os.geteuid():
+            return "its owner is not the one who runs the agent"
+        if status.st_mode & 0o022:
+            return "others may write it"
+        return "" if status.st_mode & 0o100 else "it is not executable"
+
+    # --- with what ----------------------------------------------------------------------------------------------
+
+    def _common(self) -> list[str]:
+        spec, owner = self._attempt.spec, self._attempt.owner
+        return [spec["job"], owner.name, spec.get("group") or _group(owner.gid), spec["name"]]
+
+    def _asked(self) -> str:
+        asked = self._attempt.spec.get("resource_list", {})
+        return ",".join(f"{name}={value}" for name, value in sorted(asked.items()))
+
+    def _script(self) -> str:
+        return os.path.join(self._attempt.paths.directory, "script")
+
+    def _prologue_arguments(self) -> list[str]:
+        spec = self._attempt.spec
+        rest = [self._asked(), spec["queue"], spec.get("account") or "", self._script()]
+        return [*self._common(), *rest]
+
+    def _epilogue_arguments(self, exit_status: int, usage: dict[str, Any]) -> list[str]:
+        spec = self._attempt.spec
+        used = f"cput={_clock(usage['cput'])},mem={int(usage['mem']) // 1024}kb,walltime={_clock(usage['walltime'])}"
+        rest = [spec["queue"], spec.get("account") or "", str(exit_status), self._script()]
+        return [*self._common(), str(usage["session"]), self._asked(), used, *rest]
+
+    def _environment(self, owner: Owner) -> dict[str, str]:
+        attempt = self._attempt
+        job = mpi.job_environment(attempt.spec, attempt.paths)
+        asked = attempt.spec.get("resource_list", {})
+        return {
+            **owner.environment(),
+            **{name: job[name] for name in _PASSED_ON if name in job},
+            "PBS_RESOURCE_NODES": asked.get("nodes") or asked.get("select") or "1",
+            "PBS_RESOURCE_GRES": asked.get("gres", ""),
+            "PBS_MSHOST": attempt.spec["members"][0]["node"],
+            "PBS_O_WORKDIR": attempt.spec["environment"].get("PBS_O_WORKDIR", ""),
+            "HPCMESOS_GPUS": job["HPCMESOS_GPUS"],
+        }
+
+    # --- one ----------------------------------------------------------------------------------------------------
+
+    async def _run(self, path: str, arguments: list[str], *, as_owner: bool) -> Result:
+        name = os.path.basename(path)
+        in_site = os.path.dirname(path) == self._directory
+        if in_site and (why := self._unsafe(path)):
+            return Result(name, NOT_SAFE, trouble=f"not run, for {why}")
+        ours = (
+            self._attempt.owner
+            if as_owner
+            else Owner("root", os.geteuid(), os.getegid(), (), "/", "", switch=False)
+        )
+        return await self._execute([path, *arguments], ours, self._limit, in_job=as_owner)
+
+    async def _execute(self, argv: list[str], owner: Owner, limit: float, *, in_job: bool) -> Result:
+        name = os.path.basename(argv[0])
+        try:
+            exited, report, streams = self._start(argv, owner, in_job=in_job)
+        except OSError as error:
+            return Result(name, NO_END, trouble=f"cannot be started: {error.strerror}")
+        opened = Report()
+        reading = asyncio.gather(*(_read(fd) for fd in streams))
+        in_time, _ = await asyncio.wait({exited}, timeout=limit)
+        if not in_time:
+            self._kill()
+        status = os.waitstatus_to_exitcode(await exited)
+        self._pid = 0
+        read_report(report, opened)
+        report.close()
+        code, trouble = (status if status >= 0 else 128 - status), ""
+        if not in_time:
+            code, trouble = TIMED_OUT, f"killed after {limit:g} s"
+        buffers = [b"", b""]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS):
+                buffers = list(await reading)
+        if self._stopped and code:
+            code, trouble = NO_END, "interrupted"
+        stdout, stderr = buffers
+        return Result(name, code, stdout, stderr, opened.failure or trouble)
+
+    def _start(self, argv: list[str], owner: Owner, *, in_job: bool) -> tuple[Any, Any, list[int]]:
+        """What tells of its end, what tells of its start, and the reading ends of its output."""
+        attempt = self._attempt
+        pipes = [os.pipe(), os.pipe()]
+        exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        launch = Launch(
+            program=argv[0],
+            argv=argv,
+            environ=self._environment(owner),
+            directories=(owner.home, "/"),
+            owner=owner,
+            umask=_UMASK,
+            # A site's script would count, and be killed, with the job.
+            cgroups=attempt.enclosure.procs if in_job else (),
+            stdio=(None, pipes[0][1], pipes[1][1]),
+        )
+        try:
+            self._pid, report = attempt.services.children.spawn(
+                launch, lambda status, usage: None if exited.done() else exited.set_result(status)
+            )
+        except OSError:
+            for reading, _ in pipes:
+                os.close(reading)
+            raise
+        finally:
+            for _, writing in pipes:
+                os.close(writing)
+        return exited, report, [reading for reading, _ in pipes]
+
+
+async def _read(fd: int) -> bytes:
+    """The first bytes of what comes, to its end."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
+    )
+    data = b""
+    try:
+        while piece := await reader.read(1 << 16):
+            data = (data + piece)[:_LARGEST]
+    finally:
+        transport.close()
+    return data
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
