@@ -303,7 +303,7 @@ class _Cycle:
                 break
             amounts = np.array([(rows[name], *share) for name, share in promise.shares.items()], np.int64)
             at = max(promise.at, self.now + MOMENT)  # one that is due is respected by what starts now, too
-            self._carried[slot] = Block(str(job.id), at, at + self._walltime(job), amounts)
+            self._carried[slot] = Block(str(job.id), at, promise.at + self._walltime(job), amounts)
         self.kept.extend(self._carried.values())
 
     def _in_nobodys_way(self, job: JobView, number: int) -> bool:

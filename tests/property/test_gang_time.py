@@ -148,9 +148,14 @@ class ForTwoHeads(Time):
     policy = Policy(order="fcfs", reservations=2)
 
 
+class ForFiveHeads(Time):
+    policy = Policy(order="fcfs", reservations=5)
+
+
 TestEasy = Time.TestCase
 TestConservative = Conservatively.TestCase
 TestTwoHeads = ForTwoHeads.TestCase
-for case in (TestEasy, TestConservative, TestTwoHeads):
+TestFiveHeads = ForFiveHeads.TestCase
+for case in (TestEasy, TestConservative, TestTwoHeads, TestFiveHeads):
     case.settings = settings(max_examples=8, stateful_step_count=12, deadline=None)
 del case  # pytest would take it for one more class of tests
