@@ -35,6 +35,7 @@ from hpcmesos.master.metrics import CONTENT_TYPE, Metrics
 from hpcmesos.master.peercred import Peer
 from hpcmesos.master.services import (
     auditing,
+    certificates,
     changes,
     control,
     export,
@@ -394,7 +395,7 @@ def show_health(request: ApiRequest) -> wire.HealthReply:
 @get("/v1/ca", sync_to_thread=True, security=_OPEN)
 def show_authority(request: ApiRequest) -> dict[str, str]:
     """The cluster's CA certificate (PEM): a newcomer compares its fingerprint with that of the join token."""
-    return {"ca": tokens.authority(_site(request)).pem}
+    return {"ca": certificates.authority(_site(request)).pem}
 
 
 @post("/v1/tokens", sync_to_thread=True, status_code=201)
@@ -425,6 +426,24 @@ def list_changes(
 ) -> list[wire.AuditStatus]:
     """Who changed what since ``since`` (epoch seconds), and how that one came; users see their own changes."""
     return auditing.changes(_site(request), _caller(request), since, user, job, limit)
+
+
+@get("/v1/certificates", sync_to_thread=True)
+def list_certificates(request: ApiRequest) -> list[wire.CertificateStatus]:
+    """Certificates of nodes that have not run out; for operators."""
+    return certificates.listing(_site(request), _caller(request))
+
+
+@post("/v1/certificates/renew", sync_to_thread=True, status_code=201)
+def renew_certificate(data: wire.RenewRequest, request: ApiRequest) -> wire.JoinReply:
+    """A node's next certificate, for the one that it shows."""
+    return certificates.renew(_site(request), _caller(request), data)
+
+
+@post("/v1/certificates/{node:str}/revoke", sync_to_thread=True, status_code=200)
+def revoke_certificates(node: str, request: ApiRequest) -> list[wire.CertificateStatus]:
+    """Ends all certificates of a node at once; it needs a new join token then. For managers."""
+    return certificates.revoke(_site(request), _actor(request), node)
 
 
 @put("/v1/secrets/{name:str}", sync_to_thread=True)
@@ -489,6 +508,9 @@ _HANDLERS = [
     list_tokens,
     revoke_tokens,
     list_changes,
+    list_certificates,
+    renew_certificate,
+    revoke_certificates,
     put_secret,
     list_secrets,
     remove_secret,
@@ -504,7 +526,9 @@ def _site(request: ApiRequest | ApiSocket) -> Site:
 def _caller(request: ApiRequest | ApiSocket) -> auth.Caller:
     """Who is at the other end; Unauthenticated when nobody is known there."""
     site = _site(request)
-    authority = auth.Authority(site.settings, site.store, site.server.recent(), site.provider)
+    authority = auth.Authority(
+        site.settings, site.store, site.server.recent(), site.provider, site.revoked.recent
+    )
     path = request.scope["raw_path"].decode("ascii", "replace")  # as it was sent, without the query
     purpose = f"{request.scope.get('method', 'GET')} {path}"  # a WebSocket begins with a GET
     return authority.identify(_peer(request), request.headers.get("authorization"), purpose)
