@@ -1,8 +1,8 @@
 """The leader candidate: stands by until it may lead, then leads until any doubt arises, and ends.
 
 While another leads it keeps a picture of the queue warm. Threads of a leader: the event loop with the links (main), the
-planner, the lease, the listener, the timers, the timetable. Whichever of them can not go on ends the process at once;
-the supervisor starts a new candidate. Jobs and agents do not mind.
+planner, the lease, the listener, the timers, the timetable, the notices. Whichever of them can not go on ends the
+process at once; the supervisor starts a new candidate. Jobs and agents do not mind.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import uvloop
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable
-from hpcmesos.master import child, pki
+from hpcmesos.master import child, notices, pki
 from hpcmesos.master.events import Event, InboxHint, Stop
 from hpcmesos.master.links import Links, bind
 from hpcmesos.master.listener import listen
@@ -181,6 +181,8 @@ class Leader:
             self._thread("timers", lambda: Timers(store, settings).run(self._stopped)),
             self._thread("timetable", lambda: TimetableThread(store, self._hint).run(self._stopped)),
         ]
+        if (told := notices.made(store, settings)) is not None:
+            self._thread("notices", lambda: told.run(self._stopped))
         self._thread("listener", self._listen)
         log.info("serving term=%d", store.term)
         await stop.wait()

@@ -312,6 +312,20 @@ CREATE TABLE schedules (
 
 CREATE INDEX schedules_next_due ON schedules (next_due) WHERE next_due IS NOT NULL;
 
+CREATE TABLE notices (
+    id BIGINT GENERATED ALWAYS AS IDENTITY NOT NULL,
+    channel TEXT NOT NULL,
+    recipient TEXT DEFAULT '' NOT NULL,
+    content JSONB DEFAULT '{}'::jsonb NOT NULL,
+    tries INTEGER DEFAULT 0 NOT NULL,
+    created_at timestamptz DEFAULT now() NOT NULL,
+    next_try timestamptz DEFAULT now() NOT NULL,
+    CONSTRAINT notices_pkey PRIMARY KEY (id),
+    CONSTRAINT notices_channel CHECK (channel IN ('mail', 'webhook'))
+);
+
+CREATE INDEX notices_next_try ON notices (next_try);
+
 CREATE TABLE usage_days (
     day DATE NOT NULL,
     owner TEXT NOT NULL,
