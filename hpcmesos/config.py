@@ -57,6 +57,13 @@ class MasterSettings:
     image_timeout: float = 600.0  # instead, for jobs in containers: a node may have to get the image first
     node_silence: float = 15.0  # seconds without a pong until a node counts as down (its jobs go on)
     fence_command: str = ""  # run with the name of a node that is down and holds jobs; 0 says that it is off
+    mail: str = ""  # smtp://HOST:PORT, smtp+tls:// or smtps://USER@HOST, sendmail:PATH; empty: none
+    mail_password_file: str = ""  # of USER
+    mail_from: str = ""  # qmgr's mail_from and mail_domain win
+    mail_domain: str = ""  # of users without @ in -M; empty: the submit host; "never": they get none
+    webhook: str = ""  # URL that gets a signed POST for every job that starts or ends; empty: none
+    webhook_secret_file: str = ""
+    certificate_days: float = 365.0  # of nodes and masters; renewed when a third is left
     lease: float = 3.0  # seconds of leadership after the last renewal
     max_attempts: int = 3
     submit_rate: float = (

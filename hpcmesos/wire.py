@@ -521,6 +521,23 @@ class RevokeRequest(msgspec.Struct, frozen=True, kw_only=True):
     ids: list[str]
 
 
+class RenewRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``csr``: PEM. ``node``: for a manager on the master's own host; an agent's certificate names its node."""
+
+    csr: str
+    node: str | None = None
+
+
+class CertificateStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's certificate; times in epoch seconds."""
+
+    serial: str
+    node: str
+    issued_at: float
+    expires_at: float
+    revoked_at: float | None = None
+
+
 class SecretRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``value``: base64."""
 

@@ -31,6 +31,7 @@ from hpcmesos.agent.events import (
     ToShepherd,
 )
 from hpcmesos.agent.probe import Probe
+from hpcmesos.agent.renewal import keep_certificate
 from hpcmesos.agent.state_machine import deadline, first_state, step
 from hpcmesos.agent.uplink import LONGEST_PAUSE, Uplink
 from hpcmesos.config import AgentSettings
@@ -114,6 +115,7 @@ class Agent:
         parts: list[Coroutine[Any, Any, None]] = [self._control.run(), self._uplink.run(self._ready)]
         if self._probe is not None:
             parts.append(self._probe.run())
+        parts.append(keep_certificate(self._settings, self._uplink.take_certificate))
         if (program := self._settings.health_program) is not None:
             parts.append(health_program.watch(program, self._settings.health_interval, self.handle))
         await asyncio.gather(*parts)

@@ -51,6 +51,7 @@ class Uplink:
         self._load = load
         self._contact = contact
         self._sent: dict[int, float] = {}  # when a pong was sent, by its nonce; _HELLO: the hello
+        self._state = state
         self._context = link_context(state)
         self._link = 0
         self._writer: asyncio.StreamWriter | None = None
@@ -65,6 +66,10 @@ class Uplink:
         self._writer.write(wire.encode(message))
         if self._writer.transport.get_write_buffer_size() > _MAX_UNSENT:
             self.close(link, "the leader does not read")
+
+    def take_certificate(self) -> None:
+        """The next dial shows the new one; the link that is up goes on."""
+        self._context = link_context(self._state)
 
     def close(self, link: int, reason: str) -> None:
         """Parts; the next dial follows by itself."""

@@ -1,8 +1,8 @@
 """The leader candidate: stands by until it may lead, then leads until any doubt arises, and ends.
 
 While another leads it keeps a picture of the queue warm. Threads of a leader: the event loop with the links (main), the
-planner, the lease, the listener, the timers, the timetable. Whichever of them can not go on ends the process at once;
-the supervisor starts a new candidate. Jobs and agents do not mind.
+planner, the lease, the listener, the timers, the timetable, the notices. Whichever of them can not go on ends the
+process at once; the supervisor starts a new candidate. Jobs and agents do not mind.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import uvloop
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable
-from hpcmesos.master import child, pki
+from hpcmesos.master import child, notices, pki
 from hpcmesos.master.events import Event, InboxHint, Stop
 from hpcmesos.master.links import Links, bind
 from hpcmesos.master.listener import listen
@@ -45,6 +45,7 @@ _PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between two tries, while PostgreSQL
 _BACKLOG = 4096  # agents that dial at once
 _SWITCH_INTERVAL = 0.0005  # the planner computes; links and the lease must not wait for it
 _STOP_TIMEOUT = 5.0
+_REVOKED = 2.0  # seconds between two looks for certificates that are good no more
 _SUCCESSOR = 1.5  # seconds that a leader that steps down waits for the next one's address
 _FAREWELL = 0.2  # seconds that agents may take to close their links
 
@@ -168,6 +169,9 @@ class Leader:
         tls = pki.server_context(
             self._config.certificate, self._config.key, self._config.ca, require_client=True
         )
+        refresher = pki.Refresher([tls], self._config.certificate, self._config.key, self._config.ca)
+        fresh = asyncio.create_task(pki.keep_fresh(refresher))
+        guard = asyncio.create_task(self._part_from_revoked(links))
         await links.start(bound, tls)  # before the picture is there: agents need not dial twice
         connected = asyncio.create_task(asyncio.to_thread(store.leader))  # while the picture is read
         planner = await asyncio.to_thread(self._planner, links)
@@ -177,10 +181,13 @@ class Leader:
             self._thread("timers", lambda: Timers(store, settings).run(self._stopped)),
             self._thread("timetable", lambda: TimetableThread(store, self._hint).run(self._stopped)),
         ]
+        if (told := notices.made(store, settings)) is not None:
+            self._thread("notices", lambda: told.run(self._stopped))
         self._thread("listener", self._listen)
         log.info("serving term=%d", store.term)
         await stop.wait()
-        watch.cancel()
+        for task in (watch, fresh, guard):
+            task.cancel()
         self._stopped.set()
         self._events.put(Stop())
         for thread in threads:
@@ -225,6 +232,13 @@ class Leader:
 
     def _listen(self) -> None:
         listen(leader_url(self._settings), self._events.put, self._stopped)
+
+    async def _part_from_revoked(self, links: Links) -> None:
+        """Nodes whose certificates are revoked lose their links, and get no new ones."""
+        while True:
+            with contextlib.suppress(DatabaseUnavailable):  # what is known goes on
+                links.refuse(await asyncio.to_thread(self._store.revoked))
+            await asyncio.sleep(_REVOKED)
 
     async def _watch_lease(self) -> None:
         while True:

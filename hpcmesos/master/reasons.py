@@ -97,7 +97,9 @@ class Reasons:
                 if not cycle.Slots(self._desk.cluster).take(job.key) and (limit := self._limit(job)):
                     text = f"the array's own limit: {limit} of its elements at once"
                     return PendingReason(ReasonCode.ARRAY_LIMIT, text)
-                return self._recent.get(job.id) or self._complete.get(job.id, _UNSEEN)
+                found = self._recent.get(job.id) or self._complete.get(job.id, _UNSEEN)
+                stopped = self._desk.cluster.why_stopped(job.queue, self._desk.now.timestamp())
+                return PendingReason(ReasonCode.QUEUE_STOPPED, stopped) if stopped else found
         return None
 
     def _limit(self, job: JobRecord) -> int | None:

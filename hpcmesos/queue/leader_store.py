@@ -21,6 +21,7 @@ from hpcmesos.queue.engine import Snapshots, begin, make_engine
 from hpcmesos.queue.leadership import APPLICATION
 from hpcmesos.queue.live_jobs import Changes, LiveJobs
 from hpcmesos.queue.moves import CHANGEABLE, move_jobs
+from hpcmesos.queue.notices import Outbox
 from hpcmesos.queue.reads import (
     Reads,
     read_attempts,
@@ -253,6 +254,11 @@ class LeaderTransaction:
         """Users' schedules."""
         return Timetable(self._connection, self.now)
 
+    @property
+    def outbox(self) -> Outbox:
+        """Mails and webhook calls."""
+        return Outbox(self._connection, self.now)
+
     def put_schedule(self, name: str, rule: str, timezone: str) -> None:
         """Creates a rule of housekeeping, or changes it; due times from now on count for a new one."""
         row = {"rule": rule, "timezone": timezone}
@@ -296,7 +302,7 @@ class LeaderStore(Reads):
     """
 
     def __init__(self, url: str, term: int, *, limits: Mapping[str, int] = LIMITS) -> None:
-        super().__init__(make_engine(url, APPLICATION, pool=4, look_before_use=False, limits=limits))
+        super().__init__(make_engine(url, APPLICATION, pool=6, look_before_use=False, limits=limits))
         self._url = url
         self.term = term
 

@@ -87,6 +87,7 @@ class Site:
     nodes: Remembered[KnownNodes]
     queues: Remembered[dict[str, QueueRecord]]
     server: Remembered[dict[str, str]]  # its attributes that are set
+    revoked: Remembered[frozenset[str]]  # serials of nodes' certificates
     leader: Remembered[LeaderRecord]
     tls: ssl.SSLContext | None = None
     ca_state: Path | None = None  # the directory that holds ``ca/``
@@ -103,6 +104,7 @@ class Site:
             Remembered(lambda: KnownNodes(tuple(node_view(node) for node in store.nodes()))),
             Remembered(lambda: {queue.name: queue for queue in store.queues()}),
             Remembered(store.server),
+            Remembered(store.revoked),
             Remembered(store.leader, _LEADER_KEPT),
             tls,
             settings.state,
