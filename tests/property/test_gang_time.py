@@ -129,7 +129,9 @@ class Time(RuleBasedStateMachine):
             alone = Snapshot(self.nodes, (job,), running=self.running)
             starts = bool(schedule(alone, open_policy, self.now).starts)
             code = self.plan.reasons[job.id].code
-            assert starts == (code is ReasonCode.RESERVED), self.plan.reasons[job.id]
+            # With several places, one that moves forward may make room for a job whose turn was before: the next cycle's.
+            late = self.policy.keeps_promises and code is ReasonCode.BEHIND
+            assert late or starts == (code is ReasonCode.RESERVED), self.plan.reasons[job.id]
 
     @invariant()
     def an_estimate_is_no_earlier_than_now_and_heads_keep_theirs(self) -> None:
