@@ -367,6 +367,15 @@ class Client:
         """Ends tokens, and those made by them; answers the ids of what was ended. Raises InvalidValue: none was."""
         return self._call("POST", "/v1/tokens/revoke", list[str], wire.RevokeRequest(ids=list(ids)))
 
+    def certificates(self) -> list[wire.CertificateStatus]:
+        """Of nodes, those that have not run out; operators may."""
+        return self._call("GET", "/v1/certificates", list[wire.CertificateStatus])
+
+    def revoke_certificates(self, node: str) -> list[wire.CertificateStatus]:
+        """Ends a node's certificates at once; managers may. Raises InvalidValue: it has none that is good."""
+        path = f"/v1/certificates/{quote(node, safe='')}/revoke"
+        return self._call("POST", path, list[wire.CertificateStatus])
+
     def put_secret(self, name: str, value: bytes) -> wire.SecretStatus:
         """Keeps a secret of one's own, for jobs with ``-W secret=NAME``; it is not shown again."""
         request = wire.SecretRequest(value=base64.b64encode(value).decode())
@@ -431,6 +440,7 @@ class Client:
         connection = self._open()
         try:
             connection.connect()
+            connection.sock.settimeout(None)  # a terminal may be silent for hours
             with connect(
                 f"ws://localhost{path}?{urlencode(query)}",
                 sock=connection.sock,
@@ -439,6 +449,7 @@ class Client:
                 proxy=None,
                 max_size=None,
                 close_timeout=1,
+                ping_timeout=60,
             ) as socket:
                 yield socket
         except BaseException:

@@ -57,6 +57,13 @@ class MasterSettings:
     image_timeout: float = 600.0  # instead, for jobs in containers: a node may have to get the image first
     node_silence: float = 15.0  # seconds without a pong until a node counts as down (its jobs go on)
     fence_command: str = ""  # run with the name of a node that is down and holds jobs; 0 says that it is off
+    mail: str = ""  # smtp://HOST:PORT, smtp+tls:// or smtps://USER@HOST, sendmail:PATH; empty: none
+    mail_password_file: str = ""  # of USER
+    mail_from: str = ""  # qmgr's mail_from and mail_domain win
+    mail_domain: str = ""  # of users without @ in -M; empty: the submit host; "never": they get none
+    webhook: str = ""  # URL that gets a signed POST for every job that starts or ends; empty: none
+    webhook_secret_file: str = ""
+    certificate_days: float = 365.0  # of nodes and masters; renewed when a third is left
     lease: float = 3.0  # seconds of leadership after the last renewal
     max_attempts: int = 3
     submit_rate: float = (
@@ -97,6 +104,12 @@ class AgentSettings:
     cgroups: str = "auto"  # "auto", "none", or the v2 directory under which attempts' cgroups are made
     limits: tuple[str, ...] = ("memory", "devices")  # of: memory, cpu, devices, pids=NUMBER; by cgroups
     private_tmp: bool = False  # each attempt has a /tmp and /var/tmp of its own, for as long as it lives
+    prolog: Path | None = (
+        None  # program that runs here before each attempt; a node where it fails is not fit for the job
+    )
+    prolog_timeout: float = 20.0  # less than the master's prepare_timeout
+    health_program: Path | None = None  # runs each health_interval; while it fails the node takes no new jobs
+    health_interval: float = 300.0
     gang_silence: float = 20.0  # seconds without the head's (a member's) ping until this side ends its part
     gang_ping: float = 2.0
     site_scripts: Path = Path(

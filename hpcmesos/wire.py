@@ -123,6 +123,12 @@ class GpuFigures(Message, frozen=True, kw_only=True):
     uses: dict[str, dict[str, float]] = {}
 
 
+class NodeHealth(Message, frozen=True, kw_only=True):
+    """What the site's health program says of the node; empty: it is fit for jobs."""
+
+    trouble: str
+
+
 class InventoryReport(Message, frozen=True, kw_only=True):
     inventory: Inventory
 
@@ -237,7 +243,7 @@ class Ping(Message, frozen=True, kw_only=True):
 
 
 ToLeader: TypeAlias = (
-    Hello | Ready | Refused | Started | Ended | GpuReport | GpuFigures | InventoryReport | Pong
+    Hello | Ready | Refused | Started | Ended | GpuReport | GpuFigures | NodeHealth | InventoryReport | Pong
 )
 ToAgent: TypeAlias = Welcome | Rejected | Prepare | Go | End | Signal | Alter | SetGpu | Acknowledged | Ping
 
@@ -513,6 +519,23 @@ class RevokeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``ids`` of tokens as listed; what was made by them ends with them."""
 
     ids: list[str]
+
+
+class RenewRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``csr``: PEM. ``node``: for a manager on the master's own host; an agent's certificate names its node."""
+
+    csr: str
+    node: str | None = None
+
+
+class CertificateStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's certificate; times in epoch seconds."""
+
+    serial: str
+    node: str
+    issued_at: float
+    expires_at: float
+    revoked_at: float | None = None
 
 
 class SecretRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from typing import IO, Any
 import msgspec
 
 from hpcmesos import pidfile, wire
-from hpcmesos.agent import faults_file, inventory, isolation
+from hpcmesos.agent import faults_file, health_program, inventory, isolation
 from hpcmesos.agent.control import Control, stop_shepherd
 from hpcmesos.agent.events import (
     AskProbe,
@@ -31,6 +31,7 @@ from hpcmesos.agent.events import (
     ToShepherd,
 )
 from hpcmesos.agent.probe import Probe
+from hpcmesos.agent.renewal import keep_certificate
 from hpcmesos.agent.state_machine import deadline, first_state, step
 from hpcmesos.agent.uplink import LONGEST_PAUSE, Uplink
 from hpcmesos.config import AgentSettings
@@ -89,6 +90,7 @@ class Agent:
 
     def __init__(self, settings: AgentSettings, cluster: str) -> None:
         self._loop = asyncio.get_running_loop()
+        self._settings = settings
         self._term = settings.state / "term"
         config = shepherd_config(settings, cluster)
         hello = _hello(settings, cluster, isolation.enforced(config))
@@ -113,6 +115,9 @@ class Agent:
         parts: list[Coroutine[Any, Any, None]] = [self._control.run(), self._uplink.run(self._ready)]
         if self._probe is not None:
             parts.append(self._probe.run())
+        parts.append(keep_certificate(self._settings, self._uplink.take_certificate))
+        if (program := self._settings.health_program) is not None:
+            parts.append(health_program.watch(program, self._settings.health_interval, self.handle))
         await asyncio.gather(*parts)
 
     def close(self) -> None:
@@ -242,6 +247,8 @@ def shepherd_config(settings: AgentSettings, cluster: str) -> dict[str, Any]:
         "python": sys.executable,
         "containers": _containers(settings),
         "private_tmp": settings.private_tmp,
+        "prolog": str(settings.prolog or ""),
+        "prolog_timeout": settings.prolog_timeout,
     }
 
 

@@ -13,6 +13,7 @@ import os
 import socket
 import ssl
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hpcmesos.agent import api
 from hpcmesos.errors import ConfigError, HpcmesosError, MasterUnreachable, Unauthenticated
 
 RETRY = 75  # EX_TEMPFAIL
+_DATED_BACK = timedelta(days=1)  # by the authority, for clocks that differ
 
 
 def join(node: str, address: str, master: str, state: Path, token_file: Path) -> None:
@@ -51,9 +53,38 @@ def join(node: str, address: str, master: str, state: Path, token_file: Path) ->
     _write(state / "agent.pem", answer["certificate"])  # last: its presence says that the node is enrolled
 
 
+def renew(node: str, address: str, master: str, state: Path) -> float:
+    """Fetches the next certificate when a third of this one's time is left; the key stays. Seconds until the next look.
+
+    Raises:
+        MasterUnreachable and the API's own errors.
+    """
+    if (left := _until_due(state / "agent.pem")) > 0:
+        return left
+    context = None
+    if master.startswith("https://"):
+        context = _trust_only((state / "ca.pem").read_text())
+        context.load_cert_chain(state / "agent.pem", state / "agent.key")
+    body = {"csr": _request(_key(state / "agent.key"), node, address), "node": node}
+    answer = api.call(master, "POST", "/v1/certificates/renew", body, context)
+    _write(state / "ca.pem", answer["ca"])
+    _write(state / "agent.pem", answer["certificate"])
+    return _until_due(state / "agent.pem")
+
+
+def _until_due(path: Path) -> float:
+    """Seconds until a third of the certificate's time is left."""
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    issued = certificate.not_valid_before_utc + _DATED_BACK
+    end = certificate.not_valid_after_utc
+    return (end - (end - issued) / 3 - datetime.now(UTC)).total_seconds()
+
+
 def main() -> int:
-    """One attempt to join; the reason of a failure goes to standard error in one line."""
+    """One attempt to join, or to renew; the reason of a failure goes to standard error in one line."""
     words: dict[str, Any] = json.load(sys.stdin)
+    if "token_file" not in words:
+        return _renew_somewhere(words)
     state, token_file = Path(words["state"]), Path(words["token_file"])
     for master in (masters := api.several(words["master"])):
         try:
@@ -66,6 +97,18 @@ def main() -> int:
             return RETRY if error.transient else error.exit_code
     print(f"'{words['master']}' names no master", file=sys.stderr)
     return ConfigError.exit_code
+
+
+def _renew_somewhere(words: dict[str, Any]) -> int:
+    """At the first master that does; prints the seconds until the next look."""
+    for master in (masters := api.several(words["master"])):
+        try:
+            print(renew(words["node"], words["address"], master, Path(words["state"])))
+            return 0
+        except HpcmesosError as error:
+            if master == masters[-1]:
+                print(error, file=sys.stderr)
+    return RETRY
 
 
 def _authority(master: str, fingerprint: str) -> bytes:
@@ -95,7 +138,7 @@ def _chain(tls: ssl.SSLSocket) -> list[bytes]:
     return [ssl.PEM_cert_to_DER_cert(c.public_bytes()) for c in inner.get_unverified_chain()]
 
 
-def _trust_only(authority: bytes) -> ssl.SSLContext:
+def _trust_only(authority: bytes | str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = (
         False  # the cluster's own CA signs masters and agents only; O is compared instead

@@ -84,12 +84,27 @@ class ProbeSilent:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthReport:
+    """What the site's health program says of this node; empty: it is fit."""
+
+    trouble: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed; due whenever ``state_machine.deadline`` says so."""
 
 
 Event: TypeAlias = (
-    LinkUp | LinkDown | FromLeader | FromShepherd | ShepherdDown | ProbeReport | ProbeSilent | Tick
+    LinkUp
+    | LinkDown
+    | FromLeader
+    | FromShepherd
+    | ShepherdDown
+    | ProbeReport
+    | ProbeSilent
+    | HealthReport
+    | Tick
 )
 
 

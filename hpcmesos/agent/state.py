@@ -94,6 +94,7 @@ class State:
     welcomed: bool = False
     shepherd: Shepherd | None = None
     probe_asked: float = 0.0
+    trouble: str | None = None  # by the health program; None: there is none, or it has not said anything yet
     faults: Mapping[str, Fault] = field(default_factory=dict)  # by UUID, also of GPUs that are away
     figures_told: float = float("-inf")
 

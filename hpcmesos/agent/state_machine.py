@@ -20,6 +20,7 @@ from hpcmesos.agent.events import (
     Event,
     FromLeader,
     FromShepherd,
+    HealthReport,
     LinkDown,
     LinkUp,
     Note,
@@ -122,6 +123,10 @@ class _Step(GpuHealth):
                 self._on_probe(asked, readings)
             case ProbeSilent(seconds):
                 self._on_probe_silent(seconds)
+            case HealthReport(trouble):
+                if trouble != self.state.trouble:
+                    self._set(trouble=trouble)
+                    self._tell(wire.NodeHealth(trouble=trouble))
             case Tick():
                 self._on_tick()
 
@@ -196,6 +201,8 @@ class _Step(GpuHealth):
         if pair > self.state.obeyed:
             self.effects.append(Remember(*pair))
         self._set(obeyed=pair, welcomed=True)
+        if self.state.trouble is not None:
+            self._tell(wire.NodeHealth(trouble=self.state.trouble))
         for attempt in self.state.attempts.values():
             self._repeat(attempt)
 

@@ -22,6 +22,7 @@ from hpcmesos.launch.clock import boottime
 
 log = logging.getLogger(__name__)
 
+_ELECTION = 1.0  # s that a master waits with its answer for a leader to be elected
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # s between two dials, with jitter
 _NEXT_MASTER = 0.5  # s that a master may take to say who leads until the next one is asked, too
 _DIAL_TIMEOUT = 5.0
@@ -50,11 +51,14 @@ class Uplink:
         self._load = load
         self._contact = contact
         self._sent: dict[int, float] = {}  # when a pong was sent, by its nonce; _HELLO: the hello
+        self._state = state
         self._context = link_context(state)
         self._link = 0
         self._writer: asyncio.StreamWriter | None = None
         self._welcome: wire.Welcome | None = None
         self._redirect: str | None = None
+        self._unheard = -1  # term of a leader that does not answer
+        self._waited = False  # the masters have waited for an election, so the next question need not
 
     def send(self, link: int, message: wire.ToLeader) -> None:
         if link != self._link or self._writer is None:
@@ -62,6 +66,10 @@ class Uplink:
         self._writer.write(wire.encode(message))
         if self._writer.transport.get_write_buffer_size() > _MAX_UNSENT:
             self.close(link, "the leader does not read")
+
+    def take_certificate(self) -> None:
+        """The next dial shows the new one; the link that is up goes on."""
+        self._context = link_context(self._state)
 
     def close(self, link: int, reason: str) -> None:
         """Parts; the next dial follows by itself."""
@@ -84,17 +92,15 @@ class Uplink:
                 if self._welcome is not None:
                     pause, said = FIRST_PAUSE, ""
                     self._welcome = None
+            if self._waited:
+                pause, self._waited = FIRST_PAUSE, False
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE) if ready() else FIRST_PAUSE
 
     async def _session(self) -> None:
-        address = self._redirect or await self._ask_leader()
+        address, term = (self._redirect, -1) if self._redirect else await self._ask_leader()
         self._redirect = None
-        host, _, port = address.rpartition(":")
-        async with asyncio.timeout(_DIAL_TIMEOUT):
-            reader, writer = await asyncio.open_connection(
-                host.strip("[]"), int(port), ssl=self._context, limit=1024 * 1024
-            )
+        reader, writer = await self._dial(address, term)
         try:
             if api.organization(writer.get_extra_info("peercert")) != "master":
                 raise ProtocolError(f"who listens at {address} is no master")
@@ -111,27 +117,43 @@ class Uplink:
                 async with asyncio.timeout(1.0):
                     await writer.wait_closed()
 
+    async def _dial(self, address: str, term: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, _, port = address.rpartition(":")
+        try:
+            async with asyncio.timeout(_DIAL_TIMEOUT):
+                connection = await asyncio.open_connection(
+                    host.strip("[]"), int(port), ssl=self._context, limit=1024 * 1024
+                )
+        except OSError:
+            self._unheard = term  # the database thinks for some seconds that it leads
+            raise
+        self._unheard = -1
+        return connection
+
     def _heard(self, nonce: int) -> None:
         """The leader has had our answer to that ping."""
         if (at := self._sent.get(nonce)) is not None:
             self._contact(at)
             self._sent = {sent: when for sent, when in self._sent.items() if sent > nonce}
 
-    async def _ask_leader(self) -> str:
-        """The leader's address, from the first master that knows it; a slow one does not hold up the others."""
+    async def _ask_leader(self) -> tuple[str, int]:
+        """The leader's address and term, from the first master that knows; a slow one does not hold up the others."""
         questions = [partial(self._ask, master) for master in self._masters]
-        address, _, errors = await staggered_race(questions, _NEXT_MASTER)
-        if address is None:
+        found, _, errors = await staggered_race(questions, _NEXT_MASTER)
+        if found is None:
             raise MasterUnreachable("; ".join(dict.fromkeys(str(error) for error in errors)))
-        return str(address)
+        address, term = found
+        return str(address), int(term)
 
-    async def _ask(self, master: str) -> str:
+    async def _ask(self, master: str) -> tuple[str, int]:
         context = self._context if master.startswith("https") else None
-        answer = await asyncio.to_thread(api.call, master, "GET", "/v1/leader", None, context)
-        address = msgspec.convert(answer, wire.LeaderReply).address
-        if address is None:
+        path = f"/v1/leader?after={self._unheard}&timeout={_ELECTION:g}"
+        answer = await asyncio.to_thread(api.call, master, "GET", path, None, context)
+        reply = msgspec.convert(answer, wire.LeaderReply)
+        self._waited = reply.address is None or reply.term <= self._unheard
+        if reply.address is None:
             raise MasterUnreachable("there is no leader now")
-        return address
+        return reply.address, reply.term
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         silence = _DIAL_TIMEOUT

@@ -71,6 +71,32 @@ def revoke(ids: tuple[str, ...], state: Path | None) -> None:
         click.echo(ended)
 
 
+@click.group()
+def certificate() -> None:
+    """Certificates of nodes; they are renewed by themselves."""
+
+
+@certificate.command("list")
+@STATE
+def certificates(state: Path | None) -> None:
+    """List those that have not run out."""
+    table = Table("node", "serial", "issued", "good until", "", box=None, pad_edge=False)
+    for one in connect(state).certificates():
+        revoked = "" if one.revoked_at is None else f"revoked {local_time(one.revoked_at)}"
+        table.add_row(
+            one.node, one.serial[:16], local_time(one.issued_at), local_time(one.expires_at), revoked
+        )
+    Console().print(table)
+
+
+@certificate.command("revoke")
+@click.argument("node")
+@STATE
+def revoke_certificates(node: str, state: Path | None) -> None:
+    """End NODE's certificates at once: it loses its link and needs a new join token. Its jobs run on."""
+    connect(state).revoke_certificates(node)
+
+
 @click.command()
 @click.option("--days", type=float, default=1.0, show_default=True, help="How far back.")
 @click.option("--user", help="What this user changed.")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from hpcmesos.cli.daemons import agent_settings, write_settings
 from hpcmesos.cli.embedded import Cluster
 from hpcmesos.cli.real_gpus import find_real_gpus
 from hpcmesos.client import Client
-from hpcmesos.config import AgentSettings, MasterSettings
+from hpcmesos.config import AgentSettings, MasterSettings, load
 from hpcmesos.errors import HpcmesosError, StateError
 from hpcmesos.queue import postgres
 
@@ -124,18 +125,29 @@ def _start_master(cluster: Cluster, name: str, database: postgres.EmbeddedPostgr
         job_path=(str(Path(sys.executable).parent),),
         migrate=True,
     )
-    write_settings(settings, state / "master.toml")
+    write_settings(_with_sites(settings, cluster.state / "site.toml"), state / "master.toml")
     process = _spawn(cluster, name, ["master", "--config", str(state / "master.toml")])
     say(f"up: the {name} started (pid {process.pid})")
 
 
+def _with_sites(settings: MasterSettings, path: Path) -> MasterSettings:
+    """The settings with what STATE/site.toml says, if there is one. Raises ConfigError."""
+    if not path.is_file():
+        return settings
+    required = {name: getattr(settings, name) for name in ("database_url", "state", "socket")}
+    checked = load(MasterSettings, required, {}, path)
+    given = tomllib.loads(path.read_text()).keys() - required.keys()
+    return replace(settings, **{name: getattr(checked, name) for name in given})
+
+
 def _share_authority(cluster: Cluster, state: Path) -> None:
     """The masters of a cluster have one certificate authority: the first's, copied as an administrator would."""
-    from hpcmesos.master.pki import ensure_ca  # cryptography is large; `down` and `env` need none
+    from hpcmesos.master import pki, vault  # cryptography is large; `down` and `env` need none
 
     first = cluster.state / cluster.master_names[0]
     if cluster.masters > 1:
-        ensure_ca(first)
+        pki.ensure_ca(first)
+        vault.ensure_key(first)
     if state != first and not (state / "ca").exists():
         draft = state / "ca.new"
         shutil.rmtree(draft, ignore_errors=True)

@@ -33,6 +33,7 @@ COMMANDS = {
     "token": "admin",
     "secret": "secrets",
     "audit": "admin",
+    "certificate": "admin",
     "doctor": "admin",
     "install-commands": "admin",
 }

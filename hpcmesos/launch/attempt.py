@@ -115,6 +115,7 @@ class Attempt:
         self.gang: Gang | None = None
         self.scripts = Scripts(self)
         self._preamble = (b"", b"")
+        self._unstaged = ""  # why files of the job are not where they should be
         self.paths = files.job_paths(services.config, spec)
         self.tasks: dict[str, Any] = {}  # of a framework, on this node
         self.container: Container | None = None  # of a job with an image, once it is ready
@@ -215,13 +216,14 @@ class Attempt:
         """What comes before the script: prologues, and the ring."""
         here = self.services.config.node
         if self.gang and (failed := await self.gang.prologues()):
-            self._refuse_by_prologue(*failed)
+            node, code, text = failed
+            self._refuse_by_prologue(node, Result(text, code, told=True))
             return
         if self.phase == "running" and self.scripts.wanted("prologue"):
             results = await self.scripts.prologue()
             self._preamble = _joined(results)
             if results[-1].code:
-                self._refuse_by_prologue(here, results[-1].code, str(results[-1]))
+                self._refuse_by_prologue(here, results[-1])
                 return
         if self.phase == "running" and self.spec.get("ring") == "check":
             outcome = await preflight.check(self)
@@ -232,13 +234,13 @@ class Attempt:
         if self.phase == "running":
             self._begin()
 
-    def _refuse_by_prologue(self, node: str, code: int, text: str) -> None:
+    def _refuse_by_prologue(self, node: str, result: Result) -> None:
         """1, and anything for a person who waits at a terminal: the job is over. Else it runs again, elsewhere."""
-        message = f"on {node}, {text}"
-        if code == ABORT or self.terminal:
+        message = f"on {node}, {result}"
+        if (result.code == ABORT and not result.staging) or self.terminal:
             self.end(Order("APP", 0.0, message))
         else:
-            self.end(Order("START_FAILED", 0.0, message, node))
+            self.end(Order("START_FAILED", 0.0, message, None if result.staging else node))
 
     def _begin(self) -> None:
         """A job with a terminal starts when somebody is there."""
@@ -299,12 +301,17 @@ class Attempt:
             terminal=self.terminal.create(self.owner) if self.terminal else None,
             preamble=self._preamble,
             outputs=Outputs(
-                stdout=[*filter(None, [spec["stdout"]]), spool[0]],
-                stderr=[*filter(None, [spec["stderr"]]), spool[1]],
+                stdout=[*self._place("stdout"), spool[0]],
+                stderr=[*self._place("stderr"), spool[1]],
                 join=spec["join"],
                 truncate=spec["number"] == 1,
             ),
         )
+
+    def _place(self, stream: str) -> list[str]:
+        """The final place of a stream; relative ones (``-k``) lie in the owner's home."""
+        path = self.spec[stream]
+        return [os.path.join(self.owner.home, path)] if path else []
 
     def _command(self) -> tuple[str, list[str]]:
         if self.spec["argv"] is not None:
@@ -595,6 +602,7 @@ class Attempt:
         for result in results:
             if result.code:
                 sys.stderr.write(f"shepherd: {self.id}: {result}\n")
+        self._unstaged = "; ".join(str(result) for result in results if result.staging and result.code)
         return await enclosure.clear(self.enclosure)
 
     def _codes(self) -> tuple[int | None, int | None]:
@@ -650,7 +658,7 @@ class Attempt:
             await self.terminal.finish(code, number)
         ranks, steps = self.steps.tables()
         stdout, stderr, self._written = await self.output.patiently(self.output.tails, (b"", b"", 0))
-        messages = [order.message if order else "", opened.failure, trouble]
+        messages = [order.message if order else "", opened.failure, trouble, self._unstaged]
         ended = {
             "event": "ended",
             "attempt": self.id,

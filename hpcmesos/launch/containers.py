@@ -11,10 +11,11 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from hpcmesos.launch import helper
 from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.container import Container
 from hpcmesos.launch.owners import Owner
-from hpcmesos.launch.processes import Children, Launch
+from hpcmesos.launch.processes import Children
 from hpcmesos.launch.settings import Config, Refusal
 
 _RETRY = 30.0
@@ -22,7 +23,6 @@ _RETRY = 30.0
 _REMOVE_TIMEOUT = 60.0
 _FAREWELL = 20.0
 """Seconds that a shepherd waits for the last removal before it ends."""
-_LARGEST_ANSWER = 1 << 20
 
 
 class Containers:
@@ -128,51 +128,14 @@ class Containers:
         """One request to the helper. Raises Refusal with its error, or when it takes too long."""
         assert self._config.containers is not None
         words = list(self._config.containers["command"])
-        question, ours = os.pipe()
-        output, theirs = os.pipe()
+        data = json.dumps(request).encode()
         try:
-            os.write(ours, json.dumps(request).encode())  # a few KiB, and a pipe takes 64
-            launch = Launch(
-                program=words[0],
-                argv=words,
-                environ=dict(os.environ),
-                directories=("/",),
-                owner=Owner("", 0, 0, (), "/", "", switch=False),
-                umask=0o077,
-                cgroups=(),
-                stdio=(question, theirs, 2),
-            )
-            pid, report = self._children.spawn(launch, lambda status, usage: None)
-            report.close()
-        except OSError as error:
-            os.close(output)
-            raise Refusal(f"cannot start {words[0]}: {error.strerror}") from error
-        finally:
-            for end in (question, ours, theirs):
-                os.close(end)
-        try:
-            async with asyncio.timeout(seconds):
-                data = await _read(output)
+            _, answer = await helper.run(self._children, words, os.environ, seconds, data, stderr=2)
         except TimeoutError:
             raise Refusal(f"the Docker Engine has not done it within {seconds:g} s") from None
-        finally:
-            with suppress(ProcessLookupError):
-                os.kill(pid, 9)
-        return _answer(data)
-
-
-async def _read(fd: int) -> bytes:
-    reader = asyncio.StreamReader()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
-    )
-    try:
-        data = b""
-        while piece := await reader.read(1 << 16):
-            data = (data + piece)[-_LARGEST_ANSWER:]
-        return data
-    finally:
-        transport.close()
+        except OSError as error:
+            raise Refusal(f"cannot start {words[0]}: {error.strerror}") from error
+        return _answer(answer)
 
 
 def _answer(data: bytes) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import sys
 from collections.abc import Awaitable, Callable
@@ -14,8 +15,8 @@ from hpcmesos.launch.settings import Config
 
 FIRST_WORD = 10.0
 """Seconds within which a connection has to be made, and to say what it is for."""
-_RELOAD = 3600.0
-"""Seconds after which renewed certificates are read."""
+_RELOAD = 10.0
+"""Seconds after which renewed certificates are looked for."""
 
 
 class PeerError(Exception):
@@ -45,6 +46,7 @@ class Peers:
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(config.ca)
             context.load_cert_chain(config.certificate, config.key)
+        self._seen = self._stamps()
         self.port = 0
 
     async def listen(
@@ -79,12 +81,21 @@ class Peers:
         return server
 
     def _reload(self) -> None:
-        for context in (self._server_side, self._client_side):
-            try:
-                context.load_cert_chain(self._config.certificate, self._config.key)
-            except OSError as error:
-                sys.stderr.write(f"shepherd: cannot read renewed certificates: {error}\n")
+        try:
+            if (stamps := self._stamps()) != self._seen:
+                for context in (self._server_side, self._client_side):
+                    context.load_verify_locations(self._config.ca)
+                    context.load_cert_chain(self._config.certificate, self._config.key)
+                self._seen = stamps
+        except OSError as error:  # ssl.SSLError among them; the old ones go on
+            sys.stderr.write(f"shepherd: cannot read renewed certificates: {error}\n")
         asyncio.get_running_loop().call_later(_RELOAD, self._reload)
+
+    def _stamps(self) -> list[tuple[int, int]]:
+        """Of the files: what changes when they are replaced."""
+        paths = (self._config.certificate, self._config.key, self._config.ca)
+        found = [os.stat(path) for path in paths]
+        return [(status.st_mtime_ns, status.st_ino) for status in found]
 
     async def dial(self, member: dict[str, Any]) -> Channel:
         """A connection to that member of a gang.

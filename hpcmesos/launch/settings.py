@@ -31,6 +31,8 @@ class Config:
     cgroup: str | None  # v2 directory under which attempts' cgroups are made; None: no cgroups
     limits: dict[str, Any]  # memory, cpu: bool; pids: number; devices: majors; v1: controller -> directory
     private_tmp: bool  # each attempt has a /tmp and /var/tmp of its own
+    prolog: str  # program that runs before each attempt; empty: none
+    prolog_timeout: float
     gang_silence: float
     gang_ping: float
     boot_id: str
@@ -61,6 +63,8 @@ class Config:
             cgroup=values.get("cgroup"),
             limits=values.get("limits") or {},
             private_tmp=bool(values.get("private_tmp")),
+            prolog=values.get("prolog") or "",
+            prolog_timeout=float(values.get("prolog_timeout", 20.0)),
             gang_silence=float(values.get("gang_silence", 20.0)),
             gang_ping=float(values.get("gang_ping", 2.0)),
             boot_id=values.get("boot_id", ""),

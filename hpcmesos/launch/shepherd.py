@@ -13,7 +13,7 @@ from collections import OrderedDict
 from typing import Any
 
 from hpcmesos import pidfile
-from hpcmesos.launch import control, enclosure, files, gangs, logs, ranks, shells, terminal
+from hpcmesos.launch import control, enclosure, files, gangs, logs, prolog, ranks, shells, terminal
 from hpcmesos.launch.attempt import Attempt, Order, Services
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.containers import Containers
@@ -101,18 +101,22 @@ class Shepherd:
         self._arrived(name)
         if attempt.head and len(spec["members"]) > 1:
             attempt.gang = gangs.HeadGang(attempt)
-        if spec.get("image"):
-            task = asyncio.get_running_loop().create_task(self._contain(attempt))
+        if spec.get("image") or self.config.prolog:
+            task = asyncio.get_running_loop().create_task(self._get_ready(attempt))
             self.services.tasks.add(task)
             task.add_done_callback(self.services.tasks.discard)
         else:
             self._prepared(attempt)
 
-    async def _contain(self, attempt: Attempt) -> None:
-        """The container may take long, and the attempt may be over meanwhile."""
+    async def _get_ready(self, attempt: Attempt) -> None:
+        """What may take long; the attempt may be over meanwhile."""
         try:
-            attempt.container = await self._containers.make(attempt)
-        except Refusal as refusal:
+            if self.config.prolog:
+                await prolog.run(attempt)
+            if attempt.spec.get("image"):
+                attempt.container = await self._containers.make(attempt)
+        except Exception as error:  # whatever it is, it costs this attempt
+            refusal = error if isinstance(error, Refusal) else Refusal(f"cannot prepare: {error!r}")
             if attempt.phase == "preparing":
                 if attempt.gang:
                     attempt.gang.end(Order("START_FAILED", 0.0, str(refusal)))

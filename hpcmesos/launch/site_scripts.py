@@ -35,6 +35,8 @@ ABORT = 1
 NOT_SAFE, NO_END, TIMED_OUT = -1, -3, -4
 """Torque's codes for a script that others may write, one that was interrupted, and one that took too long."""
 
+_STAGING = 3600.0
+"""Seconds that one transfer of a file may take."""
 _LARGEST = 64 * 1024
 """Bytes of each stream that are kept."""
 _LAST_WORDS = 0.5
@@ -60,8 +62,12 @@ class Result:
     stdout: bytes = b""
     stderr: bytes = b""
     trouble: str = ""
+    staging: bool = False  # no script, but a file that comes or goes
+    told: bool = False  # ``name`` is all that there is to say
 
     def __str__(self) -> str:
+        if self.told:
+            return self.name
         last = self.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
         return f"{self.name}: {self.trouble or f'exit code {self.code}'}{f': {last}' if last else ''}"
 
@@ -80,7 +86,7 @@ class Scripts:
 
     def wanted(self, kind: str) -> bool:
         """Whether this node has anything to run; ``kind``: prologue or epilogue."""
-        return bool(self._chosen(kind))
+        return bool(self._chosen(kind) or self._transfers(kind))
 
     async def prologue(self) -> list[Result]:
         """All in their order, up to the first that does not end with 0."""
@@ -89,13 +95,21 @@ class Scripts:
         for path, as_owner in self._chosen("prologue"):
             results.append(await self._run(path, self._prologue_arguments(), as_owner=as_owner))
             if results[-1].code:
+                return results
+        for transfer in self._transfers("prologue"):
+            results.append(await self._stage("stagein", transfer))
+            if results[-1].code:
                 break
         return results
 
     async def epilogue(self, exit_status: int, usage: dict[str, Any]) -> list[Result]:
         """All in their order; their codes change nothing."""
+        self._stopped = False
         arguments = self._epilogue_arguments(exit_status, usage)
-        return [await self._run(path, arguments, as_owner=who) for path, who in self._chosen("epilogue")]
+        results = [await self._run(path, arguments, as_owner=who) for path, who in self._chosen("epilogue")]
+        for transfer in self._transfers("epilogue") if usage["session"] else []:
+            results.append(await self._stage("stageout", transfer))
+        return results
 
     def stop(self) -> None:
         """A prologue that still runs is killed: the job ends."""
@@ -125,6 +139,21 @@ class Scripts:
         if own:
             found.append((os.path.join(spec["workdir"] or self._attempt.owner.home, own), True))
         return found
+
+    def _transfers(self, kind: str) -> list[dict[str, str | None]]:
+        """Files that come before the script, or go after it: {local, host (None: seen from here), remote}."""
+        name = "stagein" if kind == "prologue" else "stageout"
+        return list(self._attempt.spec.get(name, ())) if self._attempt.head else []
+
+    async def _stage(self, name: str, transfer: dict[str, str | None]) -> Result:
+        """Copies as the owner, in his home; what lies on another host with scp."""
+        local, remote, host = transfer["local"] or "", transfer["remote"] or "", transfer["host"]
+        far = f"{host}:{remote}" if host else remote
+        ends = [far, local] if name == "stagein" else [local, far]
+        words = ["scp", "-Brpq", "--"] if host else ["cp", "-rp", "--"]
+        result = await self._execute([*words, *ends], self._attempt.owner, _STAGING, in_job=True)
+        result.name, result.staging = f"{name} of {ends[0]}", True
+        return result
 
     def _unsafe(self, path: str) -> str:
         """Why a script of the site must not be run; empty: it may."""
@@ -190,13 +219,17 @@ class Scripts:
             if as_owner
             else Owner("root", os.geteuid(), os.getegid(), (), "/", "", switch=False)
         )
+        return await self._execute([path, *arguments], ours, self._limit, in_job=as_owner)
+
+    async def _execute(self, argv: list[str], owner: Owner, limit: float, *, in_job: bool) -> Result:
+        name = os.path.basename(argv[0])
         try:
-            exited, report, streams = self._start([path, *arguments], ours, in_job=as_owner)
+            exited, report, streams = self._start(argv, owner, in_job=in_job)
         except OSError as error:
             return Result(name, NO_END, trouble=f"cannot be started: {error.strerror}")
         opened = Report()
         reading = asyncio.gather(*(_read(fd) for fd in streams))
-        in_time, _ = await asyncio.wait({exited}, timeout=self._limit)
+        in_time, _ = await asyncio.wait({exited}, timeout=limit)
         if not in_time:
             self._kill()
         status = os.waitstatus_to_exitcode(await exited)
@@ -205,7 +238,7 @@ class Scripts:
         report.close()
         code, trouble = (status if status >= 0 else 128 - status), ""
         if not in_time:
-            code, trouble = TIMED_OUT, f"killed after {self._limit:g} s"
+            code, trouble = TIMED_OUT, f"killed after {limit:g} s"
         buffers = [b"", b""]
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS):
@@ -224,7 +257,7 @@ class Scripts:
             program=argv[0],
             argv=argv,
             environ=self._environment(owner),
-            directories=("/",),
+            directories=(owner.home, "/"),
             owner=owner,
             umask=_UMASK,
             # A site's script would count, and be killed, with the job.

@@ -31,8 +31,12 @@ from hpcmesos.master.api import build_app
 from hpcmesos.master.child import API_CONFIG, Child, log_to_stderr
 from hpcmesos.master.door import Acceptor, Door, GuardedProtocol, GuardedWebSocket, Limits
 from hpcmesos.master.metrics import Metrics, counting
+from hpcmesos.master.services.routing import LOOK, Router
 from hpcmesos.master.services.site import Site
+from hpcmesos.master.services.wait import in_thread
 from hpcmesos.queue.store import Store
+
+log = logging.getLogger(__name__)
 
 _GRACE = 0.5  # seconds that requests may take to finish
 _STOPPING = msgspec.json.encode(
@@ -42,6 +46,7 @@ _STOPPING = msgspec.json.encode(
         exit_code=MasterUnreachable.exit_code,
     )
 )
+_CLIENT_SILENCE = 60.0  # seconds without an answer to a ping: the client at a terminal is gone
 _LARGEST_MESSAGE = 1024 * 1024  # bytes of what a terminal's client sends at once
 _SWITCH_INTERVAL = 0.0005  # seconds; a request hops between the loop and a thread
 _PR_SET_PDEATHSIG = 1
@@ -61,9 +66,9 @@ def main() -> int:
 async def _serve(config: Child, supervisor: int | None) -> None:
     settings, certificate, key, ca = config.settings, config.certificate, config.key, config.ca
     store = Store(settings.api_database_url or settings.database_url)
-    site = replace(
-        Site.open(settings, store, pki.client_context(ca, certificate, key)), supervisor=supervisor
-    )
+    client = pki.client_context(ca, certificate, key)
+    contexts = [client]
+    site = replace(Site.open(settings, store, client), supervisor=supervisor)
     metrics = Metrics(site)
     app = counting(_interruptible(build_app(site, metrics)), metrics)
     door = Door(Limits().within_descriptors())
@@ -72,14 +77,29 @@ async def _serve(config: Child, supervisor: int | None) -> None:
         servers.append((_server(app, None, door), socket.socket(fileno=config.unix_fd)))
     if config.tls_fd is not None:
         tls = pki.server_context(certificate, key, ca, require_client=False)
+        contexts.append(tls)
         servers.append((_server(app, tls, door), socket.socket(fileno=config.tls_fd)))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, [server for server, _ in servers])
+    fresh = asyncio.create_task(pki.keep_fresh(pki.Refresher(contexts, certificate, key, ca)))
     try:
+        routing = asyncio.create_task(_keep_routing(Router(site)))
         await asyncio.gather(*(server.serve([listener]) for server, listener in servers))
+        routing.cancel()
     finally:
+        fresh.cancel()
         site.close()
+
+
+async def _keep_routing(router: Router) -> None:
+    """Looks after jobs in route queues for as long as this process serves."""
+    while True:
+        await asyncio.sleep(LOOK)
+        try:
+            await in_thread(router.look)
+        except Exception as error:  # the next look may do better; requests are served meanwhile
+            log.warning("route queues are looked at later: %s", error)
 
 
 class _Server(uvicorn.Server):
@@ -114,6 +134,7 @@ def _server(app: Any, tls: ssl.SSLContext | None, door: Door) -> _Server:
         ws=GuardedWebSocket,
         ws_max_size=_LARGEST_MESSAGE,
         ws_per_message_deflate=False,
+        ws_ping_timeout=_CLIENT_SILENCE,
         lifespan="off",
         log_config=None,
         access_log=False,

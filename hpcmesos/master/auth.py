@@ -12,7 +12,7 @@ import hmac
 import os
 import pwd
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -61,6 +61,7 @@ class Authority:
     store: Store
     server: Mapping[str, str] = field(default_factory=dict)
     provider: Provider | None = None
+    revoked: Callable[[], Collection[str]] = tuple  # serials of certificates that are good no more
 
     def identify(self, peer: Peer, authorization: str | None, purpose: str = "") -> Caller:
         """The caller on this connection. ``purpose``: what a MUNGE credential has to be for, METHOD and path.
@@ -77,6 +78,8 @@ class Authority:
         if peer.organization == "master":
             return Caller("", Role.MANAGER, via=via)
         if peer.organization == "agent" and peer.common_name:
+            if peer.serial in self.revoked():
+                raise Unauthenticated(f"the certificate of node {peer.common_name} is revoked")
             return Caller("", Role.USER, peer.common_name, via=via)
         raise Unauthenticated(
             "no credential: send a bearer token, or use the unix socket on a host of the cluster"

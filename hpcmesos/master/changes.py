@@ -117,7 +117,8 @@ class Changes:
         queue = self.desk.cluster.queues.get(str(row.payload.get("queue")))
         if queue is None:
             raise InvalidValue(f"a move to an unknown queue: {row.payload.get('queue')}")
-        if job.state in WAITING_STATES:
+        outrun = row.payload.get("from") not in (None, job.queue)
+        if job.state in WAITING_STATES and not outrun:
             payload = {"user": row.user, "from": job.queue, "to": queue.name}
             request = fenced(job.request, queue)
             self.desk.move(job, job.state, "moved", payload, queue=queue.name, request=request)

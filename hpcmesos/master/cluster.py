@@ -22,6 +22,7 @@ from hpcmesos.master.usage import Usage
 from hpcmesos.master.waiting import Waiting
 from hpcmesos.model import AttemptId, Cause, GpuState, JobId, JobState
 from hpcmesos.queue import arrays, documents
+from hpcmesos.queue.opening import is_open, next_opening
 from hpcmesos.queue.records import (
     AttemptKey,
     Ending,
@@ -404,10 +405,25 @@ class Cluster:
             if self.jobs[key].queue == queue:
                 self._wait(self.jobs[key])
 
-    def stopped_queues(self) -> frozenset[str]:
-        """Queues whose jobs do not start; all of them while the server's scheduling is off."""
+    def stopped_queues(self, now: float) -> frozenset[str]:
+        """Queues whose jobs do not start (``now``: epoch seconds); all of them while the server's scheduling is off."""
         idle = self.attributes.get("scheduling") == "False"
-        return frozenset(name for name, queue in self.queues.items() if idle or not queue.started)
+        return frozenset(name for name in self.queues if idle or self.why_stopped(name, now))
+
+    def why_stopped(self, name: str, now: float) -> str:
+        """Why no job of the queue starts now; empty: they may. Times are those of this host's zone."""
+        queue = self.queues.get(name)
+        if queue is None:
+            return ""
+        if queue.attributes.get("queue_type") == "Route":
+            return f"no destination of route queue {name} takes it now; it is tried again"
+        if not queue.started:
+            return f"queue {name} is stopped"
+        when = datetime.fromtimestamp(now).astimezone()
+        if (times := queue.attributes.get("start_times")) and not is_open(times, when):
+            opens = next_opening(times, when)
+            return f"queue {name} starts jobs {times}" + (f", next at {opens:%a %H:%M}" if opens else "")
+        return ""
 
     def queue_views(self) -> dict[str, QueueView]:
         """The queues as the scheduler sees them."""

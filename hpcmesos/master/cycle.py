@@ -97,7 +97,7 @@ def snapshot(
     everything = Snapshot(
         cluster.holdings.nodes,
         cluster.pending.table,
-        cluster.stopped_queues(),
+        cluster.stopped_queues(now),
         cluster.holdings.running,
         cluster.queue_views(),
         reservations.windows(cluster.reservations, now),

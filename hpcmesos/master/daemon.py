@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 from hpcmesos import pidfile
@@ -33,6 +34,8 @@ _BACKLOG = 4096
 _QUICK_DEATH = 5.0  # seconds of life under which the next start is delayed
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _STOP_TIMEOUT = 8.0
+_RENEWAL = 3600.0  # seconds between two looks at our certificate
+_DAY = 86400.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 
@@ -120,14 +123,20 @@ def _bind_tls(settings: MasterSettings) -> socket.socket:
     return tls
 
 
-def _children(settings: MasterSettings, unix: socket.socket, tls: socket.socket) -> list[Process]:
-    """The leader candidate and the API processes, with their configuration written; not started."""
+def _certificate(settings: MasterSettings) -> tuple[pki.Ca, Path, Path]:
+    """The authority, and this master's certificate and key; renewed when it is time."""
     ca = pki.ensure_ca(settings.state)
-    vault.ensure_key(settings.state)
     host = socket.gethostname()
     names = {host, socket.getfqdn(), "localhost", "127.0.0.1", _host(settings.listen), _host(settings.link)}
     sans = sorted(name for name in names if name not in ("", "0.0.0.0", "::"))  # noqa: S104  (compared, not bound)
-    certificate, key = pki.ensure_certificate(ca, settings.state / "tls", host, "master", sans)
+    lifetime = timedelta(days=settings.certificate_days)
+    return ca, *pki.ensure_certificate(ca, settings.state / "tls", host, "master", sans, lifetime)
+
+
+def _children(settings: MasterSettings, unix: socket.socket, tls: socket.socket) -> list[Process]:
+    """The leader candidate and the API processes, with their configuration written; not started."""
+    ca, certificate, key = _certificate(settings)
+    vault.ensure_key(settings.state)
     run = settings.state / "run"
     run.mkdir(exist_ok=True, mode=0o700)
     common = child.Child(settings=settings, certificate=certificate, key=key, ca=ca.path)
@@ -200,6 +209,7 @@ class Supervisor:
         self._settings = settings
         self._children = children
         self._wakeups = wakeups
+        self._renewal = 0.0  # when to look at our certificate next, by the monotonic clock
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT; what is accepted until then is in the database, for the next leader."""
@@ -219,14 +229,26 @@ class Supervisor:
             self._stop(self._children)
 
     def _look(self) -> None:
+        self._renew()
         for process in self._children:
             process.reap()
             if process.popen is None and process.due <= time.monotonic():
                 process.start()
 
-    def _next_start(self) -> float | None:
+    def _next_start(self) -> float:
         due = [process.due for process in self._children if process.popen is None]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        return max(0.0, min([*due, self._renewal]) - time.monotonic())
+
+    def _renew(self) -> None:
+        """The children read the new certificate by themselves."""
+        now = time.monotonic()
+        if now < self._renewal:
+            return
+        self._renewal = now + min(_RENEWAL, self._settings.certificate_days * _DAY / 10)
+        try:
+            _certificate(self._settings)
+        except (OSError, StateError) as error:
+            log.error("cannot renew this master's certificate: %s", error)
 
     def _stop(self, processes: Sequence[Process]) -> None:
         living = [process.popen for process in processes if process.popen is not None]

@@ -48,8 +48,8 @@ _LOSSES = frozenset({Cause.NODE_LOST, Cause.GPU_LOST})
 _SAID_SO = frozenset({Cause.APP, Cause.SIGNAL})
 """How a job ends that was told to save its work and did not end with 0; with 0 it is complete."""
 
-_BY_ITS_NODE = frozenset({Cause.DELETED, Cause.APP})
-"""Ends that a node may have its reasons for, which it tells: nobody at a terminal, a prologue that refused the job."""
+_BY_ITS_NODE = frozenset({Cause.DELETED, Cause.APP, Cause.OK, Cause.SIGNAL})
+"""Ends of which a node may have to tell something: nobody at a terminal, a prologue's refusal, files not staged out."""
 _TROUBLE = _LOSSES | {Cause.START_FAILED, Cause.OOM}  # of a member: the whole attempt ends with it
 
 

@@ -1,8 +1,8 @@
 """The leader candidate: stands by until it may lead, then leads until any doubt arises, and ends.
 
 While another leads it keeps a picture of the queue warm. Threads of a leader: the event loop with the links (main), the
-planner, the lease, the listener, the timers, the timetable. Whichever of them can not go on ends the process at once;
-the supervisor starts a new candidate. Jobs and agents do not mind.
+planner, the lease, the listener, the timers, the timetable, the notices. Whichever of them can not go on ends the
+process at once; the supervisor starts a new candidate. Jobs and agents do not mind.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import uvloop
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable
-from hpcmesos.master import child, pki
+from hpcmesos.master import child, notices, pki
 from hpcmesos.master.events import Event, InboxHint, Stop
 from hpcmesos.master.links import Links, bind
 from hpcmesos.master.listener import listen
@@ -40,11 +40,13 @@ from hpcmesos.queue.leadership import Leadership
 
 log = logging.getLogger(__name__)
 
-_ASK = 0.1  # seconds between two tries to get the lock
-_LONGEST_PAUSE = 1.0  # the same, while PostgreSQL does not answer
+_PATIENCE = 1.0  # seconds to wait for the lock, until the question is put anew
+_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between two tries, while PostgreSQL does not answer
+_BACKLOG = 4096  # agents that dial at once
 _SWITCH_INTERVAL = 0.0005  # the planner computes; links and the lease must not wait for it
 _STOP_TIMEOUT = 5.0
-_SUCCESSOR = 0.4  # seconds that a leader that steps down waits for the next one's address
+_REVOKED = 2.0  # seconds between two looks for certificates that are good no more
+_SUCCESSOR = 1.5  # seconds that a leader that steps down waits for the next one's address
 _FAREWELL = 0.2  # seconds that agents may take to close their links
 
 
@@ -90,6 +92,10 @@ class Lease:
         finally:
             self._leadership.release()
 
+    def successor(self, term: int) -> str:
+        """As Leadership.successor(), after giving up."""
+        return self._leadership.successor(term)
+
 
 def guarded(run: Callable[[], None], stopped: threading.Event) -> Callable[[], None]:
     """``run`` as the body of a thread without which this process cannot lead, unless it has ``stopped`` leading."""
@@ -109,28 +115,35 @@ def guarded(run: Callable[[], None], stopped: threading.Event) -> Callable[[], N
 def acquire(leadership: Leadership, settings: MasterSettings) -> tuple[int, socket.socket]:
     """Waits until this process leads; answers the term and the socket whose address is published."""
     holder = f"{socket.gethostname()}:{os.getpid()}"
-    said, pause = "", _ASK
+    said, pause = "", _PAUSE
     bound: tuple[socket.socket, str] | None = None
     while True:
         try:
             bound = bound or bind(settings.link)
-            if (term := leadership.try_acquire(holder, bound[1], settings.lease)) is not None:
+            term = leadership.try_acquire(holder, bound[1], settings.lease, 0.0 if not said else _PATIENCE)
+            if term is not None:
+                bound[0].listen(
+                    _BACKLOG
+                )  # who hears of the address now waits in line, and need not dial twice
                 log.info("leading term=%d address=%s", term, bound[1])
                 return term, bound[0]
-            text, pause = "another candidate leads", _ASK
+            text, pause = "another candidate leads", _PAUSE
         except (DatabaseUnavailable, OSError) as error:
             text, pause = str(error), min(_LONGEST_PAUSE, 2 * pause)
+            time.sleep(pause)
         if text != said:
             log.info("waiting: %s", text)
             said = text
-        time.sleep(pause)
 
 
 class Leader:
     """One term of leadership."""
 
-    def __init__(self, config: child.Child, store: LeaderStore, lease: Lease, standby: Standby) -> None:
+    def __init__(
+        self, config: child.Child, store: LeaderStore, lease: Lease, standby: Standby, timeline: int
+    ) -> None:
         self._config = config
+        self._timeline = timeline
         self._settings = config.settings
         self._store = store
         self._lease = lease
@@ -149,24 +162,32 @@ class Leader:
         welcome = wire.Welcome(
             protocol=wire.PROTOCOL,
             cluster=settings.cluster,
-            timeline=(await asyncio.to_thread(store.leader)).timeline,
+            timeline=self._timeline,
             term=store.term,
         )
         links = Links(welcome, settings.node_silence, self._events.put)
         tls = pki.server_context(
             self._config.certificate, self._config.key, self._config.ca, require_client=True
         )
+        refresher = pki.Refresher([tls], self._config.certificate, self._config.key, self._config.ca)
+        fresh = asyncio.create_task(pki.keep_fresh(refresher))
+        guard = asyncio.create_task(self._part_from_revoked(links))
         await links.start(bound, tls)  # before the picture is there: agents need not dial twice
+        connected = asyncio.create_task(asyncio.to_thread(store.leader))  # while the picture is read
         planner = await asyncio.to_thread(self._planner, links)
+        await connected
         threads = [
             self._thread("planner", planner.run),
             self._thread("timers", lambda: Timers(store, settings).run(self._stopped)),
             self._thread("timetable", lambda: TimetableThread(store, self._hint).run(self._stopped)),
         ]
+        if (told := notices.made(store, settings)) is not None:
+            self._thread("notices", lambda: told.run(self._stopped))
         self._thread("listener", self._listen)
         log.info("serving term=%d", store.term)
         await stop.wait()
-        watch.cancel()
+        for task in (watch, fresh, guard):
+            task.cancel()
         self._stopped.set()
         self._events.put(Stop())
         for thread in threads:
@@ -183,6 +204,7 @@ class Leader:
         return planner
 
     async def _part(self, links: Links) -> None:
+        self._store.close()  # else the next leader ends its sessions first, and waits for that
         if await asyncio.to_thread(self._lease.give_up) and (next_one := await self._successor()):
             links.hand_over(next_one)
             deadline = time.monotonic() + _FAREWELL
@@ -195,9 +217,8 @@ class Leader:
         deadline = time.monotonic() + _SUCCESSOR
         while time.monotonic() < deadline:
             with contextlib.suppress(DatabaseUnavailable):
-                leader = await asyncio.to_thread(self._store.leader)
-                if leader.live and leader.term > self._store.term:
-                    return leader.address
+                if address := await asyncio.to_thread(self._lease.successor, self._store.term):
+                    return address
             await asyncio.sleep(0.02)
         return ""
 
@@ -211,6 +232,13 @@ class Leader:
 
     def _listen(self) -> None:
         listen(leader_url(self._settings), self._events.put, self._stopped)
+
+    async def _part_from_revoked(self, links: Links) -> None:
+        """Nodes whose certificates are revoked lose their links, and get no new ones."""
+        while True:
+            with contextlib.suppress(DatabaseUnavailable):  # what is known goes on
+                links.refuse(await asyncio.to_thread(self._store.revoked))
+            await asyncio.sleep(_REVOKED)
 
     async def _watch_lease(self) -> None:
         while True:
@@ -235,7 +263,7 @@ def main() -> int:
     try:
         store = LeaderStore(leader_url(config.settings), term)
         uvloop.run(
-            Leader(config, store, lease, standby).run(bound)
+            Leader(config, store, lease, standby, leadership.timeline).run(bound)
         )  # asyncio's own TLS costs more than all decisions
     except BaseException as error:
         log.exception("the leader failed")

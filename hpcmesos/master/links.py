@@ -18,7 +18,7 @@ import msgspec
 from hpcmesos import wire
 from hpcmesos.master import links_client
 from hpcmesos.master.events import Asked, Event, LinkDown, LinkUp, Received
-from hpcmesos.master.pki import peer_name
+from hpcmesos.master.pki import peer_name, serial
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class Links:
         self._ticker: asyncio.TimerHandle | None = None
         self._nonce = 0
         self._warned = False
+        self.revoked: frozenset[str] = frozenset()
 
     async def start(self, bound: socket.socket, tls: ssl.SSLContext) -> None:
         """Listens on a bound socket."""
@@ -71,6 +72,15 @@ class Links:
             lambda: Connection(self), sock=bound, ssl=tls, ssl_handshake_timeout=10.0, backlog=4096
         )
         self._tick()
+
+    def refuse(self, serials: frozenset[str]) -> None:
+        """Certificates that are good no more: their links end now, and none begins."""
+        if serials == self.revoked:
+            return
+        self.revoked = serials
+        for connection in list(self._open):
+            if connection.serial in serials:
+                connection.reject("this node's certificate is revoked")
 
     def hand_over(self, leader: str) -> None:
         """Stops listening and tells every agent where its next leader listens."""
@@ -174,6 +184,7 @@ class Connection(asyncio.Protocol):
         self.process = ("", 0)  # boot id and pid of the agent
         self.organisation = ""
         self.name = ""
+        self.serial = ""
         self.heard = 0.0
         self.answered = 0  # the nonce of the last pong
         self._why = "closed by the agent"
@@ -184,12 +195,16 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods only
         self.heard = self.links._loop.time()
-        self.organisation, self.name = peer_name(transport.get_extra_info("peercert")) or ("", "")
+        shown = transport.get_extra_info("peercert")
+        self.organisation, self.name = peer_name(shown) or ("", "")
+        self.serial = serial(shown)
         if self.organisation == "master":
             self._handle = self._on_question
         self.links.opened(self)
         if self.organisation not in ("agent", "master"):
             self.abort(f"a certificate of O={self.organisation!r} may not dial here")
+        elif self.serial in self.links.revoked:
+            self.reject("this node's certificate is revoked")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

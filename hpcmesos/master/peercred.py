@@ -28,6 +28,7 @@ class Peer:
     pid: int | None = None
     organization: str = ""  # O and CN of the client's certificate; empty: none was shown
     common_name: str = ""
+    serial: str = ""  # of that certificate, hex
     address: str = ""  # the other end's of a TLS connection, as numbers
 
 
@@ -43,9 +44,15 @@ def identify(transport: asyncio.BaseTransport) -> Peer:
     """The peer of a connected transport."""
     tls = transport.get_extra_info("ssl_object")
     if isinstance(tls, ssl.SSLObject | ssl.SSLSocket):
-        organization, common_name = pki.peer_name(tls.getpeercert()) or ("", "")
+        shown = tls.getpeercert()
+        organization, common_name = pki.peer_name(shown) or ("", "")
         address = str((transport.get_extra_info("peername") or ("",))[0])
-        return Peer(organization=organization, common_name=common_name, address=address)
+        return Peer(
+            organization=organization,
+            common_name=common_name,
+            serial=pki.serial(shown),
+            address=address,
+        )
     connection = transport.get_extra_info("socket")
     if connection is None or connection.family != socket.AF_UNIX:
         return Peer()

@@ -5,8 +5,10 @@ The key lies in ``STATE/ca/ca.key`` (0600). Certificates name their holder in CN
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import ipaddress
+import logging
 import os
 import ssl
 from collections.abc import Sequence
@@ -21,10 +23,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hpcmesos.errors import InvalidValue, StateError
 
+log = logging.getLogger(__name__)
+
 _DAY = datetime.timedelta(days=1)
 _CA_DAYS = 3650
-_CERTIFICATE_DAYS = 365
-_RENEW_DAYS = 30
+LIFETIME = 365 * _DAY
+"""Of certificates of nodes and masters, unless the site says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +66,15 @@ def ensure_ca(state: Path) -> Ca:
 
 
 def ensure_certificate(
-    ca: Ca, directory: Path, common_name: str, organization: str, sans: Sequence[str]
+    ca: Ca,
+    directory: Path,
+    common_name: str,
+    organization: str,
+    sans: Sequence[str],
+    lifetime: datetime.timedelta = LIFETIME,
 ) -> tuple[Path, Path]:
-    """Paths of certificate and key in ``directory``; made anew when they run out or do not fit what is asked.
+    """Paths of certificate and key in ``directory``; made anew when a third of their time is left, and when they do not
+    fit what is asked.
 
     The authority's certificate follows in the file, so that servers show it to newcomers, who know its fingerprint.
     """
@@ -74,17 +84,20 @@ def ensure_certificate(
         present = x509.load_pem_x509_certificate(certificate_path.read_bytes())
         if _still_good(ca, present, common_name, organization, sans):
             return certificate_path, key_path
-    key = ec.generate_private_key(ec.SECP256R1())
+    # The key stays: a renewal is one file, so that whoever reads meanwhile never finds two that do not belong together.
+    key = _load_key(key_path) if key_path.exists() else ec.generate_private_key(ec.SECP256R1())
     names = x509.SubjectAlternativeName([_general_name(san) for san in sans])
-    certificate = _issue(ca, common_name, organization, key.public_key(), names if sans else None)
+    certificate = _issue(ca, common_name, organization, key.public_key(), names if sans else None, lifetime)
     _write(key_path, _key_pem(key), 0o600)
     chain = certificate.public_bytes(serialization.Encoding.PEM) + ca.pem.encode()
     _write(certificate_path, chain, 0o644)
     return certificate_path, key_path
 
 
-def sign_csr(ca: Ca, csr_pem: str, organization: str, node: str) -> str:
-    """A certificate (PEM, one year) for the key of a request whose common name is ``node``.
+def sign_csr(
+    ca: Ca, csr_pem: str, organization: str, node: str, lifetime: datetime.timedelta = LIFETIME
+) -> str:
+    """A certificate (PEM) for the key of a request whose common name is ``node``.
 
     Of what the request asks for, only the common name and the IP and DNS names are taken.
 
@@ -105,7 +118,7 @@ def sign_csr(ca: Ca, csr_pem: str, organization: str, node: str) -> str:
     public_key = csr.public_key()
     if not isinstance(public_key, ec.EllipticCurvePublicKey):
         raise InvalidValue("the certificate request needs an elliptic curve key")
-    certificate = _issue(ca, node, organization, public_key, names)
+    certificate = _issue(ca, node, organization, public_key, names, lifetime)
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
@@ -146,12 +159,55 @@ def client_context(ca: Path, certificate: Path | None = None, key: Path | None =
     return context
 
 
+class Refresher:
+    """TLS contexts whose certificate, key and authority are read again when their files change.
+
+    Connections that are open go on; the next ones use the new files. What the authority's file names no more stays
+    trusted by a context until its process starts again.
+    """
+
+    def __init__(self, contexts: Sequence[ssl.SSLContext], certificate: Path, key: Path, ca: Path) -> None:
+        self._contexts, self._files = contexts, (certificate, key, ca)
+        self._seen = self._stamps()
+
+    def look(self) -> bool:
+        """Whether there was something new. Raises OSError, ssl.SSLError: it cannot be used; the old goes on."""
+        if (stamps := self._stamps()) == self._seen:
+            return False
+        certificate, key, ca = self._files
+        for context in self._contexts:
+            context.load_verify_locations(ca)
+            context.load_cert_chain(certificate, key)
+        self._seen = stamps
+        return True
+
+    def _stamps(self) -> list[tuple[int, int]]:
+        found = [path.stat() for path in self._files]
+        return [(status.st_mtime_ns, status.st_ino) for status in found]
+
+
+async def keep_fresh(refresher: Refresher, pause: float = 10.0) -> None:
+    """Looks every ``pause`` seconds, until cancelled."""
+    while True:
+        await asyncio.sleep(pause)
+        try:
+            if refresher.look():
+                log.info("certificates are read again")
+        except (OSError, ssl.SSLError) as error:
+            log.error("cannot use the new certificates: %s", error)
+
+
 def peer_name(certificate: object) -> tuple[str, str] | None:
     """(O, CN) of what ``getpeercert()`` returned; None: the peer showed no certificate."""
     if not isinstance(certificate, dict) or not certificate:
         return None
     fields = {key: value for rdn in certificate.get("subject", ()) for key, value in rdn}
     return fields.get("organizationName", ""), fields.get("commonName", "")
+
+
+def serial(certificate: object) -> str:
+    """The serial number, hex, of what ``getpeercert()`` returned; empty: the peer showed no certificate."""
+    return str(certificate.get("serialNumber", "")).lower() if isinstance(certificate, dict) else ""
 
 
 def common_name_of(subject: x509.Name) -> str:
@@ -188,6 +244,7 @@ def _issue(
     organization: str,
     public_key: ec.EllipticCurvePublicKey,
     names: x509.SubjectAlternativeName | None,
+    lifetime: datetime.timedelta,
 ) -> x509.Certificate:
     now = datetime.datetime.now(datetime.UTC)
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -198,7 +255,7 @@ def _issue(
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _DAY)
-        .not_valid_after(now + _CERTIFICATE_DAYS * _DAY)
+        .not_valid_after(now + lifetime)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(ca=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
@@ -232,13 +289,19 @@ def _still_good(
         certificate.verify_directly_issued_by(ca.certificate)
     except (ValueError, TypeError, InvalidSignature):
         return False
-    left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
     wanted = {_general_name(san) for san in sans}
     return (
-        left > _RENEW_DAYS * _DAY
+        not is_due(certificate)
         and certificate.subject == _subject(common_name, organization)
         and wanted <= set(_names(certificate.extensions))
     )
+
+
+def is_due(certificate: x509.Certificate) -> bool:
+    """Whether it is time for the next one: a third of its time is left, or less."""
+    issued = certificate.not_valid_before_utc + _DAY  # dated back when it was made, for clocks that differ
+    end = certificate.not_valid_after_utc
+    return end - datetime.datetime.now(datetime.UTC) <= (end - issued) / 3
 
 
 def _limited_names(csr: x509.CertificateSigningRequest) -> x509.SubjectAlternativeName | None:

@@ -19,6 +19,9 @@ from hpcmesos.queue.records import GpuRecord, JobKey, NodeRecord
 
 log = logging.getLogger(__name__)
 
+_HEALTH = "health: "
+"""How the note of a node begins that its health program keeps out of use."""
+
 
 class Nodes:
     """Handlers of everything that comes from agents."""
@@ -259,6 +262,8 @@ class Nodes:
                 self.on_gpus(node, gpus)
             case wire.GpuFigures(gpus=figures, uses=uses):
                 self._on_figures(node, figures, uses)
+            case wire.NodeHealth(trouble=trouble):
+                self._on_health(node, clean(trouble))
             case wire.InventoryReport(inventory=inventory):
                 self.on_inventory(node, inventory)
             case wire.Ended():
@@ -267,6 +272,18 @@ class Nodes:
                 self._on_progress(node, message)
             case _:
                 log.warning("unexpected message node=%s kind=%s", node, type(message).__name__)
+
+    def _on_health(self, name: str, trouble: str) -> None:
+        """The health program takes a node out of use and back; what an operator said of it stays."""
+        record = self.desk.cluster.nodes[name].record
+        ours = record.note.startswith(_HEALTH)
+        if trouble and (ours or not record.offline):
+            self._set_offline(name, True, f"{_HEALTH}{trouble}")
+        elif not trouble and ours:
+            self._set_offline(name, False, "")
+        else:
+            return
+        self.desk.tell(f"node {'offline' if trouble else 'clear'}", {"node": name, "note": trouble})
 
     def _on_figures(
         self, name: str, figures: Mapping[str, dict[str, float]], uses: Mapping[str, dict[str, float]]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from hpcmesos.config import MasterSettings
 from hpcmesos.master.services.output_paths import final_paths
 from hpcmesos.model import AttemptId, JobId, Request
 from hpcmesos.pbs.personalities import Personality, element_name
+from hpcmesos.pbs.staging import STAGINGS, Transfer, parse_staging
 from hpcmesos.queue.records import JobRecord, NodeRecord, ShareRecord
 
 _SUBMITTED: Mapping[str, Any] = {
@@ -73,7 +75,7 @@ def build_spec(
         "script": None if script is None else base64.b64encode(script).decode(),
         "stdout": stdout,
         "stderr": stderr,
-        **_for_scripts(job.submission),
+        **_for_scripts(job, settings),
     }
 
 
@@ -86,11 +88,23 @@ def prepare_timeout(request: Request, settings: MasterSettings) -> float:
     )
 
 
-def _for_scripts(submission: Mapping[str, Any]) -> dict[str, Any]:
-    """What prologue and epilogue are told beside the rest; nothing that is not set."""
+def _for_scripts(job: JobRecord, settings: MasterSettings) -> dict[str, Any]:
+    """What prologue and epilogue are told beside the rest, and files to stage; nothing that is not set."""
+    submission = job.submission
     given = {name: submission.get(name) for name in ("group", "account", "resource_list")}
-    given["prologue"] = submission.get("extra", {}).get("prologue")
+    extra = submission.get("extra", {})
+    given["prologue"] = extra.get("prologue")
+    for name in STAGINGS:
+        given[name] = [_transfer(one, job, settings) for one in parse_staging(name, extra.get(name, ""))]
     return {name: value for name, value in given.items() if value}
+
+
+def _transfer(transfer: Transfer, job: JobRecord, settings: MasterSettings) -> dict[str, str | None]:
+    """``host`` None: nodes see that path as the submit host does (``shared_paths``)."""
+    one = transfer.of_element(job.index)
+    here = one.host == "localhost" or one.host.partition(".")[0] == job.submit_host.partition(".")[0]
+    shared = any(PurePosixPath(one.remote).is_relative_to(tree) for tree in settings.shared_paths)
+    return {"local": one.local, "host": None if here and shared else one.host, "remote": one.remote}
 
 
 def _name(job: JobRecord) -> str:

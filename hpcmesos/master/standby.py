@@ -13,7 +13,7 @@ import time
 from hpcmesos.errors import DatabaseUnavailable
 from hpcmesos.master.cluster import Cluster
 from hpcmesos.queue.engine import Snapshots
-from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.leader_store import LeaderStore, read_all
 from hpcmesos.queue.live_jobs import Changes, LiveJobs
 from hpcmesos.queue.records import LeaderState
 
@@ -32,8 +32,10 @@ _NOTHING = LeaderState(jobs=(), attempts=(), shares=(), nodes=(), queues=())
 class WarmPicture:
     """The jobs of a picture, as of the last look. Used by one thread at a time."""
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, snapshots: Snapshots | None = None) -> None:
+        """``snapshots``: for ``take``, which closes it; None: it makes a connection of its own."""
         self._server = server
+        self._snapshots = snapshots
         self._live = LiveJobs()
         self._cluster = Cluster(_NOTHING, server)
 
@@ -48,10 +50,16 @@ class WarmPicture:
 
     def take(self, store: LeaderStore) -> Cluster:
         """The whole picture as of now; this object is of no further use."""
-        state, changes = store.load(self._live)
+        state, changes = store.load(self._live, self._snapshots)
         self._apply(changes)
         self._cluster.take_in(state)
         return self._cluster
+
+    def rehearse(self, snapshots: Snapshots) -> None:
+        """Reads once all that a takeover reads: the statements are built then, and what they need is in memory."""
+        with snapshots.one() as connection:
+            _, changes = read_all(connection, self._live)
+        self._apply(changes)
 
     def _apply(self, changes: Changes) -> None:
         if changes.anew:
@@ -68,7 +76,7 @@ class Standby:
     def __init__(self, url: str, server: str) -> None:
         self._snapshots = Snapshots(url, APPLICATION)
         self._server = server
-        self._picture = WarmPicture(server)
+        self._picture = WarmPicture(server, self._snapshots)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="standby", daemon=True)
         self._thread.start()
@@ -79,16 +87,17 @@ class Standby:
         self._thread.join(_STOP_TIMEOUT)
         if self._thread.is_alive():  # it waits for a database that this process now reaches by another way
             return WarmPicture(self._server)
-        self._snapshots.close()
         return self._picture
 
     def _run(self) -> None:
-        pause, said = 0.0, ""
+        pause, said, rehearsed = 0.0, "", False
         while not self._stop.wait(pause):
             began = time.monotonic()
             try:
                 self._look()
-                said = ""
+                if not rehearsed:
+                    self._picture.rehearse(self._snapshots)
+                said, rehearsed = "", True
             except DatabaseUnavailable as error:
                 if str(error) != said:
                     log.info("the standby's picture waits: %s", error)

@@ -16,6 +16,7 @@ from hpcmesos.errors import InvalidValue, ReadOnlyAttribute, UnknownAttribute, U
 from hpcmesos.pbs.manager import Change
 from hpcmesos.pbs.options import parse
 from hpcmesos.pbs.values import parse_boolean
+from hpcmesos.queue.opening import parse_opening
 from hpcmesos.units import format_duration, parse_duration, parse_size
 
 
@@ -31,6 +32,7 @@ class Kind(StrEnum):
     CHOICE = "choice"
     RESOURCES = "resources"  # one value for each resource: NAME.RESOURCE
     LIMIT = "limit"  # OpenPBS: [u:PBS_GENERIC=4], or a plain number
+    OPENING = "times at which jobs may start"
     RESOURCE_LIMIT = "resource limit"  # the same for each resource: NAME.RESOURCE
 
 
@@ -63,8 +65,10 @@ QUEUE_ATTRIBUTES: Mapping[str, Attribute] = {
     **_all(Kind.RESOURCES, "resources_max resources_min resources_default"),
     **_all(Kind.RESOURCES, "resources_available default_chunk", used=False),
     **_all(Kind.INTEGER, "keep_completed kill_delay"),
-    **_all(Kind.INTEGER, "checkpoint_min route_retry_time route_lifetime", used=False),
-    **_all(Kind.BOOLEAN, "route_held_jobs route_waiting_jobs", used=False),
+    **_all(Kind.INTEGER, "route_retry_time route_lifetime"),
+    **_all(Kind.BOOLEAN, "route_held_jobs route_waiting_jobs"),
+    "start_times": Attribute("start_times", Kind.OPENING),
+    **_all(Kind.INTEGER, "checkpoint_min", used=False),
     **_all(Kind.TEXT, "alt_router comment", used=False),
     "ring": Attribute("ring", Kind.CHOICE, ("check", "none")),
     "silence": Attribute("silence", Kind.TEXT, pattern=r"wait|fence:\d{1,6}"),
@@ -82,7 +86,8 @@ SERVER_ATTRIBUTES: Mapping[str, Attribute] = {
     **_all(Kind.LIST, "acl_users acl_hosts"),
     **_all(Kind.LIST, "submit_hosts", used=False),
     **_all(Kind.BOOLEAN, "acl_user_enable acl_host_enable"),
-    **_all(Kind.TEXT, "mail_from mail_domain comment", used=False),
+    **_all(Kind.TEXT, "mail_from mail_domain"),
+    **_all(Kind.TEXT, "comment", used=False),
     **_all(Kind.LIST, "acl_roots", used=False),
     **_all(Kind.INTEGER, "scheduler_iteration log_events log_level node_check_rate tcp_timeout", used=False),
     **_all(Kind.INTEGER, "job_stat_rate next_job_number np_default", used=False),
@@ -123,13 +128,13 @@ READ_ONLY: Mapping[str, frozenset[str]] = {
     ),
 }
 
-LIMITED_RESOURCES = ("ngpus", "ncpus")
+LIMITED_RESOURCES = ("ngpus", "ncpus", "gpuhours")
 """What ``max_run_res`` may limit."""
 
 _BY_RESOURCE = frozenset({Kind.RESOURCES, Kind.RESOURCE_LIMIT})
 _NOT_NEGATIVE = frozenset(
-    {"keep_completed", "kill_delay", "preempt_grace", "max_running", "max_user_run", "max_queuable"}
-    | {"max_user_queuable"}
+    {"keep_completed", "kill_delay", "route_retry_time", "route_lifetime", "preempt_grace", "max_running"}
+    | {"max_user_run", "max_queuable", "max_user_queuable"}
 )
 _DURATIONS = frozenset({"walltime", "cput", "pcput"})
 _SIZES = frozenset({"mem", "pmem", "vmem", "pvmem", "file"})
@@ -257,6 +262,9 @@ def _value(attribute: Attribute, resource: str, text: str) -> str:
             return _integer(name, text)
         case Kind.TEXT if name == "default_qsub_arguments":
             return _arguments(text)
+        case Kind.OPENING:
+            parse_opening(text)
+            return " ".join(text.split())
         case Kind.DURATION:
             return format_duration(parse_duration(text))
         case Kind.LIST:

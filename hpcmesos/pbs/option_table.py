@@ -51,7 +51,7 @@ _JOB = {
         Option("e", "[host:]path", "standard error; a directory takes the default name NAME.eSEQ"),
         Option("h", None, "hold the job"),
         Option("j", "oe|eo|n", "join standard error into output, or output into error"),
-        Option("k", "o|e|oe|n", "keep output on the execution host, in the home directory"),
+        Option("k", "o|e|oe|n", "keep output in the home directory; with d (doe): at its final place"),
         Option("l", "resources", "NAME=VALUE,... e.g. nodes=2:ppn=4:gpus=4,walltime=01:00:00,mem=8gb"),
         Option("L", "request", "resource request of Torque 6 (kept, not used)"),
         Option("m", "n|p|abefj", "when to send mail"),

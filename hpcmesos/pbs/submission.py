@@ -18,6 +18,7 @@ from hpcmesos.pbs.directives import DEFAULT_PREFIX, MAX_SCRIPT_BYTES, check_scri
 from hpcmesos.pbs.options import ParsedCommand, parse
 from hpcmesos.pbs.paths import PathTemplate, parse_path
 from hpcmesos.pbs.quoting import split_list, unquote
+from hpcmesos.pbs.staging import STAGINGS, parse_staging
 from hpcmesos.pbs.values import (
     Dependency,
     bare_names,
@@ -395,6 +396,8 @@ class _Merged:
 
     def _extra(self) -> dict[str, str]:
         found = {name: value for name, value in self.attributes.items() if name not in _TYPED_ATTRIBUTES}
+        for name in STAGINGS:
+            parse_staging(name, found.get(name, ""))
         for letter, name in _KEPT_OPTIONS.items():
             value = self.last(letter)
             if value is not None and letter == "T" and not _SUFFIX.fullmatch(value):

@@ -28,7 +28,7 @@ _NUMERIC = frozenset({"umask", "block", "interactive"})
 
 _CHOICES = {
     "j": re.compile(r"oe|eo|n"),
-    "k": re.compile(r"n|d?(?:oe?|eo?)"),
+    "k": re.compile(r"n|(?!.*(.).*\1)d?[oed]*[oe][oed]*"),
     "m": re.compile(r"[npabefj]+"),
     "r": re.compile(r"[yn]"),
 }

@@ -48,12 +48,20 @@ def ended(job: JobRecord, attempt: AttemptRecord, shares: Sequence[ShareRecord],
         "unique_node_count": str(len(shares)),
         "end": _epoch(attempt.ended_at),
         "Exit_status": str(job.exit_status),
-        "resources_used.cput": format_duration(attempt.usage.get("cput", 0)),
-        "resources_used.mem": f"{int(attempt.usage.get('mem', 0)) // 1024}kb",
-        "resources_used.walltime": format_duration(attempt.usage.get("walltime", 0)),
+        **{f"resources_used.{name}": value for name, value in used(attempt).items()},
         **{f"resources_used.{name}": text for name, text in gpu_used(attempt.usage).items()},
     }
     return Entry(at, "E", job_name(job), fields)
+
+
+def used(attempt: AttemptRecord) -> dict[str, str]:
+    """What an attempt used, as PBS writes it."""
+    usage = attempt.usage
+    return {
+        "cput": format_duration(usage.get("cput", 0)),
+        "mem": f"{int(usage.get('mem', 0)) // 1024}kb",
+        "walltime": format_duration(usage.get("walltime", 0)),
+    }
 
 
 def gpu_used(usage: Mapping[str, float]) -> dict[str, str]:

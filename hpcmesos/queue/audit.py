@@ -50,7 +50,7 @@ def read(
 ) -> list[Change]:
     """The newest ``limit`` changes since then, oldest first; by one user, or of one job, or all."""
     parts = [_events(since), _submissions(t.jobs, since), _submissions(t.jobs_history, since)]
-    found = union_all(*parts, *_tokens(since)).subquery()
+    found = union_all(*parts, *_tokens(since), _revoked(since)).subquery()
     wanted = select(found).order_by(found.c.at.desc()).limit(limit)
     if user is not None:
         wanted = wanted.where(found.c.user == user)
@@ -109,3 +109,21 @@ def _tokens(since: datetime) -> list[Select[Any]]:
         )
         for at, action, by, via in marks
     ]
+
+
+def _revoked(since: datetime) -> Select[Any]:
+    """Nodes whose certificates were revoked."""
+    kept = t.certificates.c
+    return (
+        select(
+            kept.revoked_at,
+            literal("certificate revoked"),
+            cast(null(), BigInteger),
+            cast(null(), Integer),
+            kept.revoked_by,
+            kept.revoked_via,
+            func.jsonb_build_object("node", kept.node),
+        )
+        .where(kept.revoked_at >= since)
+        .distinct()
+    )

@@ -8,6 +8,7 @@ reservations by name: {"starts_at", "ends_at" (epoch seconds), "nodes", "users",
 shares       {"projects": {name: shares}, "users": {"project/user": shares}}; what is not named has one share
 plugins      what is wrong with the site's plug-ins: {kind: text}; see master/plugins.py
 usage        {"at": epoch seconds, "accounts": [[project, user, GPU-seconds, decayed until then], ...]}
+notices      {"after": id of the last event that mails and webhook calls were made of}
 ============ ================================================================================================
 """
 
@@ -18,3 +19,4 @@ RESERVATIONS = "reservations"
 SHARES = "shares"
 USAGE = "usage"
 PLUGINS = "plugins"
+NOTICES = "notices"

@@ -21,6 +21,7 @@ from hpcmesos.queue.engine import Snapshots, begin, make_engine
 from hpcmesos.queue.leadership import APPLICATION
 from hpcmesos.queue.live_jobs import Changes, LiveJobs
 from hpcmesos.queue.moves import CHANGEABLE, move_jobs
+from hpcmesos.queue.notices import Outbox
 from hpcmesos.queue.reads import (
     Reads,
     read_attempts,
@@ -253,6 +254,11 @@ class LeaderTransaction:
         """Users' schedules."""
         return Timetable(self._connection, self.now)
 
+    @property
+    def outbox(self) -> Outbox:
+        """Mails and webhook calls."""
+        return Outbox(self._connection, self.now)
+
     def put_schedule(self, name: str, rule: str, timezone: str) -> None:
         """Creates a rule of housekeeping, or changes it; due times from now on count for a new one."""
         row = {"rule": rule, "timezone": timezone}
@@ -296,7 +302,7 @@ class LeaderStore(Reads):
     """
 
     def __init__(self, url: str, term: int, *, limits: Mapping[str, int] = LIMITS) -> None:
-        super().__init__(make_engine(url, APPLICATION, pool=4, look_before_use=False, limits=limits))
+        super().__init__(make_engine(url, APPLICATION, pool=6, look_before_use=False, limits=limits))
         self._url = url
         self.term = term
 
@@ -313,18 +319,21 @@ class LeaderStore(Reads):
                 raise LostLeadership(f"term {self.term} is over")
             yield LeaderTransaction(connection, now)
 
-    def load(self, live: LiveJobs | None = None) -> tuple[LeaderState, Changes]:
+    def load(
+        self, live: LiveJobs | None = None, snapshots: Snapshots | None = None
+    ) -> tuple[LeaderState, Changes]:
         """Everything from one snapshot, and what ``live`` (if given: looked before) did not know yet of the jobs.
+        ``snapshots``: a connection that is there already, closed here; it has to be of the same database.
 
         Read-only, and not limited to 5 s. A caller that stops the garbage collector meanwhile halves the time: 100,000
         jobs are millions of objects.
         """
-        snapshot = Snapshots(self._url, APPLICATION)
+        snapshots = snapshots or Snapshots(self._url, APPLICATION)
         try:
-            with snapshot.one() as connection:
-                return _load(connection, live or LiveJobs())
+            with snapshots.one() as connection:
+                return read_all(connection, live or LiveJobs())
         finally:
-            snapshot.close()
+            snapshots.close()
 
     def sweep(self, now: datetime, keep_completed: timedelta, limit: int = 2000) -> int:
         """Moves at most ``limit`` jobs that ended before ``now - keep_completed`` into history, with all that belongs
@@ -352,7 +361,8 @@ def _used(connection: Connection, written: Mapping[str, Any] | None) -> tuple[tu
     return use_since(connection, since)
 
 
-def _load(connection: Connection, live_jobs: LiveJobs) -> tuple[LeaderState, Changes]:
+def read_all(connection: Connection, live_jobs: LiveJobs) -> tuple[LeaderState, Changes]:
+    """As LeaderStore.load(), in the caller's transaction, which has to be REPEATABLE READ."""
     changes = live_jobs.look(connection)
     jobs = live_jobs.jobs.values()
     begun = [job for job in jobs if job.attempt]

@@ -42,8 +42,11 @@ _LIMITS = {  # ms; the last three: the server notices in 3 s that a leader's hos
 
 # The server's timer is deaf to jumps of its clock. A renewal need not outlive a crash, nor wait for a standby's disk.
 _HOLDING = text(
-    "SELECT set_config('idle_session_timeout', :lease, false), set_config('synchronous_commit', 'off', false)"
+    "SELECT set_config('idle_session_timeout', :lease, false), set_config('synchronous_commit', 'off', false),"
+    " set_config('lock_timeout', '0', false)"
 )
+_PATIENCE = text("SELECT set_config('lock_timeout', :patience, false)")
+_LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's code for a lock_timeout
 _CANDIDATES = text(
     "SELECT count(*) FROM pg_stat_activity"
     " WHERE datname = current_database() AND application_name = :application"
@@ -63,19 +66,22 @@ class Leadership:
         self._engine = make_engine(url, CANDIDATE, pool=2, limits=_LIMITS)
         self._session: Connection | None = None
         self.term: int | None = None
+        self.timeline = 0  # PostgreSQL's, as of the election
 
-    def try_acquire(self, holder: str, address: str, lease_seconds: float = 3.0) -> int | None:
+    def try_acquire(
+        self, holder: str, address: str, lease_seconds: float = 3.0, patience: float = 0.0
+    ) -> int | None:
         """Becomes leader if nobody is: terminates the old leader's backends, then answers the new term.
 
-        None: another candidate leads. Raises DatabaseUnavailable.
+        None: another candidate has led for ``patience`` seconds. Raises DatabaseUnavailable.
         """
-        if not self._lock(lease_seconds):
+        if not self._lock(lease_seconds, patience):
             return None
         try:
             with begin(self._engine) as connection:
                 _terminate_old_leader(connection)
             with begin(self._engine) as connection:
-                self.term = _take_over(connection, holder, address, lease_seconds)
+                self.term, self.timeline = _take_over(connection, holder, address, lease_seconds)
         except BaseException:
             self._unlock()
             raise
@@ -118,11 +124,19 @@ class Leadership:
             found = connection.execute(_CANDIDATES, {"application": CANDIDATE}).scalar_one()
             return int(found) > int(pool.checkedin() + pool.checkedout())
 
-    def _lock(self, lease_seconds: float) -> bool:
+    def successor(self, term: int) -> str:
+        """The address of a leader after ``term``; empty: there is none yet. Raises DatabaseUnavailable."""
+        wanted = select(t.leadership.c.address).where(t.leadership.c.term > term)
+        with begin(self._engine) as connection:
+            return connection.scalar(wanted) or ""
+
+    def _lock(self, lease_seconds: float, patience: float) -> bool:
         self._unlock()
         try:
             session = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            locked = session.scalar(select(func.pg_try_advisory_lock(_LOCK)))
+            if patience:
+                self._engine.connect().close()  # what an election needs besides is connected by then
+            locked = _wait_for_lock(session, patience) if patience else _try_lock(session)
             if locked:
                 session.execute(_HOLDING, {"lease": f"{1000 * lease_seconds:.0f}ms"})
         except DBAPIError as error:
@@ -143,6 +157,22 @@ class Leadership:
         self._session, self.term = None, None
 
 
+def _try_lock(session: Connection) -> bool:
+    return bool(session.scalar(select(func.pg_try_advisory_lock(_LOCK))))
+
+
+def _wait_for_lock(session: Connection, patience: float) -> bool:
+    """PostgreSQL wakes the first who waits as soon as the lock is free: nobody has to ask again and again."""
+    session.execute(_PATIENCE, {"patience": f"{1000 * patience:.0f}ms"})
+    try:
+        session.execute(select(func.pg_advisory_lock(_LOCK)))
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+            return False
+        raise
+    return True
+
+
 def _terminate_old_leader(connection: Connection) -> None:
     rows = connection.execute(
         text(
@@ -155,7 +185,8 @@ def _terminate_old_leader(connection: Connection) -> None:
         log.warning("terminated the old leader's backend %d (gone: %s)", row.pid, row.gone)
 
 
-def _take_over(connection: Connection, holder: str, address: str, lease_seconds: float) -> int:
+def _take_over(connection: Connection, holder: str, address: str, lease_seconds: float) -> tuple[int, int]:
+    """The new term, and PostgreSQL's timeline."""
     table = t.leadership
     before = connection.execute(select(table.c.timeline).with_for_update()).one()
     timeline = read_timeline(connection)
@@ -169,7 +200,8 @@ def _take_over(connection: Connection, holder: str, address: str, lease_seconds:
         "timeline": timeline,
         "expires_at": func.clock_timestamp() + timedelta(seconds=lease_seconds),
     }
-    return int(connection.execute(update(table).values(values).returning(table.c.term)).scalar_one())
+    term = connection.execute(update(table).values(values).returning(table.c.term)).scalar_one()
+    return int(term), timeline
 
 
 def _skip_ids(connection: Connection, count: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import date, datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import begin
 from hpcmesos.queue.records import (
     AttemptRecord,
+    CertificateRecord,
     EventRecord,
     GpuRecord,
     JobFilter,
@@ -73,6 +74,21 @@ class Reads:
         """Jobs in the order of their ids."""
         with begin(self._single) as connection:
             return read_jobs(connection, wanted)
+
+    def certificates(self) -> list[CertificateRecord]:
+        """Of nodes, those that have not run out, by node and time; revoked ones too."""
+        columns = [t.certificates.c[field.name] for field in fields(CertificateRecord)]
+        wanted = select(*columns).where(t.certificates.c.expires_at > func.now())
+        wanted = wanted.order_by(t.certificates.c.node, t.certificates.c.issued_at)
+        with begin(self._single) as connection:
+            return [CertificateRecord(**row._mapping) for row in connection.execute(wanted)]
+
+    def revoked(self) -> frozenset[str]:
+        """Serials of certificates that have not run out and are good no more."""
+        kept = t.certificates.c
+        wanted = select(kept.serial).where(kept.expires_at > func.now(), kept.revoked_at.is_not(None))
+        with begin(self._single) as connection:
+            return frozenset(connection.scalars(wanted))
 
     def secrets(self, owner: str) -> list[SecretRecord]:
         """A user's, by name."""

@@ -272,6 +272,19 @@ class InboxRow:
 
 
 @dataclass(frozen=True, slots=True)
+class CertificateRecord:
+    """A node's certificate that has not run out. ``serial``: hex, as TLS shows it."""
+
+    serial: str
+    node: str
+    issued_at: datetime
+    expires_at: datetime
+    issued_via: str
+    revoked_at: datetime | None = None
+    revoked_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SecretRecord:
     """A user's secret, sealed; see master/vault.py."""
 

@@ -105,6 +105,22 @@ class Store(Reads):
         with begin(self._hints) as connection:
             connection.execute(select(func.pg_notify(CHANNEL, "")))
 
+    # certificates
+
+    def note_certificate(self, serial: str, node: str, expires_at: datetime, via: str) -> None:
+        """One is issued; before its node gets it, so that none is good that cannot be revoked."""
+        row = {"serial": serial, "node": node, "expires_at": expires_at, "issued_via": via}
+        with begin(self._single) as connection:
+            connection.execute(insert(t.certificates).values(row))
+
+    def revoke_certificates(self, node: str, by: str, via: str) -> int:
+        """Ends all of a node that are good; answers how many."""
+        kept = t.certificates.c
+        ended = update(t.certificates).where(kept.node == node, kept.revoked_at.is_(None))
+        values = {"revoked_at": func.now(), "revoked_by": by, "revoked_via": via}
+        with begin(self._single) as connection:
+            return connection.execute(ended.values(values)).rowcount
+
     # secrets
 
     def put_secret(self, owner: str, name: str, sealed: bytes, via: str) -> None:

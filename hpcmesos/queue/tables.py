@@ -19,6 +19,7 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     ForeignKeyConstraint,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -386,6 +387,20 @@ tokens = Table(
     CheckConstraint(_one_of("kind", ("user", "join")), "kind"),
     CheckConstraint(_one_of("scope", Scope), "scope"),
 )
+certificates = Table(  # of nodes, as long as they are good
+    "certificates",
+    metadata,
+    _text("serial", None),
+    _text("node", None),
+    _now("issued_at"),
+    Column("expires_at", _time, nullable=False),
+    _text("issued_via"),
+    Column("revoked_at", _time),
+    Column("revoked_by", Text),
+    _text("revoked_via"),
+    PrimaryKeyConstraint("serial"),
+    Index("certificates_node", "node"),
+)
 secrets = Table(
     "secrets",
     metadata,
@@ -445,6 +460,20 @@ schedule_runs = Table(
     ForeignKeyConstraint(["owner", "schedule"], ["schedules.owner", "schedules.name"], ondelete="CASCADE"),
     Index("schedule_runs_open", "seq", postgresql_where=text("seq IS NOT NULL AND outcome = ''")),
     Index("schedule_runs_retry", "retry_at", postgresql_where=text("retry_at IS NOT NULL")),
+)
+notices = Table(  # mails and webhook calls that have not been delivered
+    "notices",
+    metadata,
+    Column("id", BigInteger, Identity(always=True)),
+    _text("channel", None),
+    _text("recipient"),
+    _json("content"),
+    _number("tries"),
+    _now("created_at"),
+    _now("next_try"),
+    PrimaryKeyConstraint("id"),
+    CheckConstraint(_one_of("channel", ("mail", "webhook")), "channel"),
+    Index("notices_next_try", "next_try"),
 )
 usage_days = Table(  # of days whose attempts are no longer kept
     "usage_days",

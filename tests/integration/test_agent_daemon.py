@@ -99,7 +99,7 @@ class Leader:
         writer.close()
 
     def _answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        if path == "/v1/leader":
+        if path.startswith("/v1/leader?"):
             return 200, {"address": self.address, "term": 5, "timeline": 1}
         if body["token"] != self.token:
             return 401, {

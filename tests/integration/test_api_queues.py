@@ -45,7 +45,8 @@ QUEUES = {
     "nogroup": {"acl_group_enable": "True", "acl_groups": "no-such-group"},
     "inner": {"from_route_only": "True"},
     "route": {"queue_type": "Route", "route_destinations": "closed,bob,bounded,inner"},
-    "nowhere": {"queue_type": "Route", "route_destinations": "closed,bob"},
+    "nowhere": {"queue_type": "Route", "route_destinations": "away,bob"},
+    "later": {"queue_type": "Route", "route_destinations": "bob,closed"},
     "circle": {"queue_type": "Route", "route_destinations": "circle"},
     "norerun": {"disallowed_types": "nonrerunable"},
 }
@@ -76,7 +77,7 @@ def submit(api: Api, *argv: str) -> str:
         (["-q", "bob"], QueueDenied, f"user {ME}@{HOST} is not allowed in queue bob"),
         (["-q", "nogroup"], QueueDenied, "nogroup"),
         (["-q", "inner"], QueueDenied, "route queues only"),
-        (["-q", "nowhere"], QueueLimit, "closed: Queue 'closed' is not enabled; bob: "),
+        (["-q", "nowhere"], QueueLimit, "is not allowed in queue away; bob: "),
         (["-q", "circle"], QueueLimit, "circle"),
         (["-q", "norerun", "-r", "n"], QueueDenied, "nonrerunable"),
     ],
@@ -136,3 +137,4 @@ def test_a_route_queue_picks_the_first_that_takes_the_job(api: Api) -> None:
 
     assert queue("-q", "route", "-l", "ncpus=2") == "bounded"
     assert queue("-q", "route", "-l", "ncpus=1") == "inner"
+    assert queue("-q", "later") == "later"  # a disabled destination may take it another day

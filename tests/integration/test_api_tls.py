@@ -168,3 +168,52 @@ def _as_agent(api: Api, context: object) -> None:
     refused = connection.getresponse()
     assert (refused.status, json.loads(refused.read())["code"]) == (403, "unauthorized")
     connection.close()
+
+
+def enrolled(api: Api, node: str) -> tuple[Path, Path]:
+    """Certificate and key of a node that has joined."""
+    from hpcmesos.client import Client
+
+    with api.client() as manager:
+        token = manager.create_token("join", node=node).token
+    key, csr = pki.create_csr(node, ["127.0.0.9"])
+    with Client(url=api.url) as agent:
+        joined = agent.join(token, node, csr)
+    certificate_file, key_file = api.work / f"{node}.pem", api.work / f"{node}.key"
+    certificate_file.write_text(joined.certificate)
+    key_file.write_text(key)
+    return certificate_file, key_file
+
+
+def test_a_node_renews_its_own_certificate_until_it_is_revoked(api: Api) -> None:
+    from hpcmesos.agent import api as agent_api
+
+    mine, other = enrolled(api, "node11"), enrolled(api, "node12")
+
+    def renew(files: tuple[Path, Path], node: str) -> x509.Certificate:
+        _, csr = pki.create_csr(node, ["127.0.0.9"])
+        context = pki.client_context(api.ca, *files)
+        body = {"csr": csr, "node": node}
+        answer = agent_api.call(api.url, "POST", "/v1/certificates/renew", body, context)
+        return x509.load_pem_x509_certificate(answer["certificate"].encode())
+
+    renewed = renew(mine, "node11")
+    assert pki.common_name_of(renewed.subject) == "node11"
+    with pytest.raises(InvalidValue, match="node12"):
+        renew(mine, "node12")
+    with pytest.raises(Unauthorized), api.client(api.token_of("ann")) as ann:
+        ann._call("POST", "/v1/certificates/renew", dict, {"csr": "x", "node": "node11"})
+    with api.client(api.token_of("ann")) as ann:
+        for forbidden in (ann.certificates, lambda: ann.revoke_certificates("node11")):
+            with pytest.raises(Unauthorized):
+                forbidden()
+    with api.client() as manager:
+        assert [one.node for one in manager.certificates()].count("node11") == 2
+        assert all(one.revoked_at for one in manager.revoke_certificates("node11"))
+        with pytest.raises(InvalidValue):
+            manager.revoke_certificates("node11")
+        assert [change.action for change in manager.audit()].count("certificate revoked") == 1
+    with pytest.raises(Unauthenticated, match="revoked"):
+        renew(mine, "node11")
+    renew(other, "node12")
+    renew(enrolled(api, "node11"), "node11")

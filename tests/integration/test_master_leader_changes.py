@@ -89,14 +89,14 @@ def test_a_running_job_gets_another_walltime_and_keeps_its_shape(bench: Bench) -
     bench.run(seq)
     longer = Request(request(1, 2).chunks, walltime=90)
     sent = bench.wish("alter", seq, fields={"request": as_json(longer), "priority": 3})
-    assert sent == [("node1", wire.Alter(attempt=f"{seq}.hpcm#1", walltime=90))]
+    assert sent == [("node1", wire.Alter(attempt=f"{seq}.hpcm#1", walltime=90, suspended=False))]
     job = bench.job(seq)
     assert (job.request.walltime, job.request.chunks, job.priority) == (90, request().chunks, 3)
 
     # A head that was away meanwhile is told again.
     bench.down("node1")
     sent = bench.up("node1", attempts=[report(f"{seq}.hpcm#1", "running")])
-    assert ("node1", wire.Alter(attempt=f"{seq}.hpcm#1", walltime=90)) in sent
+    assert ("node1", wire.Alter(attempt=f"{seq}.hpcm#1", walltime=90, suspended=False)) in sent
     bench.say(("node1", ended(f"{seq}.hpcm#1")))
 
 

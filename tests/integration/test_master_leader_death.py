@@ -199,7 +199,7 @@ def test_a_new_walltime_is_told_by_the_next_leader(bench: DoomedBench, phase: st
     if phase != "running":
         assert wire.Go(attempt=attempt) in [message for _, message in sent]
         sent += bench.say((head, wire.Started(attempt=attempt, pid=1, started_at=time.time())))
-    assert (head, wire.Alter(attempt=attempt, walltime=90)) in sent
+    assert (head, wire.Alter(attempt=attempt, walltime=90, suspended=False)) in sent
     bench.say((head, ended(attempt)), (member, ended(attempt, head=False)))
 
 

@@ -31,6 +31,7 @@ from hpcmesos.errors import HpcmesosError
 from hpcmesos.launch import __file__ as launch_file
 from hpcmesos.master import api_process, pki
 from hpcmesos.master.api import build_app
+from hpcmesos.master.door import Door, Limits
 from hpcmesos.master.metrics import Metrics, counting
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import Chunk, JobState, Request, Scope
@@ -255,7 +256,8 @@ def _serve(site: Site, api: tuple[socket.socket, socket.socket], tls: ssl.SSLCon
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Litestar's, about its next release
         app = counting(api_process._interruptible(build_app(site, metrics)), metrics)
-    servers = [api_process._server(app, None), api_process._server(app, tls)]
+    door = Door(Limits())
+    servers = [api_process._server(app, None, door), api_process._server(app, tls, door)]
 
     async def run() -> None:
         await asyncio.gather(*(s.serve([listener]) for s, listener in zip(servers, api, strict=True)))

@@ -11,6 +11,7 @@ from hpcmesos.agent.events import (
     Event,
     FromLeader,
     FromShepherd,
+    HealthReport,
     LinkDown,
     LinkUp,
     ProbeReport,
@@ -270,3 +271,13 @@ def test_what_a_job_uses_is_counted_and_told_with_its_end() -> None:
     bench.feed(FromShepherd(ENDED))
     (ended,) = [m for m in bench.told() if isinstance(m, wire.Ended)]
     assert ended.usage == {f"gpu_{name}": value for name, value in use.items()}
+
+
+def test_what_the_health_program_says_is_told_once_and_again_to_a_new_leader() -> None:
+    bench = Bench().feed(FromShepherd(SHEPHERD)).linked()
+    bench.told()
+    bench.feed(HealthReport("no fan"), HealthReport("no fan"))
+    assert bench.told() == [wire.NodeHealth(trouble="no fan")]
+    bench.feed(LinkDown(1)).linked(2)
+    assert wire.NodeHealth(trouble="no fan") in bench.told()
+    assert bench.feed(HealthReport("")).told() == [wire.NodeHealth(trouble="")]

@@ -14,7 +14,7 @@ from hpcmesos.errors import InvalidValue, QueueDenied, QueueDisabled, QueueLimit
 from hpcmesos.master.services.site import Site
 from hpcmesos.pbs.manager_attributes import members, resources, total_limit, user_limit
 from hpcmesos.pbs.resources import SHAPES
-from hpcmesos.queue.records import QueueRecord
+from hpcmesos.queue.records import JobRecord, QueueRecord
 from hpcmesos.units import parse_duration, parse_size
 
 _DURATIONS = frozenset({"walltime", "cput", "pcput"})
@@ -41,6 +41,20 @@ class Applicant:
     @property
     def all_groups(self) -> list[str]:
         return [group.partition("@")[0] for group in self.groups] or groups_of(self.user)
+
+
+def applicant_of(job: JobRecord) -> Applicant:
+    """Of a job that is there."""
+    submission = job.submission
+    return Applicant(
+        user=job.owner,
+        host=job.submit_host,
+        resources=submission.get("resource_list", {}),
+        groups=tuple(submission.get("group_list", ())),
+        interactive=bool(submission.get("interactive")),
+        array=job.array_spec is not None,
+        rerunable=job.rerunable,
+    )
 
 
 def find_queue(site: Site, name: str) -> QueueRecord:
@@ -79,6 +93,8 @@ def default_resources(site: Site, name: str, asked: Mapping[str, str]) -> dict[s
 def admit(site: Site, name: str, applicant: Applicant, *, operator: bool = False) -> QueueRecord:
     """The queue that takes the job: ``name``, or behind a route queue its first destination that would.
 
+    The route queue itself, where the job waits, when it is stopped or one that is disabled or full may take it later.
+
     ``operator``: one moves the job; then only the queue has to exist.
 
     Raises:
@@ -89,7 +105,7 @@ def admit(site: Site, name: str, applicant: Applicant, *, operator: bool = False
 
 def _admit(site: Site, name: str, applicant: Applicant, *, operator: bool, hops: int) -> QueueRecord:
     queue = find_queue(site, name)
-    if operator and not _routes(queue):
+    if operator and not routes(queue):
         return queue
     if not queue.enabled:
         raise QueueDisabled(f"Queue '{name}' is not enabled")
@@ -97,7 +113,7 @@ def _admit(site: Site, name: str, applicant: Applicant, *, operator: bool, hops:
         raise QueueDenied(f"queue {name} takes jobs from route queues only")
     _check_access(f"queue {name}", queue.attributes, applicant)
     _check_access("the server", site.server.recent(), applicant)
-    if _routes(queue):
+    if routes(queue):
         return _route(site, queue, applicant, hops)
     _check_types(queue, applicant)
     check_limits(site, queue, applicant.resources)
@@ -105,19 +121,26 @@ def _admit(site: Site, name: str, applicant: Applicant, *, operator: bool, hops:
     return queue
 
 
-def _routes(queue: QueueRecord) -> bool:
+def routes(queue: QueueRecord) -> bool:
+    """Whether jobs only pass through it."""
     return queue.attributes.get("queue_type") == "Route"
 
 
 def _route(site: Site, queue: QueueRecord, applicant: Applicant, hops: int) -> QueueRecord:
     if hops >= _MOST_HOPS:
         raise QueueDenied(f"queue {queue.name} routes in a circle")
+    if not queue.started and hops == 0:
+        return queue
     refusals: list[str] = []
+    for_now = False
     for destination in members(queue.attributes.get("route_destinations", "")):
         try:
             return _admit(site, destination.partition("@")[0], applicant, operator=False, hops=hops + 1)
         except (UnknownQueue, QueueDisabled, QueueDenied, QueueLimit, TooManyJobs) as error:
             refusals.append(f"{destination}: {error}")
+            for_now = for_now or isinstance(error, QueueDisabled | TooManyJobs)
+    if for_now and hops == 0:
+        return queue
     why = "; ".join(refusals) or "it has no destinations"
     raise QueueLimit(f"Job rejected by all possible destinations of queue {queue.name} ({why})")
 

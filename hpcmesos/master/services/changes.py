@@ -23,7 +23,7 @@ from hpcmesos.errors import (
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import output_paths, wishes
-from hpcmesos.master.services.admission import Applicant, admit, check_limits, find_queue
+from hpcmesos.master.services.admission import admit, applicant_of, check_limits, find_queue
 from hpcmesos.master.services.control import Command
 from hpcmesos.master.services.lookup import find_own, full_id, id_of
 from hpcmesos.master.services.replies import Refusals, information
@@ -112,7 +112,7 @@ def qmove(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     def wanted(job: JobRecord) -> Wish:
         _check_waits(job)
         try:
-            queue = admit(site, name, _applicant(job), operator=caller.privileged)
+            queue = admit(site, name, applicant_of(job), operator=caller.privileged)
         except UnknownQueue:
             raise UnknownQueue(
                 _moved_text("Unknown queue", "requested queue not found", personality, job)
@@ -226,18 +226,6 @@ def _new_request(
         check_limits(site, find_queue(site, job.queue), built.display)
     check_fits(site, request)
     return request, dict(built.display)
-
-
-def _applicant(job: JobRecord) -> Applicant:
-    submission = job.submission
-    return Applicant(
-        user=job.owner,
-        host=job.submit_host,
-        resources=submission.get("resource_list", {}),
-        groups=tuple(submission.get("group_list", ())),
-        array=job.array_spec is not None,
-        rerunable=job.rerunable,
-    )
 
 
 def _words(name: str, request: CommandRequest) -> tuple[ParsedCommand, tuple[str, ...]]:

@@ -7,7 +7,7 @@ renders them when it builds the spec of an attempt; status commands render them 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from hpcmesos.model import JobId
@@ -22,8 +22,11 @@ def stored(template: PathTemplate) -> dict[str, Any]:
 
 
 def final_paths(submission: Mapping[str, Any], job: JobId, name: str) -> tuple[str | None, str | None]:
-    """The absolute paths of standard output and error of ``job`` (an element by its index); None: spool."""
-    out, err = (_render(submission, stream, job, name) for stream in STREAMS)
+    """Where standard output and error of ``job`` (an element by its index) go; None: spool.
+
+    Absolute, or with ``-k`` the default name, relative to the owner's home.
+    """
+    out, err = (_kept(submission, stream, job, name) for stream in STREAMS)
     return out, err
 
 
@@ -34,6 +37,15 @@ def shown_paths(submission: Mapping[str, Any], job: JobId, name: str) -> tuple[s
         path = _render(submission, stream, job, name)
         paths.append(f"{submission[key]['host']}:{path}" if path is not None else "")
     return paths[0], paths[1]
+
+
+def _kept(submission: Mapping[str, Any], stream: str, job: JobId, name: str) -> str | None:
+    """As _render(); ``d`` among the letters of -k means the final place, where we write at once anyway."""
+    fields, keep = submission.get(STREAMS[stream]), submission.get("keep", "n")
+    if not fields or "d" in keep or fields["letter"] not in keep:
+        return _render(submission, stream, job, name)
+    in_home = replace(PathTemplate(**fields), directory="", path=None)
+    return in_home.render(str(job), job.seq, job.index, name)
 
 
 def _render(submission: Mapping[str, Any], stream: str, job: JobId, name: str) -> str | None:

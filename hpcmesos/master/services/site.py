@@ -17,11 +17,12 @@ from hpcmesos.gang.placing import can_ever_fit
 from hpcmesos.gang.snapshot import GpuView, NodeView
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.cycle import switch
+from hpcmesos.master.links_client import Lines
 from hpcmesos.master.oidc import Provider
 from hpcmesos.master.rates import Rates
 from hpcmesos.master.services.wishes import Notifier
 from hpcmesos.model import GpuState, GpuUuid, NodeName, PendingReason, Request
-from hpcmesos.queue.records import NodeRecord, QueueRecord
+from hpcmesos.queue.records import LeaderRecord, NodeRecord, QueueRecord
 from hpcmesos.queue.store import Store
 
 T = TypeVar("T")
@@ -29,25 +30,37 @@ T = TypeVar("T")
 FRESH = 1.0
 """Seconds that what is known of the cluster is used again."""
 
+_LEADER_KEPT = 0.05  # the same for who leads
+
 
 class Remembered(Generic[T]):
-    """The last result of ``load``, for a while; thread-safe."""
+    """The last result of ``load``, for a while (seconds); thread-safe."""
 
-    def __init__(self, load: Callable[[], T]) -> None:
+    def __init__(self, load: Callable[[], T], keep: float = FRESH) -> None:
         self._load = load
+        self._keep = keep
         self._lock = threading.Lock()
         self._value: T | None = None
         self._until = 0.0
 
     def recent(self) -> T:
-        """At most a second old."""
-        value, until = self._value, self._until
-        return value if value is not None and time.monotonic() < until else self.fresh()
+        """At most ``keep`` seconds old: of many who ask at once, one looks."""
+        if (value := self._kept()) is None:
+            with self._lock:
+                value = self._kept() or self._look()
+        return value
 
     def fresh(self) -> T:
         with self._lock:
-            value = self._load()
-            self._value, self._until = value, time.monotonic() + FRESH
+            return self._look()
+
+    def _kept(self) -> T | None:
+        value, until = self._value, self._until
+        return value if time.monotonic() < until else None
+
+    def _look(self) -> T:
+        value = self._load()
+        self._value, self._until = value, time.monotonic() + self._keep
         return value
 
 
@@ -75,7 +88,10 @@ class Site:
     nodes: Remembered[KnownNodes]
     queues: Remembered[dict[str, QueueRecord]]
     server: Remembered[dict[str, str]]  # its attributes that are set
+    revoked: Remembered[frozenset[str]]  # serials of nodes' certificates
+    leader: Remembered[LeaderRecord]
     tls: ssl.SSLContext | None = None
+    lines: Lines | None = None  # to the leader
     ca_state: Path | None = None  # the directory that holds ``ca/``
     provider: Provider | None = None  # of JWTs
     rates: Rates = field(default_factory=lambda: Rates(0.0, 0.0))
@@ -90,7 +106,10 @@ class Site:
             Remembered(lambda: KnownNodes(tuple(node_view(node) for node in store.nodes()))),
             Remembered(lambda: {queue.name: queue for queue in store.queues()}),
             Remembered(store.server),
+            Remembered(store.revoked),
+            Remembered(store.leader, _LEADER_KEPT),
             tls,
+            None if tls is None else Lines(tls),
             settings.state,
             _provider(settings),
             # Connections spread over the API processes: each of them allows its part.
@@ -110,6 +129,8 @@ class Site:
 
     def close(self) -> None:
         self.notifier.close()
+        if self.lines is not None:
+            self.lines.close()
         self.store.close()
 
 

@@ -6,9 +6,10 @@ import re
 import time
 from datetime import timedelta
 
-from hpcmesos.errors import InvalidValue, StateError
+from hpcmesos.errors import InvalidValue
 from hpcmesos.master import auth, pki
 from hpcmesos.master.auth import Caller
+from hpcmesos.master.services import certificates
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import Role, Scope
 from hpcmesos.wire import JoinReply, JoinRequest, RevokeRequest, TokenReply, TokenRequest, TokenStatus
@@ -39,7 +40,7 @@ def create(site: Site, caller: Caller, request: TokenRequest) -> TokenReply:
             auth.check_manager(caller, "make join tokens")
             node = check_node(request.node) if request.node is not None else None
             secret = _store(site, caller, "join", None, node, request.lifetime)
-            token = f"{pki.fingerprint(authority(site))}.{secret}"
+            token = f"{pki.fingerprint(certificates.authority(site))}.{secret}"
         case other:
             raise InvalidValue(f"unknown kind of token '{other}'; one of user, join")
     return TokenReply(token=token, kind=request.kind, expires_at=_end(caller, request.lifetime))
@@ -56,21 +57,11 @@ def join(site: Site, request: JoinRequest, via: str) -> JoinReply:
         InvalidValue: a malformed node name or certificate request.
     """
     node = check_node(request.node)
-    ca = authority(site)
-    certificate = pki.sign_csr(ca, request.csr, "agent", node)
+    certificate = certificates.sign(site, node, request.csr)
     site.store.consume_join_token(request.token.rpartition(".")[2], node, via)
+    certificates.record(site, node, certificate, via)
+    ca = certificates.authority(site)
     return JoinReply(certificate=certificate, ca=ca.pem, cluster=site.settings.cluster)
-
-
-def authority(site: Site) -> pki.Ca:
-    """This master's certificate authority.
-
-    Raises:
-        StateError: this API process has none.
-    """
-    if site.ca_state is None:
-        raise StateError("this master has no certificate authority")
-    return pki.ensure_ca(site.ca_state)
 
 
 def check_node(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import ParamSpec, TypeVar
 
 import anyio.to_thread
 
+from hpcmesos import wire
 from hpcmesos.master.services import status
 from hpcmesos.master.services.lookup import find
 from hpcmesos.master.services.site import Site
@@ -20,6 +21,9 @@ T = TypeVar("T")
 
 LONGEST = 300.0
 """Seconds that one request may stay open."""
+
+LONGEST_FOR_LEADER = 2.0
+"""The same for those who want to know who leads, which needs no credential."""
 
 
 class Pace:
@@ -36,6 +40,19 @@ class Pace:
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Runs what blocks (the store) beside the event loop."""
     return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs))
+
+
+async def until_leader(site: Site, after: int, timeout: float) -> wire.LeaderReply:
+    """Who leads, once it is a leader of a later term than ``after``; or whoever leads after ``timeout`` seconds."""
+    deadline = time.monotonic() + min(max(timeout, 0.0), LONGEST_FOR_LEADER)
+    pace = Pace()
+    while True:
+        leader = await in_thread(site.leader.recent)
+        address = leader.address if leader.live and leader.address else None
+        left = deadline - time.monotonic()
+        if left <= 0 or (address and leader.term > after):
+            return wire.LeaderReply(address=address, term=leader.term, timeline=leader.timeline)
+        await pace.pause(left)
 
 
 async def until_ended(site: Site, text: str, timeout: float) -> JobStatus:

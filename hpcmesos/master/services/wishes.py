@@ -11,7 +11,7 @@ signal   index, signal (number)                                        passes th
 suspend  index, suspended (bool)                                       lets all processes stand still, or go on
 run      index, nodes (names; none: wherever there is room)            starts the job now, or says why not
 rerun    index, kill_delay (s or None), message                        ends the attempt; the job goes back to Q
-move     queue                                                         changes the queue of a job that waits
+move     queue, from (only if it is there still; none: in any)         changes the queue of a job that waits
 order    other (a job's seq)                                           two jobs in Q exchange their places
 message  index, text, streams ("o" "e" "oe")                           the head writes it into the output
 alter    index, fields (see master/changes.py), submission, limit      changes the job

@@ -257,6 +257,19 @@ CREATE TABLE tokens (
     CONSTRAINT tokens_scope CHECK (scope IN ('read', 'jobs', 'all'))
 );
 
+CREATE TABLE certificates (
+    serial TEXT NOT NULL,
+    node TEXT NOT NULL,
+    issued_at timestamptz DEFAULT now() NOT NULL,
+    expires_at timestamptz NOT NULL,
+    issued_via TEXT DEFAULT '' NOT NULL,
+    revoked_at timestamptz,
+    revoked_by TEXT,
+    revoked_via TEXT DEFAULT '' NOT NULL,
+    CONSTRAINT certificates_pkey PRIMARY KEY (serial)
+);
+CREATE INDEX certificates_node ON certificates (node);
+
 CREATE TABLE secrets (
     owner TEXT NOT NULL,
     name TEXT NOT NULL,
@@ -298,6 +311,20 @@ CREATE TABLE schedules (
 );
 
 CREATE INDEX schedules_next_due ON schedules (next_due) WHERE next_due IS NOT NULL;
+
+CREATE TABLE notices (
+    id BIGINT GENERATED ALWAYS AS IDENTITY NOT NULL,
+    channel TEXT NOT NULL,
+    recipient TEXT DEFAULT '' NOT NULL,
+    content JSONB DEFAULT '{}'::jsonb NOT NULL,
+    tries INTEGER DEFAULT 0 NOT NULL,
+    created_at timestamptz DEFAULT now() NOT NULL,
+    next_try timestamptz DEFAULT now() NOT NULL,
+    CONSTRAINT notices_pkey PRIMARY KEY (id),
+    CONSTRAINT notices_channel CHECK (channel IN ('mail', 'webhook'))
+);
+
+CREATE INDEX notices_next_try ON notices (next_try);
 
 CREATE TABLE usage_days (
     day DATE NOT NULL,
@@ -510,13 +537,14 @@ BEGIN
         GRANT INSERT ON jobs, job_scripts, inbox, idempotency_keys, tokens TO hpcmesos_api;
         GRANT UPDATE (node, used_at, used_via, revoked_at, revoked_by, revoked_via) ON tokens TO hpcmesos_api;
         GRANT INSERT, UPDATE, DELETE ON secrets TO hpcmesos_api;
+        GRANT INSERT, UPDATE (revoked_at, revoked_by, revoked_via) ON certificates TO hpcmesos_api;
         GRANT USAGE ON SEQUENCE job_ids, inbox_ids TO hpcmesos_api;
     END IF;
 
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'hpcmesos_leader') THEN
         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO hpcmesos_leader;
         REVOKE ALL ON tokens, alembic_version FROM hpcmesos_leader;
-        REVOKE INSERT, UPDATE, DELETE ON secrets FROM hpcmesos_leader;
+        REVOKE INSERT, UPDATE, DELETE ON secrets, certificates FROM hpcmesos_leader;
         REVOKE INSERT, DELETE ON leadership FROM hpcmesos_leader;
         GRANT SELECT ON alembic_version TO hpcmesos_leader;
         GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public TO hpcmesos_leader;

@@ -1,0 +1,47 @@
+"""Keeps the node's certificate from running out, without a restart of anything."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import sys
+from collections.abc import Callable
+
+from hpcmesos.config import AgentSettings
+
+log = logging.getLogger(__name__)
+
+_LONGEST = 6 * 3600.0  # seconds between two looks
+_AFTER_FAILURE = 300.0
+_FIRST = 5.0
+
+
+async def keep_certificate(settings: AgentSettings, renewed: Callable[[], None]) -> None:
+    """Until cancelled. ``renewed``: there is a new one. Each look is a process: ``cryptography`` is large."""
+    words = {
+        "node": settings.node,
+        "address": settings.address,
+        "master": settings.master,
+        "state": str(settings.state),
+    }
+    pem = settings.state / "agent.pem"
+    pause = _FIRST
+    while True:
+        await asyncio.sleep(pause * random.uniform(0.9, 1.0))
+        before = pem.stat().st_mtime_ns
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "hpcmesos.agent.enrolment",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        told, errors = await child.communicate(json.dumps(words).encode())
+        if child.returncode == 0:
+            pause = min(_LONGEST, max(1.0, float(told)))
+            if pem.stat().st_mtime_ns != before:
+                log.info("the certificate of %s is renewed", settings.node)
+                renewed()
+        else:
+            lines = errors.decode(errors="replace").strip().splitlines() or [f"exit {child.returncode}"]
+            log.error("cannot renew the certificate of %s: %s", settings.node, lines[-1])
+            pause = _AFTER_FAILURE

@@ -1,0 +1,121 @@
+"""Tells users and sites by mail and webhooks what became of jobs. A thread of the leader that nobody waits for.
+
+It follows the events by a cursor: the cursor and the notices made of its events are written in one transaction, so each
+event is told of once, whoever leads. A notice that was sent while its leader died is sent again, under the same id.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from datetime import timedelta
+
+from hpcmesos.config import MasterSettings
+from hpcmesos.errors import ConfigError, DatabaseUnavailable
+from hpcmesos.master import notice_text
+from hpcmesos.master.delivery import Delivery, Undelivered
+from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.notices import MAIL, WEBHOOK, Notice
+from hpcmesos.queue.records import EventRecord, JobKey
+
+log = logging.getLogger(__name__)
+
+_LOOK = 1.0  # seconds between two looks
+_EVENTS = 500  # a transaction
+_AT_ONCE = 20  # notices between two looks at the events
+_FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 3600.0  # seconds until a notice is tried again
+_GIVEN_UP = timedelta(days=1)
+
+
+class Notices:
+    """Makes and sends notices. Raises ConfigError for settings that nothing can be sent by."""
+
+    def __init__(self, store: LeaderStore, settings: MasterSettings) -> None:
+        self._store = store
+        self._settings = settings
+        self._delivery = Delivery(
+            settings.mail,
+            settings.mail_password_file,
+            settings.webhook,
+            settings.webhook_secret_file,
+            settings.server,
+        )
+        self._delivery.check()
+
+    def run(self, stop: threading.Event) -> None:
+        """Until ``stop`` is set. Raises what ends leadership."""
+        if not self._settings.mail and not self._settings.webhook:
+            return
+        pause = 0.0
+        while not stop.wait(pause):
+            try:
+                more = self.collect()
+                more |= self.deliver(stop)
+                pause = 0.0 if more else _LOOK
+            except DatabaseUnavailable as error:
+                log.warning("notices are looked at later: %s", error)
+                pause = _LOOK
+
+    def collect(self) -> bool:
+        """Makes notices of what happened since the last look; whether there may be more."""
+        server = self._store.server()
+        channels = {WEBHOOK: ""} if self._settings.webhook else {}
+        if self._settings.mail:
+            channels[MAIL] = server.get("mail_domain", self._settings.mail_domain)
+        with self._store.transaction() as transaction:
+            outbox = transaction.outbox
+            after = outbox.after()
+            events = self._store.events(after, _EVENTS)
+            made = [notice for event in events for notice in self._of(event, channels)]
+            if events:
+                outbox.put(made, events[-1].id)
+        return len(events) == _EVENTS
+
+    def deliver(self, stop: threading.Event) -> bool:
+        """Sends what is due; whether there may be more."""
+        with self._store.transaction() as transaction:
+            due, now = transaction.outbox.due(_AT_ONCE), transaction.now
+        sender = self._store.server().get("mail_from") or self._settings.mail_from
+        for notice in due:
+            if stop.is_set():
+                return False
+            try:
+                self._delivery.send(notice, sender or f"hpcmesos@{socket.getfqdn()}")
+            except Undelivered as error:
+                if not error.for_good and notice.created_at and now - notice.created_at < _GIVEN_UP:
+                    pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**notice.tries)
+                    log.warning("notice %d is sent later: %s", notice.id, error)
+                    with self._store.transaction() as transaction:
+                        transaction.outbox.put_off(notice, transaction.now + timedelta(seconds=pause))
+                    continue
+                log.error("notice %d is given up: %s", notice.id, error)
+            with self._store.transaction() as transaction:
+                transaction.outbox.remove(notice)
+        return len(due) == _AT_ONCE
+
+    def _of(self, event: EventRecord, channels: dict[str, str]) -> list[Notice]:
+        if event.seq is None or not (event.kind == "started" or event.target == "C"):
+            return []
+        job = self._store.job(event.seq, event.index)
+        if job is None:
+            return []
+        if job.index is not None and MAIL not in channels:
+            return []
+        attempts = self._store.attempts([JobKey(event.seq, event.index)])
+        attempt = attempts[-1] if attempts else None
+        hosts = [
+            share.node
+            for share in self._store.shares([JobKey(event.seq, event.index)])
+            if attempt is not None and share.attempt == attempt.key
+        ]
+        return notice_text.notices(event, job, attempt, hosts, channels)
+
+
+def made(store: LeaderStore, settings: MasterSettings) -> Notices | None:
+    """None, and a line in the log, where the settings are wrong: no reason not to lead."""
+    try:
+        return Notices(store, settings)
+    except ConfigError as error:
+        log.error("neither mail nor webhooks: %s", error)
+        return None

@@ -1,0 +1,95 @@
+"""Certificates of nodes: issued for a join token, renewed for the one that runs out, revoked by managers."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from cryptography import x509
+
+from hpcmesos.errors import InvalidValue, StateError, Unauthorized
+from hpcmesos.master import auth, pki
+from hpcmesos.master.auth import Caller
+from hpcmesos.master.services.site import Site
+from hpcmesos.model import Role
+from hpcmesos.wire import CertificateStatus, JoinReply, RenewRequest
+
+
+def authority(site: Site) -> pki.Ca:
+    """This master's certificate authority.
+
+    Raises:
+        StateError: this API process has none.
+    """
+    if site.ca_state is None:
+        raise StateError("this master has no certificate authority")
+    return pki.ensure_ca(site.ca_state)
+
+
+def issue(site: Site, node: str, csr: str, via: str) -> JoinReply:
+    """A certificate for a node's request, on record before the node has it.
+
+    Raises:
+        InvalidValue: a malformed request, or another node's.
+    """
+    ca = authority(site)
+    certificate = sign(site, node, csr)
+    record(site, node, certificate, via)
+    return JoinReply(certificate=certificate, ca=ca.pem, cluster=site.settings.cluster)
+
+
+def sign(site: Site, node: str, csr: str) -> str:
+    """As issue(), not on record yet."""
+    lifetime = timedelta(days=site.settings.certificate_days)
+    return pki.sign_csr(authority(site), csr, "agent", node, lifetime)
+
+
+def record(site: Site, node: str, certificate: str, via: str) -> None:
+    made = x509.load_pem_x509_certificate(certificate.encode())
+    # As TLS shows it: an even number of digits.
+    digits = f"{made.serial_number:x}"
+    serial = digits.zfill(len(digits) + len(digits) % 2)
+    site.store.note_certificate(serial, node, made.not_valid_after_utc, via)
+
+
+def renew(site: Site, caller: Caller, request: RenewRequest) -> JoinReply:
+    """The next certificate of the node that asks.
+
+    Raises:
+        Unauthorized: neither a node nor a manager on this host.
+        InvalidValue: a malformed request, or another node's.
+    """
+    node = caller.node
+    if node is None and caller.role is Role.MANAGER and caller.local:
+        node = request.node
+    if node is None:
+        raise Unauthorized("only nodes renew their certificates")
+    return issue(site, node, request.csr, caller.via)
+
+
+def listing(site: Site, caller: Caller) -> list[CertificateStatus]:
+    """Those that have not run out. Raises Unauthorized."""
+    auth.check_operator(caller, "list certificates")
+    return [
+        CertificateStatus(
+            serial=one.serial,
+            node=one.node,
+            issued_at=one.issued_at.timestamp(),
+            expires_at=one.expires_at.timestamp(),
+            revoked_at=one.revoked_at.timestamp() if one.revoked_at else None,
+        )
+        for one in site.store.certificates()
+    ]
+
+
+def revoke(site: Site, caller: Caller, node: str) -> list[CertificateStatus]:
+    """Ends all certificates of a node; the leader parts from it. Answers what is on record of the node.
+
+    Raises:
+        Unauthorized: the caller is no manager.
+        InvalidValue: the node has none that is good.
+    """
+    auth.check_manager(caller, "revoke certificates")
+    if not site.store.revoke_certificates(node, caller.user or "master", caller.via):
+        raise InvalidValue(f"node '{ascii(node)[1:41]}' has no certificate that is good")
+    site.revoked.fresh()
+    return [one for one in listing(site, caller) if one.node == node]
