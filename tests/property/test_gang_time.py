@@ -129,7 +129,7 @@ class Time(RuleBasedStateMachine):
             alone = Snapshot(self.nodes, (job,), running=self.running)
             starts = bool(schedule(alone, open_policy, self.now).starts)
             code = self.plan.reasons[job.id].code
-            # With several places, one that moves forward may make room for a job whose turn was before: the next cycle's.
+            # With several places, one that moves forward may make room for a job whose turn was before it.
             late = self.policy.keeps_promises and code is ReasonCode.BEHIND
             assert late or starts == (code is ReasonCode.RESERVED), self.plan.reasons[job.id]
 
