@@ -13,16 +13,16 @@ from tests.e2e.cluster_kit import THIRD_USER, LiveCluster, wait_until
 VICTIM = """#!/bin/sh
 umask 077
 echo "$(id -un) $(id -G | tr ' ' ,) $$ $PBS_JOBDIR"
-echo mine >/tmp/three-$PBS_JOBID
+echo mine >/tmp/three-$PBS_JOBID-$$
 until test -e "$PBS_O_WORKDIR/stop"; do sleep 0.05; done
-rm -f /tmp/three-$PBS_JOBID
+rm -f /tmp/three-$PBS_JOBID-$$
 """
 
 PROBES = {
     "reads its script": "cat {directory}/script",
     "lists its spool": "ls {directory}",
     "reads its output": "cat {output}",
-    "reads its file in /tmp": "cat /tmp/three-{job}",
+    "reads its file in /tmp": "cat /tmp/three-{job}-{pid}",
     "reads its environment": "cat /proc/{pid}/environ",
     "signals its process": "kill -0 {pid}",
     "enters its root": "ls /proc/{pid}/root/tmp",
