@@ -298,3 +298,17 @@ def test_a_prologue_that_fails_is_told_at_the_terminal(make_cluster: Callable[..
         terminal.type("exit 5\n")
         terminal.expect("completed")
         assert terminal.wait() == 5
+
+
+def test_a_session_goes_on_by_another_master(make_cluster: Callable[..., LiveCluster]) -> None:
+    own = make_cluster(agents=1, gpus=0, extra=("--masters", "2"))
+    with qsub(own) as terminal:
+        job = started(terminal)
+        os.kill(own.pid("master"), 9)
+        terminal.type("\n")
+        terminal.type("(sleep 1; seq 1 3000; echo mea''nwhile) &\n")
+        shown = terminal.expect("meanwhile", timeout=60)
+        assert numbers(shown)[-3000:] == list(range(1, 3001))
+        terminal.type("exit 4\n")
+        terminal.expect(f"qsub: job {job} completed", timeout=60)
+        assert terminal.wait() == 4

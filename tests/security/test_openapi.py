@@ -16,7 +16,9 @@ from tests.security.api_stage import STRANGER, ApiStage
 
 _CONFIG = SchemathesisConfig.from_dict(
     {
-        "generation": {"allow-extra-parameters": False},  # as everywhere, those that nobody knows are passed over
+        "generation": {
+            "allow-extra-parameters": False
+        },  # as everywhere, those that nobody knows are passed over
         "checks": {
             # What a schema cannot say, like what makes a resource or a directive, is refused with 400.
             "positive_data_acceptance": {"expected-statuses": ["2xx", 400, 401, 403, 404, 409, 503]},
