@@ -440,6 +440,7 @@ class Client:
         connection = self._open()
         try:
             connection.connect()
+            connection.sock.settimeout(None)  # a terminal may be silent for hours
             with connect(
                 f"ws://localhost{path}?{urlencode(query)}",
                 sock=connection.sock,
@@ -448,6 +449,7 @@ class Client:
                 proxy=None,
                 max_size=None,
                 close_timeout=1,
+                ping_timeout=60,
             ) as socket:
                 yield socket
         except BaseException:

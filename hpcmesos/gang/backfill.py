@@ -20,7 +20,7 @@ from hpcmesos.gang.placing import find, fits
 from hpcmesos.gang.room import Floats, Ints, Lot, Mask, Room
 from hpcmesos.gang.tables import Shape
 
-_MOMENT = 0.001
+MOMENT = 0.001
 _TRIES = 500
 """Times at which one job's place is looked for, beyond the first at which enough would be free."""
 
@@ -78,7 +78,7 @@ class Horizon:
         ] = {}  # time -> shares that count as given back, if not all that end then
         self._free = free
         # What should have ended by now ends at any moment.
-        self._ends: Floats = np.maximum(running.ends, now + _MOMENT)
+        self._ends: Floats = np.maximum(running.ends, now + MOMENT)
         self._shares: Ints = running.shares.copy()
         if not all_that_end:
             self._sort()
@@ -96,6 +96,10 @@ class Horizon:
     def level(self, end: float) -> int:
         """Number of times that a job which ends at ``end`` has to respect; a higher number means less room."""
         return bisect_left(self.times, end)
+
+    def respects(self, level: int) -> float:
+        """The time from which on a job's end is on this level, or above; -inf: any is."""
+        return self.times[level - 1] if level else -inf
 
     def room(self, level: int) -> Room:
         return self._least[level]
@@ -154,6 +158,23 @@ class Horizon:
         self._blocks.append(block)
         self._merge_fresh()
         self._mark([block])
+
+    def release(self, block: Block) -> None:
+        """What was kept is kept no longer."""
+        self._blocks = [other for other in self._blocks if other is not block]
+        self._merge_fresh()
+        starts = {other.starts for other in self._blocks}
+        self.times = [time for time in self.times if time in starts]
+        self._spare = {time: room for time, room in self._spare.items() if time in starts}
+        self._mark([block])
+
+    def holds(self, block: Block) -> bool:
+        """Whether there is still room for what is not kept any more, all the time."""
+        self._merge_fresh()
+        room = self._throughout(block.starts, block.ends)
+        add(room, block.amounts, -1)
+        rows = block.amounts[:, 0]
+        return int(min(room.gpus[rows].min(), room.cpus[rows].min(), room.mem[rows].min())) >= 0
 
     # --- inside
 
@@ -232,8 +253,9 @@ class Horizon:
 
     def _mark(self, blocks: Sequence[Block]) -> None:
         """Works out anew what is free at the times that blocks begin or hold."""
+        known = {id(block) for block in self._blocks}
         for block in blocks:
-            if block.starts > self.now and block.starts not in self.times:
+            if id(block) in known and block.starts > self.now and block.starts not in self.times:
                 insort(self.times, block.starts)
         for time in self.times:
             if any(block.starts <= time < block.ends for block in blocks):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 
 from hpcmesos.gang.classes import class_of, class_of_running
 from hpcmesos.gang.snapshot import JobView, Limit, Plugged, RunningView
@@ -11,16 +11,31 @@ from hpcmesos.gang.tables import Shape
 from hpcmesos.model import PendingReason, ReasonCode
 from hpcmesos.plugin import JobClass
 
+HOUR, DAY = 3600.0, 86400.0
 _NO_PLUGIN = Plugged()
 _Key = tuple[str, str, str]  # the queue in which it counts ("": everywhere), scope and name
+
+
+def _own_walltime(job: JobView) -> float:
+    """The job's own word, else a day."""
+    walltime = job.request.walltime if job.walltime is None else job.walltime
+    return DAY if walltime is None else float(walltime)
 
 
 class Gate:
     """Counts what runs, and what this cycle starts, against the limits."""
 
     def __init__(
-        self, limits: Sequence[Limit], running: Iterable[RunningView], plugged: Plugged = _NO_PLUGIN
+        self,
+        limits: Sequence[Limit],
+        running: Iterable[RunningView],
+        plugged: Plugged = _NO_PLUGIN,
+        *,
+        now: float = 0.0,
+        walltime: Callable[[JobView], float] = _own_walltime,
     ) -> None:
+        """``walltime``: seconds that a job is taken to need at most."""
+        self._walltime = walltime
         self._limits = limits
         self._told = plugged.limits
         self._of_class: Counter[JobClass | None] = Counter(
@@ -29,16 +44,18 @@ class Gate:
         self._jobs: Counter[_Key] = Counter()
         self._gpus: Counter[_Key] = Counter()
         self._cpus: Counter[_Key] = Counter()
+        self._hours: defaultdict[_Key, float] = defaultdict(float)
         for job in running if limits else ():
             gpus = sum(len(member.gpus) for member in job.members)
-            self._add(_keys(job), gpus, sum(member.cpus for member in job.members))
+            left = DAY if job.ends_at is None else max(0.0, job.ends_at - now)
+            self._add(_keys(job), gpus, sum(member.cpus for member in job.members), gpus * left / HOUR)
 
     def count(self, job: JobView, shape: Shape) -> None:
         """One more of these has started."""
         if self._told is not None:
             self._of_class[class_of(job)] += 1
         if self._limits:
-            self._add(_keys(job), shape.gpus, shape.cpus)
+            self._add(_keys(job), shape.gpus, shape.cpus, self._gpu_hours(job, shape))
 
     def refuses(self, job: JobView, shape: Shape) -> PendingReason | None:
         """Why a limit keeps the job from starting now; None: none does."""
@@ -52,6 +69,7 @@ class Gate:
                 ("jobs", self._jobs[key], 1, limit.jobs),
                 ("GPUs", self._gpus[key], shape.gpus, limit.gpus),
                 ("CPUs", self._cpus[key], shape.cpus, limit.cpus),
+                ("GPU-hours", self._hours[key], self._gpu_hours(job, shape), limit.gpu_hours),
             ):
                 if most is not None and used + asked > most:
                     return _reason(limit, name, unit, used, asked, most)
@@ -70,11 +88,15 @@ class Gate:
         text = f"limit of the site's plug-in: {used} of {most} jobs like it run"
         return PendingReason(ReasonCode.LIMIT, text, {"scope": "plug-in", "used": used, "limit": most})
 
-    def _add(self, keys: Iterable[_Key], gpus: int, cpus: int) -> None:
+    def _gpu_hours(self, job: JobView, shape: Shape) -> float:
+        return shape.gpus * self._walltime(job) / HOUR
+
+    def _add(self, keys: Iterable[_Key], gpus: int, cpus: int, hours: float) -> None:
         for key in keys:
             self._jobs[key] += 1
             self._gpus[key] += gpus
             self._cpus[key] += cpus
+            self._hours[key] += hours
 
 
 def never(job: JobView, shape: Shape, limits: Sequence[Limit]) -> PendingReason | None:
@@ -90,10 +112,11 @@ def _keys(job: JobView | RunningView) -> list[_Key]:
     return [(queue, scope, name) for queue in {"", job.queue} for scope, name in _names(job).items()]
 
 
-def _reason(limit: Limit, name: str, unit: str, used: int, asked: int, most: int) -> PendingReason:
+def _reason(limit: Limit, name: str, unit: str, used: float, asked: float, most: float) -> PendingReason:
     who = f"{limit.scope} {name}" if name else f"the {limit.scope}"
     where = f" in queue {limit.queue}" if limit.queue and limit.scope != "queue" else ""
-    text = f"limit of {who}{where}: {used} of {most} {unit} in use, this job needs {asked} more"
+    shown = [f"{value:.1f}".removesuffix(".0") for value in (used, most, asked)]
+    text = f"limit of {who}{where}: {shown[0]} of {shown[1]} {unit} in use, this job needs {shown[2]} more"
     facts: dict[str, int | float | str] = {
         "scope": limit.scope,
         "name": name,

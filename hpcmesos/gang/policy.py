@@ -71,6 +71,17 @@ class Policy:
     max_starts: int = 1_000_000
     weights: Weights = field(default_factory=Weights)
 
+    @property
+    def keeps_promises(self) -> bool:
+        """Whether places in time have to be handed on from cycle to cycle (``Snapshot.promises``).
+
+        The place of the first alone needs it not: what comes behind it respects it anyway.
+        """
+        more = self.backfill is Backfill.CONSERVATIVE or (
+            self.backfill is Backfill.EASY and self.reservations > 1
+        )
+        return self.hold_head or more
+
 
 NAMED: dict[str, Policy] = {
     "fcfs": Policy(backfill=Backfill.NONE),

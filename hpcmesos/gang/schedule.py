@@ -16,7 +16,7 @@ from math import inf
 import numpy as np
 
 from hpcmesos.gang import classes, limits, order, preempt, score, tables, windows
-from hpcmesos.gang.backfill import Block, Held, Horizon, amounts_of, place
+from hpcmesos.gang.backfill import MOMENT, Block, Held, Horizon, amounts_of, place
 from hpcmesos.gang.best_fit import BestFit
 from hpcmesos.gang.estimate import Candidate, estimates
 from hpcmesos.gang.explain import Explainer, Reasons, Side, Waiting
@@ -24,7 +24,7 @@ from hpcmesos.gang.feasible import Arrangement, Prefer
 from hpcmesos.gang.ledger import Ledger
 from hpcmesos.gang.placing import find
 from hpcmesos.gang.policy import Backfill, Policy, Preempt
-from hpcmesos.gang.room import Ints
+from hpcmesos.gang.room import Floats, Ints
 from hpcmesos.gang.snapshot import (
     JobView,
     Member,
@@ -66,7 +66,9 @@ class _Cycle:
         self.running = RunningTable.of(snapshot.running, self.nodes)
         self.ledger = Ledger(self.nodes)
         self.explainer = Explainer(self.nodes.installed, self.ledger.room, self.nodes.up.copy())
-        self.gate = limits.Gate(snapshot.limits, self.running, snapshot.plugged)
+        self.gate = limits.Gate(
+            snapshot.limits, self.running, snapshot.plugged, now=now, walltime=self._walltime
+        )
         self.starts: list[Start] = []
         self.preemptions: list[Preemption] = []
         self.done: set[int] = set()  # slots of jobs that started, with all elements
@@ -80,6 +82,8 @@ class _Cycle:
         self._prefer = score.first_fit if policy.first_fit else score.prefer
         self.slots: list[int] = []  # all, in the order
         self._dead: set[int] = set()  # shapes that fit nowhere now, whatever is kept for others
+        self._carried: dict[int, Block] = {}  # by slot, places promised before and not looked at yet
+        self._own: dict[int, Block] = {}  # the same, of heads whose place is to be found
         self._over = False  # no more heads will come
         self._changes: list[int] = []  # rows that starts have taken from
         self._free_cpus = int(self.ledger.room.cpus[self.nodes.up].sum())
@@ -94,6 +98,7 @@ class _Cycle:
         slots = self.slots = self._rank(self.policy.order)
         if self.policy.preempt is Preempt.ORDER and self._choose_anew(slots):
             return
+        self._carry(slots)
         at = 0
         while at < len(slots) and not self._full and (not self.heads or len(self.heads) < self.places):
             self._consider(slots[at])
@@ -116,20 +121,21 @@ class _Cycle:
             rows = rows[(cpus <= self._free_cpus) & (gpus <= self._free_gpus)]
         numbers: list[int] = self._shape_of[rows].tolist()
         at = next((at for at, number in enumerate(numbers) if self._may_fit(number)), len(numbers))
-        levels = self.levels(rows[at:]) if at < len(numbers) else None
+        ends = self._ends(rows[at:]) if at < len(numbers) and self._alike else None
         dead = self._dead
-        if levels is None:
+        if ends is None:
             for slot, number in zip(rows[at:].tolist(), numbers[at:], strict=True):
                 if self._full:
                     return
                 if number not in dead:
                     self._consider(slot)
             return
-        failed = next(iter(self.sides.values())).failed
-        for slot, number, level in zip(rows[at:].tolist(), numbers[at:], levels, strict=True):
+        self._reserve()
+        failed = next(iter(self.sides.values())).failed if self.sides else {}
+        for slot, number, end in zip(rows[at:].tolist(), numbers[at:], ends.tolist(), strict=True):
             if self._full:
                 return
-            if number not in dead and level < failed.get(number, _ALL):
+            if number not in dead and end <= failed.get(number, inf):
                 self._consider(slot)
 
     def _may_fit(self, number: int) -> bool:
@@ -140,17 +146,22 @@ class _Cycle:
 
     def levels(self, slots: Ints) -> list[int] | None:
         """:meth:`_level` of many at once; None: they have to be asked one by one."""
-        if (
-            self.snapshot.windows
-            or self.policy.backfill is Backfill.ENDS_BEFORE
-            or (len(self.heads) < self.places and not self._over)
-        ):
+        if not self._alike:
             return None
         self._reserve()
-        ends = self.now + order.walltimes(self.pending, slots, self.snapshot.queues, self.policy)
         times = next(iter(self.sides.values())).horizon.times if self.sides else []
-        found: list[int] = np.searchsorted(np.array(times), ends, "left").tolist()
+        found: list[int] = np.searchsorted(np.array(times), self._ends(slots), "left").tolist()
         return found
+
+    @property
+    def _alike(self) -> bool:
+        """Whether what a job has to respect follows from its end alone, for all that are left to look at."""
+        more = len(self.heads) < self.places and not self._over
+        return not (self.snapshot.windows or self.policy.backfill is Backfill.ENDS_BEFORE or more)
+
+    def _ends(self, slots: Ints) -> Floats:
+        """When the jobs would end at the latest, if they started now."""
+        return self.now + order.walltimes(self.pending, slots, self.snapshot.queues, self.policy)
 
     def _rank(self, name: str) -> list[int]:
         slots: list[int] = order.ranked(self.snapshot, self.pending, name, self.policy, self.now).tolist()
@@ -168,6 +179,8 @@ class _Cycle:
         left = 0 if job.queue in self.snapshot.stopped_queues else job.count
         if not left:
             return
+        if slot in self._carried:
+            self._take_up(slot)
         while left and not self._full and self._start(slot, job, number):
             left -= 1
         if not left:
@@ -200,17 +213,17 @@ class _Cycle:
         # Spares the reservation, which is the costly part, as long as nothing fits anyway.
         if len(self.heads) > len(self.reservations) and not self._may_fit(number):
             return False
-        side, walltime = self._side(job), self._walltime(job)
+        side, end = self._side(job), self.now + self._walltime(job)
         level = self._level(job)
-        if level is None or level >= side.failed.get(number, _ALL):
+        if level is None or end > side.failed.get(number, inf):
             return False
         found = self._find(job, shape, number, side, level)
         if found.lots is None:
-            side.failed[number] = level
+            side.failed[number] = side.horizon.respects(level)
             if level == 0 and bool(side.open.all()):
                 self._dead.add(number)
             return False
-        self._commit(job, shape, found, self.now + walltime)
+        self._commit(job, shape, found, end)
         return True
 
     def _find(self, job: JobView, shape: Shape, number: int, side: _Side, level: int) -> Arrangement:
@@ -270,26 +283,73 @@ class _Cycle:
         """Gives the heads their places in time: as late as possible, for it is the costly part of a cycle."""
         for slot in self.heads[len(self.reservations) :]:
             shape = self.pending.shapes[int(self._shape_of[slot])]
-            self.reservations.append(self._reservation(self._job(slot), shape))
+            self.reservations.append(self._reservation(self._job(slot), shape, self._own.get(slot)))
         return tuple(self.reservations)
 
-    def _reservation(self, job: JobView, shape: Shape) -> Reservation:
+    def _carry(self, slots: Sequence[int]) -> None:
+        """Keeps the places that were promised to the first jobs of the order, until each has its turn.
+
+        So nobody before them takes them but a job to which nothing was promised, and that comes before them.
+        """
+        if self.policy.hold_head or not self._promised:
+            return
+        rows = self.nodes.site.rows
+        for slot in slots:
+            job = self._job(slot)
+            promise = self._promised.get(job.id)
+            if promise is None and self._in_nobodys_way(job, int(self._shape_of[slot])):
+                continue
+            if promise is None or not promise.shares or not promise.shares.keys() <= rows.keys():
+                break
+            amounts = np.array([(rows[name], *share) for name, share in promise.shares.items()], np.int64)
+            at = max(promise.at, self.now + MOMENT)  # one that is due is respected by what starts now, too
+            self._carried[slot] = Block(str(job.id), at, promise.at + self._walltime(job), amounts)
+        self.kept.extend(self._carried.values())
+
+    def _in_nobodys_way(self, job: JobView, number: int) -> bool:
+        """Whether the job cannot start now for another reason than room."""
+        stopped = job.queue in self.snapshot.stopped_queues
+        return (
+            stopped
+            or not self._could_start(number)
+            or bool(self.gate.refuses(job, self.pending.shapes[number]))
+        )
+
+    def _take_up(self, slot: int) -> None:
+        """It is the job's turn: its own place is not in its way, but those of the others are."""
+        self._reserve()
+        block = self._own[slot] = self._carried.pop(slot)
+        self.kept = [other for other in self.kept if other is not block]
+        for side in self.sides.values():
+            side.horizon.release(block)
+            side.failed.clear()  # there is more room now
+
+    def _reservation(self, job: JobView, shape: Shape, own: Block | None) -> Reservation:
+        """The earliest place. ``own``: as promised before; it holds if there is no earlier one."""
         walltime, usable = self._walltime(job), self.explainer.usable(shape)
         promise = self._promised.get(job.id) if self.policy.hold_head else None
         if promise is not None:
             return Reservation(job.id, promise.at, {})
-        found = self._side(job).horizon.earliest(shape, walltime, usable)
+        horizon = self._side(job).horizon
+        found = horizon.earliest(shape, walltime, usable)
         lots = place(shape, found[1], usable) if found else None
-        if found is None or lots is None:
+        block = (
+            Block(str(job.id), found[0], found[0] + walltime, amounts_of(shape, lots))
+            if found and lots
+            else None
+        )
+        later = own is not None and (block is None or block.starts > own.starts)
+        if own is not None and later and own.starts > self.now + MOMENT and horizon.holds(own):
+            block = own
+        if block is None:
             return Reservation(job.id, inf, {})
-        block = Block(str(job.id), found[0], found[0] + walltime, amounts_of(shape, lots))
         if self.policy.backfill is not Backfill.ENDS_BEFORE:
             self.kept.append(block)
             for side in self.sides.values():
                 side.horizon.reserve(block)
         names = self.nodes.site.nodes
         shares = {names[row].name: (cpus, mem, gpus) for row, cpus, mem, gpus in block.amounts.tolist()}
-        return Reservation(job.id, found[0], shares)
+        return Reservation(job.id, block.starts, shares)
 
     def _side(self, job: JobView) -> _Side:
         """What the cluster is like for the job: windows that it may not use are closed."""
@@ -419,10 +479,10 @@ class _Outlook:
 class _Side(Side):
     """The cluster as those see it to whom the same windows are closed.
 
-    ``failed``: by number of a shape, the lowest level on which it does not fit. ``best``: by that number and level.
+    ``failed``: by number of a shape, a time: what ends after it does not fit. ``best``: by that number and level.
     """
 
-    failed: dict[int, int]
+    failed: dict[int, float]
     best: dict[tuple[int, int], BestFit] = field(default_factory=dict)
 
 

@@ -245,8 +245,8 @@ class Simulator:
                 self._queue(live)
         for start in plan.starts:
             self._begin(self._waiting.pop(start.job), start.members, now)
-        if self._policy.hold_head:
-            self._promises = tuple(Promise(held.job, held.at) for held in plan.reservations)
+        if self._policy.keeps_promises:
+            self._promises = tuple(Promise(held.job, held.at, held.shares) for held in plan.reservations)
 
     def _begin(self, live: _Live, members: tuple[Member, ...], now: float) -> None:
         job = live.job

@@ -116,7 +116,7 @@ class Limit:
     """At most so much running at once for each user (project, queue) of that name, or for the whole server.
 
     ``scope``: user, project, queue or server. ``name`` "*": each one by itself, ``but`` those. ``queue``: only what
-    runs in that queue counts; "": all. None: no limit.
+    runs in that queue counts; "": all. None: no limit. ``gpu_hours``: GPUs times the hours until their walltimes end.
     """
 
     scope: str
@@ -126,6 +126,7 @@ class Limit:
     cpus: int | None = None
     queue: str = ""
     but: frozenset[str] = frozenset()
+    gpu_hours: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +144,15 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """A job was told that it starts at ``at`` at the latest (under ``Policy.hold_head`` it then stays first)."""
+    """A job was told that it starts at ``at`` at the latest (under ``Policy.hold_head`` it then stays first).
+
+    ``shares``: the place that was kept for it, as in a Reservation. It is kept on while all that come before the job
+    in the order have such a place, too, and until an earlier one is found that is in nobody's way.
+    """
 
     job: JobId
     at: float
+    shares: Mapping[NodeName, tuple[int, int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,20 +78,19 @@ class Limits:
 
     def out_of_memory(self) -> bool:
         """True when the kernel killed for memory here."""
-        for path in (
-            os.path.join(self._directory, "memory.events"),
-            os.path.join(self._groups.get("memory", ""), "memory.oom_control"),
-        ):
-            words = _read(path).split()
-            if "oom_kill" in words and words[words.index("oom_kill") + 1] != "0":
-                return True
-        return False
+        words = self._memory("memory.events", "memory.oom_control").split()
+        return "oom_kill" in words and words[words.index("oom_kill") + 1] != "0"
 
     def peak(self) -> int:
         """Bytes of memory, 0 where not known."""
-        v1 = os.path.join(self._groups.get("memory", ""), "memory.max_usage_in_bytes")
-        found = (_read(path).strip() for path in (os.path.join(self._directory, "memory.peak"), v1))
-        return max(int(text) if text.isdigit() else 0 for text in found)
+        text = self._memory("memory.peak", "memory.max_usage_in_bytes").strip()
+        return int(text) if text.isdigit() else 0
+
+    def _memory(self, v2: str, v1: str) -> str:
+        """The file of the hierarchy that counts this attempt's memory; empty: none does."""
+        if group := self._groups.get("memory"):
+            return _read(os.path.join(group, v1))
+        return _read(os.path.join(self._directory, v2))
 
     def remove(self) -> None:
         for group in self._groups.values():

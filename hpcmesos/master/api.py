@@ -19,8 +19,11 @@ import msgspec
 from litestar import Litestar, MediaType, Request, Response, WebSocket, delete, get, post, put, websocket
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException, WebSocketDisconnect
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
 from litestar.params import Parameter
 from litestar.response import Stream
 
@@ -68,6 +71,22 @@ _INTERNAL_EXIT = 255
 _RESTARTING = 1012  # the WebSocket's code for a server that stops
 _LAST_SECOND = 253402300799  # of the year 9999
 
+_REFUSALS = {
+    status: ResponseSpec(wire.ErrorReply, generate_examples=False, description=meaning)
+    for status, meaning in {
+        400: "The request is malformed, or asks for what cannot be",
+        401: "No credential, or a wrong one",
+        403: "The caller may not do this",
+        404: "There is no such job, node, queue, ...",
+        405: "There is no such method of this path",
+        409: "What is there is not in a state for this",
+        413: "The body is larger than 16 MiB",
+        503: "The database, the leader or a node does not answer now",
+    }.items()
+}
+_OPEN: list[dict[str, list[str]]] = [{}]
+"""``security`` of what asks for no credential."""
+
 ApiRequest = Request[Any, Any, State]
 ApiSocket = WebSocket[Any, Any, State]
 Service = Callable[[Site, auth.Caller, wire.CommandRequest], wire.CommandReply]
@@ -108,46 +127,11 @@ READING = frozenset(
 
 def build_app(site: Site, metrics: Metrics) -> Litestar:
     """The application; whoever serves it puts a :class:`Peer` into each connection's state."""
+    for handler in _HANDLERS:
+        if isinstance(handler, HTTPRouteHandler):
+            handler.responses = _REFUSALS
     return Litestar(
-        route_handlers=[
-            run_command,
-            submit_jobs,
-            list_events,
-            list_jobs,
-            show_job,
-            explain_job,
-            delete_job,
-            wait_for_job,
-            read_log,
-            attach_terminal,
-            list_nodes,
-            list_reservations,
-            reserve,
-            unreserve,
-            list_schedules,
-            add_schedule,
-            change_schedule,
-            list_schedule_runs,
-            report_usage,
-            list_shares,
-            set_shares,
-            show_leader,
-            show_health,
-            export_queue,
-            show_authority,
-            create_token,
-            list_tokens,
-            revoke_tokens,
-            list_changes,
-            list_certificates,
-            renew_certificate,
-            revoke_certificates,
-            put_secret,
-            list_secrets,
-            remove_secret,
-            join_node,
-            show_metrics,
-        ],
+        route_handlers=_HANDLERS,
         state=State({"site": site, "metrics": metrics}),
         exception_handlers={
             HpcmesosError: _on_refusal,
@@ -155,7 +139,12 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
             Exception: _on_bug,
         },
         openapi_config=OpenAPIConfig(
-            title="hpcmesos", version="1", path="/schema", render_plugins=[JsonRenderPlugin(path="/")]
+            title="hpcmesos",
+            version="1",
+            path="/schema",
+            render_plugins=[JsonRenderPlugin(path="/")],
+            components=Components(security_schemes={"token": SecurityScheme(type="http", scheme="bearer")}),
+            security=[{"token": []}],
         ),
         request_max_body_size=_LARGEST_BODY,
         logging_config=None,
@@ -377,7 +366,7 @@ def set_shares(data: wire.ShareRequest, request: ApiRequest) -> list[wire.ShareS
     return standing.list_shares(_site(request))
 
 
-@get("/v1/leader")
+@get("/v1/leader", security=_OPEN)
 async def show_leader(request: ApiRequest, after: int = -1, timeout: float = 0.0) -> wire.LeaderReply:
     """Where agents dial; open to all, for agents ask before they have a certificate.
 
@@ -386,7 +375,7 @@ async def show_leader(request: ApiRequest, after: int = -1, timeout: float = 0.0
     return await wait.until_leader(_site(request), after, timeout)
 
 
-@get("/v1/health", sync_to_thread=True)
+@get("/v1/health", sync_to_thread=True, security=_OPEN)
 def show_health(request: ApiRequest) -> wire.HealthReply:
     """Answers 200 when the database does, and says whether somebody leads; 503 and why when it does not."""
     store = _site(request).store
@@ -403,7 +392,7 @@ def show_health(request: ApiRequest) -> wire.HealthReply:
     )
 
 
-@get("/v1/ca", sync_to_thread=True)
+@get("/v1/ca", sync_to_thread=True, security=_OPEN)
 def show_authority(request: ApiRequest) -> dict[str, str]:
     """The cluster's CA certificate (PEM): a newcomer compares its fingerprint with that of the join token."""
     return {"ca": certificates.authority(_site(request)).pem}
@@ -475,7 +464,7 @@ def remove_secret(name: str, request: ApiRequest) -> list[wire.SecretStatus]:
     return secret_store.remove(_site(request), _actor(request), name)
 
 
-@post("/v1/nodes/join", sync_to_thread=True, status_code=201)
+@post("/v1/nodes/join", sync_to_thread=True, status_code=201, security=_OPEN)
 def join_node(data: wire.JoinRequest, request: ApiRequest) -> wire.JoinReply:
     """An agent's certificate for a one-time token; the token is the credential."""
     return tokens.join(_site(request), data, f"join token from {_peer(request).address}")
@@ -487,6 +476,47 @@ def show_metrics(request: ApiRequest) -> Response[bytes]:
     _caller(request)
     metrics = cast("Metrics", request.app.state.metrics)
     return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+
+_HANDLERS = [
+    run_command,
+    submit_jobs,
+    list_events,
+    list_jobs,
+    show_job,
+    explain_job,
+    delete_job,
+    wait_for_job,
+    read_log,
+    attach_terminal,
+    list_nodes,
+    list_reservations,
+    reserve,
+    unreserve,
+    list_schedules,
+    add_schedule,
+    change_schedule,
+    list_schedule_runs,
+    report_usage,
+    list_shares,
+    set_shares,
+    show_leader,
+    show_health,
+    export_queue,
+    show_authority,
+    create_token,
+    list_tokens,
+    revoke_tokens,
+    list_changes,
+    list_certificates,
+    renew_certificate,
+    revoke_certificates,
+    put_secret,
+    list_secrets,
+    remove_secret,
+    join_node,
+    show_metrics,
+]
 
 
 def _site(request: ApiRequest | ApiSocket) -> Site:

@@ -46,6 +46,7 @@ _STOPPING = msgspec.json.encode(
         exit_code=MasterUnreachable.exit_code,
     )
 )
+_CLIENT_SILENCE = 60.0  # seconds without an answer to a ping: the client at a terminal is gone
 _LARGEST_MESSAGE = 1024 * 1024  # bytes of what a terminal's client sends at once
 _SWITCH_INTERVAL = 0.0005  # seconds; a request hops between the loop and a thread
 _PR_SET_PDEATHSIG = 1
@@ -133,6 +134,7 @@ def _server(app: Any, tls: ssl.SSLContext | None, door: Door) -> _Server:
         ws=GuardedWebSocket,
         ws_max_size=_LARGEST_MESSAGE,
         ws_per_message_deflate=False,
+        ws_ping_timeout=_CLIENT_SILENCE,
         lifespan="off",
         log_config=None,
         access_log=False,

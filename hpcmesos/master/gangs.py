@@ -359,8 +359,11 @@ class Gangs:
 
     def _report(self, attempt: Attempt, report: wire.Ended) -> AttemptRecord:
         culprit = report.culprit or attempt.culprit
-        if report.cause == Cause.NODE_LOST and attempt.culprit:
-            culprit = attempt.culprit  # of a head that is cut off and a member, the member told us first
+        # A head and a member accuse each other: of two, the one who told us first is right. A head of more hears the
+        # others, and accuses itself when it hears none of them.
+        knows = attempt.culprit == attempt.head and len(attempt.nodes) > 2 and report.culprit
+        if report.cause == Cause.NODE_LOST and attempt.culprit and not knows:
+            culprit = attempt.culprit
         return AttemptRecord(
             key=attempt.key,
             started_at=moment(report.started_at or attempt.started_at),

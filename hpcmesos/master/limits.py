@@ -8,6 +8,7 @@ max_user_run            both         jobs at once of each user
 max_run                 both         the same in OpenPBS' form: ``[o:PBS_ALL=9],[u:PBS_GENERIC=4],[u:ann=6],[p:chem=8]``
 max_run_res.ngpus       both         GPUs at once, in that form
 max_run_res.ncpus       both         CPUs at once, in that form
+max_run_res.gpuhours    both         GPU-hours that what runs may still take by its walltimes, in that form
 ======================= ============ ==========================================================================
 
 A limit that names a user or project holds instead of the generic one (pbs_queue_attributes(7B) of OpenPBS).
@@ -27,8 +28,13 @@ from hpcmesos.queue.records import QueueRecord
 
 _ENTRY = re.compile(r"\[([upo]):([^=\]]+)=(\d+)\]")
 _SCOPES = {"u": "user", "p": "project"}
-_Unit = Literal["jobs", "gpus", "cpus"]
-_FORMS: Mapping[str, _Unit] = {"max_run": "jobs", "max_run_res.ngpus": "gpus", "max_run_res.ncpus": "cpus"}
+_Unit = Literal["jobs", "gpus", "cpus", "gpu_hours"]
+_FORMS: Mapping[str, _Unit] = {
+    "max_run": "jobs",
+    "max_run_res.ngpus": "gpus",
+    "max_run_res.ncpus": "cpus",
+    "max_run_res.gpuhours": "gpu_hours",
+}
 
 
 def limits(queues: Mapping[str, QueueRecord], server: Mapping[str, str]) -> tuple[Limit, ...]:
@@ -83,6 +89,7 @@ def _limit(
         jobs=most if unit == "jobs" else None,
         gpus=most if unit == "gpus" else None,
         cpus=most if unit == "cpus" else None,
+        gpu_hours=most if unit == "gpu_hours" else None,
         queue=queue,
         but=but,
     )

@@ -5,8 +5,8 @@ One TLS connection with a certificate of O="master"; frames as on the link (4-by
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import Iterable
 from typing import Any
@@ -59,39 +59,86 @@ def frame(value: Question | Answer) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
-async def ask(address: str, tls: ssl.SSLContext, question: Question, timeout: float = 5.0) -> Answer:
-    """Puts one question to the leader at ``address`` (host:port).
+class Lines:
+    """Connections to the leader that are kept from one question to the next, for a handshake costs more than an answer.
 
-    Raises:
-        MasterUnreachable: no answer in time, or no connection.
+    Thread-safe; each question has a connection of its own while it waits. ``tls``: with a master's certificate.
     """
-    try:
-        async with asyncio.timeout(timeout):
-            return await _ask(address, tls, question)
-    except (OSError, TimeoutError, EOFError, ProtocolError, msgspec.MsgspecError) as error:
-        raise MasterUnreachable(f"the leader at {address} does not answer: {error!r}") from error
+
+    def __init__(self, tls: ssl.SSLContext) -> None:
+        self._tls = tls
+        self._idle: list[tuple[str, ssl.SSLSocket]] = []  # with their addresses; appends and pops are atomic
+
+    def ask(self, address: str, question: Question, timeout: float = 5.0) -> Answer:
+        """Puts one question to the leader at ``address`` (host:port).
+
+        Raises:
+            MasterUnreachable: no answer in time, or no connection.
+        """
+        try:
+            while (kept := self._kept(address)) is not None:
+                # It may have been closed meanwhile; a question changes nothing, so it can be put again.
+                with contextlib.suppress(ConnectionError, EOFError, ssl.SSLError):
+                    return self._exchange(address, kept, question, timeout)
+            return self._exchange(address, self._dial(address, timeout), question, timeout)
+        except (OSError, EOFError, ProtocolError, msgspec.MsgspecError) as error:
+            raise MasterUnreachable(f"the leader at {address} does not answer: {error!r}") from error
+
+    def why(self, address: str, seqs: Iterable[int]) -> dict[int, tuple[str, str]]:
+        """Why jobs wait, by sequence number: (code, text). Jobs that do not wait are left out."""
+        return self.ask(address, Question(why=list(seqs))).why
+
+    def metrics(self, address: str) -> dict[str, float]:
+        """The leader's figures by name."""
+        return self.ask(address, Question(metrics=True)).metrics
+
+    def close(self) -> None:
+        while self._idle:
+            with contextlib.suppress(OSError, IndexError):
+                self._idle.pop()[1].close()
+
+    def _kept(self, address: str) -> ssl.SSLSocket | None:
+        """The connection that was used last; those to former leaders are closed."""
+        while True:
+            try:
+                known, connection = self._idle.pop()
+            except IndexError:
+                return None
+            if known == address:
+                return connection
+            connection.close()
+
+    def _dial(self, address: str, timeout: float) -> ssl.SSLSocket:
+        host, _, port = address.rpartition(":")
+        plain = socket.create_connection((host.strip("[]"), int(port)), timeout)
+        try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return self._tls.wrap_socket(plain, server_hostname=host)
+        except BaseException:
+            plain.close()
+            raise
+
+    def _exchange(
+        self, address: str, connection: ssl.SSLSocket, question: Question, timeout: float
+    ) -> Answer:
+        try:
+            connection.settimeout(timeout)
+            connection.sendall(frame(question))
+            size = int.from_bytes(_receive(connection, 4), "big")
+            if size > MAX_FRAME:
+                raise ProtocolError(f"a frame of {size} bytes")
+            answer = _decode_answer.decode(_receive(connection, size))
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append((address, connection))
+        return answer
 
 
-async def ask_why(address: str, tls: ssl.SSLContext, seqs: Iterable[int]) -> dict[int, tuple[str, str]]:
-    """Why jobs wait, by sequence number: (code, text). Jobs that do not wait are left out."""
-    return (await ask(address, tls, Question(why=list(seqs)))).why
-
-
-async def ask_metrics(address: str, tls: ssl.SSLContext) -> dict[str, float]:
-    """The leader's figures by name."""
-    return (await ask(address, tls, Question(metrics=True))).metrics
-
-
-async def _ask(address: str, tls: ssl.SSLContext, question: Question) -> Answer:
-    host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=tls, server_hostname=host)
-    try:
-        writer.write(frame(question))
-        size = int.from_bytes(await reader.readexactly(4), "big")
-        if size > MAX_FRAME:
-            raise ProtocolError(f"a frame of {size} bytes")
-        return _decode_answer.decode(await reader.readexactly(size))
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+def _receive(connection: ssl.SSLSocket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        if not (part := connection.recv(size - len(data))):
+            raise EOFError("the connection was closed")
+        data += part
+    return bytes(data)

@@ -5,7 +5,6 @@ The cluster's figures are read when they are asked for: nodes and GPUs from the 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import time
@@ -18,7 +17,6 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from hpcmesos.errors import HpcmesosError
-from hpcmesos.master import links_client
 from hpcmesos.master.services.facts import node_states
 from hpcmesos.master.services.site import Site
 
@@ -107,9 +105,8 @@ class _ClusterFigures(Collector):
         for state, number in Tally(gpu.state.value for node in records for gpu in node.gpus).items():
             gpus.add_metric([state], number)
         yield gpus
-        if leader.live and site.tls is not None:
-            figures = asyncio.run(links_client.ask_metrics(leader.address, site.tls))
-            yield from _told(figures)
+        if leader.live and site.lines is not None:
+            yield from _told(site.lines.metrics(leader.address))
 
 
 def _told(figures: Mapping[str, float]) -> Iterator[Metric]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from hpcmesos.gang.snapshot import Plan
+from hpcmesos.gang.tables import NodeTable
 from hpcmesos.master import cycle
 from hpcmesos.master.cluster import may_start
 from hpcmesos.master.effects import Desk
@@ -114,10 +115,23 @@ class Reasons:
         figures["links"] = sum(node.link is not None for node in cluster.nodes.values())
         figures["pending"] = len(cluster.pending)
         figures["attempts"] = len(cluster.attempts)
+        figures |= fragmentation(cluster.holdings.nodes)
         for name, node in cluster.nodes.items():
             for uuid, of_gpu in node.figures.items() if node.link is not None else ():
                 figures |= {f"gpu_{figure};{name};{uuid}": value for figure, value in of_gpu.items()}
         return figures
+
+
+def fragmentation(nodes: NodeTable) -> dict[str, float]:
+    """Free GPUs of nodes that are up, and which part of them no request for whole nodes can use."""
+    free = nodes.room.gpus * nodes.up
+    begun = free[nodes.room.gpus < nodes.installed.gpus]
+    total = int(free.sum())
+    return {
+        "gpus_free": total,
+        "gpus_free_on_begun_nodes": int(begun.sum()),
+        "gpu_fragmentation": float(begun.sum() / total) if total else 0.0,
+    }
 
 
 def _held(job: JobRecord) -> PendingReason:

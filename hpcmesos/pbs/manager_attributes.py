@@ -128,7 +128,7 @@ READ_ONLY: Mapping[str, frozenset[str]] = {
     ),
 }
 
-LIMITED_RESOURCES = ("ngpus", "ncpus")
+LIMITED_RESOURCES = ("ngpus", "ncpus", "gpuhours")
 """What ``max_run_res`` may limit."""
 
 _BY_RESOURCE = frozenset({Kind.RESOURCES, Kind.RESOURCE_LIMIT})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -149,7 +150,7 @@ def test_qdel_ends_a_session(cluster: LiveCluster) -> None:
     with qsub(cluster) as terminal:
         job = started(terminal)
         assert cluster.run("qdel", job).returncode == 0
-        terminal.expect("completed")
+        assert "waiting" not in terminal.expect("completed")
         assert terminal.wait() == 271 & 255
     assert cluster.wait(job)["Exit_status"] == 271
 
@@ -247,3 +248,67 @@ def test_over_tls_with_a_token(cluster: LiveCluster) -> None:
         assert terminal.wait() == 3
     finally:
         terminal.close()
+
+
+def test_in_the_family_of_openpbs(cluster: LiveCluster) -> None:
+    environ = {**cluster.environ, "PATH": cluster.environ["PATH"].replace("/torque:", "/pbspro:")}
+    terminal = Terminal(["qsub", "-I", "-l", "select=1:ncpus=1"], environ, cluster.work(), cluster.user)
+    try:
+        job = started(terminal)
+        assert cluster.job(job)["Resource_List"]["select"] == "1:ncpus=1"
+        terminal.type("exit 4\n")
+        terminal.expect(f"qsub: job {job} completed")
+        assert terminal.wait() == 4
+    finally:
+        terminal.close()
+
+
+def test_nobody_else_gets_the_terminal(cluster: LiveCluster, users: tuple[str, str]) -> None:
+    with qsub(cluster) as terminal:
+        job = started(terminal)
+        for user in ("", users[1]):  # the cluster's manager neither
+            done = cluster.run(sys.executable, "-c", _ATTACH, job, user=user)
+            assert json.loads(done.stdout)["code"] == "unauthorized", done
+        terminal.type("exit\n")
+        terminal.expect("completed")
+
+
+_ATTACH = """
+import sys
+from hpcmesos.cli.connect import connect
+with connect() as client, client.terminal(sys.argv[1]) as socket:
+    print(socket.recv())
+"""
+
+
+def test_a_prologue_that_fails_is_told_at_the_terminal(make_cluster: Callable[..., LiveCluster]) -> None:
+    own = make_cluster(agents=1, gpus=0)
+    scripts = own.state / "scripts"
+    scripts.mkdir()
+    prologue = scripts / "prologue"
+    prologue.write_text(
+        '#!/bin/sh\necho hello from the site\n[ "$4" = good ] || { echo bad name >&2; exit 2; }\n'
+    )
+    prologue.chmod(0o755)
+    with qsub(own, "-N", "bad") as terminal:
+        terminal.expect("prologue: exit code 2: bad name")
+        assert terminal.wait() == 255
+    with qsub(own, "-N", "good") as terminal:
+        terminal.expect("hello from the site")
+        terminal.type("exit 5\n")
+        terminal.expect("completed")
+        assert terminal.wait() == 5
+
+
+def test_a_session_goes_on_by_another_master(make_cluster: Callable[..., LiveCluster]) -> None:
+    own = make_cluster(agents=1, gpus=0, extra=("--masters", "2"))
+    with qsub(own) as terminal:
+        job = started(terminal)
+        os.kill(own.pid("master"), 9)
+        terminal.type("\n")
+        terminal.type("(sleep 1; seq 1 3000; echo mea''nwhile) &\n")
+        shown = terminal.expect("meanwhile", timeout=60)
+        assert numbers(shown)[-3000:] == list(range(1, 3001))
+        terminal.type("exit 4\n")
+        terminal.expect(f"qsub: job {job} completed", timeout=60)
+        assert terminal.wait() == 4

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pynvml
@@ -54,3 +55,19 @@ def test_pynvml_reads_the_cards() -> None:
 def test_the_inventory_is_stable() -> None:
     first, second = inventory(), inventory()
     assert [card["uuid"] for card in first] == [card["uuid"] for card in second]
+
+
+def test_the_probe_reads_figures_and_devices() -> None:
+    """What jobs' records and isolation rest on: every card has a device node, and says how busy and warm it is."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hpcmesos.agent.gpus"],
+        input='{"id": 1}\n', stdout=subprocess.PIPE, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    answer = json.loads(done.stdout)
+    assert answer["error"] == ""
+    for card in answer["gpus"]:
+        assert Path(f"/dev/nvidia{card['minor']}").is_char_device()
+        assert 0 <= card["figures"]["utilization"] <= 100
+        assert 0 < card["figures"]["temperature"] < 120
+        assert 0 <= card["figures"]["memory_used"] <= card["memory"]
+        assert card["xids"] == []

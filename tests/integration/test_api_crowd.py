@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import resource
 import socket
 import ssl
 import time
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from .api_kit import Api
 
 pytest_plugins = ["tests.integration.database_kit", "tests.integration.api_kit"]
+
+
+CROWD = int(os.environ.get("HPCMESOS_TEST_CONNECTIONS", "2000"))
+"""11,000 are 10,000 that are idle and 1,000 that are slow."""
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +110,10 @@ def test_a_crowd_of_idle_and_slow_connections_does_not_keep_others_out(
     api: Api, crowd: contextlib.ExitStack
 ) -> None:
     """Half of them never say a word of TLS, from many addresses; the others begin a request and never end it."""
-    many = 2000
+    many = CROWD
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, many + 1000), hard))
+    crowd.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
     target = address_of(api)
     context = ssl.create_default_context(cafile=str(api.ca))
     token = api.token_of("ann")
@@ -113,7 +122,7 @@ def test_a_crowd_of_idle_and_slow_connections_does_not_keep_others_out(
         connection = crowd.enter_context(socket.socket())
         connection.bind((f"127.0.{1 + number // 200}.{1 + number % 200}", 0))
         connection.connect(target)
-        if number % 20 == 0:
+        if number % 11 == 0:
             slow = crowd.enter_context(context.wrap_socket(connection, server_hostname="127.0.0.1"))
             slow.sendall(b"GET /v1/jobs HTTP/1.1\r\nX-Slow: ")
     took = []
@@ -126,7 +135,7 @@ def test_a_crowd_of_idle_and_slow_connections_does_not_keep_others_out(
     grown = resident(api.process.pid) - before
     print(f"qsub among {many} connections: median {sorted(took)[10]:.3f} s; grown by {grown >> 20} MiB")
     assert sorted(took)[10] <= 0.2
-    assert grown < 200 << 20
+    assert grown < 400 << 20  # as many as the door takes, whatever comes
 
 
 def test_one_user_does_not_take_all_places(api: Api, crowd: contextlib.ExitStack) -> None:

@@ -337,6 +337,21 @@ def test_a_silent_head_is_given_up_when_its_members_are(bench: Bench) -> None:
     assert (job.state, job.exit_status, job.cause) == (JobState.COMPLETE, -3, Cause.NODE_LOST)
 
 
+@pytest.mark.parametrize(("nodes", "culprit"), [(2, "node1"), (3, "node3")])
+def test_a_head_and_a_member_accuse_each_other(bench: Bench, nodes: int, culprit: str) -> None:
+    """The head of three hears another member: it knows who is silent, whoever speaks first."""
+    names = [f"node{number}" for number in range(1, nodes + 1)]
+    bench.up(*names)
+    seq = bench.submit(request(nodes), rerunable=False)
+    bench.turn()
+    bench.run(seq)
+    attempt, last = bench.attempt(seq), names[-1]
+    bench.say((last, ended(attempt, "NODE_LOST", head=False, culprit="node1", message="node1 is silent")))
+    bench.say(("node1", ended(attempt, "NODE_LOST", culprit=last, message=f"{last} is silent")))
+    (record,) = bench.store.attempts([seq])
+    assert record.culprit == culprit
+
+
 def test_attempts_are_charged_up_to_the_limit(bench: Bench) -> None:
     bench.up("node1")
     seq = bench.submit()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -115,14 +114,16 @@ def test_a_job_over_real_tls(store: Store, candidate: Candidate, ca: pki.Ca, tmp
     assert spec["owner"] == "ann" and spec["script"]
 
     leader = store.leader()
-    tls = certificate(ca, tmp_path, "api", "master")
-    figures = asyncio.run(links_client.ask_metrics(leader.address, tls))
+    lines = links_client.Lines(certificate(ca, tmp_path, "api", "master"))
+    figures = lines.metrics(leader.address)
     assert figures["links"] == 1 and figures["starts_total"] == 1
     big = submit(store, wanted=request(3))
-    asked = wait_until(
-        lambda: asyncio.run(links_client.ask_why(leader.address, tls, [big, 12345])).get(big), "a reason"
-    )
+    asked = wait_until(lambda: lines.why(leader.address, [big, 12345]).get(big), "a reason")
     assert asked[0] == "insufficient" or "node" in asked[1]
+    [(_, kept)] = lines._idle
+    kept.shutdown(socket.SHUT_RDWR)  # a connection that broke between two questions is no news
+    assert lines.why(leader.address, [big]) == {big: asked}
+    lines.close()
 
 
 def test_who_may_dial(store: Store, candidate: Candidate, ca: pki.Ca, tmp_path: Path) -> None:
@@ -185,21 +186,13 @@ def test_a_killed_leader_is_replaced_within_3_s(
     wait_until(lambda: state(store, seq) is JobState.COMPLETE, "the job of the old leader ends")
 
 
-def test_a_leader_that_is_told_to_stop_steps_down(store: Store, candidate: Candidate) -> None:
+def test_a_leader_that_is_told_to_stop_steps_down(store: Store, candidate: Candidate, tmp_path: Path) -> None:
     process = candidate()
     address_of(store)
-    wait_until(lambda: _serving(process, store), "serving")
+    wait_until(lambda: "serving" in (tmp_path / "leader.log").read_text(), "serving")
     process.terminate()
     assert process.wait(10) == 0
     assert not store.leader().live
-
-
-def _serving(process: subprocess.Popen[bytes], store: Store) -> bool:
-    host, _, port = store.leader().address.rpartition(":")
-    with contextlib.suppress(OSError):
-        socket.create_connection((host, int(port)), timeout=1).close()
-        return True
-    return False
 
 
 def test_a_leader_whose_term_is_over_ends(

@@ -91,6 +91,13 @@ def mean_completion(policy: Policy) -> float:
     return sum(run.ended_at - run.job.submitted_at for run in replay.runs) / len(replay.runs)
 
 
+@pytest.mark.parametrize(("order", "published"), [("srsf", 1_289_715), ("fcfs", 5_559_888)])
+def test_muri_with_the_backfill_that_the_published_figures_had(order: str, published: int) -> None:
+    """What ends before the first one's place may start; without EASY's extra nodes."""
+    policy = Policy(order=order, backfill=Backfill.ENDS_BEFORE)
+    assert round(mean_completion(policy)) == published
+
+
 def test_muri_without_preemption() -> None:
     assert mean_completion(NAMED["srsf"]) <= 1_290_000
 

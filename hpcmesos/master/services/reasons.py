@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from datetime import tzinfo
 
 from hpcmesos.errors import HpcmesosError
-from hpcmesos.master import links_client
 from hpcmesos.master.services.facts import depend_text
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import JobId, JobState
@@ -43,10 +41,10 @@ def _waits(job: JobRecord) -> bool:
 
 
 def _ask_leader(site: Site, seqs: list[int]) -> dict[int, str]:
-    leader = site.store.leader()
-    if not leader.live or site.tls is None:
+    leader = site.leader.recent()
+    if not leader.live or site.lines is None:
         return dict.fromkeys(seqs, UNREACHABLE)
-    answers = asyncio.run(links_client.ask_why(leader.address, site.tls, seqs))
+    answers = site.lines.why(leader.address, seqs)
     return {seq: text for seq, (_, text) in answers.items()}
 
 

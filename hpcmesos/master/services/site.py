@@ -17,6 +17,7 @@ from hpcmesos.gang.placing import can_ever_fit
 from hpcmesos.gang.snapshot import GpuView, NodeView
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.cycle import switch
+from hpcmesos.master.links_client import Lines
 from hpcmesos.master.oidc import Provider
 from hpcmesos.master.rates import Rates
 from hpcmesos.master.services.wishes import Notifier
@@ -90,6 +91,7 @@ class Site:
     revoked: Remembered[frozenset[str]]  # serials of nodes' certificates
     leader: Remembered[LeaderRecord]
     tls: ssl.SSLContext | None = None
+    lines: Lines | None = None  # to the leader
     ca_state: Path | None = None  # the directory that holds ``ca/``
     provider: Provider | None = None  # of JWTs
     rates: Rates = field(default_factory=lambda: Rates(0.0, 0.0))
@@ -107,6 +109,7 @@ class Site:
             Remembered(store.revoked),
             Remembered(store.leader, _LEADER_KEPT),
             tls,
+            None if tls is None else Lines(tls),
             settings.state,
             _provider(settings),
             # Connections spread over the API processes: each of them allows its part.
@@ -126,6 +129,8 @@ class Site:
 
     def close(self) -> None:
         self.notifier.close()
+        if self.lines is not None:
+            self.lines.close()
         self.store.close()
 
 

@@ -97,7 +97,8 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     site.notifier.poke()
     job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
     then = ["wait", "--exit-status", job_id] if built.block else None
-    return CommandReply(stdout="" if built.silent else f"{job_id}\n", then=then)
+    silent = built.silent and not built.interactive  # who stays with the job has to know it
+    return CommandReply(stdout="" if silent else f"{job_id}\n", then=then)
 
 
 def _ask_for_terminal(caller: Caller, request: CommandRequest) -> CommandReply:

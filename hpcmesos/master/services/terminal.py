@@ -133,7 +133,7 @@ class Relay:
                 with suppress(*_BROKEN):
                     if await self._attach(job):
                         pace = Pace()
-            else:
+            elif job.state is not JobState.EXITING:
                 await self._tell("waiting", 0)
             await pace.pause()
             self._job = await in_thread(self._look)

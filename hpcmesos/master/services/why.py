@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, tzinfo
 
@@ -106,6 +105,6 @@ def _own(site: Site, job: JobRecord) -> wire.Why:
 
 def _ask(site: Site, question: Question) -> links_client.Answer:
     leader = site.store.leader()
-    if not leader.live or site.tls is None:
+    if not leader.live or site.lines is None:
         raise MasterUnreachable("no leader answers now; jobs keep their places")
-    return asyncio.run(links_client.ask(leader.address, site.tls, question))
+    return site.lines.ask(leader.address, question)
