@@ -15,6 +15,7 @@ import pytest
 
 from tests.e2e.cluster_kit import LiveCluster
 
+pytestmark = pytest.mark.full
 SCRIPT = "\n#!/bin/bash\n#PBS -l walltime=60\ntrue\n"  # an empty first line, as some clients write it
 SUBMIT = [
     "-l walltime=60,mem=10mb -l nodes=1:ppn=1",
