@@ -17,6 +17,8 @@ COMMANDS = (
     *("showq", "checkjob", "showstart", "mdiag", "msub", "canceljob", "mjobctl"),
     *("qmgr", "qterm", "qenable", "qdisable", "qstart", "qstop"),
 )
+ALIASES = {"qnodes": "pbsnodes"}
+"""Other names under which commands are called (Torque)."""
 PERSONALITIES = ("torque", "pbspro")
 
 STUB = """#!{python} -IS
@@ -43,7 +45,7 @@ def write(directory: Path, *sockets: Path, submit_filter: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         client = target / "hpcmesos"
         _replace(client, CLIENT.format(python=sys.executable))
-        for command in COMMANDS:
+        for name, command in {**{name: name for name in COMMANDS}, **ALIASES}.items():
             text = STUB.format(
                 python=interpreter,
                 packages=packages,
@@ -53,7 +55,7 @@ def write(directory: Path, *sockets: Path, submit_filter: Path) -> None:
                 client=str(client),
                 submit_filter=str(submit_filter),
             )
-            _replace(target / command, text)
+            _replace(target / name, text)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.e2e.cluster_kit import USERS
+from tests.e2e.cluster_kit import THIRD_USER, USERS
 
 
 @contextlib.contextmanager
@@ -20,12 +20,12 @@ def accounts() -> Iterator[None]:
         return
     with Path("/run/lock/hpcmesos-test-users").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        for user in USERS:
+        for user in (*USERS, THIRD_USER):
             subprocess.run(
                 ["useradd", "--create-home", "--shell", "/bin/bash", user], check=False, capture_output=True
             )
         yield
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for user in USERS:
+            for user in (*USERS, THIRD_USER):
                 subprocess.run(["userdel", "--remove", user], check=False, capture_output=True)

@@ -22,6 +22,7 @@ from hpcmesos.client import Client
 T = TypeVar("T")
 USERS = ("hpcmann", "hpcmbob")
 """Two real users, whom the tests make when they run as root: root's own login files are no part of a test."""
+THIRD_USER = "hpcmeve"
 HPCMESOS = [sys.executable, "-m", "hpcmesos.cli"]
 START_TIMEOUT = 120
 

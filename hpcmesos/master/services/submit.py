@@ -73,6 +73,8 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         return _ask_for_terminal(caller, request)
     if request.submit_filter and not request.filtered:
         return CommandReply(need=Need(script=asked.script, filter=True))
+    if asked.script == "":
+        raise InvalidScript("script file '': No such file or directory")
     if asked.script is not None and not _holds(request, asked.script):
         return CommandReply(need=Need(script=asked.script))
     script = decoded(request.script) if asked.script is not None else None
