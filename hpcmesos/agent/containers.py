@@ -13,6 +13,7 @@ import json
 import sys
 import tarfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -46,6 +47,7 @@ def main() -> int:
 def make(client: Any, request: dict[str, Any]) -> dict[str, Any]:
     """A container that holds the image, the mounts and the GPUs together, for others to enter."""
     client.ping()
+    request = {**request, "mounts": [mount for mount in request["mounts"] if Path(mount[0]).is_dir()]}
     name = request["image"]
     try:
         image = _image(client, request["docker"], name, request["pull"])

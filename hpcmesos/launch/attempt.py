@@ -491,6 +491,8 @@ class Attempt:
         if self.phase == "ended":
             return
         if self.phase == "ending":
+            if order.kill_delay == 0:
+                self.scripts.stop()  # an epilogue too, or a file on its way
             self._hurry = order.kill_delay == 0 and not self._killed
             self._wake.set()
             return
@@ -596,7 +598,7 @@ class Attempt:
 
         code, number = self._codes()
         status = exit_status(Cause(self._cause()), code, number, self._forced)
-        results = await self.scripts.epilogue(status, self._usage())
+        results = await self.scripts.epilogue(status, self._usage(), lost=self._cause() == NODE_LOST)
         for stream, text in zip(("stdout", "stderr"), _joined(results), strict=True):
             self.output.append(text, stream)
         for result in results:

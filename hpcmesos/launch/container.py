@@ -8,13 +8,14 @@ Docker Engine any more.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from dataclasses import dataclass, field
 
 SHELL = "/bin/sh"
 """Runs scripts that name no shell: the owner's login shell is the host's."""
 _CLONE_NEWNS = 0x00020000
-_MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
+_MS_BIND, _MS_REC, _MS_SLAVE = 4096, 16384, 1 << 19
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
 _CAPABILITIES = 64
 _KEPT_BY_ROOT = frozenset({0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 29, 31})
@@ -59,12 +60,22 @@ class PrivateTmp:
     directory: str
 
     def enter(self, uid: int) -> None:
-        """In the child, as root. Raises OSError when the kernel refuses."""
+        """In the child, as root. Raises OSError when the kernel refuses, or the directory is not the owner's.
+
+        What the host mounts later, an automounter say, is seen; what is mounted here is not seen by the host.
+        """
         _check(_libc.unshare(_CLONE_NEWNS))
-        _check(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None))
-        source = os.fsencode(self.directory)
-        for place in (b"/tmp", b"/var/tmp"):
-            _check(_libc.mount(source, place, None, _MS_BIND, None))
+        _check(_libc.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None))
+        # By its descriptor: the owner may have put a link in its place, and root would follow it anywhere.
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        held = os.open(self.directory, flags)
+        try:
+            if os.fstat(held).st_uid != uid:
+                raise PermissionError(errno.EPERM, f"{self.directory} is not the owner's")
+            for place in (b"/tmp", b"/var/tmp"):
+                _check(_libc.mount(b"/proc/self/fd/%d" % held, place, None, _MS_BIND, None))
+        finally:
+            os.close(held)
 
 
 View = Container | PrivateTmp

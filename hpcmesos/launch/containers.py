@@ -19,6 +19,7 @@ from hpcmesos.launch.processes import Children
 from hpcmesos.launch.settings import Config, Refusal
 
 _RETRY = 30.0
+_MOST_AT_ONCE = 500  # attempts in one question: it has to fit into a pipe
 """Seconds until an Engine that could not remove a container is asked again."""
 _REMOVE_TIMEOUT = 60.0
 _FAREWELL = 20.0
@@ -69,13 +70,16 @@ class Containers:
             raise Refusal(f"the container of image {spec['image']} did not stay: {error}") from error
 
     def _mounts(self, attempt: Attempt) -> list[tuple[str, str, bool]]:
-        """Source, target, and whether it may be written: what the site gives, the job's own, and our programs."""
+        """Source, target, and whether it may be written: what the site gives, the job's own, and our programs.
+
+        The helper leaves out what is not there: to look may take for ever, where a file server hangs.
+        """
         config = self._config
         assert config.containers is not None
         paths = [path.partition(":") for path in config.containers["paths"]]
         package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         return [
-            *((path, path, how != "ro") for path, _, how in paths if os.path.isdir(path)),
+            *((path, path, how != "ro") for path, _, how in paths),
             (attempt.paths.directory, attempt.paths.directory, True),
             *((path, path, False) for path in (config.hosts, config.sockets, package)),
             (config.container_bin, config.bin, False),
@@ -94,7 +98,7 @@ class Containers:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            over = set(self._over)
+            over = set(sorted(self._over)[:_MOST_AT_ONCE])
             try:
                 await self._remove(over)
             except Refusal as error:
@@ -103,7 +107,9 @@ class Containers:
                 self._wanted.set()
                 continue
             self._over -= over
-            if not self._over:
+            if self._over:
+                self._wanted.set()
+            else:
                 self._idle.set()
 
     async def farewell(self) -> None:

@@ -45,6 +45,7 @@ class HeadGang:
         self._heard: dict[str, float] = {}
         self._order: Order | None = None
         self._with_prologue: set[str] = set()
+        self._asked = False  # all that were there, for their prologues
         self._prologues: dict[str, tuple[int, str]] = {}  # how they ended
         self._news = asyncio.Event()  # somebody was heard, or the end has come
         self._clock = asyncio.get_running_loop().create_task(self._watch())
@@ -71,6 +72,7 @@ class HeadGang:
                 channel.say({"sweep": step})
 
     async def prologues(self) -> tuple[str, int, str] | None:
+        self._asked = True
         for node in self._with_prologue:
             if node in self._links:
                 self._links[node].say({"prologue": True})
@@ -93,6 +95,8 @@ class HeadGang:
         if before := self._links.pop(node, None):
             before.close()
         self._links[node] = channel
+        if self._asked and node in self._with_prologue and node not in self._prologues:
+            channel.say({"prologue": True})  # it was away when it was asked, or when it answered
         while message := await channel.hear():
             self._note(node)
             self._hear(node, message)
@@ -166,6 +170,7 @@ class MemberGang:
         self._channel: Channel | None = None
         self._heard: float | None = None  # None: not joined yet
         self._trouble = ""
+        self._prologue: asyncio.Future[tuple[int, str]] | None = None
         task = asyncio.get_running_loop().create_task(self._run())
         attempt.services.tasks.add(task)
         task.add_done_callback(attempt.services.tasks.discard)
@@ -249,7 +254,9 @@ class MemberGang:
             task.add_done_callback(self._attempt.services.tasks.discard)
 
     async def _run_prologue(self) -> None:
-        code, text = await self._attempt.prologue_of_member()
+        if self._prologue is None:  # asked again, it runs only once
+            self._prologue = asyncio.ensure_future(self._attempt.prologue_of_member())
+        code, text = await asyncio.shield(self._prologue)
         if self._channel:
             self._channel.say({"prologue": code, "text": text})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch
 
 _LARGEST_ANSWER = 1 << 20
+_LARGEST_QUESTION = 1 << 16  # a pipe takes it whole, before anybody reads
 _NOBODY_ELSE = Owner("", 0, 0, (), "/", "", switch=False)
 
 
@@ -31,6 +33,8 @@ async def run(
         OSError: it cannot be started.
         TimeoutError: it has not ended in time, and was killed with all that belongs to its session.
     """
+    if len(question) > _LARGEST_QUESTION:
+        raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[int] = loop.create_future()
     stdin, ours = os.pipe()

@@ -66,6 +66,9 @@ class Limits:
             path = os.path.join(self._directory, file)
             if os.path.exists(path):
                 _write(path, text)
+                swap = os.path.join(self._directory, "memory.swap.max")
+                if controller == "memory" and os.path.exists(swap):
+                    _write(swap, "0")
                 return
         if group is None:
             return

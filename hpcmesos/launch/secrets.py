@@ -50,8 +50,11 @@ class Secrets:
                     file.write(base64.b64decode(value or ""))
                     if owner.switch:
                         os.fchown(file.fileno(), owner.uid, owner.gid)
-            if owner.switch:
-                os.chown(directory, owner.uid, owner.gid)
+            if (
+                owner.switch
+            ):  # root's: the job could fill it else, and its end would take as long as that is to remove
+                os.chown(directory, -1, owner.gid)
+                os.chmod(directory, 0o750)  # noqa: S103  (its group may list it)
         except BaseException:
             self.remove(attempt)
             raise

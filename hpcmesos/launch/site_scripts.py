@@ -35,6 +35,8 @@ ABORT = 1
 NOT_SAFE, NO_END, TIMED_OUT = -1, -3, -4
 """Torque's codes for a script that others may write, one that was interrupted, and one that took too long."""
 
+_UNKILLABLE = 10.0
+"""Seconds that the end of a killed script is waited for."""
 _STAGING = 3600.0
 """Seconds that one transfer of a file may take."""
 _LARGEST = 64 * 1024
@@ -102,24 +104,29 @@ class Scripts:
                 break
         return results
 
-    async def epilogue(self, exit_status: int, usage: dict[str, Any]) -> list[Result]:
-        """All in their order; their codes change nothing."""
+    async def epilogue(self, exit_status: int, usage: dict[str, Any], *, lost: bool) -> list[Result]:
+        """All in their order; their codes change nothing.
+
+        ``lost``: the gang has lost a node, so the job may run again elsewhere by now: nothing of its owner's runs, and
+        no file goes out that the next attempt writes.
+        """
         self._stopped = False
         arguments = self._epilogue_arguments(exit_status, usage)
-        results = [await self._run(path, arguments, as_owner=who) for path, who in self._chosen("epilogue")]
-        for transfer in self._transfers("epilogue") if usage["session"] else []:
+        results = []
+        for path, as_owner in self._chosen("epilogue"):
+            if not (as_owner and lost):
+                results.append(await self._run(path, arguments, as_owner=as_owner))
+        for transfer in self._transfers("epilogue") if usage["session"] and not lost else []:
             results.append(await self._stage("stageout", transfer))
         return results
 
     def stop(self) -> None:
-        """A prologue that still runs is killed: the job ends."""
+        """What still runs is killed, and nothing more begins until an epilogue does."""
         self._stopped = True
-        self._kill()
+        _kill(self._pid)
 
-    def _kill(self) -> None:
-        if self._pid:
-            with suppress(ProcessLookupError):
-                os.killpg(self._pid, signal.SIGKILL)
+    def _ending(self) -> bool:
+        return self._stopped
 
     # --- which --------------------------------------------------------------------------------------------------
 
@@ -223,17 +230,25 @@ class Scripts:
 
     async def _execute(self, argv: list[str], owner: Owner, limit: float, *, in_job: bool) -> Result:
         name = os.path.basename(argv[0])
+        if self._ending():
+            return Result(name, NO_END, trouble="not run: the job ends")
         try:
             exited, report, streams = self._start(argv, owner, in_job=in_job)
         except OSError as error:
             return Result(name, NO_END, trouble=f"cannot be started: {error.strerror}")
-        opened = Report()
+        pid, opened = self._pid, Report()
         reading = asyncio.gather(*(_read(fd) for fd in streams))
         in_time, _ = await asyncio.wait({exited}, timeout=limit)
         if not in_time:
-            self._kill()
-        status = os.waitstatus_to_exitcode(await exited)
-        self._pid = 0
+            _kill(pid)
+            await asyncio.wait({exited}, timeout=_UNKILLABLE)
+        if self._pid == pid:  # else the next one runs already
+            self._pid = 0
+        if not exited.done():  # it hangs in the kernel; the job does not wait for that
+            reading.cancel()
+            report.close()
+            return Result(name, TIMED_OUT, trouble=f"cannot be killed after {limit:g} s")
+        status = os.waitstatus_to_exitcode(exited.result())
         read_report(report, opened)
         report.close()
         code, trouble = (status if status >= 0 else 128 - status), ""
@@ -243,7 +258,7 @@ class Scripts:
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS):
                 buffers = list(await reading)
-        if self._stopped and code:
+        if self._ending() and code:
             code, trouble = NO_END, "interrupted"
         stdout, stderr = buffers
         return Result(name, code, stdout, stderr, opened.failure or trouble)
@@ -291,6 +306,13 @@ async def _read(fd: int) -> bytes:
     finally:
         transport.close()
     return data
+
+
+def _kill(pid: int) -> None:
+    """The session of a script; 0: none runs."""
+    if pid:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 def _group(gid: int) -> str:

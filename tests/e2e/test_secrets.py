@@ -32,7 +32,7 @@ def test_a_secret_is_a_file_of_the_job_and_nowhere_else(cluster: LiveCluster, us
     work = cluster.work(ann)
     wait_until(lambda: (work / "ready").exists(), "the script has looked")
     place = Path((work / "where").read_text().strip())
-    assert (work / "facts").read_text() == f"700 {ann}\n400 {ann}\n{SECRET}"
+    assert (work / "facts").read_text() == f"750 root\n400 {ann}\n{SECRET}"
     foreign = subprocess.run(["cat", place / "key"], user=bob, capture_output=True, check=False)
     assert foreign.returncode != 0
 
