@@ -39,6 +39,7 @@ class Caller:
     local: bool = False  # on this host, by its unix socket
     scope: Scope = Scope.ALL
     via: str = ""  # the credential and where it came from, for who reads what happened
+    serial: str = ""  # of a node's certificate
     token: str | None = None  # id of the bearer token
     project: str = ""  # of jobs that name none
     expires_at: datetime | None = None  # until when the credential is good; None: no limit
@@ -80,7 +81,7 @@ class Authority:
         if peer.organization == "agent" and peer.common_name:
             if peer.serial in self.revoked():
                 raise Unauthenticated(f"the certificate of node {peer.common_name} is revoked")
-            return Caller("", Role.USER, peer.common_name, via=via)
+            return Caller("", Role.USER, peer.common_name, via=via, serial=peer.serial)
         raise Unauthenticated(
             "no credential: send a bearer token, or use the unix socket on a host of the cluster"
         )

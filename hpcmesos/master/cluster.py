@@ -408,22 +408,22 @@ class Cluster:
     def stopped_queues(self, now: float) -> frozenset[str]:
         """Queues whose jobs do not start (``now``: epoch seconds); all of them while the server's scheduling is off."""
         idle = self.attributes.get("scheduling") == "False"
-        return frozenset(name for name in self.queues if idle or self.why_stopped(name, now))
+        when = datetime.fromtimestamp(now).astimezone()
+        return frozenset(name for name, queue in self.queues.items() if idle or _is_stopped(queue, when))
 
     def why_stopped(self, name: str, now: float) -> str:
         """Why no job of the queue starts now; empty: they may. Times are those of this host's zone."""
         queue = self.queues.get(name)
-        if queue is None:
+        when = datetime.fromtimestamp(now).astimezone()
+        if queue is None or not _is_stopped(queue, when):
             return ""
         if queue.attributes.get("queue_type") == "Route":
             return f"no destination of route queue {name} takes it now; it is tried again"
         if not queue.started:
             return f"queue {name} is stopped"
-        when = datetime.fromtimestamp(now).astimezone()
-        if (times := queue.attributes.get("start_times")) and not is_open(times, when):
-            opens = next_opening(times, when)
-            return f"queue {name} starts jobs {times}" + (f", next at {opens:%a %H:%M}" if opens else "")
-        return ""
+        times = queue.attributes["start_times"]
+        opens = next_opening(times, when)
+        return f"queue {name} starts jobs {times}" + (f", next at {opens:%a %H:%M}" if opens else "")
 
     def queue_views(self) -> dict[str, QueueView]:
         """The queues as the scheduler sees them."""
@@ -443,3 +443,11 @@ def _released(word: GpuState | None) -> GpuState:
     if word in (GpuState.FREE, GpuState.QUARANTINED, GpuState.LOST):
         return word
     return GpuState.CLEANING
+
+
+def _is_stopped(queue: QueueRecord, when: datetime) -> bool:
+    """Whether no job of the queue starts at that time."""
+    if not queue.started or queue.attributes.get("queue_type") == "Route":
+        return True
+    times = queue.attributes.get("start_times")
+    return bool(times) and not is_open(str(times), when)

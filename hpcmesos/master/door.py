@@ -222,12 +222,14 @@ class Acceptor:
     ) -> None:
         self._door, self._listener, self._tls, self._protocol = door, listener, tls, protocol
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         listener.setblocking(False)
         self._loop.add_reader(listener.fileno(), self._ready)
 
     def close(self) -> None:
         """Takes in no more, and ends the handshakes that are under way."""
+        self._closed = True
         self._loop.remove_reader(self._listener.fileno())
         for task in self._tasks:
             task.cancel()
@@ -252,7 +254,7 @@ class Acceptor:
         task.add_done_callback(self._tasks.discard)
 
     def _again(self) -> None:
-        if self._listener.fileno() >= 0:
+        if not self._closed:
             self._loop.add_reader(self._listener.fileno(), self._ready)
 
     async def _take_in(self, connection: socket.socket, address: str) -> None:

@@ -67,14 +67,15 @@ class Gangs:
         """Sends PREPARE to these members."""
         if attempt.spec is None:
             attempt.spec = self._spec(attempt)
+        secret: dict[str, Any] = {}
+        if names := attempt.spec["secrets"]:
+            values = self._secrets(attempt.spec["owner"], names)
+            if missing := sorted(name for name, value in values.items() if value is None):
+                self.desk.alarms.set(0.0, partial(self._withhold, attempt.name, missing))
+                return
+            secret = {"secret_values": values}
         for node in nodes:
-            spec = attempt.spec | {"me": attempt.nodes.index(node)}
-            if spec["secrets"]:
-                values = self._secrets(spec["owner"], spec["secrets"])
-                if missing := sorted(name for name, value in values.items() if value is None):
-                    self.desk.alarms.set(0.0, partial(self._withhold, attempt.name, missing))
-                    return
-                spec["secret_values"] = values
+            spec = attempt.spec | secret | {"me": attempt.nodes.index(node)}
             self.desk.send(node, wire.Prepare(attempt=attempt.name, spec=spec))
 
     def _secrets(self, owner: str, names: Collection[str]) -> dict[str, str | None]:

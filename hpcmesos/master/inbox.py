@@ -80,6 +80,8 @@ class Inbox:
         if row.kind == SUBMIT:
             self._on_submit(self.fresh.get(row.seq))
             return
+        if self._outrun(row):
+            return
         if (parent := self.gangs.arrays.find(row.seq)) is not None:
             self._on_array(parent, row)
             return
@@ -88,6 +90,13 @@ class Inbox:
             log.info("wish outrun kind=%s job=%d user=%s", row.kind, row.seq, row.user)
             return
         self._on_job(job, row)
+
+    def _outrun(self, row: InboxRow) -> bool:
+        """Whether the router gives up a job that has left its route queue, or begun, meanwhile."""
+        job, origin = self.desk.cluster.jobs.get(JobKey(row.seq or 0)), row.payload.get("from")
+        if row.kind != wishes.DELETE or origin is None or job is None:
+            return False
+        return job.queue != origin or job.state in _RUNNING
 
     def _on_job(self, job: JobRecord, row: InboxRow) -> None:
         match row.kind:

@@ -11,7 +11,8 @@ from hpcmesos.queue.accounting import used
 from hpcmesos.queue.notices import MAIL, WEBHOOK, Notice
 from hpcmesos.queue.records import AttemptRecord, EventRecord, JobRecord
 
-_ADDRESS = re.compile(r"[\w.+=/~!#$%&'*?^{|}-]+(@[\w.-]+)?", re.ASCII)
+# No encoded words ("=?"): what they stand for may be no address at all.
+_ADDRESS = re.compile(r"(?!.*=\?)[\w.+=/~!#$%&'*?^{|}-]+(@[\w.-]+)?", re.ASCII)
 _BY_ITSELF = (Cause.OK, Cause.APP, Cause.SIGNAL)
 _LINES = 20
 _SENTENCES = {"b": "Begun execution", "e": "Execution terminated", "a": "Aborted by PBS Server"}

@@ -64,12 +64,13 @@ class Notices:
         if self._settings.mail:
             channels[MAIL] = server.get("mail_domain", self._settings.mail_domain)
         with self._store.transaction() as transaction:
-            outbox = transaction.outbox
-            after = outbox.after()
-            events = self._store.events(after, _EVENTS)
-            made = [notice for event in events for notice in self._of(event, channels)]
-            if events:
-                outbox.put(made, events[-1].id)
+            after = transaction.outbox.after()
+        # No transaction meanwhile: it would hold the lease's row. Nobody else moves the cursor.
+        events = self._store.events(after, _EVENTS)
+        made = [notice for event in events for notice in self._of(event, channels)]
+        if events:
+            with self._store.transaction() as transaction:
+                transaction.outbox.put(made, events[-1].id)
         return len(events) == _EVENTS
 
     def deliver(self, stop: threading.Event) -> bool:
@@ -81,7 +82,7 @@ class Notices:
             if stop.is_set():
                 return False
             try:
-                self._delivery.send(notice, sender or f"hpcmesos@{socket.getfqdn()}")
+                self._send(notice, sender or f"hpcmesos@{socket.getfqdn()}")
             except Undelivered as error:
                 if not error.for_good and notice.created_at and now - notice.created_at < _GIVEN_UP:
                     pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**notice.tries)
@@ -93,6 +94,16 @@ class Notices:
             with self._store.transaction() as transaction:
                 transaction.outbox.remove(notice)
         return len(due) == _AT_ONCE
+
+    def _send(self, notice: Notice, sender: str) -> None:
+        """Raises Undelivered for whatever goes wrong: no notice is a reason not to lead."""
+        try:
+            self._delivery.send(notice, sender)
+        except Undelivered:
+            raise
+        except Exception as error:
+            log.exception("notice %d cannot be sent", notice.id)
+            raise Undelivered(f"{type(error).__name__}: {error}") from error
 
     def _of(self, event: EventRecord, channels: dict[str, str]) -> list[Notice]:
         if event.seq is None or not (event.kind == "started" or event.target == "C"):

@@ -160,7 +160,12 @@ class PluginHost:
 
     def _wait(self, reads: list[int], writes: list[int], until: float) -> None:
         left = until - time.monotonic()
-        if left <= 0 or not any(select.select(reads, writes, [], left)):
+        poll = select.poll()  # select() takes no descriptor above 1023; a leader has one for each agent
+        for descriptor in reads:
+            poll.register(descriptor, select.POLLIN)
+        for descriptor in writes:
+            poll.register(descriptor, select.POLLOUT)
+        if left <= 0 or not poll.poll(left * 1000):
             raise PluginFault(f"no answer within {self._deadline:g} s")
 
     def _died(self) -> PluginFault:

@@ -18,6 +18,7 @@ import msgspec
 
 from hpcmesos.errors import DatabaseUnavailable, InvalidValue
 from hpcmesos.master.services import wishes
+from hpcmesos.model import Cause
 from hpcmesos.queue import rules
 from hpcmesos.queue.leader_store import LeaderStore, LeaderTransaction
 from hpcmesos.queue.records import NewJob, QueueRecord
@@ -98,7 +99,8 @@ class Firing:
         more = [self._on_due(schedule) for schedule in due]
         retries = self._table.retries(_AT_ONCE)
         for run in retries:
-            if (schedule := self._table.get(run.owner, run.schedule)) is not None:
+            schedule = self._table.get(run.owner, run.schedule)
+            if schedule is not None and not schedule.paused:
                 self.submit(schedule, run.due, run.number + 1)
         return any(more) or _AT_ONCE in (len(due), len(retries))
 
@@ -160,7 +162,12 @@ class Firing:
         run, status = one.run, one.exit_status
         schedule = self._table.get(run.owner, run.schedule)
         outcome = "ended, no exit status" if status is None else f"exit {status}"
-        again = schedule is not None and status not in (0, None) and run.number < schedule.retries
+        again = (
+            schedule is not None
+            and status not in (0, None)
+            and one.cause != Cause.DELETED  # by its owner, or for the next run
+            and run.number < schedule.retries
+        )
         delay = timedelta(seconds=schedule.retry_delay) if schedule is not None else timedelta()
         self._table.settle(run, outcome, self.now + delay if again else None)
         if status == 0:

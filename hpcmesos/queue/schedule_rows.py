@@ -63,6 +63,7 @@ class EndedRun:
 
     run: Run
     exit_status: int | None
+    cause: str | None = None
 
 
 def schedule_record(row: Row[Any]) -> Schedule:

@@ -118,13 +118,16 @@ class Timetable:
         joined = t.schedule_runs.outerjoin(t.jobs, _PARENT)
         over = or_(t.jobs.c.seq.is_(None), t.jobs.c.state == JobState.COMPLETE.value)
         history = t.jobs_history.c
-        kept = select(history.exit_status).where(history.seq == _RUNS.seq, history.element == t.WHOLE_JOB)
-        status = func.coalesce(t.jobs.c.exit_status, kept.scalar_subquery()).label("exit_status")
-        wanted = select(*t.schedule_runs.c, status).select_from(joined)
+
+        def of(name: str) -> Any:
+            kept = select(history[name]).where(history.seq == _RUNS.seq, history.element == t.WHOLE_JOB)
+            return func.coalesce(t.jobs.c[name], kept.scalar_subquery()).label(name)
+
+        wanted = select(*t.schedule_runs.c, of("exit_status"), of("cause")).select_from(joined)
         rows = self._connection.execute(
             wanted.where(_RUNS.seq.is_not(None), _RUNS.outcome == "", over).limit(most)
         )
-        return [EndedRun(run_record(row), row.exit_status) for row in rows]
+        return [EndedRun(run_record(row), row.exit_status, row.cause) for row in rows]
 
     def settle(self, run: Run, outcome: str, retry_at: datetime | None = None) -> None:
         """What became of it."""

@@ -99,6 +99,7 @@ def test_points(points: str, begin: bool, good: bool, failed: bool, killed: bool
             "",
             [],
         ),
+        (("=?utf-8?q?=3A?=x@h", "a=?b@x.org", "a=b@x.org"), "", ["a=b@x.org"]),
     ],
 )
 def test_recipients(users: tuple[str, ...], domain: str, expected: list[str]) -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from cryptography import x509
 
-from hpcmesos.errors import InvalidValue, StateError, Unauthorized
+from hpcmesos.errors import InvalidValue, StateError, Unauthenticated, Unauthorized
 from hpcmesos.master import auth, pki
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services.site import Site
@@ -56,6 +56,7 @@ def renew(site: Site, caller: Caller, request: RenewRequest) -> JoinReply:
 
     Raises:
         Unauthorized: neither a node nor a manager on this host.
+        Unauthenticated: the certificate shown was revoked just now.
         InvalidValue: a malformed request, or another node's.
     """
     node = caller.node
@@ -63,7 +64,14 @@ def renew(site: Site, caller: Caller, request: RenewRequest) -> JoinReply:
         node = request.node
     if node is None:
         raise Unauthorized("only nodes renew their certificates")
-    return issue(site, node, request.csr, caller.via)
+    reply = issue(site, node, request.csr, caller.via)
+    if (
+        caller.serial in site.revoked.fresh()
+    ):  # while it was being renewed: the next one must not outlive that
+        site.store.revoke_certificates(node, "master", "renewed while it was being revoked")
+        site.revoked.fresh()
+        raise Unauthenticated(f"the certificate of node {node} is revoked")
+    return reply
 
 
 def listing(site: Site, caller: Caller) -> list[CertificateStatus]:

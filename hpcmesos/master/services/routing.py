@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime
 
-from hpcmesos.errors import HpcmesosError
+from hpcmesos.errors import Rejection
 from hpcmesos.master.services import wishes
 from hpcmesos.master.services.admission import admit, applicant_of, routes
 from hpcmesos.master.services.site import Site
@@ -68,7 +68,7 @@ class Router:
         try:
             if kind not in refused:
                 found = admit(self.site, job.queue, applicant).name
-        except HpcmesosError as error:
+        except Rejection as error:
             log.info("no destination takes job=%s: %s", job.id, error)
         if found != job.queue:
             self._wish(wishes.MOVE, job, {"queue": found, "from": job.queue})
@@ -77,7 +77,7 @@ class Router:
         lifetime = float(attributes.get("route_lifetime", 0))
         if lifetime and (datetime.now(UTC) - job.created_at).total_seconds() > lifetime:
             text = f"no destination of route queue {job.queue} has taken it within {lifetime:g} s"
-            self._wish(wishes.DELETE, job, {"message": text})
+            self._wish(wishes.DELETE, job, {"message": text, "from": job.queue})
 
     def _wish(self, kind: str, job: JobRecord, payload: Mapping[str, object]) -> None:
         """Comes back when it has been carried out: the next job finds the destination fuller by one."""
