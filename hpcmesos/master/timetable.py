@@ -96,7 +96,11 @@ class Firing:
     def all_due(self) -> bool:
         """Fires what is due; whether there may be more than this transaction took."""
         due = self._table.due(_AT_ONCE)
-        more = [self._on_due(schedule) for schedule in due]
+        more = []
+        for one in due:
+            if len(self.submitted) >= _MOST:  # after an outage each may have a hundred; the rest is still due
+                return True
+            more.append(self._on_due(one))
         retries = self._table.retries(_AT_ONCE)
         for run in retries:
             schedule = self._table.get(run.owner, run.schedule)
