@@ -14,6 +14,7 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ _STOPPING = msgspec.json.encode(
 )
 _CLIENT_SILENCE = 60.0  # seconds without an answer to a ping: the client at a terminal is gone
 _LARGEST_MESSAGE = 1024 * 1024  # bytes of what a terminal's client sends at once
+_LAST = 3.0  # seconds after the last request that threads may take to end
 _SWITCH_INTERVAL = 0.0005  # seconds; a request hops between the loop and a thread
 _PR_SET_PDEATHSIG = 1
 
@@ -88,6 +90,10 @@ async def _serve(config: Child, supervisor: int | None) -> None:
         await asyncio.gather(*(server.serve([listener]) for server, listener in servers))
         routing.cancel()
     finally:
+        # A thread in a call that does not come back must not keep a process that serves nobody any more.
+        last = threading.Timer(_LAST, os._exit, (0,))
+        last.daemon = True
+        last.start()
         fresh.cancel()
         site.close()
 
