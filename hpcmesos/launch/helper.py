@@ -9,6 +9,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from hpcmesos.launch import streams
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch
 
@@ -59,7 +60,7 @@ async def run(
     finally:
         for end in (stdin, ours, theirs):
             os.close(end)
-    reading = loop.create_task(_read(output))
+    reading = loop.create_task(streams.read(output, _LARGEST_ANSWER))
     try:
         async with asyncio.timeout(seconds):
             status = await asyncio.shield(ended)
@@ -74,17 +75,3 @@ async def run(
 
 _LAST_WORDS = 1.0
 """Seconds that its output is waited for: what it left behind may hold the pipe for ever."""
-
-
-async def _read(fd: int) -> bytes:
-    reader = asyncio.StreamReader()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
-    )
-    data = b""
-    try:
-        while piece := await reader.read(1 << 16):
-            data = (data + piece)[-_LARGEST_ANSWER:]
-    finally:
-        transport.close()
-    return data

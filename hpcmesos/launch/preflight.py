@@ -9,7 +9,7 @@ import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcmesos.gang import mpi, ring_report
-from hpcmesos.launch import programs
+from hpcmesos.launch import programs, streams
 from hpcmesos.launch.processes import Launch, Report, read_report
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ async def check(attempt: Attempt) -> Outcome:
     report = Report()
     try:
         async with asyncio.timeout(_patience(attempt) + _MARGIN):
-            data = await _read(output)
+            data = await streams.read(output, _LARGEST)
     except TimeoutError:
         return Outcome(False, "the ring's own program did not end")
     finally:
@@ -94,18 +94,3 @@ def _patience(attempt: Attempt) -> float:
     ranks = sum(ring_report.ranks_of(*seat) for seat in seats)
     limit = ring_report.time_limit(ranks, attempt.services.config.ring_patience)
     return limit + ring_report.grace(ranks)
-
-
-async def _read(fd: int) -> bytes:
-    """All that comes, as far as it is of use; the end of it is the end of the program."""
-    reader = asyncio.StreamReader()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
-    )
-    data = b""
-    try:
-        while piece := await reader.read(1 << 16):
-            data = (data + piece)[-_LARGEST:]
-    finally:
-        transport.close()
-    return data

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hpcmesos.gang import mpi
+from hpcmesos.launch import streams
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Launch, Report, read_report
 
@@ -233,11 +234,11 @@ class Scripts:
         if self._ending():
             return Result(name, NO_END, trouble="not run: the job ends")
         try:
-            exited, report, streams = self._start(argv, owner, in_job=in_job)
+            exited, report, outputs = self._start(argv, owner, in_job=in_job)
         except OSError as error:
             return Result(name, NO_END, trouble=f"cannot be started: {error.strerror}")
         pid, opened = self._pid, Report()
-        reading = asyncio.gather(*(_read(fd) for fd in streams))
+        reading = asyncio.gather(*(streams.read(fd, _LARGEST, first=True) for fd in outputs))
         in_time, _ = await asyncio.wait({exited}, timeout=limit)
         if not in_time:
             _kill(pid)
@@ -291,21 +292,6 @@ class Scripts:
             for _, writing in pipes:
                 os.close(writing)
         return exited, report, [reading for reading, _ in pipes]
-
-
-async def _read(fd: int) -> bytes:
-    """The first bytes of what comes, to its end."""
-    reader = asyncio.StreamReader()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
-    )
-    data = b""
-    try:
-        while piece := await reader.read(1 << 16):
-            data = (data + piece)[:_LARGEST]
-    finally:
-        transport.close()
-    return data
 
 
 def _kill(pid: int) -> None:

@@ -30,6 +30,21 @@ async def pump(fd: int, channel: Channel, kind: bytes, prefix: bytes = b"") -> N
         transport.close()
 
 
+async def read(fd: int, most: int, *, first: bool = False) -> bytes:
+    """What comes from ``fd`` until its end: the last ``most`` bytes, or the first. Nobody who writes has to wait."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
+    )
+    data = b""
+    try:
+        while piece := await reader.read(protocol.CHUNK):
+            data = (data + piece)[:most] if first else (data + piece)[-most:]
+    finally:
+        transport.close()
+    return data
+
+
 async def writer(fd: int) -> asyncio.StreamWriter:
     """The writing end of a pipe."""
     loop = asyncio.get_running_loop()
