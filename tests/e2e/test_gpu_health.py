@@ -96,6 +96,10 @@ def test_what_a_job_uses_is_in_its_record(healthy: LiveCluster, cards: Callable[
     cluster.wait_state(job, "R")
     figures = wait_until(lambda: told(cluster, "hpcmesos_gpu_utilization"), "figures in /metrics", LOOK)
     assert figures == [50.0, 0.0]
+    assert (
+        "gpu_memory_total=81920MB;gpu_memory_used=3072MB;gpu_utilization=50%"
+        in cluster.run("pbsnodes").stdout
+    )
     cards(busy | {"energy": 1_500_000}, {})
     wait_until(lambda: 1500.0 in told(cluster, "hpcmesos_gpu_energy"), "a sample of the end", LOOK)
     (cluster.work() / "done").touch()
