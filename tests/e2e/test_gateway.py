@@ -168,15 +168,19 @@ def test_a_session_outlives_a_broken_network(apart: LiveCluster, login: LoginHos
         terminal.expect(f"qsub: job {job} ready")
         terminal.type("PS1=; stty -echo; x=kept; echo read''y\n")
         terminal.expect("ready\r\n")
+        gone = apart.work() / "gone"
+        terminal.type("until [ -e gone ]; do sleep 0.1; done; seq 1 3000; echo me''anwhile\n")
         login.stop(signal.SIGKILL)
+        apart.run("touch", str(gone))
         login.start()
-        terminal.type("\n")
+        terminal.expect("\n3000\r\nmeanwhile", timeout=60)
         terminal.type("echo still $x; exit 4\n")
         terminal.expect("still kept")
         terminal.expect("completed")
         assert terminal.wait() == 4
     finally:
         terminal.close()
+        (apart.work() / "gone").unlink(missing_ok=True)
 
 
 # --- what a gateway's certificate is good for -------------------------------------------------------------------------

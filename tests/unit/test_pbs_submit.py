@@ -345,8 +345,6 @@ def test_other_options() -> None:
 @pytest.mark.parametrize(
     ("text", "torque", "openpbs"), [("022", 0o22, 0o22), ("22", 22, 0o22), ("0", 0, 0), ("511", 0o777, 0o511)]
 )
-    ("text", "torque", "openpbs"), [("022", 0o22, 0o22), ("22", 22, 0o22), ("0", 0, 0), ("511", 0o777, 0o511)]
-)
 def test_a_plain_umask_is_decimal_in_torque_and_octal_in_openpbs(
     text: str, torque: int, openpbs: int
 ) -> None:
