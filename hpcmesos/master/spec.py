@@ -20,6 +20,7 @@ _SUBMITTED: Mapping[str, Any] = {
     "ring": None,
     "image": None,
     "image_pull": None,
+    "image_secret": None,
     "workdir": None,
     "umask": 0o022,
     "shell": None,

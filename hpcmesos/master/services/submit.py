@@ -412,6 +412,7 @@ def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Subm
         "secrets": list(built.secrets) or None,
         "image": built.image,
         "image_pull": built.image_pull,
+        "image_secret": built.image_secret,
         "submit_host": request.host,
         "submit_dir": request.cwd,
         "interactive": built.interactive or None,
