@@ -53,6 +53,18 @@ def nodes_json(nodes: Iterable[NodeFacts], *, now: datetime, version: str, serve
     )
 
 
+def nodes_dsv(nodes: Iterable[NodeFacts], delimiter: str = "|") -> str:
+    """``pbsnodes -a -F dsv`` of OpenPBS: a line for each node; delimiters inside values are escaped."""
+    lines = []
+    for node in nodes:
+        jobs = ",".join(f"{job_id}/{slot}" for slot, job_id in node.jobs)
+        attributes = [(name, jobs if name == "jobs" else text) for name, text in _pbspro_attributes(node)]
+        fields = [("Name", node.name), *attributes]
+        words = (f"{name}={text.replace(delimiter, chr(92) + delimiter)}" for name, text in fields)
+        lines.append(delimiter.join(words) + "\n")
+    return "".join(lines)
+
+
 def is_listed(node: NodeFacts, states: frozenset[str]) -> bool:
     """Whether ``pbsnodes -l STATES`` lists the node; ``active``: has jobs, ``up``: usable, none: unusable."""
     usable = _UNUSABLE.isdisjoint(node.state)

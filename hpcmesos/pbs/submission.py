@@ -96,6 +96,7 @@ class SubmitContext:
     default_resources: Callable[[str, Mapping[str, str]], Mapping[str, str]] = _no_defaults
     """Of a queue (its name) for a job that asks for these resources: what it gets beside them."""
     submit_filter: str | None = None  # the program that has seen the script, on the submit host
+    decimal_umask: bool = False  # Torque: a umask that does not begin with 0 is decimal
     default_options: tuple[str, ...] = ()  # the server's default qsub arguments, below the directives
 
 
@@ -264,7 +265,7 @@ class _Merged:
             dependencies=parse_depend(self.attributes.get("depend", "")),
             join=self._choice("j", "n"),
             keep=self._choice("k", "n"),
-            umask=parse_umask(self.attributes.get("umask", "077")),
+            umask=parse_umask(self.attributes.get("umask", "077"), decimal=self.context.decimal_umask),
             shell=self._shell(),
             workdir=self._workdir(asked.submit_directory),
             block=self._flag("block"),

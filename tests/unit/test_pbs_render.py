@@ -452,6 +452,17 @@ def test_pbsnodes_of_openpbs_has_what_clients_grep() -> None:
     assert text.endswith("\n\n")
 
 
+def test_pbsnodes_dsv_is_a_line_for_each_node() -> None:
+    lines = render_nodes(parse_pbsnodes(["-a", "-F", "dsv"]), [NODE, DOWN], VIEW).splitlines()
+    assert lines[0].startswith("Name=n01|Mom=n01|ntype=PBS|state=")
+    assert "|resources_available.host=n01|" in lines[0]
+    jobs = ",".join(f"{job}/{slot}" for slot, job in NODE.jobs)
+    assert f"|jobs={jobs}|" in lines[0]
+    assert "|comment=disk failed" in lines[1]
+    other = render_nodes(parse_pbsnodes(["-F", "dsv", "-D", "="]), [DOWN], VIEW)
+    assert other.startswith("Name=n02=Mom=n02=")
+
+
 def test_pbsnodes_list_names_the_unusable_nodes() -> None:
     assert nodes_list([NODE, DOWN]) == "n02                  down,offline\n"
     assert nodes_list([NODE, DOWN], frozenset({"all"})).count("\n") == 2

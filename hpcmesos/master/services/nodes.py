@@ -152,6 +152,8 @@ def _rendered(site: Site, query: NodesQuery, personality: Personality, shown: li
         case NodesFormat.JSON:
             now, number = datetime.now(UTC), version("hpcmesos")
             return render.nodes_json(shown, now=now, version=number, server=site.settings.server)
+        case NodesFormat.DSV:
+            return render.nodes_dsv(shown, query.delimiter)
         case _:
             return render.nodes_text(shown, personality)
 
