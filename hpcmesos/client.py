@@ -67,6 +67,11 @@ class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool = False
     job: str | None = None
     note: str = ""  # why it is not given out
+    memory: int = 0  # bytes; 0: not known
+    figures: dict[str, float] = {}
+    """As the card has them, of the last 10 s: utilization (percent), memory_used (bytes), temperature (Celsius),
+    power (W), energy (J), ecc_errors, rows_failed, nvlink_errors. Empty of simulated ones, and without a leader.
+    """
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -390,9 +395,15 @@ class Client:
         return self._call("DELETE", f"/v1/secrets/{quote(name, safe='')}", list[wire.SecretStatus])
 
     def audit(
-        self, since: float = 0.0, user: str | None = None, job: str | None = None, limit: int = 1000
+        self,
+        since: float | None = None,
+        user: str | None = None,
+        job: str | None = None,
+        limit: int = 1000,
     ) -> list[wire.AuditStatus]:
-        """Who changed what since then (epoch seconds) and how that one came: the newest ``limit``, oldest first."""
+        """Who changed what since then (epoch seconds; None: a day ago) and how that one came: the newest
+        ``limit``, oldest first.
+        """
         asked = {"since": since, "user": user, "job": job, "limit": limit}
         query = urlencode({name: value for name, value in asked.items() if value is not None})
         return self._call("GET", f"/v1/audit?{query}", list[wire.AuditStatus])

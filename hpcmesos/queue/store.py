@@ -9,7 +9,7 @@ import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -35,13 +35,19 @@ from sqlalchemy.dialects.postgresql import insert
 
 from hpcmesos.errors import IllegalTransition, KeyReused, Unauthenticated
 from hpcmesos.model import JobState, Scope
+from hpcmesos.queue import audit
 from hpcmesos.queue import tables as t
+from hpcmesos.queue.deliveries import Deliveries
 from hpcmesos.queue.engine import begin, make_engine
 from hpcmesos.queue.hints import CHANNEL
 from hpcmesos.queue.reads import Reads
 from hpcmesos.queue.records import NewJob, Submitted, TokenRecord
 from hpcmesos.queue.rows import new_job_values
 from hpcmesos.queue.states import INITIAL
+from hpcmesos.queue.usage_days import UsageDay, read_usage
+
+_HISTORY_LIMITS = {"statement_timeout": 30_000}  # ms
+_HISTORY_PATIENCE = 5.0  # seconds that a second one waits for the first
 
 SUBMIT = "submit"
 """``kind`` of the inbox rows of new jobs."""
@@ -54,11 +60,17 @@ class Store(Reads):
         super().__init__(make_engine(url, application, pool=pool))
         hints = make_engine(url, f"{application}-notify", pool=1)
         self._hints = hints.execution_options(isolation_level="AUTOCOMMIT")
+        self.deliveries = Deliveries(self._single)
+        # Who looks through months of history, one at a time, takes no connection from those who submit and ask.
+        self._history = make_engine(
+            url, f"{application}-history", pool=1, patience=_HISTORY_PATIENCE, limits=_HISTORY_LIMITS
+        )
 
     def close(self) -> None:
         """Closes every connection; unusable afterwards."""
         super().close()
         self._hints.dispose()
+        self._history.dispose()
 
     # submissions and wishes; wake the leader with notify() afterwards
 
@@ -104,6 +116,22 @@ class Store(Reads):
         """
         with begin(self._hints) as connection:
             connection.execute(select(func.pg_notify(CHANNEL, "")))
+
+    # what looks through history
+
+    def changes(
+        self, since: datetime, *, user: str | None = None, seq: int | None = None, limit: int = 1000
+    ) -> list[audit.Change]:
+        """Who changed what since then, oldest first; the newest ``limit``. Raises DatabaseUnavailable after 30 s."""
+        with begin(self._history) as connection:
+            return audit.read(connection, since=since, user=user, seq=seq, limit=limit)
+
+    def usage(self, since: date, until: date) -> list[UsageDay]:
+        """Use by day from ``since`` up to and without ``until``; what runs now counts until now. Raises
+        DatabaseUnavailable after 30 s.
+        """
+        with begin(self._history) as connection:
+            return read_usage(connection, since, until)
 
     # certificates
 
@@ -210,13 +238,13 @@ class Store(Reads):
         with begin(self._single) as connection:
             return sorted(connection.scalars(ended))
 
-    def consume_join_token(self, token: str, node: str, via: str = "") -> TokenRecord:
-        """Uses up a "join" token for ``node``.
+    def consume_join_token(self, token: str, node: str, via: str = "", kind: str = "join") -> TokenRecord:
+        """Uses up a "join" token for ``node``, or one of another ``kind`` that is for one use.
 
         Raises Unauthenticated when it is unknown, expired, revoked, used, of another kind, or another node's.
         """
         mine = or_(t.tokens.c.node.is_(None), t.tokens.c.node == node)
-        used = update(t.tokens).where(*_good(token, "join"), t.tokens.c.used_at.is_(None), mine)
+        used = update(t.tokens).where(*_good(token, kind), t.tokens.c.used_at.is_(None), mine)
         with begin(self._single) as connection:
             given = {"used_at": func.now(), "used_via": via, "node": node}
             row = connection.execute(used.values(given).returning(*_TOKEN_COLUMNS)).first()
