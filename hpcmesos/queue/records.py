@@ -356,7 +356,7 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRecord:
-    """A credential; only its SHA-256 is stored. ``kind``: "user" (bearer) or "join" (one agent, once)."""
+    """A credential; only its SHA-256 is stored. ``kind``: "user" (bearer), "join" or "gateway" (one host, once)."""
 
     id: str
     kind: str
