@@ -29,7 +29,7 @@ from hpcmesos import wire
 from hpcmesos.errors import MasterUnreachable
 from hpcmesos.master import pki
 from hpcmesos.master.api import build_app
-from hpcmesos.master.child import API_CONFIG, Child, log_to_stderr
+from hpcmesos.master.child import API_CONFIG, Child, come_first, log_to_stderr
 from hpcmesos.master.door import Acceptor, Door, GuardedProtocol, GuardedWebSocket, Limits
 from hpcmesos.master.metrics import Metrics, counting
 from hpcmesos.master.services.routing import LOOK, Router
@@ -58,6 +58,7 @@ def main() -> int:
     """Serves until SIGTERM or the end of the parent."""
     config = Child.read(Path(os.environ[API_CONFIG]))
     log_to_stderr(config.settings.log_level)
+    come_first()
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it tells of every client that leaves early
     supervisor = _die_with_supervisor()
     sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -144,6 +145,7 @@ def _server(app: Any, tls: ssl.SSLContext | None, door: Door) -> _Server:
         lifespan="off",
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # nobody may say for another where he comes from
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=_GRACE,  # type: ignore[arg-type]  # asyncio takes fractions
