@@ -9,7 +9,7 @@ import random
 import sys
 from collections.abc import Callable
 
-from hpcmesos.config import AgentSettings
+from hpcmesos.config import AgentSettings, GatewaySettings
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ _AFTER_FAILURE = 300.0
 _FIRST = 5.0
 
 
-async def keep_certificate(settings: AgentSettings, renewed: Callable[[], None]) -> None:
+async def keep_certificate(settings: AgentSettings | GatewaySettings, renewed: Callable[[], None]) -> None:
     """Until cancelled. ``renewed``: there is a new one. Each look is a process: ``cryptography`` is large."""
     words = {
         "node": settings.node,

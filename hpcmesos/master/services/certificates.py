@@ -25,22 +25,22 @@ def authority(site: Site) -> pki.Ca:
     return pki.ensure_ca(site.ca_state)
 
 
-def issue(site: Site, node: str, csr: str, via: str) -> JoinReply:
-    """A certificate for a node's request, on record before the node has it.
+def issue(site: Site, node: str, csr: str, via: str, role: str = "agent") -> JoinReply:
+    """A certificate for the request of a node, or a gateway (``role``), on record before it has it.
 
     Raises:
         InvalidValue: a malformed request, or another node's.
     """
     ca = authority(site)
-    certificate = sign(site, node, csr)
+    certificate = sign(site, node, csr, role)
     record(site, node, certificate, via)
     return JoinReply(certificate=certificate, ca=ca.pem, cluster=site.settings.cluster)
 
 
-def sign(site: Site, node: str, csr: str) -> str:
+def sign(site: Site, node: str, csr: str, role: str = "agent") -> str:
     """As issue(), not on record yet."""
     lifetime = timedelta(days=site.settings.certificate_days)
-    return pki.sign_csr(authority(site), csr, "agent", node, lifetime)
+    return pki.sign_csr(authority(site), csr, role, node, lifetime)
 
 
 def record(site: Site, node: str, certificate: str, via: str) -> None:
@@ -59,12 +59,12 @@ def renew(site: Site, caller: Caller, request: RenewRequest) -> JoinReply:
         Unauthenticated: the certificate shown was revoked just now.
         InvalidValue: a malformed request, or another node's.
     """
-    node = caller.node
+    node = caller.gateway or caller.node
     if node is None and caller.role is Role.MANAGER and caller.local:
         node = request.node
     if node is None:
-        raise Unauthorized("only nodes renew their certificates")
-    reply = issue(site, node, request.csr, caller.via)
+        raise Unauthorized("only nodes and gateways renew their certificates")
+    reply = issue(site, node, request.csr, caller.via, "gateway" if caller.gateway else "agent")
     if (
         caller.serial in site.revoked.fresh()
     ):  # while it was being renewed: the next one must not outlive that
@@ -99,5 +99,6 @@ def revoke(site: Site, caller: Caller, node: str) -> list[CertificateStatus]:
     auth.check_manager(caller, "revoke certificates")
     if not site.store.revoke_certificates(node, caller.user or "master", caller.via):
         raise InvalidValue(f"node '{ascii(node)[1:41]}' has no certificate that is good")
+    site.store.deliveries.retire(node)
     site.revoked.fresh()
     return [one for one in listing(site, caller) if one.node == node]

@@ -39,6 +39,7 @@ from hpcmesos.master.objects import fenced
 from hpcmesos.master.services import output_paths, secrets, why
 from hpcmesos.master.services.admission import Applicant, admit, default_resources, execution_group
 from hpcmesos.master.services.lookup import find_own
+from hpcmesos.master.services.outputs import gateways_of
 from hpcmesos.master.services.replies import information
 from hpcmesos.master.services.site import Site, client_zone
 from hpcmesos.model import JobId, JobState, Request
@@ -217,6 +218,7 @@ def _context(site: Site, caller: Caller, request: CommandRequest | SubmitRequest
         server=site.settings.server,
         now=datetime.now(client_zone(request.environ.get("TZ"))),
         default_queue=site.default_queue,
+        decimal_umask=request.personality == Personality.TORQUE,
         default_options=tuple(shlex.split(site.server.recent().get("default_qsub_arguments", ""))),
         default_resources=partial(default_resources, site),
         submit_filter=request.submit_filter if isinstance(request, CommandRequest) else None,
@@ -240,7 +242,7 @@ def _new_job(
     _check_array(site, built, Personality(request.personality))
     applicant = Applicant(
         user=caller.user,
-        host=socket.gethostname() if caller.local else request.host,
+        host=caller.host or (socket.gethostname() if caller.local else request.host),
         resources=built.resource_list,
         groups=built.group_list,
         interactive=built.interactive,
@@ -249,17 +251,19 @@ def _new_job(
     )
     queue = admit(site, built.queue or site.default_queue, applicant)
     check_fits(site, built.request)
-    _check_limits(site, queue.name, caller.user, built)
+    project, group = built.project or caller.project, execution_group(caller.user, built.group_list)
+    asked = JobView(
+        JobId(0, ""), built.request, 0, 0.0, queue.name, user=caller.user, project=project, group=group
+    )
+    check_ever(site, asked)
     secrets.check(site, caller.user, built.secrets)
     parents = dependencies(site, built.dependencies)
     holds = ("u" if built.hold else "") + ("d" if parents else "")
     waits = built.not_before is not None and built.not_before > datetime.now(UTC)
     state = JobState.HELD if holds else JobState.WAITING if waits else JobState.QUEUED
     before = followers(site, caller, built.dependencies)
-    group = execution_group(caller.user, built.group_list)
     stored = (
         _stored(site, request, built)
-        | ({"group": group} if group else {})
         | ({"before": before} if before else {})
         | ({"via": caller.via} if caller.via else {})
     )
@@ -277,7 +281,8 @@ def _new_job(
         rerunable=built.rerunable,
         dependencies=parents,
         submit_host=request.host,
-        project=built.project or caller.project,
+        project=project,
+        egroup=group,
         submission=stored,
         script=script,
         array_spec=built.array,
@@ -302,10 +307,9 @@ def _check_array(site: Site, built: pbs.Submission, personality: Personality) ->
         raise UsageError("cannot submit non-rerunable Array Job")
 
 
-def _check_limits(site: Site, queue: str, user: str, built: pbs.Submission) -> None:
+def check_ever(site: Site, job: JobView) -> None:
     """Raises QueueLimit for a job that a limit would keep waiting for ever."""
-    asked = JobView(JobId(0, ""), built.request, 0, 0.0, queue, user=user, project=built.project or "")
-    if reason := why_never(asked, site.queues.recent(), site.server.recent()):
+    if reason := why_never(job, site.queues.recent(), site.server.recent()):
         raise QueueLimit(f"Job violates queue and/or server resource limits: {reason.text}")
 
 
@@ -392,6 +396,8 @@ def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Subm
     pbspro = request.personality == Personality.PBSPRO
     paths = [replace(resolved(site, path), pbspro=pbspro) for path in (built.stdout_path, built.stderr_path)]
     silent = built.capture or built.interactive  # no output files
+    places = {} if silent else dict(zip(output_paths.STREAMS, paths, strict=True))
+    gateways = gateways_of(site, places, request.host)
     content = {
         "environment": dict(built.environment),
         "workdir": built.workdir,
@@ -406,11 +412,13 @@ def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Subm
         "secrets": list(built.secrets) or None,
         "image": built.image,
         "image_pull": built.image_pull,
+        "image_secret": built.image_secret,
         "submit_host": request.host,
         "submit_dir": request.cwd,
         "interactive": built.interactive or None,
         "stdout_template": None if silent else output_paths.stored(paths[0]),
         "stderr_template": None if silent else output_paths.stored(paths[1]),
+        "gateways": gateways or None,
         "resource_list": dict(built.resource_list),
         "submit_args": built.submit_args,
         "personality": request.personality,
