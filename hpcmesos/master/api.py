@@ -136,6 +136,7 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
         exception_handlers={
             HpcmesosError: _on_refusal,
             HTTPException: _on_http_error,
+            RecursionError: _on_recursion,
             Exception: _on_bug,
         },
         openapi_config=OpenAPIConfig(
@@ -585,6 +586,13 @@ def _extra(item: Any) -> str:
     if isinstance(item, Mapping):
         return f"{item.get('key', 'request')}: {item.get('message', 'malformed')}"
     return str(item)
+
+
+def _on_recursion(request: ApiRequest, error: RecursionError) -> Response[Any]:
+    """A body that nests without end; the decoder has no word of its own for that."""
+    if "deserializing" not in str(error):
+        return _on_bug(request, error)
+    return _refusal(UsageError("the request's body is nested too deeply"))
 
 
 def _on_bug(request: ApiRequest, error: Exception) -> Response[Any]:

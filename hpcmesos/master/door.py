@@ -150,6 +150,8 @@ class GuardedProtocol(PeerProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        # No answer depends on the name by which we are called, and one that is none breaks whoever makes a URL of it.
+        self.headers[:] = [(b"host", b"localhost"), *(one for one in self.headers if one[0] != b"host")]
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

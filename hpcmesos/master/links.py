@@ -218,7 +218,7 @@ class Connection(asyncio.Protocol):
                 if self._transport is None or self._transport.is_closing():
                     return
                 self._handle(body)
-        except (ValueError, msgspec.MsgspecError) as error:
+        except (ValueError, msgspec.MsgspecError, RecursionError) as error:  # the last: nested without end
             log.warning("link broken node=%s error=%r", self.name, error)
             self.abort(f"protocol error: {error}")
 

@@ -81,7 +81,7 @@ class Lines:
                 with contextlib.suppress(ConnectionError, EOFError, ssl.SSLError):
                     return self._exchange(address, kept, question, timeout)
             return self._exchange(address, self._dial(address, timeout), question, timeout)
-        except (OSError, EOFError, ProtocolError, msgspec.MsgspecError) as error:
+        except (OSError, EOFError, ProtocolError, ValueError, msgspec.MsgspecError) as error:
             raise MasterUnreachable(f"the leader at {address} does not answer: {error!r}") from error
 
     def why(self, address: str, seqs: Iterable[int]) -> dict[int, tuple[str, str]]:
