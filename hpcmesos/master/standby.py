@@ -22,11 +22,21 @@ log = logging.getLogger(__name__)
 APPLICATION = "hpcmesos-standby"
 """application_name of a standby's connection."""
 
-_PAUSE = 1.0  # seconds between two looks, at least
-_SHARE = 0.05  # of the time, at most, is spent looking
+_PAUSE, _LONGEST_PAUSE = 1.0, 5.0  # seconds between two looks
+_SHARE = 0.05  # of the time, at most, is spent on looks that find little; what has come has to be read anyway
 _STOP_TIMEOUT = 5.0
 _MANY = 1000  # jobs
 _NOTHING = LeaderState(jobs=(), attempts=(), shares=(), nodes=(), queues=())
+
+
+def pause_after(took: float, read: int) -> float:
+    """Seconds until the next look, after one of ``took`` seconds that has read ``read`` jobs.
+
+    While many come it is soon: a leader that dies meanwhile leaves to its successor what the last look did not see.
+    """
+    if read > _MANY:
+        return _PAUSE
+    return min(_LONGEST_PAUSE, max(_PAUSE, took / _SHARE))
 
 
 class WarmPicture:
@@ -38,6 +48,11 @@ class WarmPicture:
         self._snapshots = snapshots
         self._live = LiveJobs()
         self._cluster = Cluster(_NOTHING, server)
+
+    @property
+    def known(self) -> int:
+        """How many jobs it has."""
+        return len(self._live.jobs)
 
     def look(self, snapshots: Snapshots) -> int:
         """Brings the jobs up to date; how many were read. Raises DatabaseUnavailable."""
@@ -81,6 +96,11 @@ class Standby:
         self._thread = threading.Thread(target=self._run, name="standby", daemon=True)
         self._thread.start()
 
+    @property
+    def known(self) -> int:
+        """How many jobs it knew at the last look."""
+        return self._picture.known
+
     def take_over(self) -> WarmPicture:
         """Ends the looks; the picture, to be brought up to date by its next owner."""
         self._stop.set()
@@ -92,9 +112,9 @@ class Standby:
     def _run(self) -> None:
         pause, said, rehearsed = 0.0, "", False
         while not self._stop.wait(pause):
-            began = time.monotonic()
+            began, read = time.monotonic(), 0
             try:
-                self._look()
+                read = self._look()
                 if not rehearsed:
                     self._picture.rehearse(self._snapshots)
                 said, rehearsed = "", True
@@ -102,12 +122,14 @@ class Standby:
                 if str(error) != said:
                     log.info("the standby's picture waits: %s", error)
                 said = str(error)
-            pause = max(_PAUSE, (time.monotonic() - began) / _SHARE)
+            pause = pause_after(time.monotonic() - began, read)
 
-    def _look(self) -> None:
+    def _look(self) -> int:
         gc.disable()
         try:
-            if self._picture.look(self._snapshots) > _MANY:
+            read = self._picture.look(self._snapshots)
+            if read > _MANY:
                 gc.freeze()  # what is loaded stays: the collector need not walk through it, now or later
+            return read
         finally:
             gc.enable()

@@ -11,13 +11,13 @@ import psycopg
 import pytest
 
 from hpcmesos.master.cluster import Cluster
-from hpcmesos.master.standby import WarmPicture
+from hpcmesos.master.standby import Standby, WarmPicture
 from hpcmesos.model import JobState
 from hpcmesos.queue.engine import Snapshots
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.records import JobKey, Move
 from hpcmesos.queue.store import Store
-from tests.integration.leader_kit import new_job, request
+from tests.integration.leader_kit import new_job, request, wait_until
 
 if TYPE_CHECKING:
     from tests.integration.database_kit import Database
@@ -119,3 +119,15 @@ def test_a_transaction_that_was_under_way_at_one_look_is_seen_by_the_next(
     warm.look(snapshots)
     assert shown(warm.take(patient_leader)) == cold(patient_leader)
     assert cold(patient_leader)["jobs"][JobKey(seq)].priority == 77
+
+
+def test_a_queue_that_fills_is_followed(database: Database, store: Store, patient_leader: LeaderStore) -> None:
+    """However long the reading of many jobs takes, the next ones are read soon after."""
+    standby = Standby(database.leader, "hpcm")
+    job = new_job()
+    total = 0
+    for many in (5000, 5000, 100):
+        store.submit_many([job] * many)
+        total += many
+        wait_until(lambda total=total: standby.known == total, "the stand-by has read them", 6.0)
+    assert shown(standby.take_over().take(patient_leader)) == cold(patient_leader)
