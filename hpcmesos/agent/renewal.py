@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
@@ -16,10 +17,14 @@ log = logging.getLogger(__name__)
 _LONGEST = 6 * 3600.0  # seconds between two looks
 _AFTER_FAILURE = 300.0
 _FIRST = 5.0
+_SPREAD = 10.0
 
 
-async def keep_certificate(settings: AgentSettings, renewed: Callable[[], None]) -> None:
-    """Until cancelled. ``renewed``: there is a new one. Each look is a process: ``cryptography`` is large."""
+async def keep_certificate(settings: AgentSettings, renewed: Callable[[], None], due: asyncio.Event) -> None:
+    """Until cancelled. ``renewed``: there is a new one. ``due``: the cluster's authorities have changed.
+
+    Each look is a process: ``cryptography`` is large.
+    """
     words = {
         "node": settings.node,
         "address": settings.address,
@@ -29,7 +34,11 @@ async def keep_certificate(settings: AgentSettings, renewed: Callable[[], None])
     pem = settings.state / "agent.pem"
     pause = _FIRST
     while True:
-        await asyncio.sleep(pause * random.uniform(0.9, 1.0))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause * random.uniform(0.9, 1.0)):
+                await due.wait()
+                await asyncio.sleep(random.uniform(0.0, _SPREAD))  # all nodes hear of it at once
+        due.clear()
         before = pem.stat().st_mtime_ns
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "hpcmesos.agent.enrolment",

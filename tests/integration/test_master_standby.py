@@ -121,7 +121,9 @@ def test_a_transaction_that_was_under_way_at_one_look_is_seen_by_the_next(
     assert cold(patient_leader)["jobs"][JobKey(seq)].priority == 77
 
 
-def test_a_queue_that_fills_is_followed(database: Database, store: Store, patient_leader: LeaderStore) -> None:
+def test_a_queue_that_fills_is_followed(
+    database: Database, store: Store, patient_leader: LeaderStore
+) -> None:
     """However long the reading of many jobs takes, the next ones are read soon after."""
     standby = Standby(database.leader, "hpcm")
     job = new_job()

@@ -32,6 +32,7 @@ from hpcmesos.launch import __file__ as launch_file
 from hpcmesos.master import api_process, pki
 from hpcmesos.master.api import build_app
 from hpcmesos.master.door import Door, Limits
+from hpcmesos.master.identity import Identity
 from hpcmesos.master.metrics import Metrics, counting
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import Chunk, JobState, Request, Scope
@@ -332,7 +333,7 @@ def _running(
 ) -> Iterator[ApiStage]:
     ca = pki.ensure_ca(place)
     certificate, key = pki.ensure_certificate(ca, place / "tls", "master1", "master", ["127.0.0.1"])
-    site = Site.open(settings, Store(database.api), pki.client_context(ca.path, certificate, key))
+    site = Site.open(settings, Store(database.api), Identity(certificate, key, ca.path).client)
     supervisor = subprocess.Popen(["/bin/sh", "-c", "trap '' TERM; exec sleep 1000"])  # qterm does it no harm
     site = replace(site, supervisor=supervisor.pid)
     server_tls = pki.server_context(certificate, key, ca.path, require_client=False)

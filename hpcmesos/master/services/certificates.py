@@ -25,30 +25,30 @@ def authority(site: Site) -> pki.Ca:
     return pki.ensure_ca(site.ca_state)
 
 
-def issue(site: Site, node: str, csr: str, via: str) -> JoinReply:
-    """A certificate for a node's request, on record before the node has it.
+def issue(site: Site, node: str, csr: str, via: str, trusts: str) -> JoinReply:
+    """A certificate for a node's request, on record before the node has it. ``trusts``: see RenewRequest.
 
     Raises:
         InvalidValue: a malformed request, or another node's.
     """
     ca = authority(site)
-    certificate = sign(site, node, csr)
-    record(site, node, certificate, via)
-    return JoinReply(certificate=certificate, ca=ca.pem, cluster=site.settings.cluster)
+    certificate = sign(site, ca, node, csr)
+    record(site, ca, node, certificate, via, trusts)
+    return JoinReply(certificate=certificate, ca=ca.trusted, cluster=site.settings.cluster)
 
 
-def sign(site: Site, node: str, csr: str) -> str:
+def sign(site: Site, ca: pki.Ca, node: str, csr: str) -> str:
     """As issue(), not on record yet."""
     lifetime = timedelta(days=site.settings.certificate_days)
-    return pki.sign_csr(authority(site), csr, "agent", node, lifetime)
+    return pki.sign_csr(ca, csr, "agent", node, lifetime)
 
 
-def record(site: Site, node: str, certificate: str, via: str) -> None:
+def record(site: Site, ca: pki.Ca, node: str, certificate: str, via: str, trusts: str) -> None:
     made = x509.load_pem_x509_certificate(certificate.encode())
     # As TLS shows it: an even number of digits.
     digits = f"{made.serial_number:x}"
     serial = digits.zfill(len(digits) + len(digits) % 2)
-    site.store.note_certificate(serial, node, made.not_valid_after_utc, via)
+    site.store.note_certificate(serial, node, made.not_valid_after_utc, via, pki.fingerprint(ca), trusts)
 
 
 def renew(site: Site, caller: Caller, request: RenewRequest) -> JoinReply:
@@ -64,7 +64,7 @@ def renew(site: Site, caller: Caller, request: RenewRequest) -> JoinReply:
         node = request.node
     if node is None:
         raise Unauthorized("only nodes renew their certificates")
-    reply = issue(site, node, request.csr, caller.via)
+    reply = issue(site, node, request.csr, caller.via, request.trusts[:64])
     if (
         caller.serial in site.revoked.fresh()
     ):  # while it was being renewed: the next one must not outlive that
@@ -84,6 +84,8 @@ def listing(site: Site, caller: Caller) -> list[CertificateStatus]:
             issued_at=one.issued_at.timestamp(),
             expires_at=one.expires_at.timestamp(),
             revoked_at=one.revoked_at.timestamp() if one.revoked_at else None,
+            authority=one.authority,
+            trusts=one.trusts,
         )
         for one in site.store.certificates()
     ]

@@ -90,7 +90,7 @@ class Site:
     server: Remembered[dict[str, str]]  # its attributes that are set
     revoked: Remembered[frozenset[str]]  # serials of nodes' certificates
     leader: Remembered[LeaderRecord]
-    tls: ssl.SSLContext | None = None
+    tls: Callable[[], ssl.SSLContext] | None = None
     lines: Lines | None = None  # to the leader
     ca_state: Path | None = None  # the directory that holds ``ca/``
     provider: Provider | None = None  # of JWTs
@@ -98,7 +98,9 @@ class Site:
     supervisor: int | None = None  # pid of the master's first process
 
     @classmethod
-    def open(cls, settings: MasterSettings, store: Store, tls: ssl.SSLContext | None = None) -> Site:
+    def open(
+        cls, settings: MasterSettings, store: Store, tls: Callable[[], ssl.SSLContext] | None = None
+    ) -> Site:
         return cls(
             settings,
             store,

@@ -57,11 +57,12 @@ def join(site: Site, request: JoinRequest, via: str) -> JoinReply:
         InvalidValue: a malformed node name or certificate request.
     """
     node = check_node(request.node)
-    certificate = certificates.sign(site, node, request.csr)
-    site.store.consume_join_token(request.token.rpartition(".")[2], node, via)
-    certificates.record(site, node, certificate, via)
     ca = certificates.authority(site)
-    return JoinReply(certificate=certificate, ca=ca.pem, cluster=site.settings.cluster)
+    certificate = certificates.sign(site, ca, node, request.csr)
+    site.store.consume_join_token(request.token.rpartition(".")[2], node, via)
+    # It writes all that it is given before it uses any of it.
+    certificates.record(site, ca, node, certificate, via, pki.digest(ca.trusted))
+    return JoinReply(certificate=certificate, ca=ca.trusted, cluster=site.settings.cluster)
 
 
 def check_node(name: str) -> str:
