@@ -412,9 +412,15 @@ class Client:
         return self._call("DELETE", f"/v1/secrets/{quote(name, safe='')}", list[wire.SecretStatus])
 
     def audit(
-        self, since: float = 0.0, user: str | None = None, job: str | None = None, limit: int = 1000
+        self,
+        since: float | None = None,
+        user: str | None = None,
+        job: str | None = None,
+        limit: int = 1000,
     ) -> list[wire.AuditStatus]:
-        """Who changed what since then (epoch seconds) and how that one came: the newest ``limit``, oldest first."""
+        """Who changed what since then (epoch seconds; None: a day ago) and how that one came: the newest
+        ``limit``, oldest first.
+        """
         asked = {"since": since, "user": user, "job": job, "limit": limit}
         query = urlencode({name: value for name, value in asked.items() if value is not None})
         return self._call("GET", f"/v1/audit?{query}", list[wire.AuditStatus])

@@ -1,4 +1,4 @@
-"""How much may run at once: for each user, project and queue, and in all."""
+"""How much may run at once: for each user, group, project and queue, and in all."""
 
 from __future__ import annotations
 
@@ -105,7 +105,13 @@ def never(job: JobView, shape: Shape, limits: Sequence[Limit]) -> PendingReason 
 
 
 def _names(job: JobView | RunningView) -> dict[str, str]:
-    return {"user": job.user, "project": job.project, "queue": job.queue, "server": ""}
+    return {
+        "user": job.user,
+        "group": job.group or job.user,
+        "project": job.project,
+        "queue": job.queue,
+        "server": "",
+    }
 
 
 def _keys(job: JobView | RunningView) -> list[_Key]:

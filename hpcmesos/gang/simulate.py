@@ -26,6 +26,7 @@ class TraceJob:
     walltime: float | None = None
     user: str = ""
     project: str = ""
+    group: str = ""
     queue: str = ""
     priority: int = 0
     qos: int = 0
@@ -154,6 +155,7 @@ class Simulator:
             request=view.request or Request(pieces),
             user=view.user,
             project=view.project,
+            group=view.group,
             queue=view.queue,
             priority=view.priority,
         )
@@ -179,6 +181,7 @@ class Simulator:
                 job.queue,
                 user=job.user,
                 project=job.project,
+                group=job.group,
                 walltime=live.left if self._known else job.walltime,
                 remaining=live.left if self._known else None,
                 predicted=self._history.predict(job.user, _size(job)) if self._policy.predict else None,
@@ -264,6 +267,7 @@ class Simulator:
             job.queue,
             job.user,
             job.project,
+            job.group,
             saved_at=now if self._saves else None,
             priority=job.priority,
             queued_at=job.submitted_at,

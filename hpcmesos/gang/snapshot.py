@@ -57,6 +57,7 @@ class JobView:
     count: int = 1  # of an array: so many of its elements may start now, its own slot limit considered
     user: str = ""
     project: str = ""
+    group: str = ""  # the user's, that it is accounted to
     walltime: float | None = None  # seconds; None: the request's, else ``Policy.assumed_walltime``
     remaining: float | None = None  # seconds that it is known to need still; None: its walltime
     predicted: float | None = (
@@ -77,6 +78,7 @@ class RunningView:
     queue: str = ""
     user: str = ""
     project: str = ""
+    group: str = ""
     preemptible: bool = True  # False: it may not be run again
     saved_at: float | None = None  # its last checkpoint: work since then is lost with it; None: its start
     leaving: bool = False  # it was told to go: what it holds comes free soon
@@ -113,10 +115,11 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """At most so much running at once for each user (project, queue) of that name, or for the whole server.
+    """At most so much running at once for each user (group, project, queue) of that name, or for the whole server.
 
-    ``scope``: user, project, queue or server. ``name`` "*": each one by itself, ``but`` those. ``queue``: only what
-    runs in that queue counts; "": all. None: no limit. ``gpu_hours``: GPUs times the hours until their walltimes end.
+    ``scope``: user, group, project, queue or server. ``name`` "*": each one by itself, ``but`` those. ``queue``: only
+    what runs in that queue counts; "": all. None: no limit. ``gpu_hours``: GPUs times the hours until their walltimes
+    end. Who is of no known group is one by himself, of his own name.
     """
 
     scope: str

@@ -421,12 +421,14 @@ def revoke_tokens(data: wire.RevokeRequest, request: ApiRequest) -> list[str]:
 @get("/v1/audit", sync_to_thread=True)
 def list_changes(
     request: ApiRequest,
-    since: Annotated[float, Parameter(ge=0, le=_LAST_SECOND)] = 0.0,
+    since: Annotated[float, Parameter(ge=0, le=_LAST_SECOND)] | None = None,
     user: str | None = None,
     job: str | None = None,
     limit: Annotated[int, Parameter(ge=1, le=10_000)] = 1000,
 ) -> list[wire.AuditStatus]:
-    """Who changed what since ``since`` (epoch seconds), and how that one came; users see their own changes."""
+    """Who changed what since ``since`` (epoch seconds; default: a day ago), and how that one came; users see their own
+    changes.
+    """
     return auditing.changes(_site(request), _caller(request), since, user, job, limit)
 
 

@@ -24,7 +24,7 @@ from hpcmesos.model import Cause, JobState, Request
 from hpcmesos.queue.records import InboxRow, JobKey, JobRecord
 from hpcmesos.queue.rows import dependencies_of
 
-_PLAIN_FIELDS = frozenset({"name", "priority", "rerunable", "array_spec"})
+_PLAIN_FIELDS = frozenset({"name", "priority", "rerunable", "array_spec", "egroup"})
 _DEPENDENCY = "d"
 
 

@@ -43,6 +43,7 @@ def job_view(
         count=max(1, job.waiting_elements),
         user=job.owner,
         project=job.project,
+        group=job.egroup,
         qos=level * LEVEL,
         may_preempt=may_preempt,
         predicted=predicted,

@@ -43,7 +43,7 @@ PREEMPT_GRACE = "preempt_grace"
 """Attribute of a queue: seconds between SIGUSR1 and SIGTERM for its jobs that are preempted; unset: no SIGUSR1."""
 
 MAX_FAILED_STARTS = 5
-_BILLED = ("group", "account", "resource_list")
+_BILLED = ("account", "resource_list")
 _LOSSES = frozenset({Cause.NODE_LOST, Cause.GPU_LOST})
 _SAID_SO = frozenset({Cause.APP, Cause.SIGNAL})
 """How a job ends that was told to save its work and did not end with 0; with 0 it is complete."""

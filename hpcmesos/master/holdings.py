@@ -78,6 +78,7 @@ class Holdings:
             job.queue,
             job.owner,
             job.project,
+            job.egroup,
             preemptible=job.rerunable,
             leaving=any(attempt.end is not None or attempt.preempted_for for attempt in held),
             priority=job.priority,

@@ -5,13 +5,14 @@ attribute               of           limits
 ======================= ============ ==========================================================================
 max_running             both         jobs at once
 max_user_run            both         jobs at once of each user
+max_group_run           both         jobs at once of each group (``egroup``) of users
 max_run                 both         the same in OpenPBS' form: ``[o:PBS_ALL=9],[u:PBS_GENERIC=4],[u:ann=6],[p:chem=8]``
 max_run_res.ngpus       both         GPUs at once, in that form
 max_run_res.ncpus       both         CPUs at once, in that form
 max_run_res.gpuhours    both         GPU-hours that what runs may still take by its walltimes, in that form
 ======================= ============ ==========================================================================
 
-A limit that names a user or project holds instead of the generic one (pbs_queue_attributes(7B) of OpenPBS).
+A limit that names a user, group or project holds instead of the generic one (pbs_queue_attributes(7B) of OpenPBS).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from hpcmesos.gang.tables import Shape
 from hpcmesos.model import PendingReason
 from hpcmesos.queue.records import QueueRecord
 
-_ENTRY = re.compile(r"\[([upo]):([^=\]]+)=(\d+)\]")
-_SCOPES = {"u": "user", "p": "project"}
+_ENTRY = re.compile(r"\[([ugpo]):([^=\]]+)=(\d+)\]")
+_SCOPES = {"u": "user", "g": "group", "p": "project"}
 _Unit = Literal["jobs", "gpus", "cpus", "gpu_hours"]
 _FORMS: Mapping[str, _Unit] = {
     "max_run": "jobs",
@@ -57,6 +58,8 @@ def _limits(attributes: Mapping[str, str], queue: str) -> Iterator[Limit]:
         yield _all(queue, "jobs", int(attributes["max_running"]))
     if "max_user_run" in attributes:
         yield Limit("user", jobs=int(attributes["max_user_run"]), queue=queue)
+    if "max_group_run" in attributes:
+        yield Limit("group", jobs=int(attributes["max_group_run"]), queue=queue)
     for name, unit in _FORMS.items():
         if name in attributes:
             yield from _read(attributes[name], unit, queue)

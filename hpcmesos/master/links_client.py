@@ -24,6 +24,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queue: str
     user: str
     project: str = ""
+    group: str = ""
     priority: int = 0
     count: int = 1
 

@@ -91,7 +91,7 @@ def prepare_timeout(request: Request, settings: MasterSettings) -> float:
 def _for_scripts(job: JobRecord, settings: MasterSettings) -> dict[str, Any]:
     """What prologue and epilogue are told beside the rest, and files to stage; nothing that is not set."""
     submission = job.submission
-    given = {name: submission.get(name) for name in ("group", "account", "resource_list")}
+    given = {name: submission.get(name) for name in ("account", "resource_list")} | {"group": job.egroup}
     extra = submission.get("extra", {})
     given["prologue"] = extra.get("prologue")
     for name in STAGINGS:

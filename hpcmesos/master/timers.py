@@ -38,6 +38,7 @@ class Timers:
         self._store = store
         self._settings = settings
         self._clock = clock
+        self._stop = threading.Event()
         self._actions: Mapping[str, Callable[[datetime], None]] = {
             "sweep": self._sweep,
             "partitions": self._partitions,
@@ -49,6 +50,7 @@ class Timers:
 
     def run(self, stop: threading.Event) -> None:
         """Until ``stop`` is set. Raises what ends leadership."""
+        self._stop = stop
         self.begin()
         while not stop.wait(_LOOK):
             self.look()
@@ -104,7 +106,7 @@ class Timers:
         oldest = due - timedelta(days=self._settings.keep_history_days)
         with self._store.transaction() as transaction:
             transaction.purge_runs(oldest)
-            transaction.write_usage(max(oldest, due - _SETTLED).date())
+        self._store.write_usage(max(oldest, due - _SETTLED).date(), self._stop.is_set)
         self._store.drop_partitions(oldest)
 
     def _keys(self, due: datetime) -> None:

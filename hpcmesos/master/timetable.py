@@ -72,11 +72,12 @@ class TimetableThread:
     def look(self) -> float:
         """One transaction; answers after how many seconds to look again."""
         with self._store.transaction() as transaction:
-            firing = Firing(transaction)
-            upcoming = transaction.timetable.next_look()
+            table = transaction.timetable()
+            firing = Firing(table)
+            upcoming = table.next_look()
             more = firing.all_due() if upcoming is not None and upcoming <= transaction.now else False
             more |= firing.all_ended()
-            upcoming = transaction.timetable.next_look()
+            upcoming = table.next_look()
         if firing.submitted:
             self._poke()
         if more:
@@ -88,9 +89,9 @@ class TimetableThread:
 class Firing:
     """Turns due times into jobs inside one transaction."""
 
-    def __init__(self, transaction: LeaderTransaction) -> None:
-        self._table: Timetable = transaction.timetable
-        self.now = transaction.now
+    def __init__(self, table: Timetable) -> None:
+        self._table = table
+        self.now = table.now
         self.submitted: list[int] = []
 
     def all_due(self) -> bool:
@@ -194,7 +195,7 @@ class Firing:
 
 def on_wish(transaction: LeaderTransaction, user: str, payload: Mapping[str, Any]) -> None:
     """What a user wishes of a schedule; rights and values were checked when it was written. See wishes.py."""
-    table = transaction.timetable
+    table = transaction.timetable()
     owner, name = str(payload["owner"]), str(payload["name"])
     schedule = table.get(owner, name)
     match payload["action"]:
@@ -211,7 +212,7 @@ def on_wish(transaction: LeaderTransaction, user: str, payload: Mapping[str, Any
                 upcoming = rules.parse(schedule.rule, schedule.timezone).after(transaction.now)
             table.change(schedule, paused=False, since=transaction.now, next_due=upcoming)
         case "run" if schedule is not None:
-            Firing(transaction).submit(schedule, transaction.now, 0)
+            Firing(table).submit(schedule, transaction.now, 0)
         case _:
             log.info("wish outrun schedule=%s/%s user=%s %s", owner, name, user, payload["action"])
 

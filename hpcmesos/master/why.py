@@ -55,6 +55,7 @@ class Why:
             count=trial.count,
             user=trial.user,
             project=trial.project,
+            group=trial.group,
             qos=cluster.level(trial.queue) * cycle.LEVEL,
         )
         snapshot, _ = cycle.snapshot(cluster, self._policy, now, self._plugins.told, whole=True)

@@ -53,8 +53,7 @@ def _all(kind: Kind, names: str, *, used: bool = True, pattern: str = "") -> dic
 
 QUEUE_ATTRIBUTES: Mapping[str, Attribute] = {
     "queue_type": Attribute("queue_type", Kind.CHOICE, ("Execution", "Route")),
-    **_all(Kind.INTEGER, "Priority max_running max_queuable max_user_queuable max_user_run"),
-    **_all(Kind.INTEGER, "max_group_run", used=False),
+    **_all(Kind.INTEGER, "Priority max_running max_queuable max_user_queuable max_user_run max_group_run"),
     **_all(Kind.LIMIT, "max_run max_queued"),
     **_all(Kind.RESOURCE_LIMIT, "max_run_res"),
     **_all(Kind.INTEGER, "level preempt_grace"),
@@ -80,7 +79,9 @@ SERVER_ATTRIBUTES: Mapping[str, Attribute] = {
     **_all(Kind.TEXT, "default_queue default_qsub_arguments"),
     **_all(Kind.LIST, "managers operators"),
     **_all(Kind.RESOURCES, "resources_max resources_min resources_default"),
-    **_all(Kind.INTEGER, "keep_completed kill_delay max_running max_user_run max_user_queuable"),
+    **_all(
+        Kind.INTEGER, "keep_completed kill_delay max_running max_user_run max_group_run max_user_queuable"
+    ),
     **_all(Kind.INTEGER, "max_job_array_size max_slot_limit"),
     **_all(Kind.TEXT, "order_plugin rank_plugin limits_plugin", pattern=r"[A-Za-z0-9._-]{1,64}"),
     **_all(Kind.LIST, "acl_users acl_hosts"),
@@ -100,7 +101,6 @@ SERVER_ATTRIBUTES: Mapping[str, Attribute] = {
     **_all(Kind.INTEGER, "exit_code_canceled_job"),
     **_all(Kind.INTEGER, "automatic_requeue_exit_code max_array_size", used=False),
     **_all(Kind.DURATION, "job_history_duration", used=False),
-    **_all(Kind.INTEGER, "max_group_run", used=False),
     **_all(Kind.LIMIT, "max_run max_queued"),
     **_all(Kind.RESOURCE_LIMIT, "max_run_res"),
     **_all(Kind.RESOURCES, "resources_available default_chunk", used=False),
@@ -134,7 +134,7 @@ LIMITED_RESOURCES = ("ngpus", "ncpus", "gpuhours")
 _BY_RESOURCE = frozenset({Kind.RESOURCES, Kind.RESOURCE_LIMIT})
 _NOT_NEGATIVE = frozenset(
     {"keep_completed", "kill_delay", "route_retry_time", "route_lifetime", "preempt_grace", "max_running"}
-    | {"max_user_run", "max_queuable", "max_user_queuable"}
+    | {"max_user_run", "max_group_run", "max_queuable", "max_user_queuable"}
 )
 _DURATIONS = frozenset({"walltime", "cput", "pcput"})
 _SIZES = frozenset({"mem", "pmem", "vmem", "pvmem", "file"})

@@ -133,7 +133,7 @@ class AccountingFiles:
 
 def _start_fields(job: JobRecord, shares: Sequence[ShareRecord]) -> dict[str, str]:
     submission = job.submission
-    fields = {"user": job.owner, "group": str(submission.get("group") or job.owner)}
+    fields = {"user": job.owner, "group": job.egroup or job.owner}
     if account := submission.get("account"):
         fields["account"] = str(account)
     hosts = "+".join(f"{share.node}/{slot}" for share in shares for slot in range(share.slots))

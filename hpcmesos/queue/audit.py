@@ -80,6 +80,7 @@ def _events(since: datetime) -> Select[Any]:
 
 def _submissions(table: Table, since: datetime) -> Select[Any]:
     jobs = table.c
+    later = [jobs.ended_at >= since] if table is t.jobs_history else []  # by which partitions are left out
     return select(
         jobs.created_at,
         literal("submitted"),
@@ -88,7 +89,7 @@ def _submissions(table: Table, since: datetime) -> Select[Any]:
         jobs.owner,
         jobs.submission[_VIA].astext,
         _NO_DETAILS.label("details"),
-    ).where(jobs.created_at >= since, jobs.element == t.WHOLE_JOB, jobs.submission.has_key(_VIA))
+    ).where(jobs.created_at >= since, *later, jobs.element == t.WHOLE_JOB, jobs.submission.has_key(_VIA))
 
 
 def _tokens(since: datetime) -> list[Select[Any]]:

@@ -31,6 +31,7 @@ _COPIED = (
     "rerunable",
     "submit_host",
     "project",
+    "egroup",
 )
 
 

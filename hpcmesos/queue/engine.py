@@ -28,11 +28,13 @@ def make_engine(
     *,
     pool: int = 8,
     look_before_use: bool = True,
+    patience: float = 30.0,
     limits: Mapping[str, int] | None = None,
 ) -> Engine:
     """An engine whose sessions are in UTC. ``limits``: timeouts by setting in ms; those that the server does not know
     (``transaction_timeout`` before PostgreSQL 17) are left out. ``look_before_use``: a connection that the server has
-    closed meanwhile is replaced instead of failing its next user.
+    closed meanwhile is replaced instead of failing its next user. ``patience``: seconds to wait for a connection of the
+    pool.
 
     Raises ConfigError for a malformed URL.
     """
@@ -41,6 +43,7 @@ def make_engine(
         "postgresql+psycopg://",
         pool_size=pool,
         max_overflow=0,
+        pool_timeout=patience,
         json_serializer=lambda value: msgspec.json.encode(value).decode(),
         json_deserializer=msgspec.json.decode,
         connect_args={"application_name": application, "options": "-c timezone=UTC -c jit=off"},

@@ -5,7 +5,7 @@ Every transaction is fenced: it holds the leadership row of its own term, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from hpcmesos.errors import LostLeadership, UnknownNode
 from hpcmesos.model import HALF_LIFE, GpuState
-from hpcmesos.queue import documents, element_rows, history, starts
+from hpcmesos.queue import documents, element_rows, history, starts, usage_days
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import Snapshots, begin, make_engine
 from hpcmesos.queue.leadership import APPLICATION
@@ -47,12 +47,12 @@ from hpcmesos.queue.records import (
 )
 from hpcmesos.queue.rows import recordset, share_record
 from hpcmesos.queue.timetable import Timetable
-from hpcmesos.queue.usage_days import write_usage
 from hpcmesos.queue.use import use_since
 
 __all__ = ["CHANGEABLE", "LeaderStore", "LeaderTransaction"]
 
 _HALF_LIVES = 6
+_TIMETABLE = 0x6870636F  # of pg_advisory_xact_lock: one transaction at a time changes schedules
 LIMITS: Mapping[
     str, int
 ] = {  # ms; a takeover ends a frozen leader's sessions, so this is for when nobody takes over
@@ -249,9 +249,11 @@ class LeaderTransaction:
 
     # schedules; see schedules.py and timetable.py
 
-    @property
     def timetable(self) -> Timetable:
-        """Users' schedules."""
+        """Users' schedules, which are this transaction's alone until its end: two that lock rows of theirs in another
+        order would wait for each other.
+        """
+        self._connection.execute(select(func.pg_advisory_xact_lock(_TIMETABLE)))
         return Timetable(self._connection, self.now)
 
     @property
@@ -278,10 +280,6 @@ class LeaderTransaction:
         """Marks one due time as fired; False: it fired before. Its action belongs into the same transaction."""
         new = insert(t.schedule_runs).values(owner="", schedule=name, due=due).on_conflict_do_nothing()
         return self._connection.execute(new.returning(t.schedule_runs.c.due)).first() is not None
-
-    def write_usage(self, before: date) -> None:
-        """Writes down what was used on days of which jobs are about to be forgotten."""
-        write_usage(self._connection, before)
 
     def purge_runs(self, before: datetime) -> None:
         """Forgets what schedules fired before; of housekeeping only the last run of a rule has to stay."""
@@ -341,6 +339,26 @@ class LeaderStore(Reads):
         """
         with self.transaction() as transaction:
             return history.sweep(transaction._connection, now - keep_completed, limit)
+
+    def write_usage(self, before: date, stop: Callable[[], bool] = lambda: False) -> None:
+        """Writes down what was used on the days before, of which jobs are about to be forgotten; until ``stop()``.
+
+        A day of a large cluster takes long to count: that is read like load(), and only what is found is written in
+        a leader's transaction, one for each day.
+        """
+        snapshots = Snapshots(self._url, APPLICATION)
+        try:
+            with snapshots.one() as connection:
+                days = usage_days.unwritten_days(connection, before)
+            for day in days:
+                if stop():
+                    return
+                with snapshots.one() as connection:
+                    found = usage_days.count_day(connection, day)
+                with self.transaction() as transaction:
+                    usage_days.write_day(transaction._connection, found)
+        finally:
+            snapshots.close()
 
     def make_partitions(self, now: datetime, days: int = 7) -> None:
         """Makes the daily partitions of events and history from ``now``'s day to ``days`` ahead, where missing."""

@@ -30,6 +30,7 @@ CHANGEABLE = frozenset(
         "queue",
         "priority",
         "project",
+        "egroup",
         "request",
         "holds",
         "not_before",

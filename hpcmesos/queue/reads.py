@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, Table, func, select, text, union_all
 
 from hpcmesos.model import JobState
-from hpcmesos.queue import audit, documents, elements, queries
+from hpcmesos.queue import documents, elements, queries
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import begin
 from hpcmesos.queue.records import (
@@ -47,7 +46,6 @@ from hpcmesos.queue.rows import (
     share_record,
 )
 from hpcmesos.queue.schedule_rows import Run, Schedule, read_runs, read_schedules
-from hpcmesos.queue.usage_days import UsageDay, read_usage
 
 
 class Reads:
@@ -106,13 +104,6 @@ class Reads:
         )
         with begin(self._single) as connection:
             return [SecretRecord(**row._mapping) for row in connection.execute(wanted)]
-
-    def changes(
-        self, since: datetime, *, user: str | None = None, seq: int | None = None, limit: int = 1000
-    ) -> list[audit.Change]:
-        """Who changed what since then, oldest first; the newest ``limit``."""
-        with begin(self._single) as connection:
-            return audit.read(connection, since=since, user=user, seq=seq, limit=limit)
 
     def element_states(self, seqs: Sequence[int]) -> dict[int, dict[JobState, int]]:
         """Of these arrays, how many elements that have a row and are not complete are in each state."""
@@ -219,11 +210,6 @@ class Reads:
         """The last ``most`` runs of a schedule, the latest first."""
         with begin(self._single) as connection:
             return read_runs(connection, owner, name, most)
-
-    def usage(self, since: date, until: date) -> list[UsageDay]:
-        """Use by day from ``since`` up to and without ``until``; what runs now counts until now."""
-        with begin(self._engine) as connection:
-            return read_usage(connection, since, until)
 
     def leader(self) -> LeaderRecord:
         """Who leads now, or led last."""

@@ -54,6 +54,7 @@ class NewJob:
     dependencies: tuple[Dependency, ...] = ()
     submit_host: str = ""
     project: str = ""  # whose share it uses, beside its owner's; empty: none
+    egroup: str = ""  # the group of its owner that it is accounted to; empty: not known
     submission: Mapping[str, Any] = field(default_factory=dict)  # JSON: paths, environment, argv, umask...
     script: bytes | None = None
     array_spec: ArraySpec | None = None  # None: no array
@@ -95,6 +96,7 @@ class JobRecord:
     succeeded: int | None = None  # how many elements are complete with exit status 0
     failed: int | None = None  # how many are complete otherwise, but for those in deleted
     project: str = ""
+    egroup: str = ""
     suspended: bool = False  # of a job that runs: its processes stand still
 
     @property

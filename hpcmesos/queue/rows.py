@@ -112,6 +112,7 @@ def new_job_values(seq: int, new: NewJob) -> dict[str, Any]:
         "dependencies": dependencies_json(new.dependencies),
         "submit_host": new.submit_host,
         "project": new.project,
+        "egroup": new.egroup,
         "submission": dict(new.submission),
         **_new_array_values(new.array_spec),
     }

@@ -9,7 +9,7 @@ import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -35,6 +35,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from hpcmesos.errors import IllegalTransition, KeyReused, Unauthenticated
 from hpcmesos.model import JobState, Scope
+from hpcmesos.queue import audit
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import begin, make_engine
 from hpcmesos.queue.hints import CHANNEL
@@ -42,6 +43,10 @@ from hpcmesos.queue.reads import Reads
 from hpcmesos.queue.records import AuthorityRecord, NewJob, Submitted, TokenRecord
 from hpcmesos.queue.rows import new_job_values
 from hpcmesos.queue.states import INITIAL
+from hpcmesos.queue.usage_days import UsageDay, read_usage
+
+_HISTORY_LIMITS = {"statement_timeout": 30_000}  # ms
+_HISTORY_PATIENCE = 5.0  # seconds that a second one waits for the first
 
 _ROTATION = 0x6870636D63617274  # advisory lock: one at a time begins to replace the certificate authority
 SUBMIT = "submit"
@@ -55,11 +60,16 @@ class Store(Reads):
         super().__init__(make_engine(url, application, pool=pool))
         hints = make_engine(url, f"{application}-notify", pool=1)
         self._hints = hints.execution_options(isolation_level="AUTOCOMMIT")
+        # Who looks through months of history, one at a time, takes no connection from those who submit and ask.
+        self._history = make_engine(
+            url, f"{application}-history", pool=1, patience=_HISTORY_PATIENCE, limits=_HISTORY_LIMITS
+        )
 
     def close(self) -> None:
         """Closes every connection; unusable afterwards."""
         super().close()
         self._hints.dispose()
+        self._history.dispose()
 
     # submissions and wishes; wake the leader with notify() afterwards
 
@@ -105,6 +115,22 @@ class Store(Reads):
         """
         with begin(self._hints) as connection:
             connection.execute(select(func.pg_notify(CHANNEL, "")))
+
+    # what looks through history
+
+    def changes(
+        self, since: datetime, *, user: str | None = None, seq: int | None = None, limit: int = 1000
+    ) -> list[audit.Change]:
+        """Who changed what since then, oldest first; the newest ``limit``. Raises DatabaseUnavailable after 30 s."""
+        with begin(self._history) as connection:
+            return audit.read(connection, since=since, user=user, seq=seq, limit=limit)
+
+    def usage(self, since: date, until: date) -> list[UsageDay]:
+        """Use by day from ``since`` up to and without ``until``; what runs now counts until now. Raises
+        DatabaseUnavailable after 30 s.
+        """
+        with begin(self._history) as connection:
+            return read_usage(connection, since, until)
 
     # certificates
 

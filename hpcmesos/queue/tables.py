@@ -120,6 +120,7 @@ def _job_columns() -> list[Column[Any]]:
         _json("dependencies", "[]"),
         _text("submit_host"),
         _text("project"),
+        _text("egroup"),
         _json("submission"),
         # Of an array's parent only; its elements become rows when they start.
         Column("array_spec", JSONB(none_as_null=True)),

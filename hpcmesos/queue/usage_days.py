@@ -4,6 +4,7 @@ written down before they are dropped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
@@ -27,6 +28,7 @@ class UsageDay:
     lost_gpu_seconds: float
 
 
+_ATTEMPTS = (t.attempts, t.attempts_history)
 _PARTS = """
     SELECT a.started_at AS began, coalesce(a.ended_at, now()) AS ended,
            a.cause IN ('NODE_LOST', 'GPU_LOST', 'START_FAILED', 'PREEMPTED') AS lost,
@@ -71,10 +73,24 @@ def read_usage(connection: Connection, since: date, until: date) -> list[UsageDa
     return rows + _count(connection, max(since, _first_uncounted(connection)), until)
 
 
-def write_usage(connection: Connection, before: date) -> None:
-    """Writes down the days before ``before`` that are not; what is dropped afterwards stays counted."""
-    days = _count(connection, _first_uncounted(connection), before)
-    rows = [{name: getattr(day, name) for name in UsageDay.__slots__} for day in days]
+def unwritten_days(connection: Connection, before: date) -> list[date]:
+    """Days before ``before`` that are not written down and may have seen attempts, oldest first."""
+    began = [connection.scalar(select(func.min(table.c.started_at))) for table in _ATTEMPTS]
+    known = [at.astimezone(UTC).date() for at in began if at is not None]
+    if not known:
+        return []
+    first = max(min(known), _first_uncounted(connection))
+    return [first + timedelta(days=n) for n in range((before - first).days)]
+
+
+def count_day(connection: Connection, day: date) -> list[UsageDay]:
+    """What was used on a day, from attempts."""
+    return _count(connection, day, day + timedelta(days=1))
+
+
+def write_day(connection: Connection, found: Sequence[UsageDay]) -> None:
+    """Writes a day down, whole; days in their order. What is dropped afterwards stays counted."""
+    rows = [{name: getattr(one, name) for name in UsageDay.__slots__} for one in found]
     if rows:
         connection.execute(insert(t.usage_days).on_conflict_do_nothing(), rows)
 

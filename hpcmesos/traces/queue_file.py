@@ -61,6 +61,7 @@ class QueueFile:
                     walltime=view.walltime,
                     user=view.user,
                     project=view.project,
+                    group=view.group,
                     queue=view.queue,
                     priority=view.priority,
                     qos=view.qos,

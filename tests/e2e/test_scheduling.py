@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
+import pwd
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -59,6 +61,33 @@ def test_limits_hold_until_they_are_changed(own: LiveCluster, users: tuple[str, 
         own.wait_state(second, "R")
     finally:
         qmgr(own, "unset queue batch max_run_res")
+
+
+def test_gpu_hours_and_groups_are_limits_too(own: LiveCluster, users: tuple[str, str]) -> None:
+    ann, bob = users
+    group = grp.getgrgid(pwd.getpwnam(ann).pw_gid).gr_name
+    qmgr(own, "set queue batch max_run_res.gpuhours = [u:PBS_GENERIC=4]")
+    try:
+        own.wait_state(own.qsub(SLEEP, "-l", "nodes=1:gpus=1,walltime=3:00:00", user=ann), "R")
+        second = own.qsub(SLEEP, "-l", "nodes=1:gpus=2,walltime=1:00:00", user=ann)
+        text = "of 4 GPU-hours in use, this job needs 2 more"
+        wait_until(lambda: text in why(own, second), text)
+        refused = own.run("qsub", "-l", "nodes=1:gpus=2,walltime=2:30:00", stdin=TRUE, user=ann)
+        assert (refused.returncode, refused.stdout) == (190, "")
+        whose = f"limit of user {ann} in queue batch: 0 of 4 GPU-hours in use"
+        assert f"{whose}, this job needs 5 more" in refused.stderr
+        refused = own.run("qalter", "-l", "nodes=1:gpus=2,walltime=3:00:00", second, user=ann)
+        assert (refused.returncode != 0, f"{whose}, this job needs 6 more" in refused.stderr) == (True, True)
+
+        qmgr(own, "set server max_group_run = 1", "unset queue batch max_run_res")
+        text = f"limit of group {group}: 1 of 1 jobs in use, this job needs 1 more"
+        wait_until(lambda: text in why(own, second), text)
+        assert f"egroup = {group}\n" in own.run("qstat", "-f", second).stdout
+        own.wait_state(own.qsub(SLEEP, "-l", "nodes=1:gpus=1", user=bob), "R")
+        qmgr(own, "set server max_group_run = 2")
+        own.wait_state(second, "R")
+    finally:
+        qmgr(own, "unset queue batch max_run_res", "unset server max_group_run")
 
 
 def test_nodes_are_kept_for_a_reservation(own: LiveCluster, users: tuple[str, str]) -> None:

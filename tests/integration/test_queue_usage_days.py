@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -85,9 +86,8 @@ def test_what_is_forgotten_stays_counted(store: Store, leader: LeaderStore, data
     leader.make_partitions(at(1, 0), days=9)
     assert leader.sweep(at(9, 0), timedelta(0), 100) == 2
     assert store.usage(DAY, DAY + timedelta(days=9)) == everything  # now from history
-    with leader.transaction() as transaction:
-        transaction.write_usage(date(2026, 3, 3))
-        transaction.write_usage(date(2026, 3, 3))  # again: nothing changes
+    leader.write_usage(date(2026, 3, 3))
+    leader.write_usage(date(2026, 3, 3))  # again: nothing changes
     with psycopg.connect(database.owner) as connection:
         connection.execute("ANALYZE")
     leader.drop_partitions(at(3, 0))
@@ -103,3 +103,36 @@ def test_what_runs_counts_until_now(store: Store, leader: LeaderStore, database:
     found = store.usage(now.date() - timedelta(days=1), now.date() + timedelta(days=1))
     assert 7200 <= sum(one.gpu_seconds for one in found) < 7300
     assert sum(one.runs for one in found) == 1
+
+
+def test_days_that_are_written_stay_when_the_rest_is_put_off(
+    store: Store, leader: LeaderStore, database: Database
+) -> None:
+    """A history that takes longer than a leader may stay is written down in several goes."""
+    for day in (1, 2, 3):
+        ran(store, leader, database, "ann", at(day, 3), at(day, 4))
+    asked = iter([False, False, True])
+    leader.write_usage(date(2026, 3, 4), lambda: next(asked))
+    assert written(database) == [DAY, DAY + timedelta(days=1)]
+    leader.write_usage(date(2026, 3, 4))
+    assert written(database) == [DAY + timedelta(days=n) for n in range(3)]
+
+
+def test_a_count_may_take_longer_than_a_leaders_statements(
+    store: Store, leader: LeaderStore, database: Database
+) -> None:
+    ran(store, leader, database, "ann", at(1, 3), at(1, 4))
+    hurried = LeaderStore(database.leader, leader.term, limits={"statement_timeout": 300})
+    with psycopg.connect(database.owner) as slow:
+        slow.execute("LOCK TABLE attempts_history")  # as long as a count of a million rows
+        timer = threading.Timer(1.0, slow.commit)
+        timer.start()
+        hurried.write_usage(date(2026, 3, 4))
+        timer.join()
+    hurried.close()
+    assert written(database) == [DAY]
+
+
+def written(database: Database) -> list[date]:
+    with psycopg.connect(database.owner) as connection:
+        return [row[0] for row in connection.execute("SELECT day FROM usage_days ORDER BY day")]

@@ -1,6 +1,8 @@
-"""GPU-hours as a limit, and the figure of fragmentation."""
+"""GPU-hours and groups as limits, and the figure of fragmentation."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from hpcmesos.gang.policy import Policy
 from hpcmesos.gang.schedule import schedule
@@ -47,6 +49,21 @@ def test_gpu_hours_in_the_form_of_openpbs() -> None:
     never = why_never(job(1, 4, 5), {}, {"max_run_res.gpuhours": "[u:ann=16]"})
     assert never is not None
     assert never.text == "limit of user ann: 0 of 16 GPU-hours in use, this job needs 20 more"
+
+
+def test_jobs_of_a_group_are_counted_together() -> None:
+    (limit,) = limits({}, {"max_group_run": "1"})
+    assert limit == Limit("group", jobs=1)
+    assert limits({}, {"max_run": "[g:staff=2]"}) == (Limit("group", "staff", jobs=2),)
+    staff = [replace(job(number, 1, 1, f"user{number}"), group="staff") for number in (1, 2)]
+    unknown = [job(number, 1, 1, f"user{number}") for number in (3, 4)]
+    decided = plan([*staff, *unknown], 0.0, limit)
+    assert {start.job.seq for start in decided.starts} == {1, 3, 4}, (
+        "who is of no known group is one by himself"
+    )
+    reason = decided.reasons[JobId(2, "h")]
+    assert (reason.code, reason.facts["scope"], reason.facts["name"]) == (ReasonCode.LIMIT, "group", "staff")
+    assert reason.text == "limit of group staff: 1 of 1 jobs in use, this job needs 1 more"
 
 
 def test_fragmentation_is_the_part_of_free_gpus_on_begun_nodes() -> None:

@@ -37,7 +37,8 @@ JOB = JobRecord(
     excluded=(),
     dependencies=(),
     submit_host="login",
-    submission={"resource_list": {"walltime": "01:00:00", "nodes": "2:ppn=2"}, "group": "staff"},
+    egroup="staff",
+    submission={"resource_list": {"walltime": "01:00:00", "nodes": "2:ppn=2"}},
 )
 EPOCH = int(NOON.timestamp())
 

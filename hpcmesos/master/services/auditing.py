@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 from hpcmesos.errors import Unauthorized
@@ -11,11 +12,14 @@ from hpcmesos.master.services.site import Site
 from hpcmesos.model import JobId, Role
 from hpcmesos.wire import AuditStatus
 
+DAY = 86400.0
+"""Seconds that one looks back who names no time."""
+
 
 def changes(
-    site: Site, caller: Caller, since: float, user: str | None, job: str | None, limit: int
+    site: Site, caller: Caller, since: float | None, user: str | None, job: str | None, limit: int
 ) -> list[AuditStatus]:
-    """The newest ``limit`` changes, oldest first.
+    """The newest ``limit`` changes since then (None: since a day ago), oldest first.
 
     Raises:
         Unauthorized: another user's changes, by one who is no manager.
@@ -26,7 +30,8 @@ def changes(
             raise Unauthorized("only managers may see what others changed")
         user = caller.user
     seq = parse_id(site, job).seq if job is not None else None
-    found = site.store.changes(datetime.fromtimestamp(since, UTC), user=user, seq=seq, limit=limit)
+    begin = datetime.fromtimestamp(time.time() - DAY if since is None else since, UTC)
+    found = site.store.changes(begin, user=user, seq=seq, limit=limit)
     return [
         AuditStatus(
             at=change.at.timestamp(),

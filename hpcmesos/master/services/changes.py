@@ -22,13 +22,14 @@ from hpcmesos.errors import (
 )
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
+from hpcmesos.master.cycle import job_view
 from hpcmesos.master.services import output_paths, wishes
-from hpcmesos.master.services.admission import admit, applicant_of, check_limits, find_queue
+from hpcmesos.master.services.admission import admit, applicant_of, check_limits, execution_group, find_queue
 from hpcmesos.master.services.control import Command
 from hpcmesos.master.services.lookup import find_own, full_id, id_of
 from hpcmesos.master.services.replies import Refusals, information
 from hpcmesos.master.services.site import Site, client_zone
-from hpcmesos.master.services.submit import check_fits, dependencies, resolved
+from hpcmesos.master.services.submit import check_ever, check_fits, dependencies, resolved
 from hpcmesos.model import JobState, Request
 from hpcmesos.pbs.alteration import Alteration, altered, parse_qalter
 from hpcmesos.pbs.options import ParsedCommand, parse
@@ -119,6 +120,7 @@ def qmove(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
             ) from None
         except QueueDisabled as error:
             raise QueueDisabled(_moved_text("Queue is not enabled", str(error), personality, job)) from None
+        check_ever(site, replace(job_view(job), queue=queue.name))
         return wishes.MOVE, {"queue": queue.name}
 
     return Command(site, caller, "qmove", personality).each(tuple(ids), wanted)
@@ -182,6 +184,8 @@ def _alteration(
         submission["resource_list"] = shown
     if asked.dependencies is not None:
         fields["dependencies"] = dependencies_json(dependencies(site, asked.dependencies))
+    if "group_list" in submission:
+        fields["egroup"] = execution_group(job.owner, submission["group_list"])
     if asked.variables:
         submission["environment"] = dict(asked.variables)
     for letter, key in (("o", "stdout_template"), ("e", "stderr_template")):
@@ -225,6 +229,7 @@ def _new_request(
     if not caller.privileged:
         check_limits(site, find_queue(site, job.queue), built.display)
     check_fits(site, request)
+    check_ever(site, replace(job_view(job), request=request))
     return request, dict(built.display)
 
 

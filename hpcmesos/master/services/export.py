@@ -83,6 +83,7 @@ def _running(site: Site, jobs: list[JobRecord], now: float) -> tuple[RunningView
                 job.queue,
                 job.owner,
                 job.project,
+                job.egroup,
                 preemptible=job.rerunable,
                 priority=job.priority,
                 queued_at=(job.queued_at or job.created_at).timestamp(),

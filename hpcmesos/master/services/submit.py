@@ -249,17 +249,19 @@ def _new_job(
     )
     queue = admit(site, built.queue or site.default_queue, applicant)
     check_fits(site, built.request)
-    _check_limits(site, queue.name, caller.user, built)
+    project, group = built.project or caller.project, execution_group(caller.user, built.group_list)
+    asked = JobView(
+        JobId(0, ""), built.request, 0, 0.0, queue.name, user=caller.user, project=project, group=group
+    )
+    check_ever(site, asked)
     secrets.check(site, caller.user, built.secrets)
     parents = dependencies(site, built.dependencies)
     holds = ("u" if built.hold else "") + ("d" if parents else "")
     waits = built.not_before is not None and built.not_before > datetime.now(UTC)
     state = JobState.HELD if holds else JobState.WAITING if waits else JobState.QUEUED
     before = followers(site, caller, built.dependencies)
-    group = execution_group(caller.user, built.group_list)
     stored = (
         _stored(site, request, built)
-        | ({"group": group} if group else {})
         | ({"before": before} if before else {})
         | ({"via": caller.via} if caller.via else {})
     )
@@ -277,7 +279,8 @@ def _new_job(
         rerunable=built.rerunable,
         dependencies=parents,
         submit_host=request.host,
-        project=built.project or caller.project,
+        project=project,
+        egroup=group,
         submission=stored,
         script=script,
         array_spec=built.array,
@@ -302,10 +305,9 @@ def _check_array(site: Site, built: pbs.Submission, personality: Personality) ->
         raise UsageError("cannot submit non-rerunable Array Job")
 
 
-def _check_limits(site: Site, queue: str, user: str, built: pbs.Submission) -> None:
+def check_ever(site: Site, job: JobView) -> None:
     """Raises QueueLimit for a job that a limit would keep waiting for ever."""
-    asked = JobView(JobId(0, ""), built.request, 0, 0.0, queue, user=user, project=built.project or "")
-    if reason := why_never(asked, site.queues.recent(), site.server.recent()):
+    if reason := why_never(job, site.queues.recent(), site.server.recent()):
         raise QueueLimit(f"Job violates queue and/or server resource limits: {reason.text}")
 
 

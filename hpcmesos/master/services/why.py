@@ -54,6 +54,7 @@ def dry_run(site: Site, new: NewJob, zone: tzinfo) -> str:
         queue=new.queue,
         user=new.owner,
         project=new.project,
+        group=new.egroup,
         priority=new.priority,
         count=new.array_spec.size if new.array_spec else 1,
     )
