@@ -38,6 +38,7 @@ class Caller:
     node: str | None = None
     local: bool = False  # on this host, by its unix socket
     scope: Scope = Scope.ALL
+    address: str = ""  # the other end's of a TLS connection
     via: str = ""  # the credential and where it came from, for who reads what happened
     serial: str = ""  # of a node's certificate
     token: str | None = None  # id of the bearer token
@@ -74,7 +75,7 @@ class Authority:
             via = f"socket uid {peer.uid} pid {peer.pid}"
             return replace(self._user(_name_of(peer.uid)), local=True, via=via)
         if authorization is not None:
-            return self._shown(authorization, peer, purpose)
+            return replace(self._shown(authorization, peer, purpose), address=peer.address)
         via = f"certificate of {peer.organization} {peer.common_name} from {peer.address}"
         if peer.organization == "master":
             return Caller("", Role.MANAGER, via=via)

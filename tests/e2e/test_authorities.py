@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -32,6 +33,12 @@ PATIENCE = 240.0  # s; each step takes as long as all need to read what is new
 def own() -> Iterator[LiveCluster]:
     with running(LiveCluster(agents=2, gpus=2, extra=("--masters", "2"))) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
 
 
 def intermediate(place: Path) -> list[str]:
@@ -100,8 +107,10 @@ def daemons(cluster: LiveCluster) -> list[int]:
 
 
 @pytest.mark.parametrize("whose", ["made here", "the site's"])
-def test_no_job_is_lost_while_the_authority_is_replaced(own: LiveCluster, whose: str) -> None:
-    client = own.client()
+def test_no_job_is_lost_while_the_authority_is_replaced(
+    own: LiveCluster, stack: ExitStack, whose: str
+) -> None:
+    client = stack.enter_context(own.client())
     [before] = client.authorities()
     old, running_before = kept(own, "node1"), daemons(own)
     assert dialled(own, old) == ""
@@ -121,7 +130,7 @@ def test_no_job_is_lost_while_the_authority_is_replaced(own: LiveCluster, whose:
         wait_until(lambda: dialled(own, old) != "", "the old one counts for nothing", PATIENCE, 1.0)
         for node in ("node1", "node2"):
             place = own.state / "agents" / node / "ca.pem"
-            alone = own.client().trusted_authorities()
+            alone = client.trusted_authorities()
             wait_until(
                 lambda p=place, a=alone: p.read_text() == a, "the node has the new one alone", PATIENCE, 1.0
             )
@@ -137,8 +146,8 @@ def test_no_job_is_lost_while_the_authority_is_replaced(own: LiveCluster, whose:
     assert daemons(own) == running_before
 
 
-def test_a_node_that_was_away_is_waited_for_unless_one_forces_it(own: LiveCluster) -> None:
-    client = own.client()
+def test_a_node_that_was_away_is_waited_for_unless_one_forces_it(own: LiveCluster, stack: ExitStack) -> None:
+    client = stack.enter_context(own.client())
     os.kill(own.pid("node2/agent"), signal.SIGSTOP)
     try:
         own.run("hpcmesos", "certificate", "rotate-ca", user="", check=True)

@@ -8,7 +8,6 @@ import hashlib
 import pwd
 import re
 import shlex
-import socket
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -38,6 +37,7 @@ from hpcmesos.master.limits import why_never
 from hpcmesos.master.objects import fenced
 from hpcmesos.master.services import output_paths, secrets, why
 from hpcmesos.master.services.admission import Applicant, admit, default_resources, execution_group
+from hpcmesos.master.services.hosts import peer_of
 from hpcmesos.master.services.lookup import find_own
 from hpcmesos.master.services.replies import information
 from hpcmesos.master.services.site import Site, client_zone
@@ -240,7 +240,8 @@ def _new_job(
     _check_array(site, built, Personality(request.personality))
     applicant = Applicant(
         user=caller.user,
-        host=socket.gethostname() if caller.local else request.host,
+        claimed=request.host,
+        peer=peer_of(caller),
         resources=built.resource_list,
         groups=built.group_list,
         interactive=built.interactive,
@@ -264,6 +265,7 @@ def _new_job(
         _stored(site, request, built)
         | ({"before": before} if before else {})
         | ({"via": caller.via} if caller.via else {})
+        | {"peer": peer_of(caller)}
     )
     _check_storable([built.name, request.host, request.key or "", stored])
     return NewJob(
