@@ -67,6 +67,11 @@ class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool = False
     job: str | None = None
     note: str = ""  # why it is not given out
+    memory: int = 0  # bytes; 0: not known
+    figures: dict[str, float] = {}
+    """As the card has them, of the last 10 s: utilization (percent), memory_used (bytes), temperature (Celsius),
+    power (W), energy (J), ecc_errors, rows_failed, nvlink_errors. Empty of simulated ones, and without a leader.
+    """
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):

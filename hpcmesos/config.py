@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -74,6 +75,9 @@ class MasterSettings:
     keep_completed: float = 300.0  # seconds that plain qstat shows finished jobs (Torque)
     keep_history_days: int = 30
     job_path: tuple[str, ...] = ()  # directories put before the job's login PATH, behind our launchers' front
+    log_store: str = ""  # directory of output that lies nowhere else, one for all masters; empty: STATE/logs
+    log_store_mib: int = 10_240  # of all; the oldest goes first
+    log_stream_mib: int = 1024  # of one stream; what is behind it is not kept
     shared_paths: tuple[str, ...] = ("/",)  # trees that nodes and submit hosts see alike
     mpi_network: str = ""  # CIDR for MPI traffic; empty: the stacks choose
     migrate: bool = False  # embedded clusters and tests migrate themselves
@@ -124,6 +128,22 @@ class AgentSettings:
     image_pull: str = (
         "missing"  # which images are pulled where the job does not say: "always", "missing", "never"
     )
+    log_level: str = "INFO"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """The gateway of a login host without a master. ``node``: the host's name, as its users' commands say it.
+
+    ``master``: https://HOST:PORT, several separated by commas. ``socket``: where the host's commands find it.
+    """
+
+    master: str
+    state: Path
+    node: str = field(default_factory=socket.gethostname)
+    socket: Path = Path("/run/hpcmesos/api.sock")
+    address: str = "127.0.0.1"  # stands in its certificate; nobody dials it
+    join_token_file: Path | None = None
     log_level: str = "INFO"
 
 

@@ -479,6 +479,7 @@ class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     node: str
     csr: str  # PEM
+    role: str = "agent"  # or "gateway": what the certificate is to be for
 
 
 class JoinReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -488,11 +489,11 @@ class JoinReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``kind``: "user" (bearer token for ``user``) or "join" (one agent, once)."""
+    """``kind``: "user" (bearer token for ``user``), "join" (one agent, once) or "gateway" (one login host, once)."""
 
     kind: str
     user: str | None = None
-    node: str | None = None  # join: only this node; None: any name
+    node: str | None = None  # join, gateway: only this host; None: any name
     lifetime: float = 86400.0  # seconds
     scope: str = "all"  # user: "read" changes nothing, "jobs" also own jobs, "all" whatever the user may do
 
@@ -573,6 +574,38 @@ class SecretRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``value``: base64."""
 
     value: str
+
+
+class OutputReply(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a stream the log store has (bytes). ``gateway``: who writes it at ``path``; empty: nobody."""
+
+    have: int
+    gateway: str = ""
+    path: str = ""
+    pending: bool = False  # the gateway has not written it yet
+    trouble: str = ""  # why it cannot be written
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream that a gateway has to write at ``path``, as its owner, with this umask.
+
+    ``name``: the file's name where ``path`` is a directory; ``append``: behind what is there.
+    """
+
+    attempt: str
+    stream: str
+    owner: str
+    path: str
+    name: str
+    umask: int
+    append: bool
+    size: int
+
+
+class Delivered(msgspec.Struct, frozen=True, kw_only=True):
+    """``trouble``: why it cannot be written; empty: it is."""
+
+    trouble: str = ""
 
 
 class SecretStatus(msgspec.Struct, frozen=True, kw_only=True):

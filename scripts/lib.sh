@@ -8,8 +8,8 @@ VENV=$ROOT/.venv
 PROGRAM=${0##*/}
 
 # Debian packages that the tests need beside Python: a C compiler, `ip` for hosts made of namespaces, false clocks,
-# MUNGE credentials.
-TEST_PACKAGES=(gcc libc6-dev iproute2 libfaketime munge)
+# MUNGE credentials, an ssh server that starts no service (for scp).
+TEST_PACKAGES=(gcc libc6-dev iproute2 libfaketime munge openssh-client openssh-sftp-server dropbear-bin)
 # For the tests over several hosts: the MPIs that users find on their machines.
 MPI_PACKAGES=(openmpi-bin libopenmpi-dev mpich libmpich-dev)
 # Environments of their own, for tests.

@@ -6,6 +6,9 @@ import http.client
 import json
 import socket
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -18,38 +21,75 @@ def call(
     master: str,
     method: str,
     path: str,
-    body: dict[str, Any] | None = None,
+    body: dict[str, Any] | bytes | None = None,
     context: ssl.SSLContext | None = None,
 ) -> dict[str, Any]:
-    """One request; blocks for some seconds at most.
+    """One request, with JSON or with plain bytes; blocks for some seconds at most.
 
     Raises:
         MasterUnreachable: no answer, or none that can be read. ConfigError: ``master`` has no known form.
         Unauthenticated: the server is no master. Whatever leaf of the error tree the API answered.
     """
     try:
-        connection = _connection(master, context)
-        try:
-            connection.connect()
-            _check_master(connection, master)
-            connection.request(
-                method,
-                path,
-                json.dumps(body) if body is not None else None,
-                {"Content-Type": "application/json"},
-            )
-            response = connection.getresponse()
+        with request(master, method, path, body, context) as response:
             answer = json.loads(response.read())
-        finally:
-            connection.close()
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise MasterUnreachable(f"no answer from {master}: {error}") from error
     if not isinstance(answer, dict):
-        raise MasterUnreachable(f"{master} answered {response.status} with no object")
-    if response.status >= 400:
-        leaf = leaves().get(str(answer.get("code")), MasterUnreachable)
-        raise leaf(str(answer.get("message") or f"{master} answered {response.status}"))
+        raise MasterUnreachable(f"{master} answered with no object")
     return cast(dict[str, Any], answer)
+
+
+@contextmanager
+def request(
+    master: str,
+    method: str,
+    path: str,
+    body: dict[str, Any] | bytes | None = None,
+    context: ssl.SSLContext | None = None,
+    timeout: float = TIMEOUT,
+) -> Iterator[http.client.HTTPResponse]:
+    """The answer to one request, to be read; one of an error's status is raised as the leaf that it names.
+
+    Raises:
+        As call().
+    """
+    kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
+    data = json.dumps(body) if isinstance(body, dict) else body
+    try:
+        connection = _connection(master, context, timeout)
+        try:
+            connection.connect()
+            _check_master(connection, master)
+            connection.request(method, path, data, {"Content-Type": kind})
+            response = connection.getresponse()
+            if response.status >= 400:
+                raise refusal(master, response.status, response.read())
+            yield response
+        finally:
+            connection.close()
+    except (OSError, http.client.HTTPException) as error:
+        raise MasterUnreachable(f"no answer from {master}: {error}") from error
+
+
+def refusal(master: str, status: int, content: bytes) -> Exception:
+    """What an answer of an error's status stands for."""
+    try:
+        answer = json.loads(content)
+        leaf = leaves().get(str(answer.get("code")), MasterUnreachable)
+        return leaf(str(answer.get("message") or f"{master} answered {status}"))
+    except (ValueError, AttributeError):
+        return MasterUnreachable(f"{master} answered {status}")
+
+
+def context(state: Path) -> ssl.SSLContext:
+    """TLS with the certificate of the agent, or the gateway, whose state this is; masters alone are trusted."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    made.check_hostname = False  # the authority signs masters and agents only; O is compared instead
+    made.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a site's own authority is below others
+    made.load_verify_locations(state / "ca.pem")
+    made.load_cert_chain(state / "agent.pem", state / "agent.key")
+    return made
 
 
 def several(master: str) -> list[str]:
@@ -69,20 +109,20 @@ def host_and_port(master: str) -> tuple[str, int]:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT)
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(TIMEOUT)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
 
 
-def _connection(master: str, context: ssl.SSLContext | None) -> http.client.HTTPConnection:
+def _connection(master: str, context: ssl.SSLContext | None, timeout: float) -> http.client.HTTPConnection:
     if master.startswith("unix:"):
-        return _UnixConnection(master.removeprefix("unix:"))
-    return http.client.HTTPSConnection(*host_and_port(master), timeout=TIMEOUT, context=context)
+        return _UnixConnection(master.removeprefix("unix:"), timeout)
+    return http.client.HTTPSConnection(*host_and_port(master), timeout=timeout, context=context)
 
 
 def _check_master(connection: http.client.HTTPConnection, master: str) -> None:

@@ -1,7 +1,7 @@
 """``python -m hpcmesos.agent.containers``: asks the Docker Engine for one thing; JSON on standard input and output.
 
 A process of its own, started by the shepherd, who ends it when the Engine does not answer. Requests:
-``{"op": "make", "docker", "image", "pull", "state", "token", "attempt", "owner", "mounts", "gpus"}`` ->
+``{"op": "make", "docker", "image", "pull", "login", "state", "token", "attempt", "owner", "mounts", "gpus"}`` ->
 ``{"pid", "environ"}``; ``{"op": "remove", "docker", "state", "token", "attempts"}`` -> ``{"removed"}``: the containers
 of these attempts, and those that a shepherd with another token left of this state directory. Else ``{"error"}``.
 """
@@ -27,6 +27,8 @@ _PULL_TIMEOUT = 600
 _STATE, _ATTEMPT, _TOKEN = "hpcmesos.state", "hpcmesos.attempt", "hpcmesos.shepherd"
 _HOLD = ["/bin/sh", "-c", "kill -STOP $$"]
 """Keeps the container's file systems mounted, at no cost: a process that never runs again."""
+_HOLD_MEMORY = "32m"
+_HOLD_PROCESSES = 4
 
 
 def main() -> int:
@@ -50,9 +52,11 @@ def make(client: Any, request: dict[str, Any]) -> dict[str, Any]:
     request = {**request, "mounts": [mount for mount in request["mounts"] if Path(mount[0]).is_dir()]}
     name = request["image"]
     try:
-        image = _image(client, request["docker"], name, request["pull"])
+        image = _image(client, request["docker"], name, request["pull"], _login(request["login"]))
     except ImageNotFound as error:
         return {"error": f"image {name}: {error.explanation or 'not found'}"}
+    except ValueError as error:
+        return {"error": f"image {name}: {error}"}
     if image is None:
         return {"error": f"image {name} is not on this node, and is not to be pulled (pull=never)"}
     container = client.containers.create(name, **_options(request))
@@ -87,22 +91,39 @@ def remove(client: Any, request: dict[str, Any]) -> dict[str, Any]:
     return {"removed": removed}
 
 
-def _image(client: Any, url: str, name: str, pull: str) -> Any:
-    """The image by the policy always, missing or never; None: not here, and not to be pulled."""
+def _login(path: str | None) -> dict[str, str] | None:
+    """For the registry, from the file of the job's secret: USER:PASSWORD. Raises ValueError: it is none."""
+    if path is None:
+        return None
+    user, colon, password = Path(path).read_text(errors="replace").strip().partition(":")
+    if not colon:
+        raise ValueError(f"secret {Path(path).name} is not of the form USER:PASSWORD")
+    return {"username": user, "password": password}
+
+
+def _image(client: Any, url: str, name: str, pull: str, login: dict[str, str] | None) -> Any:
+    """The image by the policy always, missing or never; None: not here, and not to be pulled.
+
+    ``login``: None: as `docker login` of the user whom the agent runs as has it, or DOCKER_CONFIG.
+    """
     if pull != "always":
         try:
             return client.images.get(name)
         except ImageNotFound:
             if pull == "never":
                 return None
-    # Who may pull is told by `docker login` of the user whom the agent runs as, or by DOCKER_CONFIG.
-    return docker.DockerClient(base_url=url, timeout=_PULL_TIMEOUT).images.pull(name)
+    return docker.DockerClient(base_url=url, timeout=_PULL_TIMEOUT).images.pull(name, auth_config=login)
 
 
 def _options(request: dict[str, Any]) -> dict[str, Any]:
     owner, gpus = request["owner"], request["gpus"]
     return {
         "entrypoint": _HOLD,
+        # The job's own processes join its cgroup, not the container's: in there is the holder alone, which is the
+        # image's word and needs next to nothing.
+        "mem_limit": _HOLD_MEMORY,
+        "pids_limit": _HOLD_PROCESSES,
+        "cpu_shares": 2,
         "user": f"{owner['uid']}:{owner['gid']}",
         "working_dir": "/",
         "labels": {_STATE: request["state"], _ATTEMPT: request["attempt"], _TOKEN: request["token"]},

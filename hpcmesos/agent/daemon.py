@@ -18,11 +18,13 @@ import msgspec
 from hpcmesos import pidfile, wire
 from hpcmesos.agent import faults_file, health_program, inventory, isolation
 from hpcmesos.agent.control import Control, stop_shepherd
+from hpcmesos.agent.courier import Courier
 from hpcmesos.agent.events import (
     AskProbe,
     CloseLink,
     Effect,
     Event,
+    FromShepherd,
     Note,
     Remember,
     RememberFaults,
@@ -34,7 +36,7 @@ from hpcmesos.agent.probe import Probe
 from hpcmesos.agent.renewal import keep_certificate
 from hpcmesos.agent.state_machine import deadline, first_state, step
 from hpcmesos.agent.uplink import LONGEST_PAUSE, Uplink
-from hpcmesos.config import AgentSettings
+from hpcmesos.config import AgentSettings, GatewaySettings
 from hpcmesos.errors import ConfigError, HpcmesosError, StateError
 
 __all__ = ["run", "stop_shepherd"]
@@ -51,7 +53,7 @@ def run(settings: AgentSettings) -> int:
     )
     try:
         _make_directories(settings)
-        with _pid_file(settings.state / "agent.pid"):
+        with pid_file(settings.state / "agent.pid", "an agent"):
             asyncio.run(_main(settings))
     except HpcmesosError as error:
         print(f"hpcmesos agent: {error}", file=sys.stderr)
@@ -103,7 +105,8 @@ class Agent:
             faults_file.read(self._faults),
         )
         self._claims = inventory.Claims()
-        self._control = Control(settings, config, self.handle)
+        self._control = Control(settings, config, self._from_shepherd)
+        self._courier = Courier(settings, lambda event: self.handle(FromShepherd(event)), self._control.send)
         self._uplink = Uplink(settings.master, settings.state, self.handle, inventory.load, self._contact)
         self._probe: Probe | None = None
         if inventory.wants_probe(settings.gpus):
@@ -123,7 +126,12 @@ class Agent:
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._courier.close()
         self._claims.close()
+
+    def _from_shepherd(self, event: Event) -> None:
+        if not (isinstance(event, FromShepherd) and self._courier.holds(event.message)):
+            self.handle(event)
 
     def handle(self, event: Event) -> None:
         """One step: the effects are done in their order, then the timer is set anew."""
@@ -140,7 +148,8 @@ class Agent:
             case ToLeader(link, message):
                 self._uplink.send(link, message)
             case ToShepherd(message):
-                self._control.send(message)
+                if not self._courier.keeps(message):
+                    self._control.send(message)
             case AskProbe():
                 if self._probe is not None:
                     self._probe.ask()
@@ -175,8 +184,8 @@ class Agent:
         return False
 
 
-async def enrol(settings: AgentSettings) -> None:
-    """Joins the cluster unless this node has its certificate; keeps trying while no master answers.
+async def enrol(settings: AgentSettings | GatewaySettings, role: str = "agent") -> None:
+    """Joins the cluster in this role unless this host has its certificate; keeps trying while no master answers.
 
     Raises:
         ConfigError: there is neither a certificate nor a token, or the cluster refuses this node.
@@ -193,6 +202,7 @@ async def enrol(settings: AgentSettings) -> None:
         "master": settings.master,
         "state": str(settings.state),
         "token_file": str(settings.join_token_file),
+        "role": role,
     }
     pause, said = 0.05, ""
     while True:
@@ -295,18 +305,16 @@ def _make_directories(settings: AgentSettings) -> None:
         raise StateError(f"cannot use {error.filename}: {error.strerror}") from error
 
 
-def _pid_file(path: Path) -> IO[bytes]:
-    """The pid file, locked and written; the lock ends with this process.
+def pid_file(path: Path, what: str) -> IO[bytes]:
+    """The pid file, locked and written; the lock ends with this process. ``what`` it is of.
 
     Raises:
-        StateError: another agent holds it.
+        StateError: another one holds it.
     """
     descriptor = pidfile.hold(str(path))
     if descriptor is None:
         daemon = pidfile.living(str(path))
-        raise StateError(
-            f"an agent already runs for {path.parent} (pid {daemon.pid if daemon else 'unknown'})"
-        )
+        raise StateError(f"{what} already runs for {path.parent} (pid {daemon.pid if daemon else 'unknown'})")
     return os.fdopen(descriptor, "rb")
 
 

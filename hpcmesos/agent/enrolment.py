@@ -29,8 +29,8 @@ RETRY = 75  # EX_TEMPFAIL
 _DATED_BACK = timedelta(days=1)  # by the authority, for clocks that differ
 
 
-def join(node: str, address: str, master: str, state: Path, token_file: Path) -> None:
-    """Leaves ``agent.key``, ``agent.pem``, ``ca.pem`` and ``cluster`` in ``state``.
+def join(node: str, address: str, master: str, state: Path, token_file: Path, role: str = "agent") -> None:
+    """Leaves ``agent.key``, ``agent.pem``, ``ca.pem`` and ``cluster`` in ``state``. ``role``: or "gateway".
 
     Over https the server has to show a certificate chain whose authority has the fingerprint that the token names,
     before the token's secret is sent.
@@ -46,7 +46,8 @@ def join(node: str, address: str, master: str, state: Path, token_file: Path) ->
     context = None
     if master.startswith("https://"):
         context = _trust_only(_authority(master, fingerprint))
-    body = {"token": token, "node": node, "csr": _request(_key(state / "agent.key"), node, address)}
+    request = _request(_key(state / "agent.key"), node, address)
+    body = {"token": token, "node": node, "csr": request, "role": role}
     answer = api.call(master, "POST", "/v1/nodes/join", body, context)
     _write(state / "ca.pem", answer["ca"])
     _write(state / "cluster", answer["cluster"])
@@ -100,7 +101,7 @@ def main() -> int:
     state, token_file = Path(words["state"]), Path(words["token_file"])
     for master in (masters := api.several(words["master"])):
         try:
-            join(words["node"], words["address"], master, state, token_file)
+            join(words["node"], words["address"], master, state, token_file, words.get("role", "agent"))
             return 0
         except HpcmesosError as error:
             if error.transient and master != masters[-1]:

@@ -14,6 +14,7 @@ import os
 import pwd
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pynvml
@@ -37,6 +38,7 @@ class Probe:
     def __init__(self) -> None:
         self._handles: list[Any] = []
         self._facts: list[dict[str, Any]] = []
+        self._links: list[list[int]] = []  # of each card, its active NVLinks
         self._events: Any = None
 
     def start(self) -> None:
@@ -51,6 +53,7 @@ class Probe:
                 continue
             self._handles.append(handle)
             self._facts.append(facts)
+            self._links.append(_active_nvlinks(handle))
             self._register(handle)
         for a, facts in zip(self._handles, self._facts, strict=True):
             facts["links"] = [_quality(a, b) for b in self._handles]
@@ -59,8 +62,8 @@ class Probe:
         """All GPUs with the processes that compute on them now."""
         xids = self._xids()
         return [
-            facts | _now(handle) | {"xids": xids.get(facts["uuid"], [])}
-            for handle, facts in zip(self._handles, self._facts, strict=True)
+            facts | _now(handle, links) | {"xids": xids.get(facts["uuid"], [])}
+            for handle, facts, links in zip(self._handles, self._facts, self._links, strict=True)
         ]
 
     def _register(self, handle: Any) -> None:
@@ -118,13 +121,13 @@ def _minor(handle: Any) -> int | None:
         return None
 
 
-def _now(handle: Any) -> dict[str, Any]:
+def _now(handle: Any, links: list[int]) -> dict[str, Any]:
     try:
         pids = {p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
     except pynvml.NVMLError as error:
         return {"lost": error.value in _GONE, "error": str(error), "processes": [], "figures": {}}
     processes = [[pid, _user(pid)] for pid in sorted(pids)]
-    return {"lost": False, "error": "", "processes": processes, "figures": _figures(handle)}
+    return {"lost": False, "error": "", "processes": processes, "figures": _figures(handle, links)}
 
 
 _FIGURES: dict[str, Callable[[Any], float]] = {
@@ -140,14 +143,31 @@ _FIGURES: dict[str, Callable[[Any], float]] = {
 }
 
 
-def _figures(handle: Any) -> dict[str, float]:
+_NVLINK_ERRORS = (
+    pynvml.NVML_NVLINK_ERROR_DL_REPLAY,
+    pynvml.NVML_NVLINK_ERROR_DL_RECOVERY,
+    pynvml.NVML_NVLINK_ERROR_DL_CRC_FLIT,
+    pynvml.NVML_NVLINK_ERROR_DL_CRC_DATA,
+)
+
+
+def _figures(handle: Any, links: list[int]) -> dict[str, float]:
     found = {}
+    if links:
+        with suppress(pynvml.NVMLError):
+            found["nvlink_errors"] = _nvlink_errors(handle, links)
     for name, ask in _FIGURES.items():
         try:
             found[name] = float(ask(handle))
         except pynvml.NVMLError:  # not every card has every figure
             continue
     return found
+
+
+def _nvlink_errors(handle: Any, links: list[int]) -> float:
+    """Raises pynvml.NVMLError when the card counts none."""
+    ask = pynvml.nvmlDeviceGetNvLinkErrorCounter
+    return float(sum(ask(handle, link, counter) for link in links for counter in _NVLINK_ERRORS))
 
 
 def _quality(a: Any, b: Any) -> int:
@@ -182,6 +202,15 @@ def _nvlinks(a: Any, b: Any) -> int:
         except pynvml.NVMLError:
             continue
     return to_b or to_switch
+
+
+def _active_nvlinks(handle: Any) -> list[int]:
+    found = []
+    for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
+        with suppress(pynvml.NVMLError):
+            if pynvml.nvmlDeviceGetNvLinkState(handle, link):
+                found.append(link)
+    return found
 
 
 def _numa(pci: str) -> int | None:

@@ -6,9 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-FIGURES = ("utilization", "memory_used", "temperature", "power", "energy", "ecc_errors", "rows_failed")
+FIGURES = (
+    "utilization",
+    "memory_used",
+    "temperature",
+    "power",
+    "energy",
+    "ecc_errors",
+    "rows_failed",
+    "nvlink_errors",
+)
 """Percent of the time in which a kernel ran; bytes; degrees Celsius; W; J since the driver was loaded; uncorrected
-errors since then; 1 when a row of its memory cannot be remapped.
+errors since then; 1 when a row of its memory cannot be remapped; replays, recoveries and CRC errors of all its
+NVLinks since the driver was loaded.
 """
 
 

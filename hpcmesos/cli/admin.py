@@ -24,29 +24,36 @@ STATE = click.option(
 
 @click.group()
 def token() -> None:
-    """Bearer tokens of users, one-time tokens by which agents join."""
+    """Bearer tokens of users, one-time tokens by which agents and gateways join."""
 
 
 @token.command("create")
 @click.option("--join", is_flag=True, help="A one-time token for an agent.")
-@click.option("--node", help="With --join: good for this node only.")
+@click.option("--gateway", is_flag=True, help="A one-time token for the gateway of a login host.")
+@click.option("--node", help="With --join and --gateway: good for this host only.")
 @click.option("--user", help="A bearer token for this user.")
 @click.option("--days", type=float, default=1.0, show_default=True, help="How long it is good.")
 @click.option(
     "--scope",
-    type=click.Choice(list(Scope)),
+    type=click.Choice([scope.value for scope in Scope]),
     default=Scope.ALL.value,
     show_default=True,
     help="read: changes nothing; jobs: also the user's own jobs; all: whatever the user may do.",
 )
 @STATE
 def create(
-    join: bool, node: str | None, user: str | None, days: float, scope: str, state: Path | None
+    join: bool,
+    gateway: bool,
+    node: str | None,
+    user: str | None,
+    days: float,
+    scope: str,
+    state: Path | None,
 ) -> None:
     """Print a new token; it is stored hashed and cannot be shown again."""
-    if join == bool(user):
-        raise click.UsageError("give either --join or --user NAME")
-    kind = "join" if join else "user"
+    if [join, gateway, bool(user)].count(True) != 1:
+        raise click.UsageError("give one of --join, --gateway and --user NAME")
+    kind = "join" if join else "gateway" if gateway else "user"
     reply = connect(state).create_token(kind, user=user, node=node, lifetime=days * 86400, scope=scope)
     click.echo(reply.token)
 

@@ -14,6 +14,7 @@ import click
 
 from hpcmesos.cli import commands_dir, lifecycle
 from hpcmesos.cli.embedded import Cluster
+from hpcmesos.cli.real_gpus import find_real_gpus
 from hpcmesos.errors import HpcmesosError
 from hpcmesos.units import parse_size
 
@@ -30,7 +31,10 @@ GIB = 1024**3
 @click.command()
 @click.option("--agents", type=click.IntRange(1, 250), help="Number of agents (nodes).  [default: 2]")
 @click.option(
-    "--gpus", type=click.IntRange(0), help="GPUs in all, dealt out among the agents.  [default: 4 an agent]"
+    "--gpus",
+    type=click.IntRange(0),
+    help="GPUs in all, dealt out among the agents; simulated, unless this machine has as many.  [default: those of "
+    "this machine, or 4 simulated ones an agent]",
 )
 @click.option(
     "--masters", type=click.IntRange(1, 9), help="Masters: one leads, the others stand by.  [default: 1]"
@@ -91,7 +95,7 @@ def _described(
         cluster.save()
         return cluster
     count = agents or 2
-    total = 4 * count if gpus is None else gpus
+    total = len(find_real_gpus()) or 4 * count if gpus is None else gpus
     declared = cpus or max(4, 2 * -(-total // count))
     return Cluster.create(state, count, total, declared, parse_size(memory), server, masters or 1)
 

@@ -1,4 +1,4 @@
-"""``master``, ``agent``, ``migrate``: the daemons, started by hand, by systemd, or by ``up``."""
+"""``master``, ``agent``, ``gateway``, ``migrate``: the daemons, started by hand, by systemd, or by ``up``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from hpcmesos.config import AgentSettings, MasterSettings, load
+from hpcmesos.config import AgentSettings, GatewaySettings, MasterSettings, load
 
 CONFIG = click.option("--config", type=click.Path(path_type=Path, exists=True), help="TOML file of settings.")
 
@@ -47,6 +47,17 @@ def agent(config: Path | None, **flags: Any) -> None:
     from hpcmesos.agent.daemon import run
 
     settings = load(AgentSettings, flags, os.environ, config)
+    _log_to_stderr(settings.log_level)
+    sys.exit(run(settings))
+
+
+@click.command()
+@_settings_options(GatewaySettings)
+def gateway(config: Path | None, **flags: Any) -> None:
+    """Run the gateway of a login host without a master: commands there need no token, and output arrives."""
+    from hpcmesos.agent.gateway import run
+
+    settings = load(GatewaySettings, flags, os.environ, config)
     _log_to_stderr(settings.log_level)
     sys.exit(run(settings))
 

@@ -66,10 +66,19 @@ def bring_up(cluster: Cluster, say: Say, interrupted: threading.Event) -> None:
         _start_master(cluster, name, database, say)
     client = Client(socket=cluster.api_sockets)
     _wait(lambda: _leads(client) and _all_serve(cluster), "master", cluster, interrupted)
-    real = find_real_gpus() if cluster.gpus else []
+    real = _real_gpus(cluster, say)
     for name in cluster.names:
         _start_agent(cluster, name, client, real, say)
     _wait(lambda: _all_run(cluster, client), "agents", cluster, interrupted)
+
+
+def _real_gpus(cluster: Cluster, say: Say) -> list[str]:
+    """This machine's GPUs if they are enough; never some real ones beside simulated ones, which nobody would expect."""
+    real = find_real_gpus() if cluster.gpus else []
+    if 0 < len(real) < cluster.gpus:
+        say(f"up: {cluster.gpus} GPUs are more than this machine's {len(real)}: they are SIMULATED")
+        return []
+    return real
 
 
 def take_down(cluster: Cluster, say: Say) -> None:

@@ -16,6 +16,7 @@ COMMANDS = {
     "env": "cluster",
     "master": "daemons",
     "agent": "daemons",
+    "gateway": "daemons",
     "migrate": "daemons",
     **dict.fromkeys((*Q_COMMANDS, "qmgr-shell"), "pbs_commands"),
     "qsub-terminal": "interactive",

@@ -16,6 +16,7 @@ _PROGRAMS = (
     "qstub",
     "command",
     "ring",
+    "deliver",
 )
 
 

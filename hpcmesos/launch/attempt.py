@@ -681,6 +681,7 @@ class Attempt:
             "stdout_path": opened.stdout_path,
             "stderr_path": opened.stderr_path,
             "undelivered": opened.undelivered or self._spooled(),
+            "delivered": self.spec.get("delivered", []),
         }
         try:
             self._journal.end(ended)

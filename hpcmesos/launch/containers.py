@@ -56,6 +56,9 @@ class Containers:
             "docker": engine["docker"],
             "image": spec["image"],
             "pull": spec.get("image_pull") or engine["pull"],
+            "login": os.path.join(attempt.paths.secrets, login)
+            if (login := spec.get("image_secret"))
+            else None,
             "state": self._config.state,
             "token": self._token,
             "attempt": attempt.id,

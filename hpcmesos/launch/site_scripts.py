@@ -4,6 +4,7 @@ Names, arguments and exit codes are those of Torque (T:src/resmom/prolog.c). In 
 
     prologue, epilogue              on the head, as root
     prologue.parallel, ...          on every other node, as root
+    prologue.user.parallel, ...     on every other node, as the job's owner, after that
     prologue.NAME, epilogue.NAME    on the head, as root, after the plain one, for jobs of ``qsub -T NAME``
     prologue.user, epilogue.user    on the head, as the job's owner
 
@@ -139,7 +140,7 @@ class Scripts:
             if suffix := spec.get("prologue"):
                 names.insert(1, (f"{kind}.{suffix}", False))
         else:
-            names = [(f"{kind}.parallel", False)]
+            names = [(f"{kind}.parallel", False), (f"{kind}.user.parallel", True)]
         if self._directory and os.path.isdir(self._directory):
             paths = [(os.path.join(self._directory, name), as_owner) for name, as_owner in names]
             found = [(path, as_owner) for path, as_owner in paths if os.path.lexists(path)]

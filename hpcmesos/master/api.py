@@ -44,6 +44,7 @@ from hpcmesos.master.services import (
     manager,
     moab,
     nodes,
+    outputs,
     report,
     running,
     schedules,
@@ -70,6 +71,7 @@ log = logging.getLogger(__name__)
 _LARGEST_BODY = 16 * 1024 * 1024
 _INTERNAL_EXIT = 255
 _RESTARTING = 1012  # the WebSocket's code for a server that stops
+_BROKEN = frozenset({1005, 1006, 1011})  # a connection that ended without a close, or answered no ping
 _LAST_SECOND = 253402300799  # of the year 9999
 
 _REFUSALS = {
@@ -163,6 +165,8 @@ def run_command(name: str, data: wire.CommandRequest, request: ApiRequest) -> Re
     _check_text(data, [*data.argv, data.script_path or ""])
     site = _site(request)
     caller = _caller(request) if name in READING else _actor(request)
+    if caller.host:
+        data = msgspec.structs.replace(data, host=caller.host)
     try:
         reply = service(site, caller, data)
     except HpcmesosError as error:
@@ -177,7 +181,10 @@ def submit_jobs(data: wire.SubmitRequest, request: ApiRequest) -> wire.SubmitRep
     if len(data.jobs) > MOST_AT_ONCE:
         raise UsageError(f"{len(data.jobs)} jobs in one call; at most {MOST_AT_ONCE}")
     _check_text(data, (word for job in data.jobs for word in job.argv))
-    return submit.many(_site(request), _actor(request), data)
+    caller = _actor(request)
+    if caller.host:
+        data = msgspec.structs.replace(data, host=caller.host)
+    return submit.many(_site(request), caller, data)
 
 
 @get("/v1/events", sync_to_thread=True)
@@ -258,7 +265,7 @@ async def attach_terminal(
             site = _site(socket)
             caller = await wait.in_thread(_actor, socket)
             job = await wait.in_thread(terminal.find_terminal, site, caller, job_id)
-            client = _TerminalClient(socket)
+            client = _TerminalClient(socket, local=_peer(socket).uid is not None)
             await terminal.Relay(site, caller, job, client, (attempt, offset), (rows, columns)).run()
         except HpcmesosError as error:
             reply = wire.ErrorReply(code=error.code, message=one_line(str(error)), exit_code=error.exit_code)
@@ -267,16 +274,21 @@ async def attach_terminal(
 
 
 class _TerminalClient:
-    """A WebSocket as `terminal.Relay` wants it."""
+    """A WebSocket as `terminal.Relay` wants it.
 
-    def __init__(self, socket: ApiSocket) -> None:
+    A client that leaves says so. One that went without a word over a network may be back by another way; ``local``,
+    on a unix socket, its process is gone.
+    """
+
+    def __init__(self, socket: ApiSocket, *, local: bool) -> None:
         self._socket = socket
+        self._lost = {_RESTARTING} if local else {_RESTARTING, *_BROKEN}
         self.left = False
 
     async def receive(self) -> bytes | str | None:
         event = await self._socket.receive()
         if event["type"] != "websocket.receive":
-            self.left = event.get("code") != _RESTARTING
+            self.left = event.get("code") not in self._lost
             return None
         return event.get("bytes") or event.get("text") or b""
 
@@ -330,7 +342,10 @@ def add_schedule(data: wire.ScheduleRequest, request: ApiRequest) -> wire.Schedu
         jobs=[data.job], cwd=data.cwd, host=data.host, environ=data.environ, personality=data.personality
     )
     _check_text(shared, data.job.argv)
-    return schedules.add(_site(request), _actor(request), data)
+    caller = _actor(request)
+    if caller.host:
+        data = msgspec.structs.replace(data, host=caller.host)
+    return schedules.add(_site(request), caller, data)
 
 
 @post("/v1/schedules/{owner:str}/{name:str}/{action:str}", sync_to_thread=True, status_code=200)
@@ -492,6 +507,52 @@ def join_node(data: wire.JoinRequest, request: ApiRequest) -> wire.JoinReply:
     return tokens.join(_site(request), data, f"join token from {_peer(request).address}")
 
 
+@put("/v1/gateway/user/{user:str}", sync_to_thread=True, status_code=204)
+def vouch_for(user: str, request: ApiRequest) -> None:
+    """A gateway's first word on a connection that it makes for a local user: all that follows is this user's."""
+    outputs.vouch(_caller(request), _peer(request), user)
+
+
+@get("/v1/deliveries")
+async def list_deliveries(
+    request: ApiRequest, timeout: Annotated[float, Parameter(ge=0)] = 0.0
+) -> list[wire.Delivery]:
+    """Output that the gateway which asks has to write; answers when there is some, or after ``timeout`` seconds."""
+    caller = await wait.in_thread(_caller, request)
+    return await outputs.waiting(_site(request), caller, timeout)
+
+
+@post("/v1/deliveries/{attempt:str}/{stream:str}", sync_to_thread=True, status_code=204)
+def finish_delivery(attempt: str, stream: str, data: wire.Delivered, request: ApiRequest) -> None:
+    """A gateway has written a stream, or says why it cannot."""
+    outputs.finish(_site(request), _caller(request), attempt, stream, data.trouble)
+
+
+@put("/v1/outputs/{attempt:str}/{stream:str}", status_code=200)
+async def store_output(
+    attempt: str,
+    stream: str,
+    request: ApiRequest,
+    offset: Annotated[int, Parameter(ge=0, le=2**62)],
+    total: Annotated[int, Parameter(ge=0, le=2**62)],
+    wait_seconds: Annotated[float, Parameter(query="wait", ge=0)] = 0.0,
+) -> wire.OutputReply:
+    """A piece of what an attempt has written and nodes could not bring to its place; from the attempt's node."""
+    site = _site(request)
+    caller = await wait.in_thread(_caller, request)
+    data = await request.body()
+    reply = await wait.in_thread(outputs.take, site, caller, attempt, stream, (offset, total), data)
+    return await outputs.settled(site, reply, attempt, stream, wait_seconds)
+
+
+@get("/v1/outputs/{attempt:str}/{stream:str}", media_type="application/octet-stream")
+async def fetch_output(attempt: str, stream: str, request: ApiRequest) -> Stream:
+    """A stream that the gateway which asks has to write."""
+    caller = await wait.in_thread(_caller, request)
+    chunks = await outputs.content(_site(request), caller, attempt, stream)
+    return Stream(chunks, media_type="application/octet-stream")
+
+
 @get("/metrics", sync_to_thread=True, media_type=MediaType.TEXT, include_in_schema=False)
 def show_metrics(request: ApiRequest) -> Response[bytes]:
     """This process' and the cluster's figures for Prometheus, which shows a token (scope "read" will do)."""
@@ -540,6 +601,11 @@ _HANDLERS = [
     list_secrets,
     remove_secret,
     join_node,
+    vouch_for,
+    list_deliveries,
+    finish_delivery,
+    store_output,
+    fetch_output,
     show_metrics,
 ]
 

@@ -1,8 +1,9 @@
 """Who calls, and what that one may do. Identity comes from the connection, never from a field of the request.
 
 unix socket: the kernel tells the uid, its *name* on this host counts. TLS: a bearer token of a user, ours or the site's
-OpenID provider's; a MUNGE credential; or a certificate of our authority: an agent (O=agent) or another master
-(O=master). uid 0 is nobody special: the settings, the server's attributes and groups name managers and operators.
+OpenID provider's; a MUNGE credential; or a certificate of our authority: an agent (O=agent), another master
+(O=master), or the gateway of a login host (O=gateway), which asks the kernel there. uid 0 is nobody special: the
+settings, the server's attributes and groups name managers and operators.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ _SCOPES = tuple(Scope)  # from the least to the most
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """``user`` is empty for an agent, whose ``node`` is set, and for a master."""
+    """``user`` is empty for an agent, whose ``node`` is set, for a gateway that asks for itself, and for a master."""
 
     user: str
     role: Role = Role.USER
     node: str | None = None
+    gateway: str | None = None  # of a gateway that asks for itself
+    host: str = ""  # where the user is, on the word of that host's gateway
     local: bool = False  # on this host, by its unix socket
     scope: Scope = Scope.ALL
     address: str = ""  # the other end's of a TLS connection
@@ -74,6 +77,8 @@ class Authority:
         if peer.uid is not None:
             via = f"socket uid {peer.uid} pid {peer.pid}"
             return replace(self._user(_name_of(peer.uid)), local=True, via=via)
+        if peer.organization == "gateway" and peer.common_name:
+            return self._by_gateway(peer)
         if authorization is not None:
             return replace(self._shown(authorization, peer, purpose), address=peer.address)
         via = f"certificate of {peer.organization} {peer.common_name} from {peer.address}"
@@ -86,6 +91,16 @@ class Authority:
         raise Unauthenticated(
             "no credential: send a bearer token, or use the unix socket on a host of the cluster"
         )
+
+    def _by_gateway(self, peer: Peer) -> Caller:
+        """Whom the gateway of a login host has vouched for on this connection, or the gateway itself."""
+        host = peer.common_name
+        if peer.serial in self.revoked():
+            raise Unauthenticated(f"the certificate of gateway {host} is revoked")
+        via = f"gateway {host} from {peer.address}"
+        if peer.vouched:
+            return replace(self._user(peer.vouched[0]), via=via, host=host)
+        return Caller("", Role.USER, gateway=host, via=via, serial=peer.serial)
 
     def _shown(self, authorization: str, peer: Peer, purpose: str) -> Caller:
         scheme, _, credential = authorization.partition(" ")

@@ -1,4 +1,5 @@
-"""Tells users and sites by mail and webhooks what became of jobs. A thread of the leader that nobody waits for.
+"""Tells users and sites by mail and webhooks what became of jobs. A thread of the leader that nobody waits for, and a
+few for each channel that send (`master.senders`).
 
 It follows the events by a cursor: the cursor and the notices made of its events are written in one transaction, so each
 event is told of once, whoever leads. A notice that was sent while its leader died is sent again, under the same id.
@@ -7,14 +8,17 @@ event is told of once, whoever leads. A notice that was sent while its leader di
 from __future__ import annotations
 
 import logging
+import queue
 import socket
 import threading
+from contextlib import suppress
 from datetime import timedelta
 
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import ConfigError, DatabaseUnavailable
 from hpcmesos.master import notice_text
 from hpcmesos.master.delivery import Delivery, Undelivered
+from hpcmesos.master.senders import Result, Senders
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.notices import MAIL, WEBHOOK, Notice
 from hpcmesos.queue.records import EventRecord, JobKey
@@ -23,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _LOOK = 1.0  # seconds between two looks
 _EVENTS = 500  # a transaction
-_AT_ONCE = 20  # notices between two looks at the events
+_SOON = 0.2  # seconds that the next result is waited for while some are under way
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 3600.0  # seconds until a notice is tried again
 _GIVEN_UP = timedelta(days=1)
 
@@ -42,17 +46,20 @@ class Notices:
             settings.server,
         )
         self._delivery.check()
+        self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
+        used = [name for name, wanted in ((MAIL, settings.mail), (WEBHOOK, settings.webhook)) if wanted]
+        self._senders = {channel: Senders(self._send, self._results) for channel in used}
 
     def run(self, stop: threading.Event) -> None:
         """Until ``stop`` is set. Raises what ends leadership."""
-        if not self._settings.mail and not self._settings.webhook:
+        if not self._senders:
             return
         pause = 0.0
         while not stop.wait(pause):
             try:
                 more = self.collect()
-                more |= self.deliver(stop)
-                pause = 0.0 if more else _LOOK
+                self.hand_out()
+                pause = 0.0 if more or self.settle(_SOON) else _LOOK
             except DatabaseUnavailable as error:
                 log.warning("notices are looked at later: %s", error)
                 pause = _LOOK
@@ -73,27 +80,43 @@ class Notices:
                 transaction.outbox.put(made, events[-1].id)
         return len(events) == _EVENTS
 
-    def deliver(self, stop: threading.Event) -> bool:
-        """Sends what is due; whether there may be more."""
-        with self._store.transaction() as transaction:
-            due, now = transaction.outbox.due(_AT_ONCE), transaction.now
+    def hand_out(self) -> None:
+        """Gives what is due to the threads that send, as far as they have room."""
         sender = self._store.server().get("mail_from") or self._settings.mail_from
-        for notice in due:
-            if stop.is_set():
-                return False
-            try:
-                self._send(notice, sender or f"hpcmesos@{socket.getfqdn()}")
-            except Undelivered as error:
-                if not error.for_good and notice.created_at and now - notice.created_at < _GIVEN_UP:
-                    pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**notice.tries)
-                    log.warning("notice %d is sent later: %s", notice.id, error)
-                    with self._store.transaction() as transaction:
-                        transaction.outbox.put_off(notice, transaction.now + timedelta(seconds=pause))
-                    continue
-                log.error("notice %d is given up: %s", notice.id, error)
-            with self._store.transaction() as transaction:
+        for channel, senders in self._senders.items():
+            if senders.room:
+                with self._store.transaction() as transaction:
+                    due = transaction.outbox.due(channel, senders.room, senders.flying)
+                for notice in due:
+                    senders.give(notice, sender or f"hpcmesos@{socket.getfqdn()}")
+
+    def settle(self, seconds: float) -> bool:
+        """Writes down what became of notices, waiting some seconds for the first result; whether some are under way."""
+        if not any(senders.flying for senders in self._senders.values()):
+            return False
+        with suppress(queue.Empty):
+            result = self._results.get(timeout=seconds)
+            while True:
+                try:
+                    self._note(*result)
+                except BaseException:
+                    self._results.put(result)
+                    raise
+                result = self._results.get_nowait()
+        return True
+
+    def _note(self, notice: Notice, error: Undelivered | None) -> None:
+        with self._store.transaction() as transaction:
+            young = notice.created_at is not None and transaction.now - notice.created_at < _GIVEN_UP
+            if error is not None and not error.for_good and young:
+                pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**notice.tries)
+                log.warning("notice %d is sent later: %s", notice.id, error)
+                transaction.outbox.put_off(notice, transaction.now + timedelta(seconds=pause))
+            else:
+                if error is not None:
+                    log.error("notice %d is given up: %s", notice.id, error)
                 transaction.outbox.remove(notice)
-        return len(due) == _AT_ONCE
+        self._senders[notice.channel].taken(notice)
 
     def _send(self, notice: Notice, sender: str) -> None:
         """Raises Undelivered for whatever goes wrong: no notice is a reason not to lead."""

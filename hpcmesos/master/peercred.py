@@ -10,7 +10,7 @@ import asyncio
 import socket
 import ssl
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -30,6 +30,8 @@ class Peer:
     common_name: str = ""
     serial: str = ""  # of that certificate, hex
     address: str = ""  # the other end's of a TLS connection, as numbers
+    vouched: list[str] = field(default_factory=list)
+    """The user for whom a gateway has opened this connection; set once, by its first request."""
 
 
 class PeerProtocol(HttpToolsProtocol):

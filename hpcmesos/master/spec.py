@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from hpcmesos.config import MasterSettings
-from hpcmesos.master.services.output_paths import final_paths
+from hpcmesos.master.services.output_paths import STREAMS, final_paths
 from hpcmesos.model import AttemptId, JobId, Request
 from hpcmesos.pbs.personalities import Personality, element_name
 from hpcmesos.pbs.staging import STAGINGS, Transfer, parse_staging
@@ -20,6 +20,7 @@ _SUBMITTED: Mapping[str, Any] = {
     "ring": None,
     "image": None,
     "image_pull": None,
+    "image_secret": None,
     "workdir": None,
     "umask": 0o022,
     "shell": None,
@@ -45,7 +46,9 @@ def build_spec(
     ``ring_demanded``: by the job's queue, whatever the job itself says of a ring.
     """
     job_id = JobId(job.seq, job.server, job.index)
-    stdout, stderr = final_paths(job.submission, job_id, job.name)
+    paths = dict(zip(STREAMS, final_paths(job.submission, job_id, job.name), strict=True))
+    delivered = [s for s in job.submission.get("gateways", {}) if (paths[s] or "").startswith("/")]
+    paths |= dict.fromkeys(delivered)  # into the spool: a gateway writes it at its place
     submitted = {key: job.submission.get(key, default) for key, default in _SUBMITTED.items()}
     if job.request.framework and "gpubind" not in job.submission:
         submitted["gpubind"] = "none"  # a framework's tasks are told which GPUs are theirs
@@ -73,8 +76,8 @@ def build_spec(
         "job_path": [] if contained else list(settings.job_path),
         "names_resolve": False,
         "script": None if script is None else base64.b64encode(script).decode(),
-        "stdout": stdout,
-        "stderr": stderr,
+        **paths,
+        "delivered": delivered,
         **_for_scripts(job, settings),
     }
 

@@ -72,8 +72,12 @@ class Alteration:
         return None if text is None else parse_path(text, letter, cwd, host)
 
 
-def parse_qalter(argv: Sequence[str], now: datetime, environ: Mapping[str, str]) -> Alteration:
+def parse_qalter(
+    argv: Sequence[str], now: datetime, environ: Mapping[str, str], *, decimal_umask: bool = False
+) -> Alteration:
     """Reads qalter's words. ``now``: aware, in the client's zone; ``environ``: for ``-v NAME``.
+
+    ``decimal_umask``: as Torque, a umask that does not begin with 0 is decimal.
 
     Raises:
         UsageError: for unknown options, and when no job is named.
@@ -86,6 +90,8 @@ def parse_qalter(argv: Sequence[str], now: datetime, environ: Mapping[str, str])
     attributes = _attributes(command)
     name, priority, rerun, when, array = (_last(command, letter) for letter in "Nprat")
     stored = _stored(command, attributes)
+    if "umask" in attributes:
+        stored["umask"] = parse_umask(attributes["umask"], decimal=decimal_umask)
     blocked = [shown for letter, shown in _SHOWN.items() if command.has(letter)]
     blocked += [key for key in attributes if key in ("depend", "umask", "group_list")]
     asked = resources.collect(command.all("l"))
@@ -162,8 +168,6 @@ def _stored(command: ParsedCommand, attributes: Mapping[str, str]) -> dict[str, 
             stored[name] = list(split_list(value))
     if (shell := _last(command, "S")) is not None:
         stored["shell"] = next(iter(split_list(shell)), "").partition("@")[0] or None
-    if "umask" in attributes:
-        stored["umask"] = parse_umask(attributes["umask"])
     if "group_list" in attributes:
         stored["group_list"] = list(split_list(attributes["group_list"]))
     extra = {key: value for key, value in attributes.items() if key not in ("depend", "umask", "group_list")}

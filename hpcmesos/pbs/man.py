@@ -17,20 +17,20 @@ def page(command: Command) -> str:
     parts = [
         f'.TH {command.name.upper()} {SECTION} "" hpcmesos "User Commands"',
         ".SH NAME",
-        f"{_text(command.name)} \\- {_text(command.summary)}",
+        f"{plain(command.name)} \\- {plain(command.summary)}",
         ".SH SYNOPSIS",
-        f".B {_text(command.name)}",
-        f"[options] {_text(command.operands)}".rstrip(),
+        f".B {plain(command.name)}",
+        f"[options] {plain(command.operands)}".rstrip(),
         ".SH OPTIONS",
         "Options may stand before, between and behind the operands; flags of one letter may be joined.",
     ]
     for option in command.options:
-        value = "" if option.value is None else f" \\fI{_text(option.value)}\\fR"
-        parts += [".TP", f"\\fB{_text(option.written)}\\fR{value}", _text(option.text)]
+        value = "" if option.value is None else f" \\fI{plain(option.value)}\\fR"
+        parts += [".TP", f"\\fB{plain(option.written)}\\fR{value}", plain(option.text)]
     return "\n".join(parts) + "\n" + _EXIT_STATUS
 
 
-def _text(text: str) -> str:
-    """Without what troff would read as its own."""
+def plain(text: str) -> str:
+    """Text without what troff would read as its own."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-")
     return f"\\&{escaped}" if escaped.startswith((".", "'")) else escaped

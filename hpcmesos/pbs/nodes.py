@@ -53,6 +53,18 @@ def nodes_json(nodes: Iterable[NodeFacts], *, now: datetime, version: str, serve
     )
 
 
+def nodes_dsv(nodes: Iterable[NodeFacts], delimiter: str = "|") -> str:
+    """``pbsnodes -a -F dsv`` of OpenPBS: a line for each node; delimiters inside values are escaped."""
+    lines = []
+    for node in nodes:
+        jobs = ",".join(f"{job_id}/{slot}" for slot, job_id in node.jobs)
+        attributes = [(name, jobs if name == "jobs" else text) for name, text in _pbspro_attributes(node)]
+        fields = [("Name", node.name), *attributes]
+        words = (f"{name}={text.replace(delimiter, chr(92) + delimiter)}" for name, text in fields)
+        lines.append(delimiter.join(words) + "\n")
+    return "".join(lines)
+
+
 def is_listed(node: NodeFacts, states: frozenset[str]) -> bool:
     """Whether ``pbsnodes -l STATES`` lists the node; ``active``: has jobs, ``up``: usable, none: unusable."""
     usable = _UNUSABLE.isdisjoint(node.state)
@@ -112,10 +124,31 @@ def _gpu_status(gpu: GpuFacts) -> str:
         "gpu_product_name": gpu.model.replace(",", " ").replace(";", " "),
         "gpu_state": _TORQUE_GPU_STATES.get(gpu.state, gpu.state),
         "job": gpu.job_id,
+        **_gpu_figures(gpu),
         "simulated": "true" if gpu.simulated else None,
         "note": gpu.note.replace(",", " ").replace(";", " ") or None,
     }
     return ";".join(f"{name}={value}" for name, value in fields.items() if value is not None)
+
+
+_GPU_FIGURES = {
+    "gpu_memory_used": ("memory_used", "{:.0f}MB", 1 << 20),
+    "gpu_utilization": ("utilization", "{:.0f}%", 1),
+    "gpu_temperature": ("temperature", "{:.0f}C", 1),
+    "gpu_power": ("power", "{:.0f}W", 1),
+    "gpu_ecc_errors": ("ecc_errors", "{:.0f}", 1),
+    "gpu_nvlink_errors": ("nvlink_errors", "{:.0f}", 1),
+}
+"""Torque's names where it has them: of which figure, how it is written, in which unit."""
+
+
+def _gpu_figures(gpu: GpuFacts) -> dict[str, str]:
+    total = {"gpu_memory_total": f"{gpu.memory >> 20}MB"} if gpu.memory else {}
+    return total | {
+        name: form.format(gpu.figures[figure] / unit)
+        for name, (figure, form, unit) in _GPU_FIGURES.items()
+        if figure in gpu.figures
+    }
 
 
 def _xml_attributes(node: NodeFacts) -> str:

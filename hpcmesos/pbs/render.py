@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, tzinfo
 
 from hpcmesos.pbs.facts import JobFacts, NodeFacts, QueueFacts, ServerFacts
-from hpcmesos.pbs.nodes import nodes_json, nodes_list, nodes_text, nodes_xml
+from hpcmesos.pbs.nodes import nodes_dsv, nodes_json, nodes_list, nodes_text, nodes_xml
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.render_full import dsv, full, full_queues, full_server
 from hpcmesos.pbs.render_json import jobs_json
@@ -73,6 +73,8 @@ def render_nodes(query: NodesQuery, nodes: Sequence[NodeFacts], view: View) -> s
     match query.format:
         case NodesFormat.JSON:
             return nodes_json(nodes, now=view.now, version=view.version, server=view.server)
+        case NodesFormat.DSV:
+            return nodes_dsv(nodes, query.delimiter)
         case NodesFormat.XML:
             return nodes_xml(nodes)
         case NodesFormat.LIST:

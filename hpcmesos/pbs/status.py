@@ -74,6 +74,7 @@ class NodesFormat(StrEnum):
     LIST = "list"  # -l
     JSON = "json"
     XML = "xml"
+    DSV = "dsv"
 
 
 class NodesAction(StrEnum):
@@ -95,6 +96,7 @@ class NodesQuery:
     gpu: str | None = None  # --gpu: index or UUID; what is done is done to it
     with_notes: bool = False  # -n
     quiet: bool = False  # -q: no error messages
+    delimiter: str = "|"  # -D, of dsv
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +173,7 @@ def parse_pbsnodes(argv: Sequence[str], personality: Personality = Personality.T
         gpu=gpu,
         with_notes=command.has("n"),
         quiet=command.has("q"),
+        delimiter=command.last("D") or "|",
     )
 
 
@@ -268,10 +271,10 @@ def _nodes_action(command: ParsedCommand, note: str | None, personality: Persona
 
 def _nodes_format(command: ParsedCommand, listing: bool) -> NodesFormat:
     text = command.last("F")
-    if text not in (None, "json"):
-        raise UsageError(f"unknown format '{text}'; only json")
-    if text == "json":
-        return NodesFormat.JSON
+    if text not in (None, "json", "dsv"):
+        raise UsageError(f"unknown format '{text}'; one of json, dsv")
+    if text is not None:
+        return NodesFormat(text)
     if command.has("x"):
         return NodesFormat.XML
     return NodesFormat.LIST if listing else NodesFormat.ALL

@@ -72,7 +72,7 @@ _KEPT_OPTIONS = {
 _TYPED_ATTRIBUTES = frozenset(
     {"depend", "umask", "block", "interactive", "group_list", "ring", "gpubind", "image", "job_array_request"}
     | {"max_run_subjobs"}
-    | {"framework", "capture", "constraints", "image_pull", "secret"}
+    | {"framework", "capture", "constraints", "image_pull", "image_secret", "secret"}
 )
 
 
@@ -96,6 +96,7 @@ class SubmitContext:
     default_resources: Callable[[str, Mapping[str, str]], Mapping[str, str]] = _no_defaults
     """Of a queue (its name) for a job that asks for these resources: what it gets beside them."""
     submit_filter: str | None = None  # the program that has seen the script, on the submit host
+    decimal_umask: bool = False  # Torque: a umask that does not begin with 0 is decimal
     default_options: tuple[str, ...] = ()  # the server's default qsub arguments, below the directives
 
 
@@ -158,7 +159,12 @@ class Submission:
     gpubind: str | None = None  # rank, none; None: the launcher's default
     image: str | None = None  # --image, -W image=: run in this container image
     image_pull: str | None = None  # -W image_pull=: always, missing or never; None: as the node is set
-    secrets: tuple[str, ...] = ()  # -W secret=NAME,...: names of the owner's, for files
+    image_secret: str | None = (
+        None  # -W image_secret=: the secret with which the image is pulled, USER:PASSWORD
+    )
+    secrets: tuple[
+        str, ...
+    ] = ()  # -W secret=NAME,...: names of the owner's, for files; `image_secret` among them
     capture: bool = False  # -W capture=true: no output files; ``hpcmesos logs`` has what was written
 
 
@@ -259,7 +265,7 @@ class _Merged:
             dependencies=parse_depend(self.attributes.get("depend", "")),
             join=self._choice("j", "n"),
             keep=self._choice("k", "n"),
-            umask=parse_umask(self.attributes.get("umask", "077")),
+            umask=parse_umask(self.attributes.get("umask", "077"), decimal=self.context.decimal_umask),
             shell=self._shell(),
             workdir=self._workdir(asked.submit_directory),
             block=self._flag("block"),
@@ -281,7 +287,8 @@ class _Merged:
             gpubind=self.attributes.get("gpubind"),
             image=self.image,
             image_pull=self.attributes.get("image_pull"),
-            secrets=split_list(self.attributes.get("secret", "")),
+            image_secret=self._image_secret,
+            secrets=self._secrets,
             capture=self._flag("capture"),
         )
 
@@ -345,6 +352,19 @@ class _Merged:
     @property
     def image(self) -> str | None:
         return self.last("image") or self.attributes.get("image") or None
+
+    @property
+    def _image_secret(self) -> str | None:
+        name = self.attributes.get("image_secret") or None
+        if name is not None and self.image is None:
+            raise UsageError("image_secret is for pulling an image: name one with --image")
+        return name
+
+    @property
+    def _secrets(self) -> tuple[str, ...]:
+        asked = split_list(self.attributes.get("secret", ""))
+        extra = self._image_secret
+        return asked if extra is None or extra in asked else (*asked, extra)
 
     def _with_image(self, request: Request) -> Request:
         if self.image is None:

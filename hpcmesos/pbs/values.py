@@ -188,11 +188,20 @@ def parse_priority(text: str) -> int:
     return int(text)
 
 
-def parse_umask(text: str) -> int:
-    """An octal mask, with or without a leading 0; InvalidValue otherwise."""
-    if not _UMASK.fullmatch(text) or int(text.replace("o", ""), 8) > 0o777:
-        raise InvalidValue(f"illegal umask '{text}'; write an octal mask, e.g. umask=022")
-    return int(text.replace("o", ""), 8)
+def parse_umask(text: str, *, decimal: bool = False) -> int:
+    """A mask: octal, with ``decimal`` (Torque) only when it begins with a 0; InvalidValue otherwise."""
+    try:
+        if decimal and text.isascii() and text.isdigit() and not text.startswith("0"):
+            mask = int(text)
+        elif _UMASK.fullmatch(text):
+            mask = int(text.replace("o", ""), 8)
+        else:
+            mask = -1
+    except ValueError:  # more digits than Python reads
+        mask = -1
+    if not 0 <= mask <= 0o777:
+        raise InvalidValue(f"illegal umask '{text[:40]}'; write an octal mask, e.g. umask=022")
+    return mask
 
 
 def parse_boolean(name: str, text: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -58,11 +58,11 @@ class Outbox:
             new.on_conflict_do_update(index_elements=["name"], set_={"value": new.excluded.value})
         )
 
-    def due(self, most: int) -> list[Notice]:
-        """Those to send now, the oldest first."""
-        wanted = (
-            select(t.notices).where(t.notices.c.next_try <= self.now).order_by(t.notices.c.id).limit(most)
-        )
+    def due(self, channel: str, most: int, besides: Collection[int] = ()) -> list[Notice]:
+        """Those of a channel to send now, the oldest first; without those of these ids."""
+        kept = t.notices.c
+        wanted = select(t.notices).where(kept.next_try <= self.now, kept.channel == channel)
+        wanted = wanted.where(kept.id.not_in(list(besides))).order_by(kept.id).limit(most)
         rows = [dict(row._mapping) for row in self._connection.execute(wanted)]
         return [Notice(**{name: row[name] for name in Notice.__slots__}) for row in rows]
 

@@ -286,6 +286,7 @@ class CertificateRecord:
     revoked_by: str | None = None
     authority: str = ""  # fingerprint of the one that signed it
     trusts: str = ""  # digest of the authorities that the node had when it asked for it
+    role: str = "agent"  # or "gateway"
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +372,7 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRecord:
-    """A credential; only its SHA-256 is stored. ``kind``: "user" (bearer) or "join" (one agent, once)."""
+    """A credential; only its SHA-256 is stored. ``kind``: "user" (bearer), "join" or "gateway" (one host, once)."""
 
     id: str
     kind: str

@@ -37,6 +37,7 @@ from hpcmesos.errors import IllegalTransition, KeyReused, Unauthenticated
 from hpcmesos.model import JobState, Scope
 from hpcmesos.queue import audit
 from hpcmesos.queue import tables as t
+from hpcmesos.queue.deliveries import Deliveries
 from hpcmesos.queue.engine import begin, make_engine
 from hpcmesos.queue.hints import CHANNEL
 from hpcmesos.queue.reads import Reads
@@ -60,6 +61,7 @@ class Store(Reads):
         super().__init__(make_engine(url, application, pool=pool))
         hints = make_engine(url, f"{application}-notify", pool=1)
         self._hints = hints.execution_options(isolation_level="AUTOCOMMIT")
+        self.deliveries = Deliveries(self._single)
         # Who looks through months of history, one at a time, takes no connection from those who submit and ask.
         self._history = make_engine(
             url, f"{application}-history", pool=1, patience=_HISTORY_PATIENCE, limits=_HISTORY_LIMITS
@@ -135,11 +137,18 @@ class Store(Reads):
     # certificates
 
     def note_certificate(
-        self, serial: str, node: str, expires_at: datetime, via: str, authority: str = "", trusts: str = ""
+        self,
+        serial: str,
+        node: str,
+        expires_at: datetime,
+        via: str,
+        authority: str = "",
+        trusts: str = "",
+        role: str = "agent",
     ) -> None:
         """One is issued; before its node gets it, so that none is good that cannot be revoked."""
         row = {"serial": serial, "node": node, "expires_at": expires_at, "issued_via": via}
-        row |= {"authority": authority, "trusts": trusts}
+        row |= {"authority": authority, "trusts": trusts, "role": role}
         with begin(self._single) as connection:
             connection.execute(insert(t.certificates).values(row))
 
@@ -274,13 +283,13 @@ class Store(Reads):
         with begin(self._single) as connection:
             return sorted(connection.scalars(ended))
 
-    def consume_join_token(self, token: str, node: str, via: str = "") -> TokenRecord:
-        """Uses up a "join" token for ``node``.
+    def consume_join_token(self, token: str, node: str, via: str = "", kind: str = "join") -> TokenRecord:
+        """Uses up a "join" token for ``node``, or one of another ``kind`` that is for one use.
 
         Raises Unauthenticated when it is unknown, expired, revoked, used, of another kind, or another node's.
         """
         mine = or_(t.tokens.c.node.is_(None), t.tokens.c.node == node)
-        used = update(t.tokens).where(*_good(token, "join"), t.tokens.c.used_at.is_(None), mine)
+        used = update(t.tokens).where(*_good(token, kind), t.tokens.c.used_at.is_(None), mine)
         with begin(self._single) as connection:
             given = {"used_at": func.now(), "used_via": via, "node": node}
             row = connection.execute(used.values(given).returning(*_TOKEN_COLUMNS)).first()

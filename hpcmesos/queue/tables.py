@@ -385,7 +385,7 @@ tokens = Table(
     _text("revoked_via"),
     PrimaryKeyConstraint("hash"),
     UniqueConstraint("id", name="tokens_id_key"),
-    CheckConstraint(_one_of("kind", ("user", "join")), "kind"),
+    CheckConstraint(_one_of("kind", ("user", "join", "gateway")), "kind"),
     CheckConstraint(_one_of("scope", Scope), "scope"),
 )
 certificates = Table(  # of nodes, as long as they are good
@@ -401,6 +401,7 @@ certificates = Table(  # of nodes, as long as they are good
     _text("revoked_via"),
     _text("authority"),
     _text("trusts"),
+    _text("role"),
     PrimaryKeyConstraint("serial"),
     Index("certificates_node", "node"),
 )
@@ -418,6 +419,31 @@ authorities = Table(  # that sign certificates; none: the masters' files hold th
     Column("dropped_at", _time),
     _text("forced_via"),
     PrimaryKeyConstraint("fingerprint"),
+)
+gateways = Table(  # login hosts that have joined
+    "gateways",
+    metadata,
+    _text("name", None),
+    Column("seen_at", _time),  # when it last asked for deliveries
+    PrimaryKeyConstraint("name"),
+)
+deliveries = Table(  # output that a gateway has to write, or has written
+    "deliveries",
+    metadata,
+    _text("attempt", None),
+    _text("stream", None),
+    _text("gateway", None),
+    _text("owner", None),
+    _text("path", None),  # absolute
+    _text("name", None),  # the file's name where ``path`` is a directory
+    _number("umask", None),
+    _flag("append", False),  # the job has run before
+    _number("size", None, BigInteger),
+    _now("created_at"),
+    Column("done_at", _time),
+    _text("trouble"),  # why it could not be written; empty: it was
+    PrimaryKeyConstraint("attempt", "stream"),
+    Index("deliveries_waiting", "gateway", postgresql_where=text("done_at IS NULL")),
 )
 secrets = Table(
     "secrets",

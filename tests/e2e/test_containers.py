@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
-from tests.e2e import docker_kit
+from tests.e2e import docker_kit, registry_kit
 from tests.e2e.cluster_kit import LiveCluster, wait_until
 from tests.e2e.conftest import check_clean, running
 from tests.e2e.docker_kit import IMAGE, Engine
@@ -160,6 +163,42 @@ def test_image_that_is_not_there(cluster: LiveCluster) -> None:
         60,
     )
     assert "nowhere:1" in why
+
+
+def test_registry_that_asks_who_one_is(cluster: LiveCluster, engine: Engine) -> None:
+    """The login is a secret of the job's owner."""
+    hpcmesos = [sys.executable, "-m", "hpcmesos.cli"]
+    for name, value in (
+        ("right", f"{registry_kit.USER}:{registry_kit.PASSWORD}"), ("wrong", "puller:no"), ("none", "x")
+    ):  # fmt: skip
+        cluster.run(*hpcmesos, "secret", "set", name, stdin=value, check=True)
+    with registry_kit.registry(engine, IMAGE) as image:
+        refused = cluster.run("qsub", "--image", image, "-W", "image_secret=unknown", "--", "true")
+        assert "you have no secret 'unknown'" in refused.stderr
+        for options, said in (
+            (("-W", "image_secret=wrong"), "no basic auth credentials|unauthorized|denied"),
+            (("-W", "image_secret=none"), "secret none is not of the form USER:PASSWORD"),
+            ((), "no basic auth credentials|unauthorized|denied"),
+        ):
+            job = cluster.qsub("true\n", "--image", image, *options)
+            wait_until(
+                lambda job=job, said=said: re.search(said, cluster.run("qstat", "-f", job).stdout),  # type: ignore[misc]  # no type of a default
+                f"{options}: {said}",
+                60,
+            )
+            cluster.run("qdel", job)
+        job = cluster.qsub("cat /etc/image\n", "--image", image, "-W", "image_secret=right")
+        assert cluster.wait(job, 120)["Exit_status"] == 0
+        assert cluster.output(job) == "this is the image\n"
+
+
+def test_the_holding_process_has_next_to_nothing(cluster: LiveCluster, engine: Engine) -> None:
+    job = contained_job(cluster, "sleep 600\n")
+    cluster.wait_state(job, "R")
+    (container,) = wait_until(engine.containers, "its container", 60)
+    host = json.loads(engine.ask("GET", f"/containers/{container}/json"))["HostConfig"]
+    assert (host["Memory"], host["PidsLimit"], host["CpuShares"]) == (32 << 20, 4, 2)
+    cluster.run("qdel", job, check=True)
 
 
 def test_wrong_words_are_refused(cluster: LiveCluster) -> None:

@@ -96,6 +96,10 @@ def test_what_a_job_uses_is_in_its_record(healthy: LiveCluster, cards: Callable[
     cluster.wait_state(job, "R")
     figures = wait_until(lambda: told(cluster, "hpcmesos_gpu_utilization"), "figures in /metrics", LOOK)
     assert figures == [50.0, 0.0]
+    assert (
+        "gpu_memory_total=81920MB;gpu_memory_used=3072MB;gpu_utilization=50%"
+        in cluster.run("pbsnodes").stdout
+    )
     cards(busy | {"energy": 1_500_000}, {})
     wait_until(lambda: 1500.0 in told(cluster, "hpcmesos_gpu_energy"), "a sample of the end", LOOK)
     (cluster.work() / "done").touch()
@@ -118,3 +122,16 @@ def told(cluster: LiveCluster, name: str) -> list[float]:
     return sorted(
         (float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + "{")), reverse=True
     )
+
+
+def test_up_never_mixes_real_and_simulated_cards(cards: Callable[..., None], users_of_tests: None) -> None:
+    """The machine's own when they are enough, else simulated ones, and says so."""
+    for asked, real, said in (
+        (4, False, "4 GPUs are more than this machine's 2: they are SIMULATED"),
+        (2, True, ""),
+    ):
+        cluster = LiveCluster(agents=1, gpus=asked)
+        with running(cluster):
+            assert said in cluster.up()
+            with cluster.client() as client:
+                assert [gpu.simulated for node in client.nodes() for gpu in node.gpus] == [not real] * asked

@@ -68,7 +68,7 @@ def site(cluster_with_scripts: Site) -> Iterator[Site]:
 def test_names_arguments_and_environment(site: Site) -> None:
     own = site.cluster
     for kind in ("prologue", "epilogue"):
-        for suffix in ("", ".user", ".parallel", ".extra"):
+        for suffix in ("", ".user", ".parallel", ".user.parallel", ".extra"):
             site.write(f"{kind}{suffix}")
     job = own.qsub(
         "#!/bin/sh\necho script\nexit 5\n",
@@ -103,6 +103,8 @@ def test_names_arguments_and_environment(site: Site) -> None:
         ("epilogue.extra", root, 0),
         ("prologue.parallel", root, 1),
         ("epilogue.parallel", root, 1),
+        ("prologue.user.parallel", user, 1),
+        ("epilogue.user.parallel", user, 1),
     ):
         told, arguments, environ = site.note(name, job, node)
         assert (told, arguments[0], environ["PBS_NODENUM"]) == (who, job, str(node)), name

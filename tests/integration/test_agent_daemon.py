@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import queue
+import re
 import secrets
 import shutil
 import signal
@@ -92,8 +93,12 @@ class Leader:
         sizes = [
             line.split(":")[1] for line in head.splitlines() if line.lower().startswith("content-length")
         ]
-        body = json.loads(await reader.readexactly(int(sizes[0]))) if sizes else {}
-        status, answer = self._answer(head.split()[1], body)
+        content = await reader.readexactly(int(sizes[0])) if sizes else b""
+        path = head.split()[1]
+        if path.startswith("/v1/outputs/"):  # a log store that takes everything
+            status, answer = 200, {"have": int(re.findall(r"total=(\d+)", path)[0])}
+        else:
+            status, answer = self._answer(path, json.loads(content) if content else {})
         text = json.dumps(answer).encode()
         writer.write(b"HTTP/1.1 %d x\r\ncontent-length: %d\r\n\r\n%b" % (status, len(text), text))
         writer.close()

@@ -40,7 +40,12 @@ def ask(
 def test_facts_processes_and_users(fake_nvml: Callable[..., dict[str, str]]) -> None:
     uuids = ["GPU-a", "GPU-b", "GPU-c"]
     cards: list[dict[str, Any]] = [
-        {"uuid": "GPU-a", "nvlinks": ["GPU-b", "GPU-b"], "processes": {os.getpid(): 1 << 20, 4194303: 5}},
+        {
+            "uuid": "GPU-a",
+            "nvlinks": ["GPU-b", "GPU-b"],
+            "nvlink_errors": 3,
+            "processes": {os.getpid(): 1 << 20, 4194303: 5},
+        },
         {"uuid": "GPU-b", "nvlinks": ["GPU-a", "GPU-a"]},
         {"uuid": "GPU-c", "switch": 1, "numa": 1, "name": "Other"},
     ]
@@ -55,6 +60,8 @@ def test_facts_processes_and_users(fake_nvml: Callable[..., dict[str, str]]) -> 
         [4194303, ""],
     ]
     assert second["processes"] == []
+    assert (first["figures"]["nvlink_errors"], second["figures"]["nvlink_errors"]) == (6, 0)
+    assert "nvlink_errors" not in third["figures"], "it has no links"
     assert first["links"][0] == 0
     assert first["links"][1] > 10 > first["links"][2]
     assert first["links"][1] == second["links"][0]

@@ -6,6 +6,7 @@
  *   name TEXT      memory BYTES     used BYTES     bus DOMAIN:BUS:DEVICE.0     minor N
  *   numa N         switch N         utilization PERCENT
  *   temperature C  power MILLIWATTS  energy MILLIJOULES    ecc ERRORS
+ *   nvlink_errors N             replays of each link
  *   process PID BYTES           nvlink UUID (one line for each link)
  *   xid N                       an event, told once to each program that has registered; new ones are added at the end
  *   rows_failed                 a row of its memory cannot be remapped
@@ -34,7 +35,7 @@ struct pci { char old_bus[16]; unsigned domain, bus, device, id, subsystem; char
 
 struct gpu {
     char uuid[80], name[96], bus[32], links[MOST_LINKS][80];
-    unsigned long long memory, used, energy, ecc, xid[MOST_XIDS];
+    unsigned long long memory, used, energy, ecc, nvlink_errors, xid[MOST_XIDS];
     unsigned temperature, power, xids, rows_failed;
     unsigned minor, numa, pci_switch, utilization, processes, nvlinks, lost;
     struct process process[MOST_PROCESSES];
@@ -96,6 +97,8 @@ static int read_facts(const char *function)
             gpu->energy = number;
         else if (!strcmp(word, "ecc"))
             gpu->ecc = number;
+        else if (!strcmp(word, "nvlink_errors"))
+            gpu->nvlink_errors = number;
         else if (!strcmp(word, "rows_failed"))
             gpu->rows_failed = 1;
         else if (!strcmp(word, "xid") && gpu->xids < MOST_XIDS)
@@ -345,6 +348,16 @@ int nvmlDeviceGetNvLinkState(device handle, unsigned link, unsigned *active)
     if (link >= MOST_LINKS)
         return INVALID_ARGUMENT;
     *active = link < gpu->nvlinks;
+    return OK;
+}
+
+int nvmlDeviceGetNvLinkErrorCounter(device handle, unsigned link, int counter, unsigned long long *count)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    if (link >= gpu->nvlinks)
+        return INVALID_ARGUMENT;
+    *count = counter == 0 ? gpu->nvlink_errors : 0; /* replays of each link */
     return OK;
 }
 

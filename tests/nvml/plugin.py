@@ -34,7 +34,8 @@ def fake_nvml(fake_nvml_library: Path, tmp_path: Path) -> FakeNvml:
     """Give it the cards, get the variables that a program needs to see them; call it again to change the cards.
 
     Each card is a dictionary of what differs from the default: uuid, name, memory, used, bus, minor, numa, switch,
-    utilization, temperature, power (mW), energy (mJ), ecc, `xids=[N, ...]` (grows: what is new is an event),
+    utilization, temperature, power (mW), energy (mJ), ecc, nvlink_errors (of each
+    link), `xids=[N, ...]` (grows: what is new is an event),
     `rows_failed=True`, `processes={pid: bytes}`, `nvlinks=[uuid, ...]`, `lost=True`. `hang=[FUNCTION, ...]` names
     functions of the library that never return. A program sees the change at its next call.
     """
@@ -78,6 +79,7 @@ def describe(index: int, changes: dict[str, Any]) -> list[str]:
         "power": 60_000,
         "energy": 0,
         "ecc": 0,
+        "nvlink_errors": 0,
     }
     unknown = changes.keys() - values.keys()
     if unknown:

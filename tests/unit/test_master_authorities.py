@@ -57,8 +57,10 @@ def test_a_step_waits_for_nodes_that_could_come_back() -> None:
         certificate("behind", earlier),
         certificate("revoked", earlier, revoked_at=LATE),
     ]
-    nodes = ["done", "trusts", "behind", "revoked", "ran out"]
+    known.append(certificate("done", earlier, role="gateway"))
+    nodes = [(name, "agent") for name in ("done", "trusts", "behind", "revoked", "ran out")]
     assert lacking(standing, nodes, known) == ["trusts", "behind"]
+    assert lacking(standing, [*nodes, ("done", "gateway")], known) == ["trusts", "behind", "done"]
 
 
 def test_a_step_waits_until_what_is_new_is_used_everywhere() -> None:

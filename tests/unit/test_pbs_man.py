@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+import click
 import pytest
 
 from hpcmesos.cli import commands_dir, man_pages
+from hpcmesos.cli.main import root
 from hpcmesos.pbs.echo import understood
 from hpcmesos.pbs.man import page
 from hpcmesos.pbs.option_table import COMMANDS
@@ -31,6 +33,20 @@ def test_every_command_of_the_directories_has_a_page(tmp_path: Path) -> None:
     path = man_pages.write(tmp_path)
     assert path == tmp_path / "man"
     assert {page.stem for page in (path / "man1").iterdir()} >= set(commands_dir.COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["cron", "report", "logs", "gateway"])
+def test_our_own_commands_have_pages_made_of_their_help(tmp_path: Path, command: str) -> None:
+    text = (man_pages.write(tmp_path) / "man1" / f"hpcmesos-{command}.1").read_text()
+    assert text.startswith(f'.TH HPCMESOS\\-{command.upper()} 1 "" hpcmesos')
+    found = root.get_command(click.Context(root), command)
+    assert found is not None
+    subcommands = list(found.commands.values()) if isinstance(found, click.Group) else [found]
+    for one in subcommands:
+        for parameter in one.params:
+            for word in parameter.opts if isinstance(parameter, click.Option) else []:
+                assert word.replace("-", "\\-") in text, word
+    assert not [line for line in text.splitlines() if line.startswith("'")]
 
 
 def test_what_was_understood() -> None:

@@ -394,7 +394,20 @@ def test_full_queues() -> None:
 
 GPUS = (
     GpuFacts(index=0, uuid="SIM-aa", model="Simulated", state="allocated", simulated=True, job_id="1.hpcm"),
-    GpuFacts(index=1, uuid="GPU-bb", model="H200, 141GB", state="free"),
+    GpuFacts(
+        index=1,
+        uuid="GPU-bb",
+        model="H200, 141GB",
+        state="free",
+        memory=141 << 30,
+        figures={
+            "memory_used": 3 << 30,
+            "utilization": 97.0,
+            "temperature": 61.0,
+            "power": 512.4,
+            "rows_failed": 0,
+        },
+    ),
 )
 NODE = NodeFacts(
     name="n01",
@@ -425,7 +438,8 @@ def test_pbsnodes_of_torque() -> None:
         "availmem=6291456kb,totmem=8388608kb,opsys=linux,declared=true\n"
         "     gpus = 2\n"
         "     gpu_status = gpu[0]=gpu_id=SIM-aa;gpu_product_name=Simulated;gpu_state=Exclusive;job=1.hpcm;"
-        "simulated=true,gpu[1]=gpu_id=GPU-bb;gpu_product_name=H200  141GB;gpu_state=Unallocated\n"
+        "simulated=true,gpu[1]=gpu_id=GPU-bb;gpu_product_name=H200  141GB;gpu_state=Unallocated;"
+        "gpu_memory_total=144384MB;gpu_memory_used=3072MB;gpu_utilization=97%;gpu_temperature=61C;gpu_power=512W\n"
         "\n"
     )
 
@@ -436,6 +450,17 @@ def test_pbsnodes_of_openpbs_has_what_clients_grep() -> None:
     assert "     resources_available.ncpus = 2\n" in text
     assert "     jobs = 1.hpcm/0, 1.hpcm/1\n" in text
     assert text.endswith("\n\n")
+
+
+def test_pbsnodes_dsv_is_a_line_for_each_node() -> None:
+    lines = render_nodes(parse_pbsnodes(["-a", "-F", "dsv"]), [NODE, DOWN], VIEW).splitlines()
+    assert lines[0].startswith("Name=n01|Mom=n01|ntype=PBS|state=")
+    assert "|resources_available.host=n01|" in lines[0]
+    jobs = ",".join(f"{job}/{slot}" for slot, job in NODE.jobs)
+    assert f"|jobs={jobs}|" in lines[0]
+    assert "|comment=disk failed" in lines[1]
+    other = render_nodes(parse_pbsnodes(["-F", "dsv", "-D", "="]), [DOWN], VIEW)
+    assert other.startswith("Name=n02=Mom=n02=")
 
 
 def test_pbsnodes_list_names_the_unusable_nodes() -> None:

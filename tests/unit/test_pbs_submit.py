@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -339,6 +340,17 @@ def test_other_options() -> None:
     assert (found.hold, found.silent, found.join, found.rerunable) == (True, True, "oe", False)
     assert submit("-l", "wd", "x.sh").workdir == "/home/ann/jobs"
     assert submit("-q", "@", "x.sh").queue is None
+
+
+@pytest.mark.parametrize(
+    ("text", "torque", "openpbs"), [("022", 0o22, 0o22), ("22", 22, 0o22), ("0", 0, 0), ("511", 0o777, 0o511)]
+)
+def test_a_plain_umask_is_decimal_in_torque_and_octal_in_openpbs(
+    text: str, torque: int, openpbs: int
+) -> None:
+    for decimal, mask in ((True, torque), (False, openpbs)):
+        context = replace(CONTEXT, decimal_umask=decimal)
+        assert build_submission(["-W", f"umask={text}", "x.sh"], "echo\n", context).umask == mask
 
 
 @pytest.mark.parametrize(

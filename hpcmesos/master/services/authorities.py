@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
 
 from cryptography import x509
 
@@ -29,6 +30,10 @@ SETTLED = 40.0
 """Seconds after which masters, agents and shepherds use what was put into their files: several of their looks."""
 _LONGEST_WAIT = 90 * 86400.0
 _VAULT = "ca"  # owner of the sealed keys; no user's, for secrets of users have names of their own
+
+
+Holder: TypeAlias = tuple[str, str]
+"""Name and role, "agent" or "gateway"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +67,19 @@ class Standing:
         return self.next.made_at if self.next is not None else self.signs.signs_since or self.signs.made_at
 
 
-def lacking(standing: Standing, nodes: Sequence[str], known: Sequence[CertificateRecord]) -> list[str]:
-    """The nodes that have not asked for a certificate yet since they have the authorities of this step.
+def lacking(standing: Standing, nodes: Sequence[Holder], known: Sequence[CertificateRecord]) -> list[str]:
+    """The nodes that have not asked for a certificate yet since they have the authorities of this step; and gateways.
 
     One whose certificates have run out, or are revoked, is not waited for: it needs a join token anyway.
     """
-    last = {one.node: one for one in known if one.revoked_at is None}  # in the order of time
+    last = {(one.node, one.role): one for one in known if one.revoked_at is None}  # in the order of time
     wanted = pki.digest(standing.trusted), standing.signs.fingerprint
-    return [name for name in nodes if name in last and (last[name].trusts, last[name].authority) != wanted]
+    return [one[0] for one in nodes if one in last and (last[one].trusts, last[one].authority) != wanted]
+
+
+def _holders(site: Site) -> list[Holder]:
+    nodes = [(node.name, "agent") for node in site.store.nodes()]
+    return nodes + [(name, "gateway") for name in sorted(site.store.deliveries.gateways())]
 
 
 def settled(standing: Standing, known: Sequence[CertificateRecord], now: datetime) -> bool:
@@ -131,7 +141,7 @@ def listing(site: Site, caller: Caller) -> list[AuthorityStatus]:
     if standing is None:
         present = certificates.authority(site).certificate
         return [_status(present, "signs")]
-    behind = lacking(standing, [node.name for node in site.store.nodes()], site.store.certificates())
+    behind = lacking(standing, _holders(site), site.store.certificates())
     found = [
         _status(
             _load(standing.signs), "signs", standing.signs, [] if standing.next or standing.old else behind
@@ -167,12 +177,11 @@ class Keeper:
     def _is_time(self, standing: Standing) -> bool:
         if standing.next is None and standing.old is None:
             return False
-        now, store = datetime.now(UTC), self._site.store
+        now = datetime.now(UTC)
         if standing.next is not None and now < standing.next.not_before:
             return False
-        known = store.certificates()
-        nodes = [node.name for node in store.nodes()]
-        return settled(standing, known, now) and not lacking(standing, nodes, known)
+        known = self._site.store.certificates()
+        return settled(standing, known, now) and not lacking(standing, _holders(self._site), known)
 
 
 def _advance(site: Site, standing: Standing, forced_via: str) -> bool:

@@ -25,30 +25,36 @@ def authority(site: Site) -> pki.Ca:
     return pki.ensure_ca(site.ca_state)
 
 
-def issue(site: Site, node: str, csr: str, via: str, trusts: str) -> JoinReply:
-    """A certificate for a node's request, on record before the node has it. ``trusts``: see RenewRequest.
+def issue(site: Site, node: str, csr: str, via: str, trusts: str, role: str = "agent") -> JoinReply:
+    """A certificate for the request of a node, or a gateway (``role``), on record before it has it.
+
+    ``trusts``: see RenewRequest.
 
     Raises:
         InvalidValue: a malformed request, or another node's.
     """
     ca = authority(site)
-    certificate = sign(site, ca, node, csr)
-    record(site, ca, node, certificate, via, trusts)
+    certificate = sign(site, ca, node, csr, role)
+    record(site, ca, node, certificate, via, trusts, role)
     return JoinReply(certificate=certificate, ca=ca.trusted, cluster=site.settings.cluster)
 
 
-def sign(site: Site, ca: pki.Ca, node: str, csr: str) -> str:
+def sign(site: Site, ca: pki.Ca, node: str, csr: str, role: str = "agent") -> str:
     """As issue(), not on record yet."""
     lifetime = timedelta(days=site.settings.certificate_days)
-    return pki.sign_csr(ca, csr, "agent", node, lifetime)
+    return pki.sign_csr(ca, csr, role, node, lifetime)
 
 
-def record(site: Site, ca: pki.Ca, node: str, certificate: str, via: str, trusts: str) -> None:
+def record(
+    site: Site, ca: pki.Ca, node: str, certificate: str, via: str, trusts: str, role: str = "agent"
+) -> None:
     made = x509.load_pem_x509_certificate(certificate.encode())
     # As TLS shows it: an even number of digits.
     digits = f"{made.serial_number:x}"
     serial = digits.zfill(len(digits) + len(digits) % 2)
-    site.store.note_certificate(serial, node, made.not_valid_after_utc, via, pki.fingerprint(ca), trusts)
+    site.store.note_certificate(
+        serial, node, made.not_valid_after_utc, via, pki.fingerprint(ca), trusts, role
+    )
 
 
 def renew(site: Site, caller: Caller, request: RenewRequest) -> JoinReply:
@@ -59,12 +65,13 @@ def renew(site: Site, caller: Caller, request: RenewRequest) -> JoinReply:
         Unauthenticated: the certificate shown was revoked just now.
         InvalidValue: a malformed request, or another node's.
     """
-    node = caller.node
+    node = caller.gateway or caller.node
     if node is None and caller.role is Role.MANAGER and caller.local:
         node = request.node
     if node is None:
-        raise Unauthorized("only nodes renew their certificates")
-    reply = issue(site, node, request.csr, caller.via, request.trusts[:64])
+        raise Unauthorized("only nodes and gateways renew their certificates")
+    role = "gateway" if caller.gateway else "agent"
+    reply = issue(site, node, request.csr, caller.via, request.trusts[:64], role)
     if (
         caller.serial in site.revoked.fresh()
     ):  # while it was being renewed: the next one must not outlive that
@@ -101,5 +108,6 @@ def revoke(site: Site, caller: Caller, node: str) -> list[CertificateStatus]:
     auth.check_manager(caller, "revoke certificates")
     if not site.store.revoke_certificates(node, caller.user or "master", caller.via):
         raise InvalidValue(f"node '{ascii(node)[1:41]}' has no certificate that is good")
+    site.store.deliveries.retire(node)
     site.revoked.fresh()
     return [one for one in listing(site, caller) if one.node == node]

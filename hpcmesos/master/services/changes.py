@@ -27,12 +27,14 @@ from hpcmesos.master.services import output_paths, wishes
 from hpcmesos.master.services.admission import admit, applicant_of, check_limits, execution_group, find_queue
 from hpcmesos.master.services.control import Command
 from hpcmesos.master.services.lookup import find_own, full_id, id_of
+from hpcmesos.master.services.outputs import gateways_of
 from hpcmesos.master.services.replies import Refusals, information
 from hpcmesos.master.services.site import Site, client_zone
 from hpcmesos.master.services.submit import check_ever, check_fits, dependencies, resolved
 from hpcmesos.model import JobState, Request
 from hpcmesos.pbs.alteration import Alteration, altered, parse_qalter
 from hpcmesos.pbs.options import ParsedCommand, parse
+from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.signals import parse_signal, parse_suspension
 from hpcmesos.queue.records import JobRecord
@@ -162,7 +164,9 @@ def qalter(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     if told := information("qalter", request.argv, personality):
         return told
     now = datetime.now(client_zone(request.environ.get("TZ")))
-    asked = parse_qalter(request.argv, now, request.environ)
+    asked = parse_qalter(
+        request.argv, now, request.environ, decimal_umask=request.personality == Personality.TORQUE
+    )
     if asked.holds and set(asked.holds) & set("os"):
         auth.check_operator(caller, "set operator and system holds")
     wanted = partial(_alteration, site, caller, request, asked)
@@ -188,10 +192,16 @@ def _alteration(
         fields["egroup"] = execution_group(job.owner, submission["group_list"])
     if asked.variables:
         submission["environment"] = dict(asked.variables)
-    for letter, key in (("o", "stdout_template"), ("e", "stderr_template")):
+    moved: dict[str, PathTemplate] = {}
+    for letter, stream in (("o", "stdout"), ("e", "stderr")):
         template = asked.path(letter, request.cwd, request.host or "localhost")
         if template is not None:
-            submission[key] = output_paths.stored(resolved(site, template))
+            place = resolved(site, template)
+            submission[output_paths.STREAMS[stream]] = output_paths.stored(place)
+            moved[stream] = place
+    if moved:
+        others = {s: g for s, g in job.submission.get("gateways", {}).items() if s not in moved}
+        submission["gateways"] = others | gateways_of(site, moved, job.submit_host)
     payload: dict[str, Any] = {"fields": fields, "submission": submission}
     if asked.limit is not None:
         payload["limit"] = asked.limit

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 
 from hpcmesos.master.services import launches
 from hpcmesos.master.services.lookup import id_of
@@ -180,8 +181,15 @@ def _element_counts(job: JobRecord, live: Mapping[JobState, int]) -> dict[str, i
     return dict(counts)
 
 
-def node_facts(node: NodeRecord, jobs: Iterable[tuple[int, str]], gpu_jobs: Mapping[str, str]) -> NodeFacts:
-    """One node; ``jobs``: (slots, id) of what runs on it, ``gpu_jobs``: the job that holds a GPU, by UUID."""
+def node_facts(
+    node: NodeRecord,
+    jobs: Iterable[tuple[int, str]],
+    gpu_jobs: Mapping[str, str],
+    figures: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> NodeFacts:
+    """One node; ``jobs``: (slots, id) of what runs on it, ``gpu_jobs``: the job that holds a GPU, by UUID; ``figures``:
+    what GPUs show now, by UUID.
+    """
     slots = tuple((position, job) for position, job in enumerate(job for n, job in jobs for _ in range(n)))
     return NodeFacts(
         name=node.name,
@@ -189,7 +197,7 @@ def node_facts(node: NodeRecord, jobs: Iterable[tuple[int, str]], gpu_jobs: Mapp
         np=node.cpus,
         features=node.features,
         jobs=slots,
-        gpus=tuple(_gpu_facts(gpu, gpu_jobs.get(gpu.uuid)) for gpu in node.gpus),
+        gpus=tuple(_gpu_facts(gpu, gpu_jobs.get(gpu.uuid), figures.get(gpu.uuid, {})) for gpu in node.gpus),
         memory_total=node.mem,
         memory_available=node.mem - node.mem_used,
         physical_memory=node.mem,
@@ -226,7 +234,7 @@ def hold_types(holds: str) -> str:
 def _extra(job: JobRecord) -> dict[str, str]:
     request = job.request
     asked = {"framework": request.framework, "constraints": ",".join(map(str, request.constraints))}
-    asked |= {name: job.submission.get(name, "") for name in ("image", "image_pull")}
+    asked |= {name: job.submission.get(name, "") for name in ("image", "image_pull", "image_secret")}
     return {**{name: text for name, text in asked.items() if text}, **job.submission.get("extra", {})}
 
 
@@ -268,7 +276,7 @@ def _exec_gpus(
     )
 
 
-def _gpu_facts(gpu: GpuRecord, job: str | None) -> GpuFacts:
+def _gpu_facts(gpu: GpuRecord, job: str | None, figures: Mapping[str, float]) -> GpuFacts:
     return GpuFacts(
         index=gpu.index,
         uuid=gpu.uuid,
@@ -277,4 +285,6 @@ def _gpu_facts(gpu: GpuRecord, job: str | None) -> GpuFacts:
         simulated=gpu.simulated,
         job_id=job if gpu.state is GpuState.ALLOCATED else None,
         note=gpu.note,
+        memory=0 if gpu.simulated else gpu.memory,
+        figures=figures,
     )

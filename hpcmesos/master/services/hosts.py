@@ -16,8 +16,8 @@ _lock = threading.Lock()
 
 
 def peer_of(caller: Caller) -> str:
-    """What is certain of where a caller is: by the unix socket this host's name, else the other end's address."""
-    return socket.gethostname() if caller.local else caller.address
+    """What is certain of where a caller is: the name of this host or a gateway's, by their sockets; else an address."""
+    return caller.host or (socket.gethostname() if caller.local else caller.address)
 
 
 def host_of(claimed: str, peer: str) -> str:

@@ -1,4 +1,4 @@
-"""What a job has written: live from the head node's shepherd, after its end from the file or the stored tail.
+"""What a job has written: live from the head node's shepherd, after its end from the file, the log store or the tail.
 
 A follower gets the bytes of every attempt in order, each once. Where the file cannot be seen from here and a node was
 lost while its output was being read, what lies before the stored tail (the last 64 KiB) is passed over.
@@ -134,6 +134,9 @@ class Reader:
         """The rest of an attempt that is over: from its file if that is in sight, else from the stored tail."""
         path = attempt.stdout_path if self._stream == "stdout" else attempt.stderr_path
         fd = None if attempt.undelivered else await in_thread(_open_owned, path, self._job.owner)
+        if fd is None:
+            name = shepherds.attempt_id(self._job, self._number)
+            fd = await in_thread(self._site.logs.open, name, self._stream)
         if fd is None:
             tail = attempt.stdout_tail if self._stream == "stdout" else attempt.stderr_tail
             if len(tail) >= _TAIL:  # its node may have the whole for a little while

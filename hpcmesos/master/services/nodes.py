@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 
 import msgspec
 
 from hpcmesos.client import GpuStatus, NodeStatus
-from hpcmesos.errors import UnknownNode, WrongState
+from hpcmesos.errors import MasterUnreachable, UnknownNode, WrongState
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import wishes
@@ -116,14 +117,30 @@ def facts(site: Site, nodes: list[NodeRecord]) -> list[NodeFacts]:
     for share in site.store.shares(seqs, live_only=True) if seqs else []:
         job = JobId(share.attempt.seq, site.settings.server, share.attempt.index)
         by_node[share.node].append((share, str(job)))
+    figures = _figures(site, nodes)
     return [
         node_facts(
             node,
             [(share.slots, job) for share, job in by_node[node.name]],
             {uuid: job for share, job in by_node[node.name] for uuid in share.gpus},
+            figures,
         )
         for node in nodes
     ]
+
+
+def _figures(site: Site, nodes: list[NodeRecord]) -> dict[str, dict[str, float]]:
+    """What real GPUs show now, by UUID, as the leader has heard it; empty when nobody leads."""
+    leader = site.leader.recent()
+    if not leader.live or site.lines is None or all(gpu.simulated for node in nodes for gpu in node.gpus):
+        return {}
+    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    with suppress(MasterUnreachable):
+        for key, value in site.lines.metrics(leader.address).items():
+            name, *labels = key.split(";")
+            if labels:
+                found[labels[-1]][name.removeprefix("gpu_")] = value
+    return found
 
 
 def _rendered(site: Site, query: NodesQuery, personality: Personality, shown: list[NodeFacts]) -> str:
@@ -135,6 +152,8 @@ def _rendered(site: Site, query: NodesQuery, personality: Personality, shown: li
         case NodesFormat.JSON:
             now, number = datetime.now(UTC), version("hpcmesos")
             return render.nodes_json(shown, now=now, version=number, server=site.settings.server)
+        case NodesFormat.DSV:
+            return render.nodes_dsv(shown, query.delimiter)
         case _:
             return render.nodes_text(shown, personality)
 
@@ -166,6 +185,8 @@ def _status(node: NodeRecord, facts: NodeFacts) -> NodeStatus:
                 simulated=gpu.simulated,
                 job=gpu.job_id,
                 note=gpu.note,
+                memory=gpu.memory,
+                figures=dict(gpu.figures),
             )
             for gpu in facts.gpus
         ],

@@ -6,8 +6,9 @@ renders them when it builds the spec of an attempt; status commands render them 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from hpcmesos.model import JobId
@@ -19,6 +20,12 @@ STREAMS = {"stdout": "stdout_template", "stderr": "stderr_template"}
 def stored(template: PathTemplate) -> dict[str, Any]:
     """The JSON form of a template."""
     return asdict(template)
+
+
+def in_sight(template: PathTemplate, shared_paths: Sequence[str]) -> bool:
+    """Whether nodes see the place as its host does."""
+    path = PurePosixPath(template.path or template.directory)
+    return any(path.is_relative_to(tree) for tree in shared_paths)
 
 
 def final_paths(submission: Mapping[str, Any], job: JobId, name: str) -> tuple[str | None, str | None]:

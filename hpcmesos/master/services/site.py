@@ -18,6 +18,7 @@ from hpcmesos.gang.snapshot import GpuView, NodeView
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.cycle import switch
 from hpcmesos.master.links_client import Lines
+from hpcmesos.master.log_store import LogStore
 from hpcmesos.master.oidc import Provider
 from hpcmesos.master.rates import Rates
 from hpcmesos.master.services.wishes import Notifier
@@ -30,6 +31,7 @@ T = TypeVar("T")
 FRESH = 1.0
 """Seconds that what is known of the cluster is used again."""
 
+_MIB = 1024 * 1024
 _LEADER_KEPT = 0.05  # the same for who leads
 
 
@@ -90,6 +92,8 @@ class Site:
     server: Remembered[dict[str, str]]  # its attributes that are set
     revoked: Remembered[frozenset[str]]  # serials of nodes' certificates
     leader: Remembered[LeaderRecord]
+    gateways: Remembered[frozenset[str]]  # names of login hosts that have one
+    logs: LogStore
     tls: Callable[[], ssl.SSLContext] | None = None
     lines: Lines | None = None  # to the leader
     ca_state: Path | None = None  # the directory that holds ``ca/``
@@ -110,6 +114,8 @@ class Site:
             Remembered(store.server),
             Remembered(store.revoked),
             Remembered(store.leader, _LEADER_KEPT),
+            Remembered(store.deliveries.gateways),
+            _log_store(settings),
             tls,
             None if tls is None else Lines(tls),
             settings.state,
@@ -134,6 +140,11 @@ class Site:
         if self.lines is not None:
             self.lines.close()
         self.store.close()
+
+
+def _log_store(settings: MasterSettings) -> LogStore:
+    directory = Path(settings.log_store) if settings.log_store else settings.state / "logs"
+    return LogStore(directory, settings.log_store_mib * _MIB, settings.log_stream_mib * _MIB)
 
 
 def _provider(settings: MasterSettings) -> Provider | None:

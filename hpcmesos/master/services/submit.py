@@ -39,6 +39,7 @@ from hpcmesos.master.services import output_paths, secrets, why
 from hpcmesos.master.services.admission import Applicant, admit, default_resources, execution_group
 from hpcmesos.master.services.hosts import peer_of
 from hpcmesos.master.services.lookup import find_own
+from hpcmesos.master.services.outputs import gateways_of
 from hpcmesos.master.services.replies import information
 from hpcmesos.master.services.site import Site, client_zone
 from hpcmesos.model import JobId, JobState, Request
@@ -217,6 +218,7 @@ def _context(site: Site, caller: Caller, request: CommandRequest | SubmitRequest
         server=site.settings.server,
         now=datetime.now(client_zone(request.environ.get("TZ"))),
         default_queue=site.default_queue,
+        decimal_umask=request.personality == Personality.TORQUE,
         default_options=tuple(shlex.split(site.server.recent().get("default_qsub_arguments", ""))),
         default_resources=partial(default_resources, site),
         submit_filter=request.submit_filter if isinstance(request, CommandRequest) else None,
@@ -396,6 +398,8 @@ def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Subm
     pbspro = request.personality == Personality.PBSPRO
     paths = [replace(resolved(site, path), pbspro=pbspro) for path in (built.stdout_path, built.stderr_path)]
     silent = built.capture or built.interactive  # no output files
+    places = {} if silent else dict(zip(output_paths.STREAMS, paths, strict=True))
+    gateways = gateways_of(site, places, request.host)
     content = {
         "environment": dict(built.environment),
         "workdir": built.workdir,
@@ -410,11 +414,13 @@ def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Subm
         "secrets": list(built.secrets) or None,
         "image": built.image,
         "image_pull": built.image_pull,
+        "image_secret": built.image_secret,
         "submit_host": request.host,
         "submit_dir": request.cwd,
         "interactive": built.interactive or None,
         "stdout_template": None if silent else output_paths.stored(paths[0]),
         "stderr_template": None if silent else output_paths.stored(paths[1]),
+        "gateways": gateways or None,
         "resource_list": dict(built.resource_list),
         "submit_args": built.submit_args,
         "personality": request.personality,

@@ -14,6 +14,8 @@ from hpcmesos.master.services.site import Site
 from hpcmesos.model import Role, Scope
 from hpcmesos.wire import JoinReply, JoinRequest, RevokeRequest, TokenReply, TokenRequest, TokenStatus
 
+_TOKENS = {"agent": "join", "gateway": "gateway"}
+"""What joins, and the kind of the token by which it does."""
 _LONGEST = 10 * 365 * 86400.0  # seconds
 _NODE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})(?:\.[A-Za-z0-9-]{1,63}){0,8}", re.ASCII)
 
@@ -36,18 +38,18 @@ def create(site: Site, caller: Caller, request: TokenRequest) -> TokenReply:
             if user != caller.user:
                 auth.check_manager(caller, "make tokens for other users")
             token = _store(site, caller, "user", user, None, request.lifetime, request.scope)
-        case "join":
+        case "join" | "gateway":
             auth.check_manager(caller, "make join tokens")
             node = check_node(request.node) if request.node is not None else None
-            secret = _store(site, caller, "join", None, node, request.lifetime)
+            secret = _store(site, caller, request.kind, None, node, request.lifetime)
             token = f"{pki.fingerprint(certificates.authority(site))}.{secret}"
         case other:
-            raise InvalidValue(f"unknown kind of token '{other}'; one of user, join")
+            raise InvalidValue(f"unknown kind of token '{other}'; one of user, join, gateway")
     return TokenReply(token=token, kind=request.kind, expires_at=_end(caller, request.lifetime))
 
 
 def join(site: Site, request: JoinRequest, via: str) -> JoinReply:
-    """Gives an agent its certificate for a one-time token.
+    """Gives an agent, or a gateway, its certificate for a one-time token of that kind.
 
     The certificate is made first and handed out only once the token is used up, so that no token is lost to a
     malformed request and none gives two certificates.
@@ -56,12 +58,16 @@ def join(site: Site, request: JoinRequest, via: str) -> JoinReply:
         Unauthenticated: the token is unknown, used, expired, or another node's.
         InvalidValue: a malformed node name or certificate request.
     """
+    if request.role not in _TOKENS:
+        raise InvalidValue(f"unknown role '{request.role[:40]}'; one of {', '.join(_TOKENS)}")
     node = check_node(request.node)
     ca = certificates.authority(site)
-    certificate = certificates.sign(site, ca, node, request.csr)
-    site.store.consume_join_token(request.token.rpartition(".")[2], node, via)
+    certificate = certificates.sign(site, ca, node, request.csr, request.role)
+    site.store.consume_join_token(request.token.rpartition(".")[2], node, via, _TOKENS[request.role])
+    if request.role == "gateway":
+        site.store.deliveries.enrol(node)
     # It writes all that it is given before it uses any of it.
-    certificates.record(site, ca, node, certificate, via, pki.digest(ca.trusted))
+    certificates.record(site, ca, node, certificate, via, pki.digest(ca.trusted), request.role)
     return JoinReply(certificate=certificate, ca=ca.trusted, cluster=site.settings.cluster)
 
 

@@ -255,7 +255,7 @@ CREATE TABLE tokens (
     revoked_via TEXT DEFAULT '' NOT NULL,
     CONSTRAINT tokens_pkey PRIMARY KEY (hash),
     CONSTRAINT tokens_id_key UNIQUE (id),
-    CONSTRAINT tokens_kind CHECK (kind IN ('user', 'join')),
+    CONSTRAINT tokens_kind CHECK (kind IN ('user', 'join', 'gateway')),
     CONSTRAINT tokens_scope CHECK (scope IN ('read', 'jobs', 'all'))
 );
 
@@ -270,6 +270,7 @@ CREATE TABLE certificates (
     revoked_via TEXT DEFAULT '' NOT NULL,
     authority TEXT DEFAULT '' NOT NULL,
     trusts TEXT DEFAULT '' NOT NULL,
+    role TEXT DEFAULT '' NOT NULL,
     CONSTRAINT certificates_pkey PRIMARY KEY (serial)
 );
 CREATE INDEX certificates_node ON certificates (node);
@@ -287,6 +288,30 @@ CREATE TABLE authorities (
     forced_via TEXT DEFAULT '' NOT NULL,
     CONSTRAINT authorities_pkey PRIMARY KEY (fingerprint)
 );
+
+CREATE TABLE gateways (
+    name TEXT NOT NULL,
+    seen_at timestamptz,
+    CONSTRAINT gateways_pkey PRIMARY KEY (name)
+);
+
+CREATE TABLE deliveries (
+    attempt TEXT NOT NULL,
+    stream TEXT NOT NULL,
+    gateway TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    path TEXT NOT NULL,
+    name TEXT NOT NULL,
+    umask INTEGER NOT NULL,
+    append BOOLEAN DEFAULT false NOT NULL,
+    size BIGINT NOT NULL,
+    created_at timestamptz DEFAULT now() NOT NULL,
+    done_at timestamptz,
+    trouble TEXT DEFAULT '' NOT NULL,
+    CONSTRAINT deliveries_pkey PRIMARY KEY (attempt, stream)
+);
+
+CREATE INDEX deliveries_waiting ON deliveries (gateway) WHERE done_at IS NULL;
 
 CREATE TABLE secrets (
     owner TEXT NOT NULL,
@@ -554,7 +579,7 @@ BEGIN
         GRANT SELECT ON ALL TABLES IN SCHEMA public TO hpcmesos_api;
         GRANT INSERT ON jobs, job_scripts, inbox, idempotency_keys, tokens TO hpcmesos_api;
         GRANT UPDATE (node, used_at, used_via, revoked_at, revoked_by, revoked_via) ON tokens TO hpcmesos_api;
-        GRANT INSERT, UPDATE, DELETE ON secrets TO hpcmesos_api;
+        GRANT INSERT, UPDATE, DELETE ON secrets, gateways, deliveries TO hpcmesos_api;
         GRANT INSERT, UPDATE (revoked_at, revoked_by, revoked_via) ON certificates TO hpcmesos_api;
         GRANT INSERT, UPDATE (sealed_key, signs_since, dropped_at, forced_via) ON authorities TO hpcmesos_api;
         GRANT USAGE ON SEQUENCE job_ids, inbox_ids TO hpcmesos_api;
@@ -563,7 +588,7 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'hpcmesos_leader') THEN
         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO hpcmesos_leader;
         REVOKE ALL ON tokens, authorities, alembic_version FROM hpcmesos_leader;
-        REVOKE INSERT, UPDATE, DELETE ON secrets, certificates FROM hpcmesos_leader;
+        REVOKE INSERT, UPDATE, DELETE ON secrets, certificates, gateways, deliveries FROM hpcmesos_leader;
         REVOKE INSERT, DELETE ON leadership FROM hpcmesos_leader;
         GRANT SELECT ON alembic_version TO hpcmesos_leader;
         GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public TO hpcmesos_leader;

@@ -1,0 +1,264 @@
+"""``run(settings)``: the gateway of a login host without a master, an agent without slots.
+
+Commands find it where a master's socket would be. The kernel tells it who connects; it opens a connection to a master
+with its own certificate, says for whom in the first request, and from then on only passes bytes on. A second task
+writes on this host, as its owners, what jobs have left for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pwd
+import signal
+import socket
+import ssl
+import struct
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+
+from hpcmesos.agent import api
+from hpcmesos.agent.daemon import enrol, pid_file
+from hpcmesos.agent.deliveries import Deliverer
+from hpcmesos.agent.renewal import keep_certificate, watch_authorities
+from hpcmesos.config import GatewaySettings
+from hpcmesos.errors import HpcmesosError, MasterUnreachable, StateError, Unauthenticated
+from hpcmesos.wire import Delivered, Delivery, ErrorReply
+
+log = logging.getLogger(__name__)
+
+_UCRED = struct.Struct("3i")
+_CHUNK = 65536
+_CONNECT = 5.0  # seconds until the next master is asked
+_LONGEST_HEAD = 65536
+_ASK = 20.0  # seconds that a master may wait with its answer until there is something to deliver
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+
+
+def run(settings: GatewaySettings) -> int:
+    """Blocks until SIGTERM or SIGINT. Returns the exit code, after one line on an error."""
+    try:
+        settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with pid_file(settings.state / "gateway.pid", "a gateway"):
+            asyncio.run(_main(settings))
+    except HpcmesosError as error:
+        print(f"hpcmesos gateway: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"hpcmesos gateway: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
+        return StateError.exit_code
+    return 0
+
+
+async def _main(settings: GatewaySettings) -> None:
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    work = asyncio.create_task(_work(settings))
+    stop = asyncio.create_task(stopped.wait())
+    await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    work.cancel()
+    with suppress(asyncio.CancelledError):
+        await work
+
+
+async def _work(settings: GatewaySettings) -> None:
+    await enrol(settings, "gateway")
+    door = Door(settings)
+    due = asyncio.Event()
+    await asyncio.gather(
+        door.run(),
+        deliver(settings),
+        keep_certificate(settings, door.take_certificate, due),
+        watch_authorities(settings, due),
+    )
+
+
+class Door:
+    """The socket, and who comes in by it."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._masters = api.several(settings.master)
+        self._context = api.context(settings.state)
+
+    def take_certificate(self) -> None:
+        """Connections that are made from now on show the new one."""
+        self._context = api.context(self._settings.state)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        path = self._settings.socket
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        server = await asyncio.start_unix_server(self._serve, path, backlog=1024)
+        path.chmod(0o666)  # everybody's, as a master's
+        log.info("gateway %s listens at %s", self._settings.node, path)
+        async with server:
+            await server.serve_forever()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream: asyncio.StreamWriter | None = None
+        try:
+            user = _user_of(writer.get_extra_info("socket"))
+            answers, upstream = await self._vouch(user)
+            both = [asyncio.create_task(_pass(reader, upstream)), asyncio.create_task(_pass(answers, writer))]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            for task in both:
+                task.cancel()
+        except HpcmesosError as error:
+            writer.write(_answer(error))
+        except (OSError, ssl.SSLError, EOFError) as error:
+            log.warning("a connection broke: %s", error)
+        finally:
+            for one in (writer, upstream):
+                if one is not None:
+                    one.close()
+
+    async def _vouch(self, user: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to a master that is this user's.
+
+        Raises:
+            MasterUnreachable: none answers. Whatever leaf of the error tree a master answered.
+        """
+        last: Exception = MasterUnreachable(f"'{self._settings.master}' names no master")
+        for master in list(self._masters):
+            try:
+                async with asyncio.timeout(_CONNECT):
+                    return await self._begin(master, user)
+            except (OSError, EOFError, ValueError, MasterUnreachable) as error:
+                last = error
+                self._masters.append(self._masters.pop(0))
+        raise MasterUnreachable(f"gateway {self._settings.node}: no master answers ({last})")
+
+    async def _begin(self, master: str, user: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, port = api.host_and_port(master)
+        reader, writer = await asyncio.open_connection(
+            host, port, ssl=self._context, server_hostname=host, limit=_LONGEST_HEAD
+        )
+        try:
+            if api.organization(writer.get_extra_info("peercert")) != "master":
+                raise MasterUnreachable(f"{master} shows a certificate of the cluster, but not a master's")
+            path = f"/v1/gateway/user/{quote(user, safe='')}"
+            writer.write(f"PUT {path} HTTP/1.1\r\nHost: gateway\r\nContent-Length: 0\r\n\r\n".encode())
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            status = int(head.split(" ", 2)[1])
+            if status != 204:
+                length = next(
+                    (
+                        int(line[15:])
+                        for line in head.lower().split("\r\n")
+                        if line.startswith("content-length:")
+                    ),
+                    0,
+                )
+                raise api.refusal(master, status, await reader.readexactly(min(length, _LONGEST_HEAD)))
+        except BaseException:
+            writer.close()
+            raise
+        return reader, writer
+
+
+async def _pass(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    """Bytes from one side to the other, until either is gone."""
+    with suppress(OSError, ssl.SSLError):
+        while data := await source.read(_CHUNK):
+            target.write(data)
+            await target.drain()
+
+
+def _user_of(connection: socket.socket) -> str:
+    """The name of the process at the other end. Raises MasterUnreachable: that uid has none here."""
+    _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        raise Unauthenticated(f"user id {uid} has no name on this host") from None
+
+
+def _answer(error: HpcmesosError) -> bytes:
+    """The error as the API would have said it."""
+    reply = ErrorReply(code=error.code, message=str(error), exit_code=error.exit_code)
+    body = msgspec.json.encode(reply)
+    head = f"HTTP/1.1 {error.http_status} Refused\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def deliver(settings: GatewaySettings) -> None:
+    """Until cancelled: asks the masters for output, and writes it.
+
+    In a thread that the process need not wait for when it ends: a delivery may be cut off anywhere.
+    """
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+
+    def work() -> None:
+        try:
+            _keep_delivering(settings)
+        except BaseException as error:  # a gateway that delivers nothing must not stay
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(over.set_exception, error)
+
+    threading.Thread(target=work, daemon=True).start()
+    await over
+
+
+def _keep_delivering(settings: GatewaySettings) -> None:
+    masters = Masters(settings)
+    deliverer = Deliverer(settings.state, masters)
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            found = masters.waiting()
+            deliverer.clean(found)
+            for one in found:
+                deliverer.deliver(one)
+            pause = _FIRST_PAUSE
+        except HpcmesosError as error:
+            log.warning("nothing can be delivered now: %s", error)
+            masters.turn()
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+class Masters:
+    """The gateway's own questions to the API."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._state = settings.state
+        self._masters = api.several(settings.master)
+
+    def turn(self) -> None:
+        """The next question goes to the next master."""
+        self._masters.append(self._masters.pop(0))
+
+    def waiting(self) -> list[Delivery]:
+        """What there is to write; waits for it for a while."""
+        path = f"/v1/deliveries?timeout={_ASK}"
+        with api.request(
+            self._masters[0], "GET", path, None, api.context(self._state), _ASK + api.TIMEOUT
+        ) as reply:
+            return msgspec.json.decode(reply.read(), type=list[Delivery])
+
+    def fetch(self, one: Delivery, target: Path) -> None:
+        """Raises MasterUnreachable: not the whole of it came."""
+        path = f"/v1/outputs/{quote(one.attempt, safe='')}/{one.stream}"
+        with (
+            api.request(self._masters[0], "GET", path, None, api.context(self._state)) as reply,
+            target.open("wb") as file,
+        ):
+            while data := reply.read1(_CHUNK):
+                file.write(data)
+
+    def finish(self, one: Delivery, trouble: str) -> None:
+        path = f"/v1/deliveries/{quote(one.attempt, safe='')}/{one.stream}"
+        body = msgspec.to_builtins(Delivered(trouble=trouble))
+        with api.request(self._masters[0], "POST", path, body, api.context(self._state)) as reply:
+            reply.read()

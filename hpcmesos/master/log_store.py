@@ -1,0 +1,129 @@
+"""The log store: output of jobs that lies nowhere but on a node would go with the node, so masters keep it.
+
+A directory that all masters see. A stream comes in pieces, each with its offset, so that a transfer that broke goes on
+where it stopped; what is whole has no ``.part`` behind its name. The sum is bounded: the oldest goes first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpcmesos.errors import InvalidValue, StateError
+
+log = logging.getLogger(__name__)
+
+_MIB = 1024 * 1024
+_LOOK = 60.0  # seconds between two sums
+_PART = ".part"
+
+
+@dataclass(slots=True)
+class LogStore:
+    """``of_all``, ``of_one``: bytes of everything, of one stream. ``directory`` is made when it is first used."""
+
+    directory: Path
+    of_all: int = 10_240 * _MIB
+    of_one: int = 1024 * _MIB
+    _looked: float = field(default=-_LOOK, repr=False)
+
+    def take(self, attempt: str, stream: str, offset: int, data: bytes, total: int) -> int:
+        """Stores a piece at ``offset`` of a stream of ``total`` bytes; answers how much of it is there.
+
+        A piece that does not continue what is there changes nothing: the sender goes on from the answer.
+
+        Raises:
+            InvalidValue: a piece beyond the end. StateError: it cannot be written.
+        """
+        if offset + len(data) > total:
+            raise InvalidValue(f"a piece of {len(data)} bytes at {offset} of a stream of {total}")
+        target = self._path(attempt, stream)
+        try:
+            if (whole := _size(target)) is not None:
+                return max(total, whole)
+            return self._append(target, offset, data, total)
+        except OSError as error:
+            raise StateError(f"cannot keep output in {self.directory}: {error.strerror}") from error
+
+    def open(self, attempt: str, stream: str) -> int | None:
+        """A descriptor of a stream that is whole; None: not here."""
+        try:
+            return os.open(self._path(attempt, stream), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("cannot read %s of %s: %s", stream, attempt, error)
+            return None
+
+    def _append(self, target: Path, offset: int, data: bytes, total: int) -> int:
+        part = target.with_name(target.name + _PART)
+        if not offset:
+            self._make_room(min(total, self.of_one))
+        part.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "r+b", buffering=0) as file:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # of the same sender, who has given up an earlier try
+            have = os.fstat(fd).st_size
+            if offset != have:
+                return have
+            kept = data[: max(0, self.of_one - have)]
+            file.seek(have)
+            _write(file.fileno(), kept)
+            have += len(kept)
+            if have < total and have < self.of_one:
+                return have
+            if have < total:
+                line = f"\nhpcmesos: {total - have} more bytes are not kept (log_stream_mib)\n"
+                _write(file.fileno(), line.encode())
+            os.fsync(fd)
+            part.rename(target)
+            return total
+
+    def _make_room(self, wanted: int) -> None:
+        """Removes the oldest until ``wanted`` bytes more fit; a look at all files is not made for each stream."""
+        if time.monotonic() < self._looked + _LOOK:
+            return
+        self._looked = time.monotonic()
+        found = []
+        for path in self.directory.glob("*/*"):
+            with suppress(OSError):
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
+        used = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if used + wanted <= self.of_all:
+                return
+            with suppress(OSError):
+                path.unlink()
+                used -= size
+                log.warning("the log store is full: %s is dropped", path.name)
+
+    def _path(self, attempt: str, stream: str) -> Path:
+        """Raises InvalidValue for a name that is none of an attempt."""
+        if (
+            "/" in attempt
+            or "\0" in attempt
+            or not attempt[:1].isdigit()
+            or stream not in ("stdout", "stderr")
+        ):
+            raise InvalidValue(f"illegally formed attempt identifier: {ascii(attempt)[1:41]}")
+        number = attempt[:20].partition(".")[0].partition("[")[0]
+        return self.directory / number[-3:].zfill(3) / f"{attempt}.{stream}"
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

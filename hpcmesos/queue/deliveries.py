@@ -1,0 +1,110 @@
+"""Gateways that have joined, and the output that they have to write on their hosts.
+
+Every method is one statement and may raise DatabaseUnavailable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
+
+from sqlalchemy import Engine, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from hpcmesos.queue import tables as t
+from hpcmesos.queue.engine import begin
+
+_KEPT = timedelta(days=30)
+"""How long it is remembered what became of a delivery."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryRecord:
+    """``path``: absolute, on the gateway's host; ``name``: the file's name where that is a directory.
+
+    ``append``: an earlier attempt of the job may have written there. ``size``: bytes.
+    """
+
+    attempt: str
+    stream: str
+    gateway: str
+    owner: str
+    path: str
+    name: str
+    umask: int
+    append: bool
+    size: int
+
+
+class Deliveries:
+    """Thread-safe. ``engine``: of single statements."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def gateways(self) -> frozenset[str]:
+        """Names of hosts that have joined as gateways."""
+        with begin(self._engine) as connection:
+            return frozenset(connection.scalars(select(t.gateways.c.name)))
+
+    def enrol(self, gateway: str) -> None:
+        """A gateway has its certificate; once more changes nothing."""
+        row = insert(t.gateways).values(name=gateway).on_conflict_do_nothing()
+        with begin(self._engine) as connection:
+            connection.execute(row)
+
+    def retire(self, gateway: str) -> None:
+        """Jobs that are submitted from now on do not count on it."""
+        with begin(self._engine) as connection:
+            connection.execute(delete(t.gateways).where(t.gateways.c.name == gateway))
+
+    def seen(self, gateway: str) -> None:
+        """It has asked just now."""
+        now = update(t.gateways).where(t.gateways.c.name == gateway).values(seen_at=func.now())
+        with begin(self._engine) as connection:
+            connection.execute(now)
+
+    def listens(self, gateway: str, within: float) -> bool:
+        """Whether it has asked in the last ``within`` seconds."""
+        since = func.now() - timedelta(seconds=within)
+        there = select(t.gateways.c.name).where(t.gateways.c.name == gateway, t.gateways.c.seen_at > since)
+        with begin(self._engine) as connection:
+            return connection.execute(there).first() is not None
+
+    def add(self, record: DeliveryRecord) -> None:
+        """Something to write; the same once more changes nothing. Old ones that are done are forgotten."""
+        table = t.deliveries
+        old = delete(table).where(table.c.done_at < func.now() - _KEPT)
+        row = insert(table).values(**asdict(record)).on_conflict_do_nothing()
+        with begin(self._engine) as connection:
+            connection.execute(row.add_cte(old.cte("old")))
+
+    def waiting(self, gateway: str, most: int = 100) -> list[DeliveryRecord]:
+        """What a gateway still has to write, the oldest first."""
+        wanted = select(*_COLUMNS).where(t.deliveries.c.gateway == gateway, t.deliveries.c.done_at.is_(None))
+        with begin(self._engine) as connection:
+            rows = connection.execute(wanted.order_by(t.deliveries.c.created_at).limit(most))
+            return [DeliveryRecord(**row._asdict()) for row in rows]
+
+    def finish(self, gateway: str, attempt: str, stream: str, trouble: str) -> bool:
+        """Written, or given up because of ``trouble``; False: this gateway had no such thing to write."""
+        table = t.deliveries
+        mine = (table.c.attempt == attempt, table.c.stream == stream, table.c.gateway == gateway)
+        done = update(table).where(*mine).values(
+            done_at=func.coalesce(table.c.done_at, func.now()), trouble=trouble[:1000]
+        )  # fmt: skip
+        with begin(self._engine) as connection:
+            return connection.execute(done).rowcount > 0
+
+    def outcome(self, attempt: str, stream: str) -> str | None:
+        """Empty: written; else the trouble; None: not yet, or nothing to write."""
+        table = t.deliveries
+        wanted = select(table.c.trouble).where(
+            table.c.attempt == attempt, table.c.stream == stream, table.c.done_at.is_not(None)
+        )
+        with begin(self._engine) as connection:
+            found: str | None = connection.scalar(wanted)
+            return found
+
+
+_COLUMNS = [t.deliveries.c[field.name] for field in fields(DeliveryRecord)]

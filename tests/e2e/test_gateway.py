@@ -1,0 +1,262 @@
+"""A login host without a master: commands by its gateway's socket, and output that no node can write there itself."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import pwd
+import signal
+import socket
+import ssl
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.cluster_kit import LiveCluster, wait_until
+from tests.e2e.conftest import running
+from tests.e2e.gateway_kit import LoginHost
+from tests.e2e.terminal_kit import Terminal
+
+
+@pytest.fixture(scope="module")
+def apart() -> Iterator[LiveCluster]:
+    """A cluster whose nodes share no directory with the hosts where people work."""
+    cluster = LiveCluster(agents=1, gpus=2)
+    cluster.state.mkdir(parents=True)
+    (cluster.state / "site.toml").write_text('shared_paths = ["/nowhere"]\nlog_stream_mib = 1\n')
+    with running(cluster):
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def login(apart: LiveCluster) -> Iterator[LoginHost]:
+    host = LoginHost(apart)
+    host.start()
+    yield host
+    host.stop(signal.SIGTERM)
+
+
+def lives_on(job: str) -> str:
+    return job.split(".", maxsplit=1)[0]
+
+
+def test_users_are_who_the_kernel_says_and_output_arrives_before_the_job_is_over(
+    apart: LiveCluster, login: LoginHost
+) -> None:
+    job = login.qsub("#!/bin/sh\necho out\necho err >&2\n", "-N", "far", "-W", "umask=027")
+    shown = apart.wait(job)
+    out, err = (apart.work() / f"far.{letter}{lives_on(job)}" for letter in "oe")
+    assert (out.read_text(), err.read_text()) == ("out\n", "err\n")
+    status = out.stat()
+    owner = apart.user or pwd.getpwuid(os.getuid()).pw_name
+    assert (stat.S_IMODE(status.st_mode), pwd.getpwuid(status.st_uid).pw_name) == (0o640, owner)
+    assert shown["Job_Owner"] == f"{owner}@login1"
+    assert shown["Output_Path"] == f"login1:{out}"
+    assert "comment" not in shown
+    assert not list(apart.work().glob(".*delivery"))
+
+
+def test_a_second_user_is_somebody_else(apart: LiveCluster, login: LoginHost, users: tuple[str, str]) -> None:
+    job = login.qsub("#!/bin/sh\nsleep 100\n")
+    done = login.run("qdel", job, user=users[1])
+    assert done.returncode != 0
+    assert "Unauthorized" in done.stderr
+    assert login.run("qdel", job).returncode == 0
+    apart.wait(job)
+
+
+def test_output_for_a_named_host_goes_there(apart: LiveCluster, login: LoginHost) -> None:
+    places = apart.work() / "places"
+    places.mkdir(exist_ok=True)
+    if apart.user:
+        entry = pwd.getpwnam(apart.user)
+        os.chown(places, entry.pw_uid, entry.pw_gid)
+    job = apart.qsub("#!/bin/sh\necho there\n", "-j", "oe", "-N", "named", "-o", f"login1:{places}")
+    apart.wait(job)
+    assert (places / f"named.o{lives_on(job)}").read_text() == "there\n"
+
+
+def test_a_link_at_the_place_is_replaced_not_followed(apart: LiveCluster, login: LoginHost) -> None:
+    precious = apart.work() / "precious"
+    apart.run("sh", "-c", f"echo mine >{precious}; ln -s {precious} {apart.work()}/linked.out", check=True)
+    job = login.qsub("#!/bin/sh\necho new\n", "-j", "oe", "-o", "linked.out")
+    apart.wait(job)
+    assert precious.read_text() == "mine\n"
+    assert (apart.work() / "linked.out").read_text() == "new\n"
+
+
+def test_what_the_owner_may_not_write_is_said(apart: LiveCluster, login: LoginHost) -> None:
+    job = login.qsub("#!/bin/sh\necho kept\n", "-j", "oe", "-o", "/no/such/place/out")
+    assert "login1:/no/such/place/out: No such file or directory" in apart.wait(job)["comment"]
+    assert apart.hpcmesos("logs", job).stdout == "kept\n"
+
+
+def test_output_of_a_job_that_ended_while_the_gateway_was_dead_arrives_once(
+    apart: LiveCluster, login: LoginHost
+) -> None:
+    go = apart.work() / "go"
+    job = login.qsub(
+        "#!/bin/sh\nuntil [ -e go ]; do sleep 0.05; done\necho late\n", "-d", ".", "-j", "oe", "-N", "late"
+    )
+    apart.wait_state(job, "R")
+    login.stop(signal.SIGKILL)
+    apart.run("touch", str(go))
+    place = apart.work() / f"late.o{lives_on(job)}"
+    shown = apart.wait(job)
+    go.unlink()
+    assert (shown["Exit_status"], place.exists()) == (0, False)
+    assert "not written yet" in shown["comment"]
+    assert apart.hpcmesos("logs", job).stdout == "late\n"
+    login.start()
+    wait_until(place.exists, "the output")
+    assert place.read_text() == "late\n"
+    place.unlink()
+    login.stop(signal.SIGKILL)
+    login.start()
+    after = login.qsub("#!/bin/sh\ntrue\n", "-N", "after")
+    apart.wait(after)
+    assert (apart.work() / f"after.o{lives_on(after)}").exists()
+    assert not place.exists()
+
+
+def test_output_of_a_second_attempt_follows_the_first(apart: LiveCluster, login: LoginHost) -> None:
+    job = login.qsub(
+        "#!/bin/sh\necho try\n[ -e again ] && exit 0\ntouch again\nsleep 100\n",
+        "-d",
+        ".",
+        "-j",
+        "oe",
+        "-N",
+        "twice",
+    )
+    wait_until((apart.work() / "again").exists, "the first try")
+    assert apart.run("qrerun", job, user="").returncode == 0
+    apart.wait(job)
+    (apart.work() / "again").unlink()
+    assert (apart.work() / f"twice.o{lives_on(job)}").read_text() == "try\ntry\n"
+
+
+def test_logs_outlive_the_node(apart: LiveCluster, login: LoginHost) -> None:
+    """More than the 64 KiB that the database keeps, of a job without a place for its output."""
+    job = apart.qsub("#!/bin/sh\nseq 1 50000\n", "-o", "/no/such/directory/out")
+    apart.wait(job)
+    spool = apart.state / "agents" / "node1" / "attempts"
+    wait_until(lambda: not any(spool.glob(f"{lives_on(job)}.*")), "the node has forgotten it", 60)
+    assert apart.hpcmesos("logs", job).stdout == "".join(f"{n}\n" for n in range(1, 50001))
+
+
+def test_what_the_log_store_has_no_room_for_is_said(apart: LiveCluster) -> None:
+    job = apart.qsub("#!/bin/sh\nhead -c 1500000 /dev/zero | tr '\\0' x\n", "-o", "/no/such/directory/out")
+    apart.wait(job)
+    spool = apart.state / "agents" / "node1" / "attempts"
+    wait_until(lambda: not any(spool.glob(f"{lives_on(job)}.*")), "the node has forgotten it", 60)
+    text = apart.hpcmesos("logs", job).stdout
+    assert text == "x" * 1048576 + "\nhpcmesos: 451424 more bytes are not kept (log_stream_mib)\n"
+
+
+def test_a_session_outlives_a_broken_network(apart: LiveCluster, login: LoginHost) -> None:
+    """The gateway stands for the network: killed, nobody says good-bye to the master."""
+    environ = {key: value for key, value in apart.environ.items() if key != "HPCMESOS_STATE"}
+    environ |= {"HPCMESOS_SOCKET": str(login.socket), "PATH": f"{login.bin}/torque:{environ['PATH']}"}
+    terminal = Terminal(["qsub", "-I"], environ, apart.work(), apart.user)
+    try:
+        terminal.expect("qsub: waiting for job ")
+        job = terminal.expect(" to start")
+        terminal.expect(f"qsub: job {job} ready")
+        terminal.type("PS1=; stty -echo; x=kept; echo read''y\n")
+        terminal.expect("ready\r\n")
+        gone = apart.work() / "gone"
+        terminal.type("until [ -e gone ]; do sleep 0.1; done; seq 1 3000; echo me''anwhile\n")
+        login.stop(signal.SIGKILL)
+        apart.run("touch", str(gone))
+        login.start()
+        terminal.expect("\n3000\r\nmeanwhile", timeout=60)
+        terminal.type("echo still $x; exit 4\n")
+        terminal.expect("still kept")
+        terminal.expect("completed")
+        assert terminal.wait() == 4
+    finally:
+        terminal.close()
+        (apart.work() / "gone").unlink(missing_ok=True)
+
+
+# --- what a gateway's certificate is good for -------------------------------------------------------------------------
+
+
+def ask(
+    host: LoginHost, method: str, path: str, *, first: str = "", state: Path | None = None
+) -> tuple[int, str]:
+    """A request with the gateway's certificate, or another's; ``first``: for whom the connection is."""
+    state = state or host.state
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(state / "ca.pem")
+    context.load_cert_chain(state / "agent.pem", state / "agent.key")
+    address, _, port = host.master.removeprefix("https://").rpartition(":")
+    connection = http.client.HTTPSConnection(address, int(port), context=context, timeout=10)
+    try:
+        if first:
+            connection.request("PUT", f"/v1/gateway/user/{first}")
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != 204:
+                return answer.status, ""
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def test_a_connection_is_one_users_for_good(apart: LiveCluster, login: LoginHost) -> None:
+    """Else a user of the login host could make himself anybody by the gateway's own word."""
+    assert ask(login, "PUT", "/v1/gateway/user/root", first="alice")[0] == 403
+    assert ask(login, "GET", "/v1/deliveries", first="alice")[0] == 403
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as local:
+        local.connect(str(login.socket))
+        local.sendall(b"PUT /v1/gateway/user/alice HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        assert local.recv(100).startswith(b"HTTP/1.1 403")
+
+
+def test_agents_vouch_for_nobody_and_gateways_do_not_act_as_nodes(
+    apart: LiveCluster, login: LoginHost
+) -> None:
+    node = apart.state / "agents" / "node1"
+    assert ask(login, "GET", "/v1/jobs", first="alice", state=node)[0] == 403
+    assert ask(login, "GET", "/v1/deliveries", state=node)[0] == 403
+    assert ask(login, "GET", "/v1/deliveries")[0] == 200
+    job = apart.qsub("#!/bin/sh\necho kept\n", "-o", "/no/such/directory/out")
+    apart.wait(job)
+    path = f"/v1/outputs/{job}%231/stdout"
+    assert ask(login, "PUT", f"{path}?offset=0&total=0")[0] == 403
+    assert ask(login, "GET", path)[0] == 403
+
+
+def test_a_join_token_of_an_agent_makes_no_gateway(apart: LiveCluster, login: LoginHost) -> None:
+    other = LoginHost(apart, "login2")
+    other.token.write_text(apart.hpcmesos("token", "create", "--join", "--node", "login2").stdout)
+    done = apart.hpcmesos(
+        *("gateway", "--node", "login2", "--master", other.master, "--state", str(other.state)),
+        *("--socket", str(other.socket), "--join-token-file", str(other.token)),
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "the join token is unknown" in done.stderr.splitlines()[-1]
+
+
+def test_a_revoked_gateway_is_nobody(apart: LiveCluster, login: LoginHost) -> None:
+    other = LoginHost(apart, "login3")
+    other.start()
+    try:
+        assert other.run("qstat").returncode == 0
+        apart.hpcmesos("certificate", "revoke", "login3")
+        done = other.run("qstat")
+        assert done.returncode != 0
+        assert "revoked" in done.stderr
+        shown = json.loads(login.run("qstat", "-F", "json", "-f").stdout)
+        assert "pbs_server" in shown
+    finally:
+        other.stop(signal.SIGTERM)

@@ -1,0 +1,145 @@
+"""A gateway writes each delivery once, whatever is killed between two of its steps."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+from pathlib import Path
+
+import pytest
+
+from hpcmesos.agent.deliveries import Deliverer
+from hpcmesos.errors import MasterUnreachable
+from hpcmesos.wire import Delivery
+
+
+class Killed(BaseException):
+    """As if the process had ended here."""
+
+
+class Masters:
+    """What the deliverer asks; ``dies_in``: the step at which it is killed."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.finished: list[str] = []
+        self.fetched = 0
+        self.dies_in = ""
+
+    def fetch(self, one: Delivery, target: Path) -> None:
+        self.fetched += 1
+        target.write_bytes(self.content)
+        if self.dies_in == "fetch":
+            raise Killed
+
+    def finish(self, one: Delivery, trouble: str) -> None:
+        if self.dies_in == "finish":
+            raise Killed
+        if self.dies_in == "unreachable":
+            raise MasterUnreachable("no answer")
+        self.finished.append(trouble)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory of the user who gets the output."""
+    path = tmp_path / "home"
+    path.mkdir()
+    return path
+
+
+def delivery(path: Path, append: bool = False) -> Delivery:
+    me = pwd.getpwuid(os.getuid()).pw_name
+    return Delivery(
+        attempt="7.hpcm#1",
+        stream="stdout",
+        owner=me,
+        path=str(path),
+        name="job.o7",
+        umask=0o027,
+        append=append,
+        size=4,
+    )
+
+
+def test_a_delivery_is_written_with_its_umask_and_told(tmp_path: Path, place: Path) -> None:
+    masters = Masters(b"text")
+    Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
+    assert (place / "out").read_bytes() == b"text"
+    assert stat.S_IMODE((place / "out").stat().st_mode) == 0o640
+    assert masters.finished == [""]
+    assert [path.name for path in place.iterdir()] == ["out"]
+    assert not list((tmp_path / "incoming").iterdir()) + list((tmp_path / "moving").iterdir())
+
+
+@pytest.mark.parametrize("step", ["fetch", "finish", "unreachable"])
+def test_what_was_killed_is_done_once(tmp_path: Path, place: Path, step: str) -> None:
+    masters = Masters(b"text")
+    masters.dies_in = step
+    with pytest.raises((Killed, MasterUnreachable)):
+        Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
+    written = (place / "out").exists()
+    assert written == (step != "fetch")
+    if written:  # its owner may have done with it what he likes by then
+        (place / "out").unlink()
+    masters.dies_in = ""
+    Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
+    assert masters.finished == [""]
+    assert (place / "out").exists() == (step == "fetch")
+    assert masters.fetched == (2 if step == "fetch" else 1)
+
+
+def test_a_kill_before_the_last_step_begins_anew(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masters = Masters(b"text")
+    real = Deliverer._run
+
+    def run(self: Deliverer, one: Delivery, words: list[str], source: Path | None = None) -> str:
+        if words[0] == "move":
+            raise Killed
+        return real(self, one, words, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Deliverer, "_run", run)
+        with pytest.raises(Killed):
+            Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
+    assert not (place / "out").exists()
+    Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
+    assert (place / "out").read_bytes() == b"text"
+    assert [path.name for path in place.iterdir()] == ["out"]
+
+
+def test_a_later_attempt_is_appended_and_a_directory_gets_the_default_name(
+    tmp_path: Path, place: Path
+) -> None:
+    masters = Masters(b"one\n")
+    deliverer = Deliverer(tmp_path, masters)
+    deliverer.deliver(delivery(place))
+    masters.content = b"two\n"
+    deliverer.deliver(delivery(place, append=True))
+    assert (place / "job.o7").read_bytes() == b"one\ntwo\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+def test_the_owners_rights_decide(tmp_path: Path, place: Path) -> None:
+    masters = Masters(b"text")
+    one = Delivery(
+        attempt="7.hpcm#1", stream="stdout", owner="nobody", path=str(place / "out"),
+        name="x", umask=0o022, append=False, size=4,
+    )  # fmt: skip
+    place.chmod(0o755)
+    Deliverer(tmp_path, masters).deliver(one)
+    assert masters.finished == ["Permission denied"]
+    assert not list(place.iterdir())
+
+
+def test_no_such_user_is_said(tmp_path: Path, place: Path) -> None:
+    masters = Masters(b"text")
+    one = Delivery(
+        attempt="7.hpcm#1", stream="stdout", owner="hpcmnobodyatall", path=str(place / "out"),
+        name="x", umask=0o022, append=False, size=4,
+    )  # fmt: skip
+    Deliverer(tmp_path, masters).deliver(one)
+    assert masters.finished == ["no user 'hpcmnobodyatall' on this node"]
