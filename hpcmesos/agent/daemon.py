@@ -119,7 +119,7 @@ class Agent:
         parts: list[Coroutine[Any, Any, None]] = [self._control.run(), self._uplink.run(self._ready)]
         if self._probe is not None:
             parts.append(self._probe.run())
-        parts.append(keep_certificate(self._settings, self._uplink.take_certificate))
+        parts.append(keep_certificate(self._settings, self._uplink.take_certificate, self._uplink.outdated))
         if (program := self._settings.health_program) is not None:
             parts.append(health_program.watch(program, self._settings.health_interval, self.handle))
         await asyncio.gather(*parts)

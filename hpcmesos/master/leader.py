@@ -27,8 +27,9 @@ import uvloop
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable
-from hpcmesos.master import child, notices, pki
+from hpcmesos.master import child, notices
 from hpcmesos.master.events import Event, InboxHint, Stop
+from hpcmesos.master.identity import Identity, keep_fresh
 from hpcmesos.master.links import Links, bind
 from hpcmesos.master.listener import listen
 from hpcmesos.master.planner import Planner
@@ -167,11 +168,10 @@ class Leader:
             term=store.term,
         )
         links = Links(welcome, settings.node_silence, self._events.put)
-        tls = pki.server_context(
-            self._config.certificate, self._config.key, self._config.ca, require_client=True
-        )
-        refresher = pki.Refresher([tls], self._config.certificate, self._config.key, self._config.ca)
-        fresh = asyncio.create_task(pki.keep_fresh(refresher))
+        identity = Identity(self._config.certificate, self._config.key, self._config.ca)
+        tls = identity.server(require_client=True)
+        links.trusts = identity.trusts
+        fresh = asyncio.create_task(keep_fresh(identity, lambda: setattr(links, "trusts", identity.trusts)))
         guard = asyncio.create_task(self._part_from_revoked(links))
         await links.start(bound, tls)  # before the picture is there: agents need not dial twice
         connected = asyncio.create_task(asyncio.to_thread(store.leader))  # while the picture is read
