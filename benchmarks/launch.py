@@ -1,79 +1,121 @@
-"""The start of ranks: `hpcmesos run` against bare Hydra over the same nodes, one after the other in one job.
+"""The start of ranks: `mpiexec` through the front, `hpcmesos run` and the ring against bare Hydra, in turns in one job.
 
-Brings up a cluster of its own on this machine and runs each launch ``--repeat`` times, in turns. "bare" is the MPICH
-wheel's mpiexec by its absolute path, which starts its proxies
-through our remote shell; "front" is the mpiexec that jobs find.
+Brings up a cluster of its own on this machine and runs each launch ``--repeat`` times. "bare" is the MPICH wheel's
+mpiexec by its absolute path, which starts its proxies through our remote shell; "front" is the mpiexec that jobs find.
+Besides the seconds it counts CPU time, which other work on the machine disturbs less: what the processes of the job
+used, on all nodes, and the shepherds and starters.
 """
 
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-HPCMESOS = [sys.executable, "-m", "hpcmesos.cli"]
-PROGRAMS = {
-    "true": "/bin/true",
-    "mpi4py barrier": f"{sys.executable} -c 'from mpi4py import MPI; MPI.COMM_WORLD.barrier()'",
+BARE, FRONT, RUN, RING = "bare", "front", "run", "ring"
+LAUNCHES = {
+    "true": {BARE: "/bin/true", FRONT: "/bin/true", RUN: "/bin/true"},
+    "barrier": dict.fromkeys(
+        (BARE, FRONT, RUN), f"{sys.executable} -c 'from mpi4py import MPI; MPI.COMM_WORLD.barrier()'"
+    ),
+    "ring": {BARE: f"{sys.executable} -I -m hpcmesos.gang.ring 300", RING: ""},
 }
-TIMER = """
-import json, os, subprocess, sys, time
-launchers, programs, repeat, ranks = json.loads(sys.argv[1])
-samples = {}
-for _ in range(repeat):
-    for name, command in programs.items():
-        for launcher, words in launchers.items():
-            start = time.perf_counter()
-            subprocess.run(f"{words} -n {ranks} {command}", shell=True, check=True)
-            samples.setdefault(name, {}).setdefault(launcher, []).append(time.perf_counter() - start)
-print(json.dumps(samples))
-"""
+"""By program: what each launcher is told to start."""
+TICKS = os.sysconf("SC_CLK_TCK")
+
+Samples = dict[str, dict[str, list[tuple[float, float]]]]
+"""By program and launcher: (wall seconds, CPU seconds) of each launch."""
 
 
-def measure(directory: Path, nodes: int, ranks: int, repeat: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each launch, by program and launcher."""
-    state = directory / "state"
-    environ = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("HPCMESOS_")},
-        "HPCMESOS_STATE": str(state),
-        "PATH": f"{state}/bin/torque:{os.environ['PATH']}",
-    }
+def measure(directory: Path, nodes: int, ranks: int, repeat: int) -> Samples:
+    from kit import Bench, some_user
 
-    def run(*command: str, stdin: str = "") -> str:
-        done = subprocess.run(
-            command, input=stdin, stdout=subprocess.PIPE, text=True, env=environ, cwd=directory, check=True
-        )
-        return done.stdout.strip()
+    from hpcmesos.cli.embedded import Cluster
 
-    launchers = {
-        "bare": str(Path(sys.executable).parent / "mpiexec"),
-        # Our front stands first in a job's PATH; the launcher behind it is the same wheel's.
-        "front": f'PATH="${{PATH%%:*}}:{Path(sys.executable).parent}:$PATH" mpiexec',
-        "run": "hpcmesos run",
-    }
-    (directory / "timer.py").write_text(TIMER)
-    plan = json.dumps([launchers, PROGRAMS, repeat, ranks]).replace("'", "'\\''")
-    script = f"#!/bin/sh\n{sys.executable} {directory}/timer.py '{plan}'\n"
-    run(*HPCMESOS, "up", "--agents", str(nodes), "--gpus", str(ranks), "--state", str(state), "--detach")
-    try:
-        job = run(
-            "qsub", "-j", "oe", "-o", str(directory / "out"),
-            "-l", f"nodes={nodes}:ppn={ranks // nodes}:gpus={ranks // nodes}", stdin=script,
-        )  # fmt: skip
-        run(*HPCMESOS, "wait", job)
-    finally:
-        run(*HPCMESOS, "down", "--state", str(state))
-    output = (directory / "out").read_text()
-    if not output.rstrip().endswith("}"):
-        raise SystemExit(f"the job failed: {output[-2000:]}")
-    samples: dict[str, dict[str, list[float]]] = json.loads(output.splitlines()[-1])
+    bench = Bench(directory, some_user())
+    with bench.up(nodes, ranks):
+        plan = {
+            "ranks": ranks,
+            "repeat": repeat,
+            "helpers": helpers(bench.state),
+            "cgroups": f"/sys/fs/cgroup/**/{Cluster.load(bench.state).identity}/*/*#*",
+        }
+        (bench.work / "plan").write_text(json.dumps(plan))
+        share = f"nodes={nodes}:ppn={ranks // nodes}:gpus={ranks // nodes}"
+        script = f"#!/bin/sh\nexec {sys.executable} {os.path.abspath(__file__)} --inside {bench.work}/plan\n"
+        output = bench.work / "out"
+        job = bench.submit("-S", "/bin/sh", "-j", "oe", "-o", str(output), "-l", share, stdin=script)
+        bench.hpcmesos("wait", job)
+        text = output.read_text()
+    if not text.rstrip().endswith("}"):
+        raise SystemExit(f"the job failed: {text[-2000:]}")
+    samples: Samples = json.loads(text.splitlines()[-1])
     return samples
+
+
+def helpers(state: Path) -> list[int]:
+    """The shepherds and their starters."""
+    from kit import PARTS
+
+    found = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            line = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            parent = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        found[int(name)] = (line, parent)
+    shepherds = {
+        pid for pid, (line, _) in found.items() if PARTS["shepherds"] in line and f"{state}/" in line
+    }
+    return [
+        *shepherds,
+        *(pid for pid, (line, up) in found.items() if PARTS["starters"] in line and up in shepherds),
+    ]
+
+
+# --- inside the job -------------------------------------------------------------------------------------------------
+
+
+def run_inside(plan: dict[str, object]) -> Samples:
+    wheel = Path(sys.executable).parent
+    launchers = {
+        BARE: f"{wheel}/mpiexec -n {plan['ranks']}",
+        # Our front stands first in a job's PATH; the launcher behind it is the same wheel's.
+        FRONT: f'PATH="${{PATH%%:*}}:{wheel}:$PATH" mpiexec -n {plan["ranks"]}',
+        RUN: f"hpcmesos run -n {plan['ranks']}",
+        RING: "hpcmesos ring",
+    }
+    samples: Samples = {}
+    for _ in range(int(str(plan["repeat"]))):
+        for name, launches in LAUNCHES.items():
+            for launcher, program in launches.items():
+                cpu, start = cpu_seconds(plan), time.perf_counter()
+                subprocess.run(
+                    f"{launchers[launcher]} {program}", shell=True, check=True, stdout=subprocess.DEVNULL
+                )
+                taken = time.perf_counter() - start, cpu_seconds(plan) - cpu
+                samples.setdefault(name, {}).setdefault(launcher, []).append(taken)
+    return samples
+
+
+def cpu_seconds(plan: dict[str, object]) -> float:
+    """What this job, on all of its nodes, and those who look after it have used so far."""
+    used = 0.0
+    for directory in glob.iglob(str(plan["cgroups"]), recursive=True):
+        words = Path(directory, "cpu.stat").read_text().split()
+        used += int(words[words.index("usage_usec") + 1]) / 1e6
+    for pid in plan["helpers"]:  # type: ignore[attr-defined]  # JSON
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        used += sum(map(int, fields[11:13])) / TICKS
+    return used
 
 
 def main() -> None:
@@ -82,19 +124,26 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.inside:
+        print(json.dumps(run_inside(json.loads(arguments.inside.read_text()))))
+        return
+    from kit import machine
+
     with tempfile.TemporaryDirectory(prefix="hpcmesos-bench-") as directory:
         Path(directory).chmod(0o711)
         samples = measure(Path(directory), arguments.nodes, arguments.ranks, arguments.repeat)
-    machine = f"{os.cpu_count()} CPUs, Linux {platform.release()}, load {os.getloadavg()[0]:.1f}"
-    figures: dict[str, object] = {"machine": machine, "nodes": arguments.nodes, "ranks": arguments.ranks}
-    for program, by_launcher in samples.items():
-        medians = {launcher: statistics.median(times) for launcher, times in by_launcher.items()}
-        ratios = {f"{name} / bare": medians[name] / medians["bare"] for name in ("front", "run")}
-        figures[program] = {"median_s": medians, **ratios, "samples_s": by_launcher}
-        words = ", ".join(f"{name} {value:.2f} s" for name, value in medians.items())
-        print(f"{program:16} {words}; " + ", ".join(f"{name} {value:.2f}" for name, value in ratios.items()))
-    print(machine)
+    figures: dict[str, object] = {"machine": machine(), "nodes": arguments.nodes, "ranks": arguments.ranks}
+    for program, launches in samples.items():
+        wall, cpu = (
+            {name: statistics.median(v[at] for v in launches[name]) for name in launches} for at in (0, 1)
+        )
+        figures[program] = {"wall_s": wall, "cpu_s": cpu, "samples": launches}
+        for name in launches:
+            ratios = f"{wall[name] / wall[BARE]:.2f} and {cpu[name] / cpu[BARE]:.2f} of bare"
+            print(f"{program:8} {name:6} {wall[name]:6.2f} s, {cpu[name]:6.2f} s of CPU: {ratios}")
+    print(figures["machine"])
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -7,7 +7,6 @@ import base64
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -17,11 +16,12 @@ from typing import Any, Protocol
 
 from hpcmesos.gang import mpi
 from hpcmesos.launch import enclosure, files, limits, ports, preflight, proxies, tasks
+from hpcmesos.launch.births import Birth
 from hpcmesos.launch.container import SHELL, Container, PrivateTmp, View
 from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
-from hpcmesos.launch.processes import Children, Launch, Outputs, read_report
+from hpcmesos.launch.processes import Children, Launch, Outputs
 from hpcmesos.launch.secrets import Secrets
 from hpcmesos.launch.settings import Config
 from hpcmesos.launch.site_scripts import ABORT, Result, Scripts
@@ -31,8 +31,6 @@ from hpcmesos.launch.terminal import Terminal
 NODE_LOST = "NODE_LOST"
 _HURRY = 5.0
 """Seconds of grace, at most, when a member is lost: the whole gang has to be gone 30 s after the loss."""
-_STARTER_PATIENCE = 5.0
-"""Seconds that the starter may take to begin a script; then it is killed, and the shepherd forks by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +126,14 @@ class Attempt:
         self._killed = False
         self._forced = False
         self._wake = asyncio.Event()
-        self._pid = 0
-        self._report: socket.socket | None = None
-        self._forking: asyncio.TimerHandle | None = None  # the starter was asked, and has not answered
+        self._birth = Birth(
+            services.children,
+            self.output.opened,
+            on_program=self._executed,
+            on_exit=self._exited,
+            retry=self._retried,
+            on_failure=self._stillborn,
+        )
         self._status: int | None = None
         self._cpu = 0.0
         self._peak = 0
@@ -261,28 +264,12 @@ class Attempt:
             self._journal.append({"phase": "running", "at": started_at})
             self.scripts.begun = True
             own = self.terminal or self.view or any(self._preamble)
-            self._fork(quickly=not own)
+            self._birth.begin(self._launch(), self.enclosure, quickly=not own)
         except Exception as error:  # no process, no memory, no disk: a job that runs nowhere must not stay
             self.end(Order("START_FAILED", 0.0, f"cannot start the job: {error}"))
             return
         self._watch_walltime()
         self._started_at = started_at
-
-    def _fork(self, quickly: bool) -> None:
-        """The child is known at once, or (``quickly``) by its report."""
-        children, launch = self.services.children, self._launch()
-        if quickly and isinstance(self.enclosure, enclosure.Cgroup):
-            self._pid, report = children.start(launch, self.enclosure.directory, self._exited)
-        else:
-            self._pid, report = children.spawn(launch, self._exited)
-        self._report = report
-        loop = asyncio.get_running_loop()
-        self._forking = None
-        if self._pid:
-            self.enclosure.adopt(self._pid)
-        else:
-            self._forking = loop.call_later(_STARTER_PATIENCE, children.give_up_starter)
-        loop.add_reader(report.fileno(), self._read_report)
 
     def _launch(self) -> Launch:
         spec = self.spec
@@ -376,52 +363,24 @@ class Attempt:
             "HPCMESOS_SHEPHERD": str(os.getpid()),
         }
 
-    def _read_report(self) -> None:
-        """What the child opened; its end is the start of the program."""
-        if self._report is None:
-            return
-        over = read_report(self._report, self.output.opened)
-        if self._forking and (over or self.output.opened.pid):
-            self._claim(self._report)
-        if over:
-            self._close_report()
-
-    def _claim(self, report: socket.socket) -> None:
-        """The starter's child is known now, or there is none."""
-        opened = self.output.opened
-        if self._forking:
-            self._forking.cancel()
-        self._forking = None
-        self._pid = opened.pid
-        self.services.children.claim(report, self._pid, self._exited)
-        if opened.unable:
-            self.services.children.give_up_starter()
-        if self._pid:
-            return
-        asyncio.get_running_loop().remove_reader(report.fileno())
-        report.close()
-        self._report = None
+    def _retried(self) -> Launch | None:
+        """What to start when the starter could not."""
         self._wake.set()
-        if self.phase == "running":  # it told nothing, so it executed nothing: it may be begun again, by us
-            opened.failure = ""
-            try:
-                self._fork(quickly=False)
-            except Exception as error:
-                self.end(Order("START_FAILED", 0.0, f"cannot start the job: {error}"))
+        return self._launch() if self.phase == "running" else None
 
-    def _close_report(self) -> None:
-        if self._report is None:
-            return
-        asyncio.get_running_loop().remove_reader(self._report.fileno())
-        self._report.close()
-        self._report = None
+    def _stillborn(self, error: Exception | None) -> None:
+        if error:
+            self.end(Order("START_FAILED", 0.0, f"cannot start the job: {error}"))
+
+    def _executed(self) -> None:
+        """The script's program runs, or could not."""
         if self.terminal:
             self.terminal.opened()
         opened = self.output.opened
         self._started = {
             "event": "started",
             "attempt": self.id,
-            "pid": self._pid,
+            "pid": self._birth.pid,
             "started_at": self._started_at,
             "stdout_path": opened.stdout_path,
             "stderr_path": opened.stderr_path,
@@ -433,8 +392,6 @@ class Attempt:
 
     def _exited(self, status: int, usage: resource.struct_rusage) -> None:
         self._status = status
-        self._read_report()
-        self._close_report()  # the starter may hold its copy of the other end still
         self.charge(usage)
         self._wake.set()
         if self.gang and self.phase == "running":
@@ -564,7 +521,7 @@ class Attempt:
 
     async def _finish(self) -> None:
         order = self._order
-        if self._forking:
+        if self._birth.unknown:
             await self._wait_for_child()
         if order and not self._over():
             if order.kill_delay > 0:
@@ -618,19 +575,19 @@ class Attempt:
         return {
             "cput": max(cpu, self._cpu),
             "mem": max(peak, self._peak),
-            "walltime": (self._over_at or time.monotonic()) - self._since if self._pid else 0.0,
-            "session": self._pid,
+            "walltime": (self._over_at or time.monotonic()) - self._since if self._birth.pid else 0.0,
+            "session": self._birth.pid,
         }
 
     async def _wait_for_child(self) -> None:
         """What the starter was asked is begun or given up: until then nothing could be killed for good."""
-        while self._forking and self.enclosure.empty():
+        while self._birth.unknown and self.enclosure.empty():
             await asyncio.sleep(0.002)
 
     def _over(self) -> bool:
         """The head is over with its script, another member with its processes."""
         if self.head:
-            return not (self._pid or self._forking) or self._status is not None
+            return not (self._birth.pid or self._birth.unknown) or self._status is not None
         return self.enclosure.empty()
 
     async def _wait_over(self, seconds: float) -> None:

@@ -44,7 +44,8 @@ def run(launch: Any, report: Any) -> NoReturn:
             _become(launch.owner)
             _connect(launch, report)
         _enter(launch.directories)
-        code = _execute(launch)
+        if not launch.gated or report.recv(1):
+            code = _execute(launch)
     except BaseException as error:  # whatever it is: a copy of our process must not live on
         tell(report, {"pid": os.getpid(), "failure": f"cannot start the job: {error}"})
     finally:
@@ -100,8 +101,10 @@ def _connect(launch: Any, report: Any) -> None:
     for fd, text in zip((1, 2), launch.preamble or ()):  # noqa: B905  (nothing, or both)
         if text:
             os.write(fd, text)
-    if launch.inherit is not None:
-        os.set_inheritable(launch.inherit, True)
+    if launch.inherit:
+        name, fd = launch.inherit
+        os.set_inheritable(fd, True)
+        launch.environ[name] = str(fd)
 
 
 def _open_outputs(launch: Any, report: Any) -> tuple[int, int]:

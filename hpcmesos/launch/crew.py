@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 from hpcmesos.gang import mpi
 from hpcmesos.launch import enclosure, programs, protocol, streams, tasks
 from hpcmesos.launch.attempt import Attempt
+from hpcmesos.launch.births import Birth
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.pmi import Local, PmiError
-from hpcmesos.launch.processes import Launch, Report, read_report
+from hpcmesos.launch.processes import Launch, Report
 from hpcmesos.launch.shells import answer
 
 _LAST_WORDS = 0.5
@@ -30,14 +32,20 @@ class _Member:
         self.local_rank = local_rank
         self.gpus = gpus
         self.task = task
-        self.pid = 0
         self.status: int | None = None
-        self.report: socket.socket
+        self.birth: Birth
+        self.lent: list[int] = []  # descriptors that are its own, once it runs
         self.pmi: socket.socket
 
     @property
     def prefix(self) -> bytes:
         return self.number.to_bytes(4, "big")
+
+    def take_back(self) -> None:
+        """It has what it needs, or needs it no more."""
+        for fd in self.lent:
+            os.close(fd)
+        self.lent = []
 
 
 class Crew:
@@ -61,7 +69,10 @@ class Crew:
         ]
         self._pumps: set[asyncio.Task[None]] = set()
         self._stdin: asyncio.StreamWriter | None = None
-        self._all_reaped = asyncio.Event()
+        self._started: list[_Member] = []
+        self._unborn: set[int] = set()
+        self._news = asyncio.Event()
+        self._trouble = ""  # why a rank could not be started
         self._ending = False
 
     def _gpus(self, share: list[str], local: int, size: int) -> list[str]:
@@ -80,18 +91,27 @@ class Crew:
             self._channel.say(answer(error=f"the job on this node is {self._attempt.phase}"))
             return
         self._attempt.note_mpi()
-        error = ""
         serving = [m.number for m in self._members if m.task and m.task.get("serves")]
         if serving:
             self._channel.say({"serving": serving})
         try:
             for member in self._members:
                 await self._start(member)
-            await self._obey()
+            await self._until(lambda: not self._unborn)  # who is not there hears no signal
+            for member in self._members:
+                member.birth.open_gate()
+            if not self._trouble:
+                await self._obey()
         except Exception as trouble:  # whatever it is, the ranks that have started must not stay
-            error = str(trouble) or repr(trouble)
+            self._trouble = str(trouble) or repr(trouble)
         await self._end()
-        self._channel.say(answer(0, error=error or None))
+        self._channel.say(answer(0, error=self._trouble or None))
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Every birth and every end may make it true."""
+        while not condition():
+            self._news.clear()
+            await self._news.wait()
 
     # --- the start --------------------------------------------------------------------------------------------------
 
@@ -104,18 +124,18 @@ class Crew:
             stdout, stderr = streams.pipe(pipes), streams.pipe(pipes)
             stdio = (stdin[0] if stdin else None, stdout[1], stderr[1])
             launch = self._launch(member, theirs.fileno(), stdio)
-            member.pid, member.report = attempt.services.children.spawn(launch, partial(self._exited, member))
+            self._bear(member, launch)
         except BaseException:
+            self._unborn.discard(member.number)
             member.pmi.close()
+            theirs.close()
             for opened in pipes:
                 os.close(opened)
             raise
-        finally:
-            theirs.close()
-        for fd in stdio:
-            if fd is not None:
-                os.close(fd)
-        attempt.enclosure.adopt(member.pid)
+        self._started.append(member)
+        member.lent = [theirs.detach(), *(fd for fd in stdio if fd is not None)]
+        if member.number not in self._unborn:
+            member.take_back()
         gpus = member.task["gpus"] if member.task else member.gpus
         attempt.hear_rank(self._about(member, "rank", gpus=gpus), attempt.services.config.node)
         if stdin:
@@ -126,9 +146,34 @@ class Crew:
         member.pmi.setblocking(False)
         self._loop.add_reader(member.pmi.fileno(), self._hear, member)
 
+    def _bear(self, member: _Member, launch: Launch) -> None:
+        """By the starter, if it can be, or by a fork."""
+        attempt = self._attempt
+
+        def born() -> None:
+            self._unborn.discard(member.number)
+            member.take_back()
+            self._news.set()
+
+        def stillborn(error: Exception | None) -> None:
+            if error:
+                self._trouble = self._trouble or f"cannot start rank {member.number}: {error}"
+            born()
+
+        member.birth = Birth(
+            attempt.services.children,
+            Report(),
+            on_born=born,
+            on_exit=partial(self._exited, member),
+            retry=lambda: None if self._ending else launch,
+            on_failure=stillborn,
+        )
+        self._unborn.add(member.number)
+        member.birth.begin(launch, attempt.enclosure, quickly=launch.view is None)
+
     def _launch(self, member: _Member, pmi: int, stdio: tuple[int | None, int, int]) -> Launch:
         attempt = self._attempt
-        environ = self._environment(member, pmi)
+        environ = self._environment(member)
         command = [str(word) for word in self._request["command"]]
         if member.task:
             environ |= member.task["environ"]
@@ -143,10 +188,12 @@ class Crew:
             cgroups=attempt.enclosure.procs,
             view=attempt.view,
             stdio=stdio,
-            inherit=pmi,
+            inherit=("PMI_FD", pmi),
+            # Ranks that run while the others are being made keep the node busy waiting for them.
+            gated=True,
         )
 
-    def _environment(self, member: _Member, pmi: int) -> dict[str, str]:
+    def _environment(self, member: _Member) -> dict[str, str]:
         given = {str(key): str(value) for key, value in dict(self._request.get("environ") or {}).items()}
         environ = {key: value for key, value in given.items() if not key.startswith(mpi.FOREIGN)}
         rank, local, locals_ = str(member.number), str(member.local_rank), str(len(self._members))
@@ -159,7 +206,6 @@ class Crew:
             "WORLD_SIZE": str(self._size),
             "LOCAL_RANK": local,
             "LOCAL_WORLD_SIZE": locals_,
-            "PMI_FD": str(pmi),
             "PMI_RANK": rank,
             "PMI_SIZE": str(self._size),
             "MPI_LOCALRANKID": local,
@@ -203,9 +249,6 @@ class Crew:
             self._channel.say({"broken": f"rank {rank} has ended, and others wait for it"})
 
     def _exited(self, member: _Member, status: int, usage: resource.struct_rusage) -> None:
-        report = Report()
-        read_report(member.report, report)
-        member.report.close()
         member.status = status
         self._attempt.charge(usage)
         self._hear_the_rest(member)
@@ -219,13 +262,12 @@ class Crew:
                 "rank": member.number,
                 "code": code,
                 "signal": number,
-                "error": report.failure or None,
+                "error": member.birth.report.failure or None,
                 "open": self._pmi.left_open(member.number),
             }
         )
         self._look_for_missing()
-        if all(other.status is not None for other in self._members):
-            self._all_reaped.set()
+        self._news.set()
 
     def _hear_the_rest(self, member: _Member) -> None:
         """An abort is said just before the end."""
@@ -260,7 +302,7 @@ class Crew:
         for member in self._members:
             if member.status is None:
                 with suppress(ProcessLookupError):
-                    os.killpg(member.pid, number)
+                    os.killpg(member.birth.pid, number)
 
     async def _give(self, data: bytes) -> None:
         """Input for a rank; ``run`` sends the next piece when this one is taken."""
@@ -283,11 +325,13 @@ class Crew:
     async def _end(self) -> None:
         self._ending = True  # what ends from now on did not fail by itself
         self._close_stdin()
-        started = [member for member in self._members if member.pid]
-        await enclosure.clear_step(self._attempt.enclosure, self._step, [member.pid for member in started])
-        if started and len(started) == len(self._members):
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._all_reaped.wait(), enclosure.UNKILLABLE)
+        await self._until(lambda: not self._unborn)  # what is not there yet cannot be killed
+        started = [member for member in self._started if member.birth.pid]
+        leaders = [member.birth.pid for member in started]
+        await enclosure.clear_step(self._attempt.enclosure, self._step, leaders)
+        reaped = self._until(lambda: all(member.status is not None for member in started))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(reaped, enclosure.UNKILLABLE)
         await self._pump_out()
 
     async def _pump_out(self) -> None:

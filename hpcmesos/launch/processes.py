@@ -52,8 +52,9 @@ class Launch:
     outputs: Outputs | None = None  # instead of ``stdio``: files opened by the child as its owner
     terminal: str | None = None  # instead of both: a pty, which becomes its controlling terminal
     preamble: tuple[bytes, bytes] = (b"", b"")  # what stands in front of its own stdout and stderr
-    inherit: int | None = None  # a descriptor that it keeps, by its number
+    inherit: tuple[str, int] | None = None  # a variable of its environment, and the descriptor that it names
     view: View | None = None  # of the file system; None: the host's
+    gated: bool = False  # ready to begin, it waits for a word on its report
 
 
 class Children:
@@ -165,8 +166,16 @@ class Starter:
 
     def ask(self, launch: Launch, into: str, report: socket.socket) -> bool:
         """False: this one is too large for it, or it does not listen."""
-        assert launch.outputs is not None
         owner, outputs = launch.owner, launch.outputs
+        fds = [report.fileno()]
+
+        def enclose(fd: int | None) -> int | None:
+            """Sends it along; answers its place among those that are sent."""
+            if fd is None:
+                return None
+            fds.append(fd)
+            return len(fds) - 1
+
         values = {
             "into": into,
             "program": launch.program,
@@ -176,12 +185,14 @@ class Starter:
             "owner": {"switch": owner.switch, "uid": owner.uid, "gid": owner.gid, "groups": owner.groups},
             "umask": launch.umask,
             "cgroups": [path for path in launch.cgroups if not path.startswith(into + "/")],
-            "stdio": None,
+            "stdio": [enclose(fd) for fd in launch.stdio] if launch.stdio else None,
             "terminal": None,
             "preamble": None,
-            "inherit": None,
+            "inherit": launch.inherit and [launch.inherit[0], enclose(launch.inherit[1])],
             "view": None,
-            "outputs": {
+            "gated": launch.gated,
+            "outputs": outputs
+            and {
                 "stdout": outputs.stdout,
                 "stderr": outputs.stderr,
                 "join": outputs.join,
@@ -192,7 +203,7 @@ class Starter:
         if len(data) > starter.LARGEST:
             return False
         try:
-            socket.send_fds(self._connection, [data], [report.fileno()])
+            socket.send_fds(self._connection, [data], fds)
         except OSError:
             return False
         return True

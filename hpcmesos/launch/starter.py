@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LARGEST = 64 * 1024
 """Bytes of one request."""
+MOST_DESCRIPTORS = 5
+"""Of one request: its report, the three of stdio, and one that the process keeps."""
 _SYS_CLONE3 = 435  # on every architecture
 _CLONE_PARENT, _CLONE_INTO_CGROUP = 0x8000, 0x200000000
 _PR_SET_PDEATHSIG, _SIGKILL = 1, 9
@@ -55,19 +57,29 @@ def main(argv: list[str]) -> int:
     gc.freeze()
     while True:
         data, ancillary, _, _ = connection.recvmsg(
-            LARGEST, quick.socket.CMSG_SPACE(4), quick.socket.MSG_CMSG_CLOEXEC
+            LARGEST, quick.socket.CMSG_SPACE(4 * MOST_DESCRIPTORS), quick.socket.MSG_CMSG_CLOEXEC
         )
         if not data:
             return 0
-        report = quick.socket.socket(fileno=int.from_bytes(ancillary[0][2], "little"))
-        _start(libc, arguments, data, report)
+        received = ancillary[0][2]
+        fds = [int.from_bytes(received[at : at + 4], "little") for at in range(0, len(received), 4)]
+        report = quick.socket.socket(fileno=fds[0])
+        _start(libc, arguments, data, report, fds)
         report.close()
+        for fd in fds[1:]:
+            os.close(fd)
 
 
-def _start(libc: Any, arguments: _CloneArgs, data: bytes, report: Any) -> None:
+def _start(libc: Any, arguments: _CloneArgs, data: bytes, report: Any, fds: list[int]) -> None:
     values = quick.loads(data.decode("ascii"))
     values["owner"] = Order(values["owner"])
-    values["outputs"] = Order(values["outputs"])
+    if values["outputs"]:
+        values["outputs"] = Order(values["outputs"])
+    if values["stdio"]:
+        values["stdio"] = [None if place is None else fds[place] for place in values["stdio"]]
+    if values["inherit"]:
+        name, place = values["inherit"]
+        values["inherit"] = name, fds[place]
     launch = Order(values)
     try:
         directory = os.open(values.pop("into"), os.O_RDONLY | os.O_DIRECTORY)
@@ -79,6 +91,8 @@ def _start(libc: Any, arguments: _CloneArgs, data: bytes, report: Any) -> None:
     if pid == 0:
         child.run(launch, report)
     os.close(directory)
+    if pid > 0 and not values["outputs"]:  # who opens its output says itself which process it is
+        child.tell(report, {"pid": pid})
     if pid < 0:
         code = ctypes.get_errno()
         child.tell(report, {"unable": code, "failure": f"cannot start the job: {os.strerror(code)}"})

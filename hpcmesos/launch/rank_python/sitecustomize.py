@@ -106,16 +106,20 @@ def _install() -> None:
 
 
 def _chain() -> None:
-    """The next ``sitecustomize`` of the path, as if this one were not there."""
-    from importlib.machinery import PathFinder
-    from importlib.util import module_from_spec
-
-    here = __file__.rpartition("/")[0]
-    spec = PathFinder.find_spec("sitecustomize", [entry for entry in sys.path if entry != here])
-    if spec is not None and spec.loader is not None:
-        module = module_from_spec(spec)
-        sys.modules["sitecustomize"] = module
-        spec.loader.exec_module(module)
+    """The next ``sitecustomize`` of the path, as if this one were not there; importlib.util would cost 5 ms."""
+    here, ours = __file__.rpartition("/")[0], sys.modules.pop("sitecustomize")
+    places = [at for at, entry in enumerate(sys.path) if entry == here]
+    for _ in places:
+        sys.path.remove(here)
+    try:
+        import sitecustomize  # type: ignore[import-not-found]  # noqa: F401  (the user's, if any)
+    except ImportError as error:
+        if error.name != "sitecustomize":
+            raise
+    finally:
+        for at in places:
+            sys.path.insert(at, here)
+        sys.modules.setdefault("sitecustomize", ours)
 
 
 _pid, _main_thread = os.getpid(), _thread.get_ident()
