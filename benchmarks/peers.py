@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from kit import identity, timed
@@ -68,7 +69,9 @@ class HyperQueue:
 
 
 def _environment(directory: Path) -> Path:
-    """The interpreter of a new virtual environment that has HyperQueue."""
+    """An interpreter that has HyperQueue: this one, or that of a new virtual environment."""
+    if find_spec("hyperqueue"):
+        return Path(sys.executable)
     environment = directory / "hyperqueue"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     python = environment / "bin" / "python"

@@ -117,7 +117,7 @@ def _show_shares(listed: list[ShareStatus]) -> None:
             one.project or "-",
             one.user or "-",
             f"{one.project_shares:g} x {one.shares:g}",
-            f"{one.gpu_hours:.1f}",
+            f"{one.gpu_hours:.2f}",
             f"{100 * one.usage:.1f} %",
             f"{100 * one.target:.1f} %",
             f"{one.factor:.3f}",

@@ -17,6 +17,27 @@ _NONE = np.iinfo(np.int64).max
 _MANY = 4  # of so many rows one is changed: then all are looked at anew
 
 
+class Changes:
+    """Rows in the order in which their room has shrunk; the same row may come again."""
+
+    __slots__ = ("_rows", "size")
+
+    def __init__(self) -> None:
+        self._rows: Ints = np.empty(64, np.int64)
+        self.size = 0
+
+    def add(self, rows: Ints) -> None:
+        size = self.size + len(rows)
+        while size > len(self._rows):
+            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
+        self._rows[self.size : size] = rows
+        self.size = size
+
+    def since(self, seen: int) -> Ints:
+        """All but the first ``seen``."""
+        return self._rows[seen : self.size]
+
+
 class BestFit:
     """For one kind of pieces on the usable rows of one room."""
 
@@ -26,15 +47,14 @@ class BestFit:
         self._seen = 0  # of the changes
         self._keys: Ints | None = None
 
-    def find(self, changes: list[int]) -> Arrangement:
-        """The place of one piece. ``changes``: rows whose room has shrunk since the cycle began; it grows."""
-        new = changes[self._seen :]
+    def find(self, changes: Changes) -> Arrangement:
+        """The place of one piece. ``changes``: since the cycle began."""
+        new = changes.since(self._seen)
         if self._keys is None or len(new) * _MANY > len(self._keys):
             self._keys = self._of(np.arange(len(self._named)))
-        elif new:
-            rows = np.array(new, np.int64)
-            self._keys[rows] = self._of(rows)
-        self._seen = len(changes)
+        elif len(new):
+            self._keys[new] = self._of(new)
+        self._seen = changes.size
         if not len(self._keys):
             return Arrangement(None)
         row = int(self._keys.argmin())

@@ -17,7 +17,7 @@ import numpy as np
 
 from hpcmesos.gang import classes, limits, order, preempt, score, tables, windows
 from hpcmesos.gang.backfill import MOMENT, Block, Held, Horizon, amounts_of, place
-from hpcmesos.gang.best_fit import BestFit
+from hpcmesos.gang.best_fit import BestFit, Changes
 from hpcmesos.gang.estimate import Candidate, estimates
 from hpcmesos.gang.explain import Explainer, Reasons, Side, Waiting
 from hpcmesos.gang.feasible import Arrangement, Prefer
@@ -85,7 +85,7 @@ class _Cycle:
         self._carried: dict[int, Block] = {}  # by slot, places promised before and not looked at yet
         self._own: dict[int, Block] = {}  # the same, of heads whose place is to be found
         self._over = False  # no more heads will come
-        self._changes: list[int] = []  # rows that starts have taken from
+        self._changes = Changes()  # rows that starts have taken from
         self._free_cpus = int(self.ledger.room.cpus[self.nodes.up].sum())
         self._free_gpus = int(self.ledger.room.gpus[self.nodes.up].sum())
         self._jobs = list(self.pending.jobs)  # the table changes before somebody asks for reasons
@@ -261,7 +261,7 @@ class _Cycle:
         self.ledger.commit()
         amounts = amounts_of(shape, found.lots or ())
         self.taken.append((end, amounts))
-        self._changes += amounts[:, 0].tolist()
+        self._changes.add(amounts[:, 0])
         for side in self.sides.values():
             side.horizon.took(amounts, end)
         self.gate.count(job, shape)
@@ -289,7 +289,8 @@ class _Cycle:
     def _carry(self, slots: Sequence[int]) -> None:
         """Keeps the places that were promised to the first jobs of the order, until each has its turn.
 
-        So nobody before them takes them but a job to which nothing was promised, and that comes before them.
+        So nobody before them takes them but a job to which nothing was promised, and that comes before them. Nothing is
+        kept from the first job on whose place is on a node that it cannot use any more: it looks for another one first.
         """
         if self.policy.hold_head or not self._promised:
             return
@@ -302,6 +303,8 @@ class _Cycle:
             if promise is None or not promise.shares or not promise.shares.keys() <= rows.keys():
                 break
             amounts = np.array([(rows[name], *share) for name, share in promise.shares.items()], np.int64)
+            if not self.explainer.usable(self.pending.shapes[int(self._shape_of[slot])])[amounts[:, 0]].all():
+                break  # it could not start there: its node is down, or has failed it since
             at = max(promise.at, self.now + MOMENT)  # one that is due is respected by what starts now, too
             self._carried[slot] = Block(str(job.id), at, promise.at + self._walltime(job), amounts)
         self.kept.extend(self._carried.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from hpcmesos.pbs.facts import JobFacts, QueueFacts, ServerFacts, element_id
 from hpcmesos.pbs.personalities import Personality, element_name, exec_host_text, state_letter
@@ -148,16 +148,25 @@ def state_count(counts: Mapping[str, int]) -> str:
 
 
 def _why_sentence(job: JobFacts) -> str:
-    if job.state == "R":
-        return f"runs on {', '.join(node for node, _ in job.exec_host)}" if job.exec_host else "runs"
-    if job.state == "E":
-        return "has ended; its output is being delivered"
-    if job.state == "C":
-        cause = f", cause {job.cause}" if job.cause else ""
-        return (
-            "has ended" if job.exit_status is None else f"has ended with exit status {job.exit_status}{cause}"
-        )
-    return _one_line(job.pending_reason or job.comment or "has not been considered yet")
+    over = no_longer_waits(job.state, job.exit_status, job.cause, [node for node, _ in job.exec_host])
+    return over or _one_line(job.pending_reason or job.comment or "has not been considered yet")
+
+
+def no_longer_waits(
+    state: str, exit_status: int | None = None, cause: str | None = None, nodes: Sequence[str] = ()
+) -> str:
+    """What is said of a job that does not wait; empty: it does."""
+    match state:
+        case "R":
+            return f"runs on {', '.join(nodes)}" if nodes else "runs"
+        case "E":
+            return "has ended; its output is being delivered"
+        case "C" if exit_status is None:
+            return "has ended"
+        case "C":
+            return f"has ended with exit status {exit_status}{f', cause {cause}' if cause else ''}"
+        case _:
+            return ""
 
 
 def _titles(job: JobFacts, personality: Personality) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from hpcmesos.gang.policy import Backfill, Policy
 from hpcmesos.gang.schedule import schedule
-from hpcmesos.gang.snapshot import GpuView, JobView, Member, NodeView, Plan, Promise, RunningView, Snapshot
+from hpcmesos.gang.snapshot import (
+    GpuView,
+    JobView,
+    Limit,
+    Member,
+    NodeView,
+    Plan,
+    Promise,
+    RunningView,
+    Snapshot,
+)
 from hpcmesos.gang.tables import JobTable, NodeTable, RunningTable
 from hpcmesos.model import Chunk, GpuUuid, JobId, NodeName, Placement, ReasonCode, Request
 
@@ -42,6 +52,7 @@ class Time(RuleBasedStateMachine):
     """Walltimes are exact, so no promise that was made may be broken: no place in time may move back."""
 
     policy = Policy(order="fcfs")
+    limits: tuple[Limit, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,10 +63,11 @@ class Time(RuleBasedStateMachine):
         self.promised: dict[JobId, float] = {}
         self.plan: Plan | None = None
 
-    @rule(request=requests, walltime=st.sampled_from((1, 3, 10, 30)))
-    def submit(self, request: Request, walltime: int) -> None:
+    @rule(request=requests, walltime=st.sampled_from((1, 3, 10, 30)), user=st.sampled_from(("ann", "bob")))
+    def submit(self, request: Request, walltime: int, user: str) -> None:
         self.seq += 1
-        job = JobView(JobId(self.seq, "h"), replace(request, walltime=walltime), 0, self.now, "batch")
+        asked = replace(request, walltime=walltime)
+        job = JobView(JobId(self.seq, "h"), asked, 0, self.now, "batch", user=user)
         self.jobs[job.id] = job
         self.pending.put(job)
         self.decide()
@@ -70,7 +82,13 @@ class Time(RuleBasedStateMachine):
         self.decide()
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(self.nodes, self.pending, running=self.running, promises=self.promises())
+        return Snapshot(
+            self.nodes,
+            self.pending,
+            running=self.running,
+            limits=self.limits,
+            promises=self.promises(),
+        )
 
     def promises(self) -> tuple[Promise, ...]:
         held = self.plan.reservations if self.plan and self.policy.keeps_promises else ()
@@ -80,20 +98,26 @@ class Time(RuleBasedStateMachine):
         promises = self.promises()
         self.plan = schedule(self.snapshot(), self.policy, self.now)
         values = Snapshot(
-            tuple(self.nodes), tuple(self.pending), running=tuple(self.running), promises=promises
+            tuple(self.nodes),
+            tuple(self.pending),
+            running=tuple(self.running),
+            limits=self.limits,
+            promises=promises,
         )
         assert schedule(values, self.policy, self.now) == self.plan  # tables and values say the same
         reservations = self.plan.reservations
         for start in self.plan.starts:
             job = self.jobs[start.job]
-            assert self.now <= self.promised.get(job.id, self.now), "a promise was broken"
+            assert self.limits or self.now <= self.promised.get(job.id, self.now), "a promise was broken"
             self.pending.remove(job.id)
             self.nodes.allocate(start.members)
             assert job.request.walltime is not None
             ends = self.now + job.request.walltime
-            self.running.put(RunningView(job.id, start.members, self.now, ends))
+            self.running.put(RunningView(job.id, start.members, self.now, ends, job.queue, job.user))
         for held in reservations:
-            assert held.at <= self.promised.get(held.job, held.at), "a place in time has moved back"
+            # A job that a limit keeps waiting holds nobody back, until it may start: then it comes before the others.
+            moved = not self.limits and held.at > self.promised.get(held.job, held.at)
+            assert not moved, "a place in time has moved back"
             self.promised[held.job] = held.at
 
     def members(self) -> list[Member]:
@@ -121,17 +145,37 @@ class Time(RuleBasedStateMachine):
 
     @invariant()
     def reasons_are_true(self) -> None:
-        """A job kept waiting by a reservation starts when that is taken away; one that lacks room does not."""
+        """A job starts when the obstacle that its reason names is taken away, and not before."""
         if self.plan is None:
             return
-        open_policy = Policy(order="fcfs", backfill=Backfill.FILL)
         for job in self.pending:
-            alone = Snapshot(self.nodes, (job,), running=self.running)
-            starts = bool(schedule(alone, open_policy, self.now).starts)
-            code = self.plan.reasons[job.id].code
-            # With several places, one that moves forward may make room for a job whose turn was before it.
-            late = self.policy.keeps_promises and code is ReasonCode.BEHIND
-            assert late or starts == (code is ReasonCode.RESERVED), self.plan.reasons[job.id]
+            reason = self.plan.reasons[job.id]
+            now = Snapshot(self.nodes, (job,), running=self.running, limits=self.limits)
+            match reason.code:
+                case ReasonCode.RESERVED:
+                    assert self.starts(now), "were nothing kept for others"
+                case ReasonCode.INSUFFICIENT:
+                    assert not self.starts(now)
+                    assert self.starts(Snapshot(NODES, (job,))), "did nothing else run"
+                case ReasonCode.LIMIT:
+                    assert not self.starts(now)
+                    whose = [one for one in self.running if one.user == reason.facts["name"]]
+                    used = sum(len(member.gpus) for one in whose for member in one.members)
+                    assert reason.facts["used"] <= used, "after its turn more may have started"
+                    assert used + job.request.gpus > reason.facts["limit"]
+                    others = Snapshot(NODES, (job,), limits=self.limits)
+                    assert self.starts(others) == (job.request.gpus <= reason.facts["limit"]), (
+                        "did nothing of the user's run"
+                    )
+                case ReasonCode.NEVER_FITS:
+                    assert not self.starts(Snapshot(NODES, (job,)))
+                case _:
+                    # With several places, one that moves forward may make room for a job whose turn was before it.
+                    assert self.policy.keeps_promises and reason.code is ReasonCode.BEHIND, reason
+
+    def starts(self, snapshot: Snapshot) -> bool:
+        """Whether the only job of the snapshot starts when nothing is kept for others."""
+        return bool(schedule(snapshot, Policy(order="fcfs", backfill=Backfill.FILL), self.now).starts)
 
     @invariant()
     def an_estimate_is_no_earlier_than_now_and_heads_keep_theirs(self) -> None:
@@ -154,10 +198,15 @@ class ForFiveHeads(Time):
     policy = Policy(order="fcfs", reservations=5)
 
 
+class WithLimits(Time):
+    limits = (Limit("user", gpus=4),)
+
+
 TestEasy = Time.TestCase
 TestConservative = Conservatively.TestCase
 TestTwoHeads = ForTwoHeads.TestCase
 TestFiveHeads = ForFiveHeads.TestCase
-for case in (TestEasy, TestConservative, TestTwoHeads, TestFiveHeads):
+TestLimits = WithLimits.TestCase
+for case in (TestEasy, TestConservative, TestTwoHeads, TestFiveHeads, TestLimits):
     case.settings = settings(max_examples=8, stateful_step_count=12, deadline=None)
 del case  # pytest would take it for one more class of tests

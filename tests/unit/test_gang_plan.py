@@ -13,6 +13,7 @@ from hpcmesos.gang.snapshot import (
     Member,
     NodeView,
     Plan,
+    Promise,
     QueueView,
     RunningView,
     Snapshot,
@@ -30,6 +31,7 @@ class Site:
     def __init__(self, nodes: str = "ab") -> None:
         self.nodes = nodes
         self.running: list[RunningView] = []
+        self.down = ""
         self.held: dict[str, int] = dict.fromkeys(nodes, 0)
 
     def runs(self, seq: int, shares: dict[str, int], ends_at: float, **facts: Any) -> Site:
@@ -50,7 +52,7 @@ class Site:
         return tuple(
             NodeView(
                 NodeName(name),
-                True,
+                name not in self.down,
                 16,
                 16 - held,
                 0,
@@ -236,3 +238,21 @@ def test_what_a_checkpoint_has_saved_is_not_lost() -> None:
     site.runs(2, {"b": 4}, 900.0, queue="low", started_at=90.0)
     plan = site.plan(job(9, 1, 4, queue="high"), policy=PREEMPT, queues=LEVELS, now=100.0)
     assert [victim.seq for victim in plan.preemptions[0].victims] == [1]
+
+
+def test_a_promised_place_is_given_up_when_its_node_goes_down() -> None:
+    """Else others take the room where the job could really start, and it starts much later."""
+    policy = Policy(reservations=2)
+    site = Site().runs(1, {"a": 4}, 10.0).runs(2, {"b": 2}, 20.0)
+    waits = job(3, 1, 4)
+    (place,) = site.plan(waits, policy=policy).reservations
+    assert (place.at, set(place.shares)) == (10.0, {NodeName("a")})
+    promises = (Promise(place.job, place.at, place.shares),)
+    site.down = "a"
+    plan = site.plan(waits, job(4, 1, 2, 1000), policy=policy, now=1.0, promises=promises)
+    place = plan.reservations[0]
+    assert (place.at, set(place.shares)) == (20.0, {NodeName("b")})
+    assert started(plan) == [], "what would be in its way there waits"
+    site.down = ""
+    (kept,) = site.plan(waits, policy=policy, now=1.0, promises=promises).reservations
+    assert (kept.at, set(kept.shares)) == (10.0, {NodeName("a")})

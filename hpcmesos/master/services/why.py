@@ -9,11 +9,13 @@ import msgspec
 
 from hpcmesos import wire
 from hpcmesos.errors import MasterUnreachable
+from hpcmesos.gang.words import counted
 from hpcmesos.master import links_client
 from hpcmesos.master.links_client import Question, Trial
 from hpcmesos.master.services.lookup import find, id_of
 from hpcmesos.master.services.reasons import pending_reasons
 from hpcmesos.master.services.site import Site
+from hpcmesos.pbs.render_text import no_longer_waits
 from hpcmesos.queue.records import JobKey, JobRecord, NewJob
 from hpcmesos.queue.rows import request_json
 
@@ -91,7 +93,7 @@ def text(told: wire.Why, zone: tzinfo) -> str:
 
 def _holder(holder: wire.Holder, zone: tzinfo) -> str:
     until = "?" if holder.until is None else shown_time(holder.until, zone)
-    what = f"{holder.gpus} GPUs" if holder.gpus else f"{holder.cpus} CPUs"
+    what = counted(holder.gpus, "GPU") if holder.gpus else counted(holder.cpus, "CPU")
     return f"{holder.job} of {holder.user}: {what} on {', '.join(holder.nodes)} until {until}"
 
 
@@ -100,7 +102,8 @@ def shown_time(at: float, zone: tzinfo) -> str:
 
 
 def _own(site: Site, job: JobRecord) -> wire.Why:
-    text = pending_reasons(site, [job], UTC).get(job.key, "")
+    over = no_longer_waits(job.state.value, job.exit_status, job.cause)
+    text = pending_reasons(site, [job], UTC).get(job.key, over)
     return wire.Why(id=str(id_of(job)), state=job.state.value, code="", text=text)
 
 
