@@ -376,6 +376,28 @@ class Client:
         """Of nodes, those that have not run out; operators may."""
         return self._call("GET", "/v1/certificates", list[wire.CertificateStatus])
 
+    def authorities(self) -> list[wire.AuthorityStatus]:
+        """The certificate authorities that are trusted; operators may ask."""
+        return self._call("GET", "/v1/authorities", list[wire.AuthorityStatus])
+
+    def rotate_authority(
+        self, certificate: str = "", key: str = "", wait: float = 0.0
+    ) -> list[wire.AuthorityStatus]:
+        """Begins to replace the authority, by a site's own (PEM) or a new one; it does not sign for ``wait`` seconds.
+
+        Raises IllegalTransition: a replacement is under way; InvalidValue: what is given is no authority.
+        """
+        request = wire.RotateRequest(certificate=certificate, key=key, wait=wait)
+        return self._call("POST", "/v1/authorities", list[wire.AuthorityStatus], request, patience=0.0)
+
+    def force_authority(self) -> list[wire.AuthorityStatus]:
+        """Takes the next step of a replacement now. Raises IllegalTransition: none is under way."""
+        return self._call("POST", "/v1/authorities/force", list[wire.AuthorityStatus], patience=0.0)
+
+    def trusted_authorities(self) -> str:
+        """The certificates (PEM) of the authorities that are trusted: what clients have in their ``ca_file``."""
+        return self._call("GET", "/v1/ca", dict[str, str]).get("ca", "")
+
     def revoke_certificates(self, node: str) -> list[wire.CertificateStatus]:
         """Ends a node's certificates at once; managers may. Raises InvalidValue: it has none that is good."""
         path = f"/v1/certificates/{quote(node, safe='')}/revoke"
@@ -422,19 +444,19 @@ class Client:
         return self._call("POST", "/v1/nodes/join", wire.JoinReply, request, patience=0.0)
 
     def _authority(self, token: str) -> str:
-        """The server's CA certificate if it is the one that the token names."""
+        """The one of the server's CA certificates that the token names."""
         if self._over_tls:
             self._ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             self._ssl.check_hostname = False
             self._ssl.verify_mode = ssl.CERT_NONE  # the fingerprint decides, below
-        pem = self._call("GET", "/v1/ca", dict[str, str]).get("ca", "")
         try:
-            found = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+            for pem in _certificates(self.trusted_authorities()):
+                found = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+                if secrets.compare_digest(found, token.partition(".")[0]):
+                    return pem
         except ValueError as error:
             raise ProtocolError("the server's certificate authority cannot be read") from error
-        if not secrets.compare_digest(found, token.partition(".")[0]):
-            raise Unauthenticated("this server is not of the cluster that the join token was made for")
-        return pem
+        raise Unauthenticated("this server is not of the cluster that the join token was made for")
 
     @contextmanager
     def terminal(self, job_id: str, **query: int) -> Iterator[ClientConnection]:
@@ -595,7 +617,15 @@ def _tls_context(cafile: str | None = None, cadata: str | None = None) -> ssl.SS
     """Trust in one authority; without one, in the system's, and then the host name counts."""
     context = ssl.create_default_context(cafile=cafile, cadata=cadata)
     context.check_hostname = cafile is None and cadata is None
+    if not context.check_hostname:
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a site's own authority is below others
     return context
+
+
+def _certificates(pem: str) -> list[str]:
+    """Those in a text with several."""
+    end = "-----END CERTIFICATE-----\n"
+    return [f"{part}{end}" for part in pem.split(end) if part.strip()]
 
 
 def _places(socket: str | Path | Sequence[str | Path] | None, url: str | Sequence[str] | None) -> list[Place]:

@@ -236,10 +236,13 @@ class Acknowledged(Message, frozen=True, kw_only=True):
 
 
 class Ping(Message, frozen=True, kw_only=True):
-    """``heard``: the nonce of the last pong that the leader has had on this link; 0: none yet."""
+    """``heard``: the nonce of the last pong that the leader has had on this link; 0: none yet. ``trusts``: digest of
+    the cluster's certificate authorities; a node that has others asks for them.
+    """
 
     nonce: int
     heard: int = 0
+    trusts: str = ""
 
 
 ToLeader: TypeAlias = (
@@ -523,10 +526,13 @@ class RevokeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RenewRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``csr``: PEM. ``node``: for a manager on the master's own host; an agent's certificate names its node."""
+    """``csr``: PEM. ``node``: for a manager on the master's own host; an agent's certificate names its node.
+    ``trusts``: digest of the authorities (PEM) that the node has by now.
+    """
 
     csr: str
     node: str | None = None
+    trusts: str = ""
 
 
 class CertificateStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -537,6 +543,31 @@ class CertificateStatus(msgspec.Struct, frozen=True, kw_only=True):
     issued_at: float
     expires_at: float
     revoked_at: float | None = None
+    authority: str = ""  # fingerprint of the one that signed it
+    trusts: str = ""  # digest of the authorities that the node had when it asked for it
+
+
+class RotateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A new certificate authority: ``certificate`` and ``key`` of a site's own (PEM), or one that is made here.
+
+    It signs once all nodes trust it, and not within ``wait`` seconds, in which clients get it.
+    """
+
+    certificate: str = ""
+    key: str = ""
+    wait: float = 0.0
+
+
+class AuthorityStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A certificate authority that is trusted. ``state``: "signs", "next" (it will) or "old" (it has, and goes).
+    ``lacking``: the nodes for which the next step waits.
+    """
+
+    fingerprint: str
+    state: str
+    expires_at: float
+    signs_from: float | None = None
+    lacking: list[str] = []
 
 
 class SecretRequest(msgspec.Struct, frozen=True, kw_only=True):

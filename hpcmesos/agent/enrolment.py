@@ -55,22 +55,34 @@ def join(node: str, address: str, master: str, state: Path, token_file: Path, ro
 
 
 def renew(node: str, address: str, master: str, state: Path) -> float:
-    """Fetches the next certificate when a third of this one's time is left; the key stays. Seconds until the next look.
+    """Fetches the next certificate when a third of this one's time is left, or the authorities are others than before.
+
+    The key stays. Answers the seconds until the next look.
+
+    What is trusted is there before its digest is told: the old authority goes when all nodes have told it.
 
     Raises:
         MasterUnreachable and the API's own errors.
     """
-    if (left := _until_due(state / "agent.pem")) > 0:
-        return left
     context = None
     if master.startswith("https://"):
         context = _trust_only((state / "ca.pem").read_text())
         context.load_cert_chain(state / "agent.pem", state / "agent.key")
-    body = {"csr": _request(_key(state / "agent.key"), node, address), "node": node}
+    trusted = api.call(master, "GET", "/v1/ca", None, context)["ca"]
+    if trusted != (state / "ca.pem").read_text():
+        _write(state / "ca.pem", trusted)
+    if (left := _until_due(state / "agent.pem")) > 0 and not _is_newer(state / "ca.pem", state / "agent.pem"):
+        return left
+    digest = hashlib.sha256(trusted.encode()).hexdigest()
+    body = {"csr": _request(_key(state / "agent.key"), node, address), "node": node, "trusts": digest}
     answer = api.call(master, "POST", "/v1/certificates/renew", body, context)
-    _write(state / "ca.pem", answer["ca"])
     _write(state / "agent.pem", answer["certificate"])
     return _until_due(state / "agent.pem")
+
+
+def _is_newer(one: Path, other: Path) -> bool:
+    """Authorities that are newer than the certificate have not been told of yet."""
+    return one.stat().st_mtime_ns > other.stat().st_mtime_ns
 
 
 def _until_due(path: Path) -> float:
@@ -144,6 +156,9 @@ def _trust_only(authority: bytes | str) -> ssl.SSLContext:
     context.check_hostname = (
         False  # the cluster's own CA signs masters and agents only; O is compared instead
     )
+    context.verify_flags |= (
+        ssl.VERIFY_X509_PARTIAL_CHAIN
+    )  # a site's own is below others, which count for nothing
     context.load_verify_locations(cadata=authority)
     return context
 

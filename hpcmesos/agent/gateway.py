@@ -26,7 +26,7 @@ import msgspec
 from hpcmesos.agent import api
 from hpcmesos.agent.daemon import enrol, pid_file
 from hpcmesos.agent.deliveries import Deliverer
-from hpcmesos.agent.renewal import keep_certificate
+from hpcmesos.agent.renewal import keep_certificate, watch_authorities
 from hpcmesos.config import GatewaySettings
 from hpcmesos.errors import HpcmesosError, MasterUnreachable, StateError, Unauthenticated
 from hpcmesos.wire import Delivered, Delivery, ErrorReply
@@ -72,7 +72,13 @@ async def _main(settings: GatewaySettings) -> None:
 async def _work(settings: GatewaySettings) -> None:
     await enrol(settings, "gateway")
     door = Door(settings)
-    await asyncio.gather(door.run(), deliver(settings), keep_certificate(settings, door.take_certificate))
+    due = asyncio.Event()
+    await asyncio.gather(
+        door.run(),
+        deliver(settings),
+        keep_certificate(settings, door.take_certificate, due),
+        watch_authorities(settings, due),
+    )
 
 
 class Door:

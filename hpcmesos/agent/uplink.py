@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import random
 import ssl
@@ -52,7 +53,9 @@ class Uplink:
         self._contact = contact
         self._sent: dict[int, float] = {}  # when a pong was sent, by its nonce; _HELLO: the hello
         self._state = state
-        self._context = link_context(state)
+        self.take_certificate()
+        self.outdated = asyncio.Event()
+        """Set while the leader trusts other certificate authorities than this node."""
         self._link = 0
         self._writer: asyncio.StreamWriter | None = None
         self._welcome: wire.Welcome | None = None
@@ -70,6 +73,7 @@ class Uplink:
     def take_certificate(self) -> None:
         """The next dial shows the new one; the link that is up goes on."""
         self._context = link_context(self._state)
+        self._trusts = hashlib.sha256((self._state / "ca.pem").read_bytes()).hexdigest()
 
     def close(self, link: int, reason: str) -> None:
         """Parts; the next dial follows by itself."""
@@ -81,6 +85,7 @@ class Uplink:
         """Until cancelled. Dials only while ``ready()``: what Hello says has to be true."""
         pause, said = FIRST_PAUSE, ""
         while True:
+            sent_on = False
             if ready():
                 try:
                     await self._session()
@@ -92,6 +97,9 @@ class Uplink:
                 if self._welcome is not None:
                     pause, said = FIRST_PAUSE, ""
                     self._welcome = None
+                    sent_on = self._redirect is not None
+            if sent_on:  # by a leader that has stepped down: who leads now listens already
+                continue
             if self._waited:
                 pause, self._waited = FIRST_PAUSE, False
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
@@ -164,8 +172,10 @@ class Uplink:
                     raise ProtocolError(f"the leader sent a frame of {size} bytes")
                 message = wire.decode_to_agent(await reader.readexactly(size))
             match message:
-                case wire.Ping(nonce=nonce, heard=heard):
+                case wire.Ping(nonce=nonce, heard=heard, trusts=trusts):
                     self._heard(heard)
+                    if trusts not in ("", self._trusts):
+                        self.outdated.set()
                     self._sent[nonce] = boottime()
                     load, memory = self._load()
                     self.send(self._link, wire.Pong(nonce=nonce, load=load, memory_free=memory))
@@ -191,6 +201,7 @@ def link_context(state: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.load_verify_locations(state / "ca.pem")
     context.load_cert_chain(state / "agent.pem", state / "agent.key")
     return context

@@ -15,7 +15,7 @@ from hpcmesos.cli import checks, commands_dir, man_pages
 from hpcmesos.cli.connect import connect
 from hpcmesos.cli.times import local_time
 from hpcmesos.model import Scope
-from hpcmesos.wire import AuditStatus
+from hpcmesos.wire import AuditStatus, AuthorityStatus
 
 STATE = click.option(
     "--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster."
@@ -86,14 +86,65 @@ def certificate() -> None:
 @certificate.command("list")
 @STATE
 def certificates(state: Path | None) -> None:
-    """List those that have not run out."""
-    table = Table("node", "serial", "issued", "good until", "", box=None, pad_edge=False)
-    for one in connect(state).certificates():
+    """List the authorities that are trusted, and the certificates that have not run out."""
+    client, console = connect(state), Console()
+    console.print(_authorities(client.authorities()), end="\n\n")
+    table = Table("node", "serial", "authority", "issued", "good until", "", box=None, pad_edge=False)
+    for one in client.certificates():
         revoked = "" if one.revoked_at is None else f"revoked {local_time(one.revoked_at)}"
-        table.add_row(
-            one.node, one.serial[:16], local_time(one.issued_at), local_time(one.expires_at), revoked
-        )
-    Console().print(table)
+        times = local_time(one.issued_at), local_time(one.expires_at)
+        table.add_row(one.node, one.serial[:16], one.authority[:16], *times, revoked)
+    console.print(table)
+
+
+def _authorities(found: list[AuthorityStatus]) -> Table:
+    """``next``: it will sign; ``old``: it goes."""
+    table = Table("authority", "state", "good until", "signs from", "waits for", box=None, pad_edge=False)
+    for one in found:
+        start = "" if one.signs_from is None else local_time(one.signs_from)
+        waits = ", ".join(one.lacking)
+        table.add_row(one.fingerprint[:16], one.state, local_time(one.expires_at), start, waits)
+    return table
+
+
+@certificate.command("ca")
+@STATE
+def trusted(state: Path | None) -> None:
+    """Print the certificates of the authorities that are trusted: what clients need as their ca_file."""
+    click.echo(connect(state).trusted_authorities(), nl=False)
+
+
+@certificate.command("rotate-ca")
+@click.option(
+    "--certificate",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The site's own (PEM).",
+)
+@click.option(
+    "--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its key (PEM, no password)."
+)
+@click.option(
+    "--wait", type=float, default=0.0, show_default=True, metavar="DAYS", help="Before the new one signs."
+)
+@click.option("--force", is_flag=True, help="Take the next step now, without the nodes that are waited for.")
+@STATE
+def rotate_ca(
+    certificate: Path | None, key: Path | None, wait: float, force: bool, state: Path | None
+) -> None:
+    """Replace the certificate authority while jobs run: by one that is made here, or by the site's own.
+
+    Nodes and masters get the new one by themselves, then new certificates; then the old one is dropped. Programs on
+    other hosts that speak TLS need `hpcmesos certificate ca` as their ca_file before the new one signs: see --wait.
+    """
+    if (certificate is None) != (key is None):
+        raise click.UsageError("--certificate and --key go together")
+    client = connect(state)
+    if force:
+        found = client.force_authority()
+    else:
+        pem, key_pem = (path.read_text() if path else "" for path in (certificate, key))
+        found = client.rotate_authority(pem, key_pem, wait * 86400)
+    Console().print(_authorities(found))
 
 
 @certificate.command("revoke")

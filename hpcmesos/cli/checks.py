@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 from hpcmesos.agent import isolation
 from hpcmesos.cli.real_gpus import find_real_gpus
 from hpcmesos.client import Client
-from hpcmesos.errors import HpcmesosError
+from hpcmesos.errors import HpcmesosError, Unauthorized
 from hpcmesos.wire import HealthReply
 
+_SHORT = 400.0  # days; certificates of nodes live up to a year of an authority's life
 DOCKER_TIMEOUT = 10.0
 DOCKER_PROGRAM = """
 import docker
@@ -64,9 +66,30 @@ def _cluster(connect: Callable[[], Client]) -> Iterator[Finding]:
         yield Finding("nodes", "note", f"{len(nodes) - len(down)} up, not up: {', '.join(down)}")
     else:
         yield Finding("nodes", "good", f"{len(nodes)} up")
+    yield from _authorities(client)
     for fault in health.plugins:
         yield Finding("scheduler", "bad", fault)
     yield from _database(health)
+
+
+def _authorities(client: Client) -> Iterator[Finding]:
+    try:
+        found = client.authorities()
+    except Unauthorized:
+        return  # operators see them
+    signing = next(one for one in found if one.state == "signs")
+    days = (signing.expires_at - time.time()) / 86400
+    if len(found) > 1:
+        waits = ", ".join(sorted({name for one in found for name in one.lacking})) or "nobody"
+        yield Finding("authority", "note", f"is being replaced; waits for {waits}: hpcmesos certificate list")
+    elif days < _SHORT:
+        yield Finding(
+            "authority",
+            "bad",
+            f"the certificate authority ends in {days:.0f} days: hpcmesos certificate rotate-ca",
+        )
+    else:
+        yield Finding("authority", "good", f"{signing.fingerprint[:16]}, good for {days:.0f} days")
 
 
 def _database(health: HealthReply) -> Iterator[Finding]:

@@ -38,16 +38,23 @@ class Peers:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self._client_side.check_hostname = False  # certificates name nodes, not addresses; `dial` looks
-        for context in (self._server_side, self._client_side):
+        self._seen = self._stamps()
+        self._server_side, self._client_side = self._contexts()
+        self.port = 0
+
+    def _contexts(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+        """For those who dial us, and for dialling, by what the files say now: a context forgets no authority."""
+        server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname = False  # certificates name nodes, not addresses; `dial` looks
+        server.options |= ssl.OP_NO_TICKET  # nobody comes back by a certificate of a dropped authority
+        server.num_tickets = 0
+        for context in (server, client):
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             context.verify_mode = ssl.CERT_REQUIRED
-            context.load_verify_locations(config.ca)
-            context.load_cert_chain(config.certificate, config.key)
-        self._seen = self._stamps()
-        self.port = 0
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a site's own authority is below others
+            context.load_verify_locations(self._config.ca)
+            context.load_cert_chain(self._config.certificate, self._config.key)
+        return server, client
 
     async def listen(
         self, answer: Callable[[Channel, Identity, dict[str, Any]], Awaitable[None]]
@@ -68,11 +75,20 @@ class Peers:
             finally:
                 channel.close()
 
+        def choose(
+            connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext
+        ) -> None:
+            connection.context = self._server_side
+
+        listening, _ = self._contexts()
+        listening.sni_callback = (
+            choose  # OpenSSL calls it without SNI, too: each handshake by what holds by then
+        )
         server = await asyncio.start_server(
             serve,
             self._config.address,
             self._config.peer_port,
-            ssl=self._server_side,
+            ssl=listening,
             limit=2 * protocol.CHUNK,
             ssl_handshake_timeout=FIRST_WORD,
         )
@@ -83,9 +99,7 @@ class Peers:
     def _reload(self) -> None:
         try:
             if (stamps := self._stamps()) != self._seen:
-                for context in (self._server_side, self._client_side):
-                    context.load_verify_locations(self._config.ca)
-                    context.load_cert_chain(self._config.certificate, self._config.key)
+                self._server_side, self._client_side = self._contexts()
                 self._seen = stamps
         except OSError as error:  # ssl.SSLError among them; the old ones go on
             sys.stderr.write(f"shepherd: cannot read renewed certificates: {error}\n")

@@ -46,7 +46,7 @@ def decode(body: bytes) -> dict[str, Any]:
     """
     try:
         value = quick.loads(body.decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: lists in lists in lists
         raise FrameError(f"no JSON in a message: {error}") from error
     if not isinstance(value, dict):
         raise FrameError("a message is no JSON object")

@@ -35,6 +35,7 @@ from hpcmesos.master.metrics import CONTENT_TYPE, Metrics
 from hpcmesos.master.peercred import Peer
 from hpcmesos.master.services import (
     auditing,
+    authorities,
     certificates,
     changes,
     control,
@@ -138,6 +139,7 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
         exception_handlers={
             HpcmesosError: _on_refusal,
             HTTPException: _on_http_error,
+            RecursionError: _on_recursion,
             Exception: _on_bug,
         },
         openapi_config=OpenAPIConfig(
@@ -409,8 +411,8 @@ def show_health(request: ApiRequest) -> wire.HealthReply:
 
 @get("/v1/ca", sync_to_thread=True, security=_OPEN)
 def show_authority(request: ApiRequest) -> dict[str, str]:
-    """The cluster's CA certificate (PEM): a newcomer compares its fingerprint with that of the join token."""
-    return {"ca": certificates.authority(_site(request)).pem}
+    """The cluster's CA certificates (PEM): a newcomer compares their fingerprints with that of the join token."""
+    return {"ca": certificates.authority(_site(request)).trusted}
 
 
 @post("/v1/tokens", sync_to_thread=True, status_code=201)
@@ -434,7 +436,7 @@ def revoke_tokens(data: wire.RevokeRequest, request: ApiRequest) -> list[str]:
 @get("/v1/audit", sync_to_thread=True)
 def list_changes(
     request: ApiRequest,
-    since: Annotated[float, Parameter(ge=0, le=_LAST_SECOND)] | None = None,
+    since: Annotated[float | None, Parameter(ge=0, le=_LAST_SECOND)] = None,
     user: str | None = None,
     job: str | None = None,
     limit: Annotated[int, Parameter(ge=1, le=10_000)] = 1000,
@@ -449,6 +451,24 @@ def list_changes(
 def list_certificates(request: ApiRequest) -> list[wire.CertificateStatus]:
     """Certificates of nodes that have not run out; for operators."""
     return certificates.listing(_site(request), _caller(request))
+
+
+@get("/v1/authorities", sync_to_thread=True)
+def list_authorities(request: ApiRequest) -> list[wire.AuthorityStatus]:
+    """The certificate authorities that are trusted. For operators."""
+    return authorities.listing(_site(request), _caller(request))
+
+
+@post("/v1/authorities", sync_to_thread=True, status_code=201)
+def rotate_authority(data: wire.RotateRequest, request: ApiRequest) -> list[wire.AuthorityStatus]:
+    """Begins to replace the certificate authority. For managers."""
+    return authorities.rotate(_site(request), _actor(request), data)
+
+
+@post("/v1/authorities/force", sync_to_thread=True, status_code=200)
+def force_authority(request: ApiRequest) -> list[wire.AuthorityStatus]:
+    """Takes the next step of a replacement without waiting for nodes that lack what it needs. For managers."""
+    return authorities.force(_site(request), _actor(request))
 
 
 @post("/v1/certificates/renew", sync_to_thread=True, status_code=201)
@@ -571,6 +591,9 @@ _HANDLERS = [
     list_tokens,
     revoke_tokens,
     list_changes,
+    list_authorities,
+    rotate_authority,
+    force_authority,
     list_certificates,
     renew_certificate,
     revoke_certificates,
@@ -653,6 +676,13 @@ def _extra(item: Any) -> str:
     if isinstance(item, Mapping):
         return f"{item.get('key', 'request')}: {item.get('message', 'malformed')}"
     return str(item)
+
+
+def _on_recursion(request: ApiRequest, error: RecursionError) -> Response[Any]:
+    """A body that nests without end; the decoder has no word of its own for that."""
+    if "deserializing" not in str(error):
+        return _on_bug(request, error)
+    return _refusal(UsageError("the request's body is nested too deeply"))
 
 
 def _on_bug(request: ApiRequest, error: Exception) -> Response[Any]:

@@ -27,11 +27,12 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from hpcmesos import wire
 from hpcmesos.errors import MasterUnreachable
-from hpcmesos.master import pki
 from hpcmesos.master.api import build_app
-from hpcmesos.master.child import API_CONFIG, Child, log_to_stderr
+from hpcmesos.master.child import API_CONFIG, Child, come_first, log_to_stderr
 from hpcmesos.master.door import Acceptor, Door, GuardedProtocol, GuardedWebSocket, Limits
+from hpcmesos.master.identity import Identity, keep_fresh
 from hpcmesos.master.metrics import Metrics, counting
+from hpcmesos.master.services import authorities
 from hpcmesos.master.services.routing import LOOK, Router
 from hpcmesos.master.services.site import Site
 from hpcmesos.master.services.wait import in_thread
@@ -58,6 +59,7 @@ def main() -> int:
     """Serves until SIGTERM or the end of the parent."""
     config = Child.read(Path(os.environ[API_CONFIG]))
     log_to_stderr(config.settings.log_level)
+    come_first()
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it tells of every client that leaves early
     supervisor = _die_with_supervisor()
     sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -68,9 +70,8 @@ def main() -> int:
 async def _serve(config: Child, supervisor: int | None) -> None:
     settings, certificate, key, ca = config.settings, config.certificate, config.key, config.ca
     store = Store(settings.api_database_url or settings.database_url)
-    client = pki.client_context(ca, certificate, key)
-    contexts = [client]
-    site = replace(Site.open(settings, store, client), supervisor=supervisor)
+    identity = Identity(certificate, key, ca)
+    site = replace(Site.open(settings, store, identity.client), supervisor=supervisor)
     metrics = Metrics(site)
     app = counting(_interruptible(build_app(site, metrics)), metrics)
     door = Door(Limits().within_descriptors())
@@ -78,23 +79,25 @@ async def _serve(config: Child, supervisor: int | None) -> None:
     if config.unix_fd is not None:
         servers.append((_server(app, None, door), socket.socket(fileno=config.unix_fd)))
     if config.tls_fd is not None:
-        tls = pki.server_context(certificate, key, ca, require_client=False)
-        contexts.append(tls)
+        tls = identity.server(require_client=False)
         servers.append((_server(app, tls, door), socket.socket(fileno=config.tls_fd)))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, [server for server, _ in servers])
-    fresh = asyncio.create_task(pki.keep_fresh(pki.Refresher(contexts, certificate, key, ca)))
+    tasks = [
+        asyncio.create_task(keep_fresh(identity)),
+        asyncio.create_task(_keep_routing(Router(site))),
+        asyncio.create_task(_keep_authorities(authorities.Keeper(site))),
+    ]
     try:
-        routing = asyncio.create_task(_keep_routing(Router(site)))
         await asyncio.gather(*(server.serve([listener]) for server, listener in servers))
-        routing.cancel()
     finally:
         # A thread in a call that does not come back must not keep a process that serves nobody any more.
         last = threading.Timer(_LAST, os._exit, (0,))
         last.daemon = True
         last.start()
-        fresh.cancel()
+        for task in tasks:
+            task.cancel()
         site.close()
 
 
@@ -106,6 +109,20 @@ async def _keep_routing(router: Router) -> None:
             await in_thread(router.look)
         except Exception as error:  # the next look may do better; requests are served meanwhile
             log.warning("route queues are looked at later: %s", error)
+
+
+async def _keep_authorities(keeper: authorities.Keeper) -> None:
+    """Has this master's files follow what the database says of certificate authorities."""
+    said = ""
+    while True:
+        try:
+            await in_thread(keeper.look)
+            said = ""
+        except Exception as error:  # the next look may do better; requests are served meanwhile
+            if str(error) != said:
+                log.error("certificate authorities are looked at later: %s", error)
+            said = str(error)
+        await asyncio.sleep(authorities.LOOK)
 
 
 class _Server(uvicorn.Server):
@@ -144,6 +161,7 @@ def _server(app: Any, tls: ssl.SSLContext | None, door: Door) -> _Server:
         lifespan="off",
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # nobody may say for another where he comes from
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=_GRACE,  # type: ignore[arg-type]  # asyncio takes fractions

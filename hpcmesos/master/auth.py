@@ -41,6 +41,7 @@ class Caller:
     host: str = ""  # where the user is, on the word of that host's gateway
     local: bool = False  # on this host, by its unix socket
     scope: Scope = Scope.ALL
+    address: str = ""  # the other end's of a TLS connection
     via: str = ""  # the credential and where it came from, for who reads what happened
     serial: str = ""  # of a node's certificate
     token: str | None = None  # id of the bearer token
@@ -79,7 +80,7 @@ class Authority:
         if peer.organization == "gateway" and peer.common_name:
             return self._by_gateway(peer)
         if authorization is not None:
-            return self._shown(authorization, peer, purpose)
+            return replace(self._shown(authorization, peer, purpose), address=peer.address)
         via = f"certificate of {peer.organization} {peer.common_name} from {peer.address}"
         if peer.organization == "master":
             return Caller("", Role.MANAGER, via=via)

@@ -34,7 +34,7 @@ _BACKLOG = 4096
 _QUICK_DEATH = 5.0  # seconds of life under which the next start is delayed
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _STOP_TIMEOUT = 8.0
-_RENEWAL = 3600.0  # seconds between two looks at our certificate
+_RENEWAL = 10.0  # seconds between two looks at our certificate
 _DAY = 86400.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
@@ -240,7 +240,7 @@ class Supervisor:
         return max(0.0, min([*due, self._renewal]) - time.monotonic())
 
     def _renew(self) -> None:
-        """The children read the new certificate by themselves."""
+        """Also when the authority is another. The children read the new certificate by themselves."""
         now = time.monotonic()
         if now < self._renewal:
             return

@@ -117,6 +117,7 @@ class GuardedProtocol(PeerProtocol):
         self._arriving: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         self._in_head, self._head = True, 0  # bytes that were read of one
+        self._too_large = False  # a head that came at once
         self.connected = False  # TLS: its handshake is over
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
@@ -150,7 +151,23 @@ class GuardedProtocol(PeerProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if (
+            len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            > self.door.limits.head
+        ):
+            self._too_large = True
+            raise ValueError(
+                "a request's head is too large"
+            )  # ends the parser, which has the connection refused
+        # No answer depends on the name by which we are called, and one that is none breaks whoever makes a URL of it.
+        self.headers[:] = [(b"host", b"localhost"), *(one for one in self.headers if one[0] != b"host")]
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._too_large:
+            self._refuse(b"431 Request Header Fields Too Large")
+        else:
+            super().send_400_response(msg)
 
     def on_body(self, body: bytes) -> None:
         self._in_head = False

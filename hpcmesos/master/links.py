@@ -65,6 +65,7 @@ class Links:
         self._nonce = 0
         self._warned = False
         self.revoked: frozenset[str] = frozenset()
+        self.trusts = ""  # digest of the certificate authorities, told with each ping
 
     async def start(self, bound: socket.socket, tls: ssl.SSLContext) -> None:
         """Listens on a bound socket."""
@@ -170,7 +171,9 @@ class Links:
             if connection.organisation == "agent" and now - connection.heard > limit:
                 connection.abort(f"silent for {now - connection.heard:.0f} s")
             elif connection.node:
-                connection.write(wire.encode(wire.Ping(nonce=self._nonce, heard=connection.answered)))
+                connection.write(
+                    wire.encode(wire.Ping(nonce=self._nonce, heard=connection.answered, trusts=self.trusts))
+                )
         self._ticker = self._loop.call_later(self.welcome.ping_interval, self._tick)
 
 
@@ -218,7 +221,7 @@ class Connection(asyncio.Protocol):
                 if self._transport is None or self._transport.is_closing():
                     return
                 self._handle(body)
-        except (ValueError, msgspec.MsgspecError) as error:
+        except (ValueError, msgspec.MsgspecError, RecursionError) as error:  # the last: nested without end
             log.warning("link broken node=%s error=%r", self.name, error)
             self.abort(f"protocol error: {error}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -63,10 +63,11 @@ def frame(value: Question | Answer) -> bytes:
 class Lines:
     """Connections to the leader that are kept from one question to the next, for a handshake costs more than an answer.
 
-    Thread-safe; each question has a connection of its own while it waits. ``tls``: with a master's certificate.
+    Thread-safe; each question has a connection of its own while it waits. ``tls`` answers a context with a master's
+    certificate.
     """
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
+    def __init__(self, tls: Callable[[], ssl.SSLContext]) -> None:
         self._tls = tls
         self._idle: list[tuple[str, ssl.SSLSocket]] = []  # with their addresses; appends and pops are atomic
 
@@ -82,7 +83,7 @@ class Lines:
                 with contextlib.suppress(ConnectionError, EOFError, ssl.SSLError):
                     return self._exchange(address, kept, question, timeout)
             return self._exchange(address, self._dial(address, timeout), question, timeout)
-        except (OSError, EOFError, ProtocolError, msgspec.MsgspecError) as error:
+        except (OSError, EOFError, ProtocolError, ValueError, msgspec.MsgspecError) as error:
             raise MasterUnreachable(f"the leader at {address} does not answer: {error!r}") from error
 
     def why(self, address: str, seqs: Iterable[int]) -> dict[int, tuple[str, str]]:
@@ -114,7 +115,7 @@ class Lines:
         plain = socket.create_connection((host.strip("[]"), int(port)), timeout)
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return self._tls.wrap_socket(plain, server_hostname=host)
+            return self._tls().wrap_socket(plain, server_hostname=host)
         except BaseException:
             plain.close()
             raise

@@ -1,47 +1,54 @@
 """The cluster's own certificate authority: masters and agents get their certificates from it, and nothing else counts.
 
-The key lies in ``STATE/ca/ca.key`` (0600). Certificates name their holder in CN and its kind in O: "master" or "agent".
+The key lies in ``STATE/ca/ca.key`` (0600); ``STATE/ca/ca.pem`` holds what is trusted: the authority that signs, and,
+while one replaces the other, both. Certificates name their holder in CN and its kind in O: "master" or "agent".
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import datetime
+import fcntl
+import hashlib
 import ipaddress
-import logging
 import os
 import ssl
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hpcmesos.errors import InvalidValue, StateError
 
-log = logging.getLogger(__name__)
+Key: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 _DAY = datetime.timedelta(days=1)
 _CA_DAYS = 3650
+_SWAP = 2.0  # seconds within which whoever replaces key and certificate has done both
 LIFETIME = 365 * _DAY
 """Of certificates of nodes and masters, unless the site says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ca:
-    """The authority: its certificate, its key, and where both lie."""
+    """The authority that signs: certificate, key, and where both lie. ``trusted``: PEM of all that are trusted."""
 
     certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
+    key: Key
     directory: Path
+    trusted: str
 
     @property
     def pem(self) -> str:
-        return self.certificate.public_bytes(serialization.Encoding.PEM).decode()
+        """Of the one that signs."""
+        return to_pem(self.certificate)
 
     @property
     def path(self) -> Path:
@@ -57,12 +64,90 @@ def ensure_ca(state: Path) -> Ca:
     directory = state / "ca"
     directory.mkdir(parents=True, exist_ok=True, mode=0o755)
     if not (directory / "ca.key").exists():
-        _create_ca(directory)
+        install(state, *make_ca())
+    end = time.monotonic() + _SWAP
+    while True:
+        try:
+            trusted = (directory / "ca.pem").read_text()
+            ca = Ca(
+                x509.load_pem_x509_certificate(trusted.encode()), _load_ca_key(directory), directory, trusted
+            )
+        except (OSError, ValueError) as error:
+            raise StateError(f"cannot use the certificate authority in {directory}: {error}") from error
+        if ca.certificate.public_key() == ca.key.public_key():
+            return ca
+        if time.monotonic() > end:
+            raise StateError(f"{directory}/ca.key is not the key of the first certificate in ca.pem")
+        time.sleep(_SWAP / 100)  # the one is new, the other not yet
+
+
+def make_ca(name: str = "hpcmesos CA") -> tuple[str, str]:
+    """Certificate and key, PEM, of a new authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = _subject(name, "ca")
+    now = datetime.datetime.now(datetime.UTC)
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _DAY)
+        .not_valid_after(now + _CA_DAYS * _DAY)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(ca=True), critical=True)
+        .add_extension(identifier, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM).decode(), _key_pem(key).decode()
+
+
+def check_ca(certificate_pem: str, key_pem: str) -> x509.Certificate:
+    """The certificate of an authority that a site has made for the cluster.
+
+    Raises:
+        InvalidValue: it is none, it has run out, or the key is not its own.
+    """
     try:
-        certificate = x509.load_pem_x509_certificate((directory / "ca.pem").read_bytes())
-        return Ca(certificate, _load_key(directory / "ca.key"), directory)
-    except (OSError, ValueError) as error:
-        raise StateError(f"cannot use the certificate authority in {directory}: {error}") from error
+        certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+        key = serialization.load_pem_private_key(key_pem.encode(), None)
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (ValueError, TypeError, x509.ExtensionNotFound) as error:
+        raise InvalidValue(
+            f"no certificate authority with its key, both PEM and the key without password: {error}"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise InvalidValue("the authority's key is neither RSA nor of an elliptic curve")
+    if certificate.public_key() != key.public_key():
+        raise InvalidValue("the key is not that of the authority's certificate")
+    if not constraints.ca:
+        raise InvalidValue("the certificate is not an authority's (CA:TRUE is missing)")
+    if certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
+        raise InvalidValue("the authority's certificate has run out")
+    return certificate
+
+
+def install(state: Path, trusted: str, key_pem: str) -> None:
+    """Puts the authorities of ``trusted`` (PEM), the one that signs first, and its key in place of what is there."""
+    directory = state / "ca"
+    with _alone(directory):
+        _write(directory / "ca.pem", trusted.encode(), 0o644)
+        _write(
+            directory / "ca.key", key_pem.encode(), 0o600
+        )  # last: its presence says that the authority is whole
+
+
+def digest(trusted: str) -> str:
+    """By which masters and nodes tell each other which authorities they trust, and which of them signs."""
+    return hashlib.sha256(trusted.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def ensure_certificate(
@@ -76,7 +161,7 @@ def ensure_certificate(
     """Paths of certificate and key in ``directory``; made anew when a third of their time is left, and when they do not
     fit what is asked.
 
-    The authority's certificate follows in the file, so that servers show it to newcomers, who know its fingerprint.
+    The trusted authorities follow in the file, so that servers show them to newcomers, who know a fingerprint.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     certificate_path, key_path = directory / "certificate.pem", directory / "key.pem"
@@ -85,11 +170,11 @@ def ensure_certificate(
         if _still_good(ca, present, common_name, organization, sans):
             return certificate_path, key_path
     # The key stays: a renewal is one file, so that whoever reads meanwhile never finds two that do not belong together.
-    key = _load_key(key_path) if key_path.exists() else ec.generate_private_key(ec.SECP256R1())
+    key = _load_key(key_path.read_bytes()) if key_path.exists() else ec.generate_private_key(ec.SECP256R1())
     names = x509.SubjectAlternativeName([_general_name(san) for san in sans])
     certificate = _issue(ca, common_name, organization, key.public_key(), names if sans else None, lifetime)
     _write(key_path, _key_pem(key), 0o600)
-    chain = certificate.public_bytes(serialization.Encoding.PEM) + ca.pem.encode()
+    chain = certificate.public_bytes(serialization.Encoding.PEM) + ca.trusted.encode()
     _write(certificate_path, chain, 0o644)
     return certificate_path, key_path
 
@@ -135,7 +220,16 @@ def create_csr(node: str, sans: Sequence[str] = ()) -> tuple[str, str]:
 
 def fingerprint(ca: Ca) -> str:
     """SHA-256 of the authority's certificate (DER) in hex: how a newcomer recognizes the cluster."""
-    return ca.certificate.fingerprint(hashes.SHA256()).hex()
+    return fingerprint_of(ca.certificate)
+
+
+def to_pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def fingerprint_of(certificate: x509.Certificate) -> str:
+    """SHA-256 of its DER in hex."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
 
 
 def server_context(certificate: Path, key: Path, ca: Path, *, require_client: bool) -> ssl.SSLContext:
@@ -144,6 +238,11 @@ def server_context(certificate: Path, key: Path, ca: Path, *, require_client: bo
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(certificate, key)
     context.load_verify_locations(ca)
+    context.verify_flags |= (
+        ssl.VERIFY_X509_PARTIAL_CHAIN
+    )  # a site's own is below others, which count for nothing
+    context.options |= ssl.OP_NO_TICKET  # nobody comes back by a certificate that has been dropped meanwhile
+    context.num_tickets = 0
     context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
     return context
 
@@ -153,48 +252,11 @@ def client_context(ca: Path, certificate: Path | None = None, key: Path | None =
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.load_verify_locations(ca)
     if certificate is not None:
         context.load_cert_chain(certificate, key)
     return context
-
-
-class Refresher:
-    """TLS contexts whose certificate, key and authority are read again when their files change.
-
-    Connections that are open go on; the next ones use the new files. What the authority's file names no more stays
-    trusted by a context until its process starts again.
-    """
-
-    def __init__(self, contexts: Sequence[ssl.SSLContext], certificate: Path, key: Path, ca: Path) -> None:
-        self._contexts, self._files = contexts, (certificate, key, ca)
-        self._seen = self._stamps()
-
-    def look(self) -> bool:
-        """Whether there was something new. Raises OSError, ssl.SSLError: it cannot be used; the old goes on."""
-        if (stamps := self._stamps()) == self._seen:
-            return False
-        certificate, key, ca = self._files
-        for context in self._contexts:
-            context.load_verify_locations(ca)
-            context.load_cert_chain(certificate, key)
-        self._seen = stamps
-        return True
-
-    def _stamps(self) -> list[tuple[int, int]]:
-        found = [path.stat() for path in self._files]
-        return [(status.st_mtime_ns, status.st_ino) for status in found]
-
-
-async def keep_fresh(refresher: Refresher, pause: float = 10.0) -> None:
-    """Looks every ``pause`` seconds, until cancelled."""
-    while True:
-        await asyncio.sleep(pause)
-        try:
-            if refresher.look():
-                log.info("certificates are read again")
-        except (OSError, ssl.SSLError) as error:
-            log.error("cannot use the new certificates: %s", error)
 
 
 def peer_name(certificate: object) -> tuple[str, str] | None:
@@ -216,28 +278,6 @@ def common_name_of(subject: x509.Name) -> str:
     return str(values[0].value) if values else ""
 
 
-def _create_ca(directory: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = _subject("hpcmesos CA", "ca")
-    now = datetime.datetime.now(datetime.UTC)
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _DAY)
-        .not_valid_after(now + _CA_DAYS * _DAY)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(ca=True), critical=True)
-        .add_extension(identifier, critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    _write(directory / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-    _write(directory / "ca.key", _key_pem(key), 0o600)  # last: its presence says that the authority is whole
-
-
 def _issue(
     ca: Ca,
     common_name: str,
@@ -255,17 +295,24 @@ def _issue(
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _DAY)
-        .not_valid_after(now + lifetime)
+        .not_valid_after(min(now + lifetime, ca.certificate.not_valid_after_utc))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(ca=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key()), critical=False
-        )
+        .add_extension(_identifier_of(ca), critical=False)
     )
     if names is not None:
         builder = builder.add_extension(names, critical=False)
     return builder.sign(ca.key, hashes.SHA256())
+
+
+def _identifier_of(ca: Ca) -> x509.AuthorityKeyIdentifier:
+    """As the authority's certificate has it: a site's may have another than we would give."""
+    try:
+        known = ca.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(known)
+    except x509.ExtensionNotFound:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key())
 
 
 def _key_usage(*, ca: bool) -> x509.KeyUsage:
@@ -333,14 +380,21 @@ def _general_name(text: str) -> x509.GeneralName:
         return x509.DNSName(text)
 
 
-def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    key = serialization.load_pem_private_key(path.read_bytes(), None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise StateError(f"{path} holds no elliptic curve key")
+def _load_ca_key(directory: Path) -> Key:
+    key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise StateError(f"{directory}/ca.key is neither an RSA nor an elliptic curve key")
     return key
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(pem, None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise StateError("a master's key is no elliptic curve key")
+    return key
+
+
+def _key_pem(key: Key) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

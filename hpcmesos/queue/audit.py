@@ -50,7 +50,7 @@ def read(
 ) -> list[Change]:
     """The newest ``limit`` changes since then, oldest first; by one user, or of one job, or all."""
     parts = [_events(since), _submissions(t.jobs, since), _submissions(t.jobs_history, since)]
-    found = union_all(*parts, *_tokens(since), _revoked(since)).subquery()
+    found = union_all(*parts, *_tokens(since), *_authorities(since), _revoked(since)).subquery()
     wanted = select(found).order_by(found.c.at.desc()).limit(limit)
     if user is not None:
         wanted = wanted.where(found.c.user == user)
@@ -107,6 +107,23 @@ def _tokens(since: datetime) -> list[Select[Any]]:
     return [
         select(at, action, cast(null(), BigInteger), cast(null(), Integer), by, via, details).where(
             at >= since
+        )
+        for at, action, by, via in marks
+    ]
+
+
+def _authorities(since: datetime) -> list[Select[Any]]:
+    """Certificate authorities that began, and steps of that which somebody forced."""
+    kept = t.authorities.c
+    marks = (
+        (kept.made_at, literal("authority made"), kept.made_by, kept.made_via),
+        (kept.signs_since, literal("authority made to sign"), literal(""), kept.forced_via),
+        (kept.dropped_at, literal("authority dropped"), literal(""), kept.forced_via),
+    )
+    details = func.jsonb_build_object("authority", kept.fingerprint)
+    return [
+        select(at, action, cast(null(), BigInteger), cast(null(), Integer), by, via, details).where(
+            at >= since, via != ""
         )
         for at, action, by, via in marks
     ]

@@ -19,6 +19,7 @@ from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import begin
 from hpcmesos.queue.records import (
     AttemptRecord,
+    AuthorityRecord,
     CertificateRecord,
     EventRecord,
     GpuRecord,
@@ -80,6 +81,13 @@ class Reads:
         wanted = wanted.order_by(t.certificates.c.node, t.certificates.c.issued_at)
         with begin(self._single) as connection:
             return [CertificateRecord(**row._mapping) for row in connection.execute(wanted)]
+
+    def authorities(self) -> list[AuthorityRecord]:
+        """All there have been, oldest first; none: the masters' files hold the only one."""
+        columns = [t.authorities.c[field.name] for field in fields(AuthorityRecord)]
+        wanted = select(*columns).order_by(t.authorities.c.made_at, t.authorities.c.signs_since)
+        with begin(self._single) as connection:
+            return [AuthorityRecord(**row._mapping) for row in connection.execute(wanted)]
 
     def revoked(self) -> frozenset[str]:
         """Serials of certificates that have not run out and are good no more."""

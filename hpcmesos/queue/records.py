@@ -284,6 +284,22 @@ class CertificateRecord:
     issued_via: str
     revoked_at: datetime | None = None
     revoked_by: str | None = None
+    authority: str = ""  # fingerprint of the one that signed it
+    trusts: str = ""  # digest of the authorities that the node had when it asked for it
+    role: str = "agent"  # or "gateway"
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorityRecord:
+    """A certificate authority. It is trusted until it is dropped; of those that sign, the last one does."""
+
+    fingerprint: str
+    certificate: str  # PEM
+    sealed_key: bytes | None  # see master/vault.py; None: dropped
+    made_at: datetime
+    not_before: datetime  # it does not sign earlier
+    signs_since: datetime | None = None
+    dropped_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from hpcmesos.queue.deliveries import Deliveries
 from hpcmesos.queue.engine import begin, make_engine
 from hpcmesos.queue.hints import CHANNEL
 from hpcmesos.queue.reads import Reads
-from hpcmesos.queue.records import NewJob, Submitted, TokenRecord
+from hpcmesos.queue.records import AuthorityRecord, NewJob, Submitted, TokenRecord
 from hpcmesos.queue.rows import new_job_values
 from hpcmesos.queue.states import INITIAL
 from hpcmesos.queue.usage_days import UsageDay, read_usage
@@ -49,6 +49,7 @@ from hpcmesos.queue.usage_days import UsageDay, read_usage
 _HISTORY_LIMITS = {"statement_timeout": 30_000}  # ms
 _HISTORY_PATIENCE = 5.0  # seconds that a second one waits for the first
 
+_ROTATION = 0x6870636D63617274  # advisory lock: one at a time begins to replace the certificate authority
 SUBMIT = "submit"
 """``kind`` of the inbox rows of new jobs."""
 
@@ -135,9 +136,19 @@ class Store(Reads):
 
     # certificates
 
-    def note_certificate(self, serial: str, node: str, expires_at: datetime, via: str) -> None:
+    def note_certificate(
+        self,
+        serial: str,
+        node: str,
+        expires_at: datetime,
+        via: str,
+        authority: str = "",
+        trusts: str = "",
+        role: str = "agent",
+    ) -> None:
         """One is issued; before its node gets it, so that none is good that cannot be revoked."""
         row = {"serial": serial, "node": node, "expires_at": expires_at, "issued_via": via}
+        row |= {"authority": authority, "trusts": trusts, "role": role}
         with begin(self._single) as connection:
             connection.execute(insert(t.certificates).values(row))
 
@@ -148,6 +159,40 @@ class Store(Reads):
         values = {"revoked_at": func.now(), "revoked_by": by, "revoked_via": via}
         with begin(self._single) as connection:
             return connection.execute(ended.values(values)).rowcount
+
+    # certificate authorities
+
+    def begin_rotation(self, old: AuthorityRecord, new: AuthorityRecord, by: str, via: str) -> bool:
+        """A new authority is trusted beside the old one, which goes on signing. False: there are two already."""
+        kept = t.authorities.c
+        with begin(self._engine) as connection:
+            connection.execute(select(func.pg_advisory_xact_lock(_ROTATION)))
+            row = {field.name: getattr(old, field.name) for field in fields(AuthorityRecord)}
+            connection.execute(insert(t.authorities).values(row).on_conflict_do_nothing())
+            trusted = select(func.count()).select_from(t.authorities).where(kept.dropped_at.is_(None))
+            if connection.scalar(trusted) != 1:
+                return False
+            row = {field.name: getattr(new, field.name) for field in fields(AuthorityRecord)}
+            connection.execute(insert(t.authorities).values(row | {"made_by": by, "made_via": via}))
+            return True
+
+    def let_sign(self, fingerprint: str, forced_via: str = "") -> None:
+        """From now on this authority signs; a second time changes nothing."""
+        kept = t.authorities.c
+        change = update(t.authorities).where(kept.fingerprint == fingerprint, kept.signs_since.is_(None))
+        with begin(self._single) as connection:
+            connection.execute(change.values(signs_since=func.now(), forced_via=forced_via))
+
+    def drop_authority(self, fingerprint: str, forced_via: str = "") -> None:
+        """It is trusted no more, and its key forgotten; never the last one."""
+        kept, others = t.authorities.c, t.authorities.alias().c
+        newer = select(others.fingerprint).where(others.signs_since > kept.signs_since)
+        change = update(t.authorities).where(
+            kept.fingerprint == fingerprint, kept.dropped_at.is_(None), newer.exists()
+        )
+        values = {"dropped_at": func.now(), "sealed_key": None, "forced_via": forced_via}
+        with begin(self._single) as connection:
+            connection.execute(change.values(values))
 
     # secrets
 

@@ -399,8 +399,26 @@ certificates = Table(  # of nodes, as long as they are good
     Column("revoked_at", _time),
     Column("revoked_by", Text),
     _text("revoked_via"),
+    _text("authority"),
+    _text("trusts"),
+    _text("role"),
     PrimaryKeyConstraint("serial"),
     Index("certificates_node", "node"),
+)
+authorities = Table(  # that sign certificates; none: the masters' files hold the only one that there has been
+    "authorities",
+    metadata,
+    _text("fingerprint", None),
+    _text("certificate", None),
+    Column("sealed_key", LargeBinary),  # null: dropped
+    _now("made_at"),
+    _text("made_by"),
+    _text("made_via"),
+    Column("not_before", _time, nullable=False),  # it does not sign earlier
+    Column("signs_since", _time),
+    Column("dropped_at", _time),
+    _text("forced_via"),
+    PrimaryKeyConstraint("fingerprint"),
 )
 gateways = Table(  # login hosts that have joined
     "gateways",

@@ -114,7 +114,7 @@ def test_a_job_over_real_tls(store: Store, candidate: Candidate, ca: pki.Ca, tmp
     assert spec["owner"] == "ann" and spec["script"]
 
     leader = store.leader()
-    lines = links_client.Lines(certificate(ca, tmp_path, "api", "master"))
+    lines = links_client.Lines(lambda: certificate(ca, tmp_path, "api", "master"))
     figures = lines.metrics(leader.address)
     assert figures["links"] == 1 and figures["starts_total"] == 1
     big = submit(store, wanted=request(3))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hpcmesos.errors import Rejection
 from hpcmesos.master.services.replies import one_line
@@ -17,12 +17,12 @@ from hpcmesos.pbs.alteration import parse_qalter
 from hpcmesos.pbs.directives import check_script
 from hpcmesos.pbs.manager import lines, parse_line
 from hpcmesos.pbs.submission import SubmitContext, build_submission
+from tests.at_length import fuzz
 from tests.fuzz import qalter_words, qmgr_text, qsub_script, qsub_words
 
 pytestmark = pytest.mark.full
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 CONTEXT = SubmitContext("/w", 0o22, "h", "u", "/home/u", {"A": "1"}, "hpcm", NOW)
-SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
 def answers_or_refuses(call: Callable[[], object]) -> None:
@@ -34,20 +34,27 @@ def answers_or_refuses(call: Callable[[], object]) -> None:
         assert "\n" not in one_line(str(error))
 
 
-@settings(max_examples=5000, deadline=2000, suppress_health_check=SLOW)
-@given(qsub_words, qsub_script)
-def test_qsub(argv: list[str], script: bytes) -> None:
+def qsub(case: tuple[list[str], bytes]) -> None:
+    argv, script = case
     answers_or_refuses(lambda: build_submission(argv, check_script(script), CONTEXT))
 
 
-@settings(max_examples=2500, deadline=2000, suppress_health_check=SLOW)
-@given(qalter_words)
-def test_qalter(argv: list[str]) -> None:
+def qalter(argv: list[str]) -> None:
     answers_or_refuses(lambda: parse_qalter(argv, NOW, {"A": "1"}))
 
 
-@settings(max_examples=2000, deadline=2000, suppress_health_check=SLOW)
-@given(qmgr_text)
-def test_qmgr(text: str) -> None:
+def qmgr(text: str) -> None:
     for line in lines(text):
         answers_or_refuses(lambda line=line: parse_line(line))  # type: ignore[misc]  # a default binds it
+
+
+def test_qsub() -> None:
+    fuzz(qsub, st.tuples(qsub_words, qsub_script), 5000)
+
+
+def test_qalter() -> None:
+    fuzz(qalter, qalter_words, 2500)
+
+
+def test_qmgr() -> None:
+    fuzz(qmgr, qmgr_text, 2000)

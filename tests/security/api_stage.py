@@ -29,9 +29,10 @@ from hpcmesos.client import Client
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import HpcmesosError
 from hpcmesos.launch import __file__ as launch_file
-from hpcmesos.master import api_process, pki
+from hpcmesos.master import api_process, pki, vault
 from hpcmesos.master.api import build_app
 from hpcmesos.master.door import Door, Limits
+from hpcmesos.master.identity import Identity
 from hpcmesos.master.metrics import Metrics, counting
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import Chunk, JobState, Request, Scope
@@ -313,6 +314,8 @@ def _leading(database: Database) -> Iterator[LeaderStore]:
     with leader.transaction() as tx:
         tx.put_queue(QueueRecord(name="batch"))
         tx.put_queue(QueueRecord(name="long"))
+        for name, hosts in (("trusted", "trusted.example"), ("here", "127.0.0.1")):
+            tx.put_queue(QueueRecord(name=name, attributes={"acl_host_enable": "True", "acl_hosts": hosts}))
         tx.upsert_node(NodeRecord(name="node1", cpus=10_000, mem=1 << 50, address="127.0.0.1"))
     try:
         yield leader
@@ -331,8 +334,9 @@ def _running(
     obedient: ObedientLeader,
 ) -> Iterator[ApiStage]:
     ca = pki.ensure_ca(place)
+    vault.ensure_key(place)
     certificate, key = pki.ensure_certificate(ca, place / "tls", "master1", "master", ["127.0.0.1"])
-    site = Site.open(settings, Store(database.api), pki.client_context(ca.path, certificate, key))
+    site = Site.open(settings, Store(database.api), Identity(certificate, key, ca.path).client)
     supervisor = subprocess.Popen(["/bin/sh", "-c", "trap '' TERM; exec sleep 1000"])  # qterm does it no harm
     site = replace(site, supervisor=supervisor.pid)
     server_tls = pki.server_context(certificate, key, ca.path, require_client=False)

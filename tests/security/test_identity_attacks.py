@@ -14,7 +14,7 @@ from hpcmesos.client import Client
 from hpcmesos.master import api as api_module
 from hpcmesos.master import auth, oidc, pki
 from hpcmesos.master.auth import Authority, Caller
-from hpcmesos.master.services import control, tokens
+from hpcmesos.master.services import control, hosts, tokens
 from hpcmesos.pbs import submission
 from hpcmesos.queue import store as store_module
 from hpcmesos.queue.store import Store
@@ -79,6 +79,19 @@ def origin(user: str) -> Try[ApiStage]:
         assert job is not None
         named = job.submission["environment"]["PBS_O_LOGNAME"]
         return Told(named == VICTIM, f"PBS_O_LOGNAME is {named}")
+
+    return run
+
+
+def from_host(queue: str) -> Try[ApiStage]:
+    """A job for a queue that takes those of one host, by a client that says it is there."""
+
+    def run(stage: ApiStage) -> Told:
+        body = {"argv": ["-q", queue], "script": "dHJ1ZQo=", "cwd": "/tmp", "host": "trusted.example"}
+        given = {"Content-Type": "application/json"}
+        token = stage.client(STRANGER)._token
+        status, text = stage.request("POST", "/v1/commands/qsub", json.dumps(body).encode(), given, token)
+        return Told(status < 300, text)
 
     return run
 
@@ -221,6 +234,12 @@ CASES = [
     Case("X-Forwarded-User", forging("X-Forwarded-User"), rightful, believing("X-Forwarded-User")),
     Case("LOGNAME of the victim", calling_himself, rightful, believing_environ),
     Case("PBS_O_LOGNAME by -v", origin(STRANGER), origin(VICTIM), trusting_origin, harmless=True),
+    Case(
+        "a queue for another host's users",
+        from_host("trusted"),
+        from_host("here"),
+        replaced(hosts, "_addresses", lambda name: frozenset({"127.0.0.1"})),
+    ),
     Case("a revoked token, replayed", shown("revoked"), shown("good"), good_for(0, 1, 2)),
     Case("a token made by a revoked one", shown("child"), shown("good"), good_for(0, 1, 2)),
     Case("an expired token", shown("expired"), shown("good"), good_for(0, 1, 3)),

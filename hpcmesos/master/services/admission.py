@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from hpcmesos.errors import InvalidValue, QueueDenied, QueueDisabled, QueueLimit, TooManyJobs, UnknownQueue
+from hpcmesos.master.services.hosts import host_of, is_address
 from hpcmesos.master.services.site import Site
 from hpcmesos.pbs.manager_attributes import limit_of, members, resources, total_limit
 from hpcmesos.pbs.resources import SHAPES
@@ -26,11 +27,12 @@ _MOST_HOPS = 8  # of route queues
 class Applicant:
     """Whose job it is, from where, and what it asks for as ``Resource_List`` shows it.
 
-    ``host``: of a caller on a master's host it is that host; over TLS it is what the client says.
+    ``claimed``: what the client says of its host; ``peer``: what is certain, see hosts.peer_of().
     """
 
     user: str
-    host: str
+    claimed: str
+    peer: str
     resources: Mapping[str, str]
     groups: tuple[str, ...] = ()  # -W group_list; empty: those of the user
     interactive: bool = False
@@ -42,6 +44,11 @@ class Applicant:
     new: bool = True  # False: they are in another queue until now
 
     @property
+    def host(self) -> str:
+        """As access lists judge it; may ask the name service."""
+        return host_of(self.claimed, self.peer)
+
+    @property
     def all_groups(self) -> list[str]:
         return [group.partition("@")[0] for group in self.groups] or groups_of(self.user)
 
@@ -51,7 +58,8 @@ def applicant_of(job: JobRecord) -> Applicant:
     submission = job.submission
     return Applicant(
         user=job.owner,
-        host=job.submit_host,
+        claimed=job.submit_host,
+        peer=str(submission.get("peer", "")),
         resources=submission.get("resource_list", {}),
         groups=tuple(submission.get("group_list", ())),
         interactive=bool(submission.get("interactive")),
@@ -222,10 +230,11 @@ def _check_access(where: str, attributes: Mapping[str, str], applicant: Applican
         verdicts.append(not set(groups).isdisjoint(_names(members(attributes.get("acl_groups", "")))))
     if attributes.get("acl_host_enable") == "True":
         hosts = members(attributes.get("acl_hosts", ""))
-        local = {applicant.host, applicant.host.partition(".")[0]}
-        if applicant.host == socket.gethostname():
+        host = applicant.host
+        local = {host} if is_address(host) else {host, host.partition(".")[0]}
+        if host == socket.gethostname():
             local |= {"localhost", socket.getfqdn()}
-        verdicts.append(any(fnmatchcase(host, pattern) for host in local for pattern in hosts))
+        verdicts.append(any(fnmatchcase(name, pattern) for name in local for pattern in hosts))
     if not verdicts:
         return
     together = any if attributes.get("acl_logic_or") == "True" else all

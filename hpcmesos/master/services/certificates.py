@@ -25,30 +25,36 @@ def authority(site: Site) -> pki.Ca:
     return pki.ensure_ca(site.ca_state)
 
 
-def issue(site: Site, node: str, csr: str, via: str, role: str = "agent") -> JoinReply:
+def issue(site: Site, node: str, csr: str, via: str, trusts: str, role: str = "agent") -> JoinReply:
     """A certificate for the request of a node, or a gateway (``role``), on record before it has it.
+
+    ``trusts``: see RenewRequest.
 
     Raises:
         InvalidValue: a malformed request, or another node's.
     """
     ca = authority(site)
-    certificate = sign(site, node, csr, role)
-    record(site, node, certificate, via)
-    return JoinReply(certificate=certificate, ca=ca.pem, cluster=site.settings.cluster)
+    certificate = sign(site, ca, node, csr, role)
+    record(site, ca, node, certificate, via, trusts, role)
+    return JoinReply(certificate=certificate, ca=ca.trusted, cluster=site.settings.cluster)
 
 
-def sign(site: Site, node: str, csr: str, role: str = "agent") -> str:
+def sign(site: Site, ca: pki.Ca, node: str, csr: str, role: str = "agent") -> str:
     """As issue(), not on record yet."""
     lifetime = timedelta(days=site.settings.certificate_days)
-    return pki.sign_csr(authority(site), csr, role, node, lifetime)
+    return pki.sign_csr(ca, csr, role, node, lifetime)
 
 
-def record(site: Site, node: str, certificate: str, via: str) -> None:
+def record(
+    site: Site, ca: pki.Ca, node: str, certificate: str, via: str, trusts: str, role: str = "agent"
+) -> None:
     made = x509.load_pem_x509_certificate(certificate.encode())
     # As TLS shows it: an even number of digits.
     digits = f"{made.serial_number:x}"
     serial = digits.zfill(len(digits) + len(digits) % 2)
-    site.store.note_certificate(serial, node, made.not_valid_after_utc, via)
+    site.store.note_certificate(
+        serial, node, made.not_valid_after_utc, via, pki.fingerprint(ca), trusts, role
+    )
 
 
 def renew(site: Site, caller: Caller, request: RenewRequest) -> JoinReply:
@@ -64,7 +70,8 @@ def renew(site: Site, caller: Caller, request: RenewRequest) -> JoinReply:
         node = request.node
     if node is None:
         raise Unauthorized("only nodes and gateways renew their certificates")
-    reply = issue(site, node, request.csr, caller.via, "gateway" if caller.gateway else "agent")
+    role = "gateway" if caller.gateway else "agent"
+    reply = issue(site, node, request.csr, caller.via, request.trusts[:64], role)
     if (
         caller.serial in site.revoked.fresh()
     ):  # while it was being renewed: the next one must not outlive that
@@ -84,6 +91,8 @@ def listing(site: Site, caller: Caller) -> list[CertificateStatus]:
             issued_at=one.issued_at.timestamp(),
             expires_at=one.expires_at.timestamp(),
             revoked_at=one.revoked_at.timestamp() if one.revoked_at else None,
+            authority=one.authority,
+            trusts=one.trusts,
         )
         for one in site.store.certificates()
     ]

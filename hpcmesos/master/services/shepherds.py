@@ -36,7 +36,7 @@ async def dial(site: Site, node: NodeRecord) -> tuple[asyncio.StreamReader, asyn
     """
     async with asyncio.timeout(_CONNECT):
         reader, writer = await asyncio.open_connection(
-            node.address, node.peer_port, ssl=site.tls, server_hostname=node.address
+            node.address, node.peer_port, ssl=site.tls() if site.tls else None, server_hostname=node.address
         )
     if pki.peer_name(writer.get_extra_info("peercert")) != ("agent", node.name):
         writer.close()

@@ -94,7 +94,7 @@ class Site:
     leader: Remembered[LeaderRecord]
     gateways: Remembered[frozenset[str]]  # names of login hosts that have one
     logs: LogStore
-    tls: ssl.SSLContext | None = None
+    tls: Callable[[], ssl.SSLContext] | None = None
     lines: Lines | None = None  # to the leader
     ca_state: Path | None = None  # the directory that holds ``ca/``
     provider: Provider | None = None  # of JWTs
@@ -102,7 +102,9 @@ class Site:
     supervisor: int | None = None  # pid of the master's first process
 
     @classmethod
-    def open(cls, settings: MasterSettings, store: Store, tls: ssl.SSLContext | None = None) -> Site:
+    def open(
+        cls, settings: MasterSettings, store: Store, tls: Callable[[], ssl.SSLContext] | None = None
+    ) -> Site:
         return cls(
             settings,
             store,

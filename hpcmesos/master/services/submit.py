@@ -8,7 +8,6 @@ import hashlib
 import pwd
 import re
 import shlex
-import socket
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -38,6 +37,7 @@ from hpcmesos.master.limits import why_never
 from hpcmesos.master.objects import fenced
 from hpcmesos.master.services import output_paths, secrets, why
 from hpcmesos.master.services.admission import Applicant, admit, default_resources, execution_group
+from hpcmesos.master.services.hosts import peer_of
 from hpcmesos.master.services.lookup import find_own
 from hpcmesos.master.services.outputs import gateways_of
 from hpcmesos.master.services.replies import information
@@ -243,7 +243,8 @@ def _new_job(
     project, group = built.project or caller.project, execution_group(caller.user, built.group_list)
     applicant = Applicant(
         user=caller.user,
-        host=caller.host or (socket.gethostname() if caller.local else request.host),
+        claimed=request.host,
+        peer=peer_of(caller),
         resources=built.resource_list,
         groups=built.group_list,
         interactive=built.interactive,
@@ -268,6 +269,7 @@ def _new_job(
         _stored(site, request, built)
         | ({"before": before} if before else {})
         | ({"via": caller.via} if caller.via else {})
+        | {"peer": peer_of(caller)}
     )
     _check_storable([built.name, request.host, request.key or "", stored])
     return NewJob(

@@ -61,13 +61,14 @@ def join(site: Site, request: JoinRequest, via: str) -> JoinReply:
     if request.role not in _TOKENS:
         raise InvalidValue(f"unknown role '{request.role[:40]}'; one of {', '.join(_TOKENS)}")
     node = check_node(request.node)
-    certificate = certificates.sign(site, node, request.csr, request.role)
+    ca = certificates.authority(site)
+    certificate = certificates.sign(site, ca, node, request.csr, request.role)
     site.store.consume_join_token(request.token.rpartition(".")[2], node, via, _TOKENS[request.role])
     if request.role == "gateway":
         site.store.deliveries.enrol(node)
-    certificates.record(site, node, certificate, via)
-    ca = certificates.authority(site)
-    return JoinReply(certificate=certificate, ca=ca.pem, cluster=site.settings.cluster)
+    # It writes all that it is given before it uses any of it.
+    certificates.record(site, ca, node, certificate, via, pki.digest(ca.trusted), request.role)
+    return JoinReply(certificate=certificate, ca=ca.trusted, cluster=site.settings.cluster)
 
 
 def check_node(name: str) -> str:

@@ -268,9 +268,26 @@ CREATE TABLE certificates (
     revoked_at timestamptz,
     revoked_by TEXT,
     revoked_via TEXT DEFAULT '' NOT NULL,
+    authority TEXT DEFAULT '' NOT NULL,
+    trusts TEXT DEFAULT '' NOT NULL,
+    role TEXT DEFAULT '' NOT NULL,
     CONSTRAINT certificates_pkey PRIMARY KEY (serial)
 );
 CREATE INDEX certificates_node ON certificates (node);
+
+CREATE TABLE authorities (
+    fingerprint TEXT NOT NULL,
+    certificate TEXT NOT NULL,
+    sealed_key BYTEA,
+    made_at timestamptz DEFAULT now() NOT NULL,
+    made_by TEXT DEFAULT '' NOT NULL,
+    made_via TEXT DEFAULT '' NOT NULL,
+    not_before timestamptz NOT NULL,
+    signs_since timestamptz,
+    dropped_at timestamptz,
+    forced_via TEXT DEFAULT '' NOT NULL,
+    CONSTRAINT authorities_pkey PRIMARY KEY (fingerprint)
+);
 
 CREATE TABLE gateways (
     name TEXT NOT NULL,
@@ -564,12 +581,13 @@ BEGIN
         GRANT UPDATE (node, used_at, used_via, revoked_at, revoked_by, revoked_via) ON tokens TO hpcmesos_api;
         GRANT INSERT, UPDATE, DELETE ON secrets, gateways, deliveries TO hpcmesos_api;
         GRANT INSERT, UPDATE (revoked_at, revoked_by, revoked_via) ON certificates TO hpcmesos_api;
+        GRANT INSERT, UPDATE (sealed_key, signs_since, dropped_at, forced_via) ON authorities TO hpcmesos_api;
         GRANT USAGE ON SEQUENCE job_ids, inbox_ids TO hpcmesos_api;
     END IF;
 
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'hpcmesos_leader') THEN
         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO hpcmesos_leader;
-        REVOKE ALL ON tokens, alembic_version FROM hpcmesos_leader;
+        REVOKE ALL ON tokens, authorities, alembic_version FROM hpcmesos_leader;
         REVOKE INSERT, UPDATE, DELETE ON secrets, certificates, gateways, deliveries FROM hpcmesos_leader;
         REVOKE INSERT, DELETE ON leadership FROM hpcmesos_leader;
         GRANT SELECT ON alembic_version TO hpcmesos_leader;

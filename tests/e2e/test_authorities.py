@@ -1,0 +1,168 @@
+"""The certificate authority is replaced under a flow of jobs: nothing is restarted, and no job is lost."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
+
+from hpcmesos.master import pki
+from tests.e2e.cluster_kit import LiveCluster, wait_until
+from tests.e2e.conftest import running
+from tests.e2e.test_masters import Submitting
+
+pytestmark = pytest.mark.full
+LONG = "#!/bin/sh\nuntil [ -e go ]; do sleep 0.1; done\nmpiexec -n 2 sh -c 'echo $HPCMESOS_NODE'\n"
+TWO = "#!/bin/sh\nmpiexec -n 2 sh -c 'echo $HPCMESOS_NODE'\n"
+PATIENCE = 240.0  # s; each step takes as long as all need to read what is new
+
+
+@pytest.fixture
+def own() -> Iterator[LiveCluster]:
+    with running(LiveCluster(agents=2, gpus=2, extra=("--masters", "2"))) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def intermediate(place: Path) -> list[str]:
+    """The site's own: RSA, and below a root that signs for others, too."""
+    made: list[tuple[x509.Certificate, rsa.RSAPrivateKey]] = []
+    for name in ("site root", "site hpcmesos"):
+        key = rsa.generate_private_key(65537, 2048)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        issuer, signer = (made[-1][0].subject, made[-1][1]) if made else (subject, key)
+        now = datetime.datetime.now(datetime.UTC)
+        certificate = (
+            x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1000))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(signer, hashes.SHA256())
+        )
+        made.append((certificate, key))
+    certificate, key = made[-1]
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (place / "site.pem").write_text(pki.to_pem(certificate))
+    (place / "site.key").write_bytes(pem)
+    return ["--certificate", str(place / "site.pem"), "--key", str(place / "site.key")]
+
+
+def dialled(cluster: LiveCluster, place: Path) -> str:
+    """What a master says to who dials it with the certificate of ``place``; empty: it is taken."""
+    host, _, port = (cluster.state / "master" / "listen").read_text().strip().rpartition(":")
+    context = pki.client_context(place / "ca.pem", place / "agent.pem", place / "agent.key")
+    try:
+        with socket.create_connection((host, int(port)), 10) as plain, context.wrap_socket(plain) as tls:
+            tls.sendall(b"GET /v1/leader HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            return "" if tls.recv(4096) else "no answer"
+    except ssl.SSLError as error:
+        return str(error)
+
+
+def kept(cluster: LiveCluster, node: str) -> Path:
+    """A copy of what the node shows and trusts now."""
+    place = cluster.root / "kept"
+    place.mkdir(mode=0o700)
+    for name in ("agent.pem", "agent.key", "ca.pem"):
+        (place / name).write_bytes((cluster.state / "agents" / node / name).read_bytes())
+    return place
+
+
+def check_each_ran_once(cluster: LiveCluster, jobs: list[str]) -> None:
+    assert len(set(jobs)) == len(jobs)
+    seqs = [int(job.split(".")[0]) for job in jobs]
+    well = """SELECT count(*) FROM (SELECT seq, state, exit_status, attempt FROM jobs
+              UNION ALL SELECT seq, state, exit_status, attempt FROM jobs_history) j
+              WHERE seq = ANY(%s) AND state = 'C' AND exit_status = 0 AND attempt = 1"""
+    with psycopg.connect(cluster.database_url, autocommit=True) as connection:
+        wait_until(
+            lambda: connection.execute(well, [seqs]).fetchone() == (len(jobs),),
+            "each job has ended well at its first try",
+            PATIENCE,
+        )
+
+
+def daemons(cluster: LiveCluster) -> list[int]:
+    names = ["master", "master2", *(f"node{n}/{part}" for n in (1, 2) for part in ("agent", "shepherd"))]
+    return [cluster.pid(name) for name in names]
+
+
+@pytest.mark.parametrize("whose", ["made here", "the site's"])
+def test_no_job_is_lost_while_the_authority_is_replaced(
+    own: LiveCluster, stack: ExitStack, whose: str
+) -> None:
+    client = stack.enter_context(own.client())
+    [before] = client.authorities()
+    old, running_before = kept(own, "node1"), daemons(own)
+    assert dialled(own, old) == ""
+    long = own.qsub(LONG, "-l", "nodes=2:ppn=1", "-d", ".")
+    own.wait_state(long, "R")
+    with Submitting(own) as flow:
+        options = intermediate(own.root) if whose == "the site's" else []
+        done = own.run("hpcmesos", "certificate", "rotate-ca", *options, user="")
+        assert done.returncode == 0, done.stderr
+        assert "next" in done.stdout
+        again = own.run("hpcmesos", "certificate", "rotate-ca", user="")
+        assert again.returncode != 0 and "being replaced" in again.stderr
+        wait_until(lambda: len(client.authorities()) == 1, "one is left", PATIENCE, 1.0)
+        [after] = client.authorities()
+        assert after.fingerprint != before.fingerprint
+        # Nobody trusts the old one any more, and all are past the last step.
+        wait_until(lambda: dialled(own, old) != "", "the old one counts for nothing", PATIENCE, 1.0)
+        for node in ("node1", "node2"):
+            place = own.state / "agents" / node / "ca.pem"
+            alone = client.trusted_authorities()
+            wait_until(
+                lambda p=place, a=alone: p.read_text() == a, "the node has the new one alone", PATIENCE, 1.0
+            )
+        flow.more(3)
+    check_each_ran_once(own, flow.jobs)
+    assert "authority made" in own.run("hpcmesos", "audit", user="").stdout
+    # Between nodes, too: the job from before the first step begins its ranks now, and a new one.
+    (own.work() / "go").touch()
+    for job in (long, own.qsub(TWO, "-l", "nodes=2:ppn=1")):
+        ended = own.wait(job)
+        assert (ended["Exit_status"], ended["run_count"]) == (0, 1)
+        assert sorted(own.output(job).split()) == ["node1", "node2"]
+    assert daemons(own) == running_before
+
+
+def test_a_node_that_was_away_is_waited_for_unless_one_forces_it(own: LiveCluster, stack: ExitStack) -> None:
+    client = stack.enter_context(own.client())
+    os.kill(own.pid("node2/agent"), signal.SIGSTOP)
+    try:
+        own.run("hpcmesos", "certificate", "rotate-ca", user="", check=True)
+        wait_until(
+            lambda: [one.lacking for one in client.authorities() if one.state == "next"] == [["node2"]],
+            "node2 alone is waited for",
+            PATIENCE,
+            1.0,
+        )
+        assert "waits for node2" in own.run("hpcmesos", "doctor", user="").stdout
+        own.run("hpcmesos", "certificate", "rotate-ca", "--force", user="", check=True)
+        assert [one.state for one in client.authorities()] == ["signs", "old"]
+    finally:
+        os.kill(own.pid("node2/agent"), signal.SIGCONT)
+    # It still trusts the old one, and that is not dropped before it is back.
+    wait_until(lambda: len(client.authorities()) == 1, "one is left", PATIENCE, 1.0)
+    job = own.qsub(TWO, "-l", "nodes=2:ppn=1")
+    assert own.wait(job)["Exit_status"] == 0
