@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
+import uvloop
 
 from hpcmesos import pidfile, wire
 from hpcmesos.agent import faults_file, health_program, inventory, isolation
@@ -54,7 +55,7 @@ def run(settings: AgentSettings) -> int:
     try:
         _make_directories(settings)
         with pid_file(settings.state / "agent.pid", "an agent"):
-            asyncio.run(_main(settings))
+            uvloop.run(_main(settings))  # asyncio's own loop and TLS cost more than what an agent does
     except HpcmesosError as error:
         print(f"hpcmesos agent: {error}", file=sys.stderr)
         return error.exit_code
@@ -134,14 +135,23 @@ class Agent:
             self.handle(event)
 
     def handle(self, event: Event) -> None:
-        """One step: the effects are done in their order, then the timer is set anew."""
+        """One step: the effects are done in their order, then the timer is set."""
         self.state, effects = step(self.state, event, self._loop.time())
         for effect in effects:
             self._do(effect)
+        self._wind(deadline(self.state))
+
+    def _wind(self, due: float | None) -> None:
+        """A tick that comes early changes nothing, so a timer is not wound anew for a later one."""
+        if self._timer is not None and due is not None and self._timer.when() <= due:
+            return
         if self._timer is not None:
             self._timer.cancel()
-        due = deadline(self.state)
-        self._timer = self._loop.call_at(due, self.handle, Tick()) if due is not None else None
+        self._timer = self._loop.call_at(due, self._tick) if due is not None else None
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.handle(Tick())
 
     def _do(self, effect: Effect) -> None:
         match effect:

@@ -135,7 +135,8 @@ class Draft:
         self._command("forget", attempt.name)
 
     def _set_over(self, name: str, answer: wire.Refused | None) -> None:
-        over = {n: a for n, a in self.state.over.items() if n != name}
+        over = dict(self.state.over)
+        over.pop(name, None)
         if len(over) >= REMEMBERED:
             del over[next(iter(over))]
         over[name] = answer

@@ -85,6 +85,7 @@ class Uplink:
         """Until cancelled. Dials only while ``ready()``: what Hello says has to be true."""
         pause, said = FIRST_PAUSE, ""
         while True:
+            sent_on = False
             if ready():
                 try:
                     await self._session()
@@ -96,6 +97,9 @@ class Uplink:
                 if self._welcome is not None:
                     pause, said = FIRST_PAUSE, ""
                     self._welcome = None
+                    sent_on = self._redirect is not None
+            if sent_on:  # by a leader that has stepped down: who leads now listens already
+                continue
             if self._waited:
                 pause, self._waited = FIRST_PAUSE, False
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))

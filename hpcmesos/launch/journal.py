@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+from hpcmesos.launch import quick
+
 _SEGMENT = 4 * 1024 * 1024
 """Bytes of one file."""
 _ROOM = 64 * 1024
@@ -320,7 +322,7 @@ def _new_identity(path: str) -> str:
 
 def _encode(attempt: str, record: dict[str, Any] | None) -> bytes:
     value = {"attempt": attempt, "record": record}
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
+    return quick.dumps(value).encode("ascii")
 
 
 def _lines(segment: _Segment) -> Iterator[tuple[str | None, dict[str, Any] | None, int]]:

@@ -436,7 +436,7 @@ def revoke_tokens(data: wire.RevokeRequest, request: ApiRequest) -> list[str]:
 @get("/v1/audit", sync_to_thread=True)
 def list_changes(
     request: ApiRequest,
-    since: Annotated[float, Parameter(ge=0, le=_LAST_SECOND)] | None = None,
+    since: Annotated[float | None, Parameter(ge=0, le=_LAST_SECOND)] = None,
     user: str | None = None,
     job: str | None = None,
     limit: Annotated[int, Parameter(ge=1, le=10_000)] = 1000,

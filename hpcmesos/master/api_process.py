@@ -28,7 +28,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from hpcmesos import wire
 from hpcmesos.errors import MasterUnreachable
 from hpcmesos.master.api import build_app
-from hpcmesos.master.child import API_CONFIG, Child, log_to_stderr
+from hpcmesos.master.child import API_CONFIG, Child, come_first, log_to_stderr
 from hpcmesos.master.door import Acceptor, Door, GuardedProtocol, GuardedWebSocket, Limits
 from hpcmesos.master.identity import Identity, keep_fresh
 from hpcmesos.master.metrics import Metrics, counting
@@ -59,6 +59,7 @@ def main() -> int:
     """Serves until SIGTERM or the end of the parent."""
     config = Child.read(Path(os.environ[API_CONFIG]))
     log_to_stderr(config.settings.log_level)
+    come_first()
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it tells of every client that leaves early
     supervisor = _die_with_supervisor()
     sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -160,6 +161,7 @@ def _server(app: Any, tls: ssl.SSLContext | None, door: Door) -> _Server:
         lifespan="off",
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # nobody may say for another where he comes from
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=_GRACE,  # type: ignore[arg-type]  # asyncio takes fractions

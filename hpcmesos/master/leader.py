@@ -46,6 +46,7 @@ _PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between two tries, while PostgreSQL
 _BACKLOG = 4096  # agents that dial at once
 _SWITCH_INTERVAL = 0.0005  # the planner computes; links and the lease must not wait for it
 _STOP_TIMEOUT = 5.0
+_CHORES_TIMEOUT = 0.2  # seconds; what they have not committed then, the next leader does
 _REVOKED = 2.0  # seconds between two looks for certificates that are good no more
 _SUCCESSOR = 1.5  # seconds that a leader that steps down waits for the next one's address
 _FAREWELL = 0.2  # seconds that agents may take to close their links
@@ -176,8 +177,8 @@ class Leader:
         connected = asyncio.create_task(asyncio.to_thread(store.leader))  # while the picture is read
         planner = await asyncio.to_thread(self._planner, links)
         await connected
-        threads = [
-            self._thread("planner", planner.run),
+        deciding = self._thread("planner", planner.run)
+        chores = [
             self._thread("timers", lambda: Timers(store, settings).run(self._stopped)),
             self._thread("timetable", lambda: TimetableThread(store, self._hint).run(self._stopped)),
         ]
@@ -190,8 +191,9 @@ class Leader:
             task.cancel()
         self._stopped.set()
         self._events.put(Stop())
-        for thread in threads:
-            await asyncio.to_thread(thread.join, _STOP_TIMEOUT)
+        await asyncio.to_thread(deciding.join, _STOP_TIMEOUT)
+        for thread in chores:
+            await asyncio.to_thread(thread.join, _CHORES_TIMEOUT)
         await self._part(links)
 
     def _planner(self, links: Links) -> Planner:
@@ -255,6 +257,7 @@ def main() -> int:
     config = child.Child.read(Path(os.environ[child.LEADER_CONFIG]))
     child.die_with_parent(int(os.environ["HPCMESOS_SUPERVISOR"]))
     child.log_to_stderr(config.settings.log_level)
+    child.come_first()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     leadership = Leadership(leader_url(config.settings))
     standby = Standby(leader_url(config.settings), config.settings.server)

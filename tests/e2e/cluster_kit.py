@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -183,6 +183,13 @@ class LiveCluster:
         """The job once it has ended."""
         self.hpcmesos("wait", "--timeout", str(timeout), job, timeout=timeout + 10)
         return self.job(job)
+
+    def wait_all(self, jobs: Sequence[str], timeout: float = 60) -> dict[str, dict[str, Any]]:
+        """The jobs, by their ids, once all have ended: two processes, however many they are."""
+        self.hpcmesos("wait", "--timeout", str(timeout), *jobs, timeout=timeout + 10, check=False)
+        done = self._run(["qstat", "-f", "-F", "json", *jobs])
+        found: dict[str, dict[str, Any]] = json.loads(done.stdout)["Jobs"]
+        return found
 
     def wait_state(self, job: str, letter: str, timeout: float = 30) -> dict[str, Any]:
         return wait_until(

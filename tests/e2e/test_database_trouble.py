@@ -158,19 +158,17 @@ def test_disk_full(seconds: float) -> None:
 
 @pytest.mark.full
 @pytest.mark.skipif(not FAKETIME.exists(), reason="no libfaketime")
-@pytest.mark.parametrize("jump", [3600, -3600])
-def test_masters_clocks_jump(jump: int) -> None:
-    with running(TroubleCluster()) as made:
-        assert isinstance(made, TroubleCluster)
-        set_clock(made, 0)
-        environ = {
-            "LD_PRELOAD": str(FAKETIME),
-            "FAKETIME_TIMESTAMP_FILE": str(made.root / "clock"),
-            "FAKETIME_CACHE_DURATION": "1",
-            "DONT_FAKE_MONOTONIC": "1",
-        }
-        made.restart_masters(environ=environ)
-        endure(made, clock_jump(jump), LONG)
+def test_masters_clocks_jump(cluster: TroubleCluster) -> None:
+    set_clock(cluster, 0)
+    environ = {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(cluster.root / "clock"),
+        "FAKETIME_CACHE_DURATION": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+    cluster.restart_masters(environ=environ)
+    for jump in (3600, -3600):
+        endure(cluster, clock_jump(jump), LONG)
 
 
 @long_only

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from tests.e2e.cluster_kit import LiveCluster, wait_until
+from tests.e2e.trouble_kit import check_all_ran_once
 
 TRUE = "#!/bin/sh\ntrue\n"
 
@@ -90,13 +91,6 @@ class Submitting:
         """Returns after so many more submissions."""
         before = len(self.jobs)
         wait_until(lambda: len(self.jobs) >= before + count or self._failure, "jobs flow")
-
-
-def check_all_ran_once(cluster: LiveCluster, jobs: list[str]) -> None:
-    assert len(set(jobs)) == len(jobs)
-    for job in jobs:
-        ended = cluster.wait(job)
-        assert (ended["Exit_status"], ended["run_count"]) == (0, 1), ended
 
 
 @pytest.fixture

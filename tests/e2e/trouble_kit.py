@@ -61,9 +61,10 @@ class Submitter:
 
 def check_all_ran_once(cluster: LiveCluster, jobs: list[str]) -> None:
     assert len(set(jobs)) == len(jobs)
-    for job in jobs:
-        ended = cluster.wait(job)
-        assert (ended["Exit_status"], ended["run_count"]) == (0, 1), ended
+    found = cluster.wait_all(jobs)
+    assert set(found) == set(jobs)
+    for ended in found.values():
+        assert (ended.get("Exit_status"), ended["run_count"]) == (0, 1), ended
 
 
 def starts_again(cluster: LiveCluster, timeout: float = RECOVERY) -> float:

@@ -282,3 +282,24 @@ def test_a_script_that_ends_while_its_member_is_only_late_keeps_its_code(tmp_pat
         ended = attempt.ended(timeout=10)
         assert (ended["cause"], ended["code"]) == ("APP", 9)
         attempt.ended(1)
+
+
+def test_a_shepherd_comes_back_on_its_fixed_port(tmp_path: Path) -> None:
+    """Though the script it started lives, and its connections from before are not forgotten yet."""
+    with socket.create_server(("127.0.9.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = {"peer_port": port, "gang_silence": 1.0, "gang_ping": 0.1}
+    with kit.cluster(tmp_path, ["node1", "node2"], bool(kit.UNIFIED), **settings) as nodes:
+        script = f"{RSH} -n node2 'touch up; sleep 600'\n"
+        attempt = kit.Run(nodes, kit.spec(nodes, tmp_path, script))
+        kit.wait_until((tmp_path / "up").exists, "the command on node2")
+        nodes[0].kill()
+        nodes[0].start()
+        assert nodes[0].agent.hello["peer_port"] == port
+        assert attempt.ended(0)["message"] == "shepherd died"
+        assert attempt.ended(1)["cause"] == "NODE_LOST"
+        again = kit.Run(
+            nodes, kit.spec(nodes, tmp_path, f"{RSH} -n node2 true; exit 6\n", attempt="13.hpcm#1")
+        )
+        assert again.ended()["code"] == 6
+        assert again.ended(1)["cause"] == "APP"
