@@ -66,7 +66,7 @@ class Installation:
         ]
         self._write("master.toml", given | {"managers": [ME]}, more)
         self.start("hpcmesos-master.service")
-        wait_until(self._answers, "the master answers", 60)
+        wait_until(self._answers, "the master answers", 180)
         (root / "join.token").write_text(self.run("token", "create", "--join", "--node", "node7").stdout)
         url = f"https://{(root / 'master' / 'listen').read_text().strip()}"
         agent = {
@@ -79,7 +79,7 @@ class Installation:
         }
         self._write("agent.toml", agent, ['gpus = "none"'])
         self.start("hpcmesos-agent.service")
-        wait_until(self._joined, "the node is there", 60)
+        wait_until(self._joined, "the node is there", 180)
 
     def _answers(self) -> bool:
         return self.run("token", "list").returncode == 0
