@@ -251,6 +251,13 @@ class NodeUnreachable(Unavailable):
     exit_code = 1
 
 
+class LogStoreUnavailable(Unavailable):
+    """This master cannot keep output now; another one may, or this one when its disk has room."""
+
+    code = "log-store-unavailable"
+    exit_code = 255
+
+
 class LostLeadership(Unavailable):
     """This process is no longer the leader; it must stop acting at once."""
 

@@ -132,6 +132,7 @@ def _start_master(cluster: Cluster, name: str, database: postgres.EmbeddedPostgr
         root_jobs=root,
         single_user="" if root else cluster.user,
         job_path=(str(Path(sys.executable).parent),),
+        log_store=str(cluster.state / "logs"),
         migrate=True,
     )
     write_settings(_with_sites(settings, cluster.state / "site.toml"), state / "master.toml")

@@ -79,6 +79,7 @@ class Birth:
         over = read_report(self._connection, self.report)
         if self._asked and (over or self.report.pid):
             self._claim(self._connection)
+            over = over and self.report.pid != 0  # else it is begun once more
         if over:
             self._close()
 

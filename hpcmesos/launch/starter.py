@@ -49,6 +49,7 @@ class Order:
 def main(argv: list[str]) -> int:
     """Serves until the shepherd closes its end."""
     connection = quick.socket.socket(fileno=int(argv[0]))
+    os.set_inheritable(connection.fileno(), False)  # what it starts would read the orders of others
     # PyDLL keeps the interpreter's lock: the child's only thread goes on holding it.
     libc = ctypes.PyDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpcmesos.errors import InvalidValue, StateError
+from hpcmesos.errors import InvalidValue, LogStoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class LogStore:
         A piece that does not continue what is there changes nothing: the sender goes on from the answer.
 
         Raises:
-            InvalidValue: a piece beyond the end. StateError: it cannot be written.
+            InvalidValue: a piece beyond the end. LogStoreUnavailable: it cannot be written.
         """
         if offset + len(data) > total:
             raise InvalidValue(f"a piece of {len(data)} bytes at {offset} of a stream of {total}")
@@ -48,7 +48,7 @@ class LogStore:
                 return max(total, whole)
             return self._append(target, offset, data, total)
         except OSError as error:
-            raise StateError(f"cannot keep output in {self.directory}: {error.strerror}") from error
+            raise LogStoreUnavailable(f"cannot keep output in {self.directory}: {error.strerror}") from error
 
     def open(self, attempt: str, stream: str) -> int | None:
         """A descriptor of a stream that is whole; None: not here."""

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _LOOK = 1.0  # seconds between two looks
 _EVENTS = 500  # a transaction
+_AT_ONCE = 100  # notices of a channel that are looked at
 _SOON = 0.2  # seconds that the next result is waited for while some are under way
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 3600.0  # seconds until a notice is tried again
 _GIVEN_UP = timedelta(days=1)
@@ -86,7 +87,7 @@ class Notices:
         for channel, senders in self._senders.items():
             if senders.room:
                 with self._store.transaction() as transaction:
-                    due = transaction.outbox.due(channel, senders.room, senders.flying)
+                    due = transaction.outbox.due(channel, _AT_ONCE, senders.flying)
                 for notice in due:
                     senders.give(notice, sender or f"hpcmesos@{socket.getfqdn()}")
 

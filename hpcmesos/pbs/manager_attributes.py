@@ -190,11 +190,10 @@ def resources(attributes: Mapping[str, str], name: str) -> dict[str, str]:
     return {key[len(prefix) :]: value for key, value in attributes.items() if key.startswith(prefix)}
 
 
-def user_limit(attributes: Mapping[str, str], torque: str, openpbs: str) -> int | None:
-    """A limit for each user: Torque's own attribute, or the generic entry of OpenPBS' form."""
-    if torque in attributes:
-        return int(attributes[torque])
-    return _generic(attributes.get(openpbs, ""), "u")
+def limit_of(text: str, letter: str, name: str) -> int | None:
+    """What OpenPBS' form allows the user (letter u), group (g) or project (p): its own entry, else the generic one."""
+    match = re.search(rf"\[{letter}:{re.escape(name)}=(\d+)\]", text)
+    return int(match[1]) if match else _generic(text, letter)
 
 
 def total_limit(attributes: Mapping[str, str], torque: str, openpbs: str) -> int | None:

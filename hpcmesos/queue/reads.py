@@ -124,13 +124,13 @@ class Reads:
                 found[queue][state] = number
         return dict(found)
 
-    def live_count(self, *, queue: str | None = None, owner: str | None = None) -> int:
-        """How many jobs that are not over (an array is one) are in ``queue``, of ``owner``; None: any."""
+    def live_count(self, **wanted_of: str) -> int:
+        """How many jobs that are not over (an array is one); ``wanted_of``: values of ``queue``, ``owner``,
+        ``egroup``, ``project`` that they have.
+        """
         jobs = t.jobs.c
         wanted = select(func.count()).where(jobs.ended_at.is_(None), jobs.element == t.WHOLE_JOB)
-        for column, value in ((jobs.queue, queue), (jobs.owner, owner)):
-            if value is not None:
-                wanted = wanted.where(column == value)
+        wanted = wanted.where(*(jobs[name] == value for name, value in wanted_of.items()))
         with begin(self._single) as connection:
             return connection.scalar(wanted) or 0
 

@@ -169,7 +169,10 @@ def test_a_session_outlives_a_broken_network(apart: LiveCluster, login: LoginHos
         terminal.type("PS1=; stty -echo; x=kept; echo read''y\n")
         terminal.expect("ready\r\n")
         gone = apart.work() / "gone"
-        terminal.type("until [ -e gone ]; do sleep 0.1; done; seq 1 3000; echo me''anwhile\n")
+        terminal.type(
+            f"echo go''ing; until [ -e {gone} ]; do sleep 0.1; done; seq 1 3000; echo me''anwhile\n"
+        )
+        terminal.expect("going\r\n")  # what is typed when the connection breaks is lost
         login.stop(signal.SIGKILL)
         apart.run("touch", str(gone))
         login.start()

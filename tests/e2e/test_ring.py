@@ -106,34 +106,42 @@ def test_a_queue_demands_the_ring(cluster: LiveCluster) -> None:
     cluster.run("qmgr", "-c", "delete queue checked", user="", check=True)
 
 
-SABOTEUR = """
+PRELOADED = """
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 __attribute__((constructor)) static void sabotage(void) {
+    static const char lie[] = "{\\"stage\\": \\"init\\", \\"cut\\": \\"no route to host\\"}\\n";
     const char *rank = getenv("PMI_RANK");
-    if (rank && !strcmp(rank, "1")) _exit(3);
+    if (!rank || strcmp(rank, "1")) return;
+    if (FORGES && write(1, lie, sizeof lie - 1) > 0) return;
+    _exit(3);
 }
 """
 
 
-def test_no_users_ring_changes_a_node(cluster: LiveCluster) -> None:
-    """A library that the user preloads breaks a ring of his own; the one before his job it does not meet."""
+@pytest.mark.parametrize(
+    ("forges", "verdict"), [(0, "exited with code 3"), (1, "no route to host")], ids=["breaks", "forges"]
+)
+def test_no_users_ring_changes_a_node(cluster: LiveCluster, forges: int, verdict: str) -> None:
+    """A library that the user preloads breaks a ring of his own, or has a rank lie; the one before his job it does not
+    meet. An administrator's command does not listen to it, nor is it his to give."""
     if (compiler := shutil.which("gcc")) is None:
         pytest.skip("no C compiler")
-    library = cluster.work() / "saboteur.so"
-    command = [compiler, "-shared", "-fPIC", "-x", "c", "-o", str(library), "-"]
-    subprocess.run(command, input=SABOTEUR, text=True, check=True)
+    library = cluster.work() / f"preloaded{forges}.so"
+    command = [compiler, f"-DFORGES={forges}", "-shared", "-fPIC", "-x", "c", "-o", str(library), "-"]
+    subprocess.run(command, input=PRELOADED, text=True, check=True)
     library.chmod(0o755)
     job = cluster.qsub(
         "#!/bin/sh\necho $LD_PRELOAD\nhpcmesos ring\n",
         *("-v", f"LD_PRELOAD={library}", "-W", "ring=check", "-l", "nodes=2:ppn=1:gpus=1"),
     )
     assert cluster.wait(job)["Exit_status"] == 1
+    assert [attempt[:2] for attempt in attempts(cluster, job)] == [("APP", None)]
     assert "the ring closed: 2 ranks on 2 nodes" in cluster.output(job, kind="e")
     first, *table = cluster.output(job).splitlines()
     assert first == str(library)
-    assert "rank 1" in table[-1] and "exited with code 3" in table[-1], table
+    assert "rank 1" in table[-1] and verdict in table[-1], table
     assert cluster.run("pbsnodes", "-l", check=True).stdout == ""
     refused = cluster.run("pbsnodes", "-o", "node1")
     assert refused.returncode and cluster.run("pbsnodes", "-l", check=True).stdout == ""

@@ -30,6 +30,10 @@ QUEUES = {
     "longest": {"resources_max.walltime": "02:00:00"},
     "few": {"max_user_queuable": "1"},
     "pro": {"max_queued": "[u:PBS_GENERIC=1]"},
+    "named": {"max_queued": f"[u:PBS_GENERIC=0],[u:{ME}=1]"},
+    "group": {"max_queued": "[g:PBS_GENERIC=1]"},
+    "project": {"max_queued": "[p:PBS_GENERIC=1],[p:chem=2]"},
+    "all": {"max_queued": "[o:PBS_ALL=1]"},
     "bob": {"acl_user_enable": "True", "acl_users": "bob"},
     "mine": {"acl_user_enable": "True", "acl_users": f"-{ME}@elsewhere,{ME}"},
     "notmine": {"acl_user_enable": "True", "acl_users": f"-{ME}@{HOST},{ME}"},
@@ -99,12 +103,22 @@ def test_hosts_decide(api: Api) -> None:
             submit(api, "-q", queue)
 
 
-@pytest.mark.parametrize("queue", ["few", "pro"])
+@pytest.mark.parametrize("queue", ["few", "pro", "named", "group", "project", "all"])
 def test_a_user_has_so_many_jobs_in_a_queue_and_no_more(api: Api, queue: str) -> None:
     submit(api, "-q", queue)
     with pytest.raises(TooManyJobs) as caught:
         submit(api, "-q", queue)
-    assert queue in str(caught.value)
+    assert f"1 jobs of at most 1 in queue {queue}" in str(caught.value)
+
+
+def test_projects_are_counted_each_by_itself(api: Api) -> None:
+    for _ in range(2):
+        submit(api, "-q", "project", "-P", "chem")
+    with pytest.raises(TooManyJobs) as caught:
+        submit(api, "-q", "project", "-P", "chem")
+    assert "jobs of project chem exceeds the queue limit MSG=2 jobs of at most 2 in queue project" in str(
+        caught.value
+    )
 
 
 def test_defaults_of_the_queue(api: Api) -> None:

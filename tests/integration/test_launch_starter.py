@@ -47,6 +47,15 @@ def test_scripts_are_children_of_the_shepherd(node: kit.Node, tmp_path: Path) ->
     assert starter(node)
 
 
+def test_scripts_and_ranks_hold_nothing_of_the_shepherds(node: kit.Node, tmp_path: Path) -> None:
+    """Whoever had the starter's connection would read, or take away, what others want to have started."""
+    listing = "for fd in /proc/self/fd/*; do readlink $fd; done"
+    run = begin(node, tmp_path, 1, f"{listing}\nhpcmesos run -n 1 sh -c '{listing}'\n")
+    assert run.ended()["code"] == 0, run.tail("stderr")
+    sockets = [line for line in run.tail("stdout").splitlines() if line.startswith("socket:")]
+    assert len(sockets) == 1, f"the rank's connection for PMI, and no other: {sockets}"
+
+
 def test_death_of_the_starter(node: kit.Node, tmp_path: Path) -> None:
     kit.wait_until(lambda: starter(node), "there is a starter")
     run = begin(node, tmp_path, 1, "until test -e go; do sleep 0.01; done; exit 6\n")
@@ -68,6 +77,28 @@ def test_a_starter_that_stands_still_is_replaced(node: kit.Node, tmp_path: Path)
     assert late.ended()["code"] == 5
     assert (tmp_path / "two").exists()
     assert not (tmp_path / "one").exists()
+
+
+RANKS = """
+until test -e go; do sleep 0.01; done
+hpcmesos run -n 4 --oversubscribe sh -c 'test -S /proc/self/fd/$PMI_FD && echo $PPID && grep 0:: /proc/self/cgroup'
+"""
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["by the starter", "without it"])
+def test_ranks_are_children_of_the_shepherd(node: kit.Node, tmp_path: Path, stopped: bool) -> None:
+    """In the attempt's cgroup, with their connection for PMI, whoever makes them; a starter that stands still is
+    given up."""
+    run = begin(node, tmp_path, 1, RANKS)
+    run.started()
+    if stopped:
+        os.kill(kit.wait_until(lambda: starter(node), "there is a starter"), signal.SIGSTOP)
+    (tmp_path / "go").touch()
+    assert run.ended()["code"] == 0, run.tail("stderr")
+    lines = run.tail("stdout").splitlines()
+    assert [line for line in lines if line.isdigit()] == [str(node.process.pid)] * 4
+    assert {line.rpartition("/")[2] for line in lines if not line.isdigit()} == {"1.hpcm#1"}
+    assert bool(starter(node)) is not stopped
 
 
 def test_what_is_too_large_for_the_starter_starts(node: kit.Node, tmp_path: Path) -> None:

@@ -71,11 +71,11 @@ def server(request: pytest.FixtureRequest, trusted: ssl.SSLContext) -> Iterator[
     controller.stop()
 
 
-def notice(number: int = 1) -> Notice:
+def notice(number: int = 1, recipient: str = "ann@example.org") -> Notice:
     return Notice(
         id=number,
         channel=MAIL,
-        recipient="ann@example.org",
+        recipient=recipient,
         content={"subject": "job 1", "text": "It has ended."},
         created_at=datetime.now(UTC),
     )
@@ -120,16 +120,34 @@ def test_one_that_hangs_holds_up_no_other() -> None:
     before = threading.active_count()
     senders = Senders(send, results)
     for number in range(1, 5):
-        senders.give(notice(number), "")
+        senders.give(notice(number, f"user{number}"), "")
     assert senders.room == 0
     done = {results.get(timeout=10)[0].id for _ in range(3)}
     assert done == {2, 3, 4}
     for number in done:
-        senders.taken(notice(number))
+        senders.taken(notice(number, f"user{number}"))
     assert senders.room == 3
     for number in range(5, 8):
-        senders.give(notice(number), "")
+        senders.give(notice(number, f"user{number}"), "")
     assert {results.get(timeout=10)[0].id for _ in range(3)} == {5, 6, 7}
     assert threading.active_count() - before <= 4
     hang.set()
     assert results.get(timeout=10)[0].id == 1
+
+
+def test_notices_of_one_line_come_one_after_the_other() -> None:
+    sent, results, go = list[int](), queue.SimpleQueue[Result](), threading.Event()
+
+    def send(one: Notice, sender: str) -> None:
+        assert go.wait(10)
+        sent.append(one.id)
+
+    senders = Senders(send, results)
+    for number in (1, 2):
+        senders.give(notice(number), "")
+    assert senders.flying == {1}
+    go.set()
+    senders.taken(results.get(timeout=10)[0])
+    senders.give(notice(2), "")
+    results.get(timeout=10)
+    assert sent == [1, 2]

@@ -6,7 +6,7 @@ import pytest
 
 from hpcmesos.errors import BadDirective, InvalidValue, ReadOnlyAttribute, UnknownAttribute
 from hpcmesos.pbs.manager import Change, lines, parse_line
-from hpcmesos.pbs.manager_attributes import apply, resources, total_limit, user_limit
+from hpcmesos.pbs.manager_attributes import apply, limit_of, resources, total_limit
 from hpcmesos.pbs.manager_render import listed, printed_queues, printed_server
 from hpcmesos.pbs.personalities import Personality
 
@@ -150,8 +150,10 @@ def test_refused_changes(change: Change, error: type[Exception]) -> None:
 
 
 def test_limits_of_both_families() -> None:
-    assert user_limit({"max_user_run": "3"}, "max_user_run", "max_run") == 3
-    assert user_limit({"max_run": "[u:PBS_GENERIC=4],[u:ann=9]"}, "max_user_run", "max_run") == 4
+    form = "[u:PBS_GENERIC=4],[u:ann=9],[p:chem=2]"
+    assert [limit_of(form, "u", name) for name in ("bob", "ann", "an")] == [4, 9, 4]
+    assert [limit_of(form, "p", name) for name in ("chem", "", "che.")] == [2, None, None]
+    assert limit_of(form, "g", "ann") is None
     assert total_limit({"max_run": "[o:PBS_ALL=7]"}, "max_running", "max_run") == 7
     assert total_limit({}, "max_running", "max_run") is None
 

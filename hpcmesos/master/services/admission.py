@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from hpcmesos.errors import InvalidValue, QueueDenied, QueueDisabled, QueueLimit, TooManyJobs, UnknownQueue
 from hpcmesos.master.services.hosts import host_of, is_address
 from hpcmesos.master.services.site import Site
-from hpcmesos.pbs.manager_attributes import members, resources, total_limit, user_limit
+from hpcmesos.pbs.manager_attributes import limit_of, members, resources, total_limit
 from hpcmesos.pbs.resources import SHAPES
 from hpcmesos.queue.records import JobRecord, QueueRecord
 from hpcmesos.units import parse_duration, parse_size
@@ -39,6 +39,9 @@ class Applicant:
     array: bool = False
     rerunable: bool = True
     jobs: int = 1  # how many come in
+    project: str = ""
+    group: str = ""  # that they are accounted to; empty: not known
+    new: bool = True  # False: they are in another queue until now
 
     @property
     def host(self) -> str:
@@ -62,6 +65,9 @@ def applicant_of(job: JobRecord) -> Applicant:
         interactive=bool(submission.get("interactive")),
         array=job.array_spec is not None,
         rerunable=job.rerunable,
+        project=job.project,
+        group=job.egroup,
+        new=False,
     )
 
 
@@ -280,17 +286,44 @@ def groups_of(user: str) -> list[str]:
 
 
 def _check_numbers(site: Site, queue: QueueRecord, applicant: Applicant) -> None:
-    attributes, server = queue.attributes, site.server.recent()
-    limits = (
-        (total_limit(attributes, "max_queuable", "max_queued"), queue.name, None),
-        (user_limit(attributes, "max_user_queuable", "max_queued"), queue.name, applicant.user),
-        (user_limit(server, "max_user_queuable", "max_queued"), None, applicant.user),
+    _check_number(site, "queue", queue.name, queue.attributes, applicant)
+    if applicant.new:
+        _check_number(site, "server", "", site.server.recent(), applicant)
+
+
+def _check_number(
+    site: Site, what: str, name: str, attributes: Mapping[str, str], applicant: Applicant
+) -> None:
+    """How many jobs that are not over a queue or the server may have: in all, of a user, of a group, of a project."""
+    user, group, project = applicant.user, applicant.group, applicant.project
+    form, exceeds = attributes.get("max_queued", ""), f"exceeds the {what} limit"
+    of_user = attributes.get("max_user_queuable")
+    limits: tuple[tuple[int | None, dict[str, str], str], ...] = (
+        (
+            total_limit(attributes, "max_queuable", "max_queued"),
+            {},
+            "Maximum number of jobs already in queue",
+        ),
+        (
+            limit_of(form, "u", user) if of_user is None else int(of_user),
+            {"owner": user},
+            f"total number of current user's jobs {exceeds}",
+        ),
+        (
+            limit_of(form, "g", group or user),
+            {"egroup": group} if group else {"owner": user},
+            f"total number of jobs of group {group or user} {exceeds}",
+        ),
+        (
+            limit_of(form, "p", project),
+            {"project": project},
+            f"total number of jobs of project {project or '(none)'} {exceeds}",
+        ),
     )
-    for most, where, who in limits:
+    for most, of, text in limits:
         if most is None:
             continue
-        there = site.store.live_count(queue=where, owner=who)
+        there = site.store.live_count(**of, **({"queue": name} if name else {}))
         if there + applicant.jobs > most:
-            whose = f"total number of current user's jobs exceeds the {'queue' if where else 'server'} limit"
-            text = whose if who else "Maximum number of jobs already in queue"
-            raise TooManyJobs(f"{text} MSG={there} jobs of at most {most} in queue {queue.name}")
+            where = f"{what} {name}" if name else "the server"
+            raise TooManyJobs(f"{text} MSG={there} jobs of at most {most} in {where}")

@@ -28,10 +28,10 @@ def qdel(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     if told := information("qdel", request.argv, personality):
         return told
     query = parse_qdel(request.argv)
-    if query.purge or query.force:
+    if query.purge:
         auth.check_operator(caller, "purge jobs")
     ids = _all_ids(site, caller) if query.all else query.ids
-    payload = _delete_payload(query)
+    payload = _delete_payload(query, privileged=caller.privileged)
     command = Command(site, caller, "qdel", personality, query.array_range)
     return command.each(ids, lambda job: (wishes.DELETE, payload))
 
@@ -139,6 +139,11 @@ def _all_ids(site: Site, caller: Caller) -> list[str]:
     return [str(id_of(job)) for job in found]
 
 
-def _delete_payload(query: DeleteQuery) -> Mapping[str, Any]:
-    given = {"kill_delay": query.delay, "message": query.message, "purge": query.purge or query.force}
+def _delete_payload(query: DeleteQuery, *, privileged: bool) -> Mapping[str, Any]:
+    """``-W force`` kills at once (OpenPBS); an operator's does not even wait for the node, as ``-p``."""
+    given = {
+        "kill_delay": 0.0 if query.force else query.delay,
+        "message": query.message,
+        "purge": privileged and (query.purge or query.force),
+    }
     return {name: value for name, value in given.items() if value is not None}

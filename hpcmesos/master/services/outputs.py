@@ -68,7 +68,7 @@ def take(
     """A piece of what an attempt has written, from the node that ran its script. ``where``: its offset, and the whole.
 
     Raises:
-        Unauthorized: another caller. UnknownJob: no such attempt. InvalidValue, StateError.
+        Unauthorized: another caller. UnknownJob: no such attempt. InvalidValue, LogStoreUnavailable.
     """
     job, number = _attempt(site, attempt)
     if not (caller.local and caller.role is Role.MANAGER):

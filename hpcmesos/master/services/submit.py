@@ -240,6 +240,7 @@ def _new_job(
     script: bytes | None,
 ) -> NewJob:
     _check_array(site, built, Personality(request.personality))
+    project, group = built.project or caller.project, execution_group(caller.user, built.group_list)
     applicant = Applicant(
         user=caller.user,
         claimed=request.host,
@@ -249,10 +250,11 @@ def _new_job(
         interactive=built.interactive,
         array=built.array is not None,
         rerunable=built.rerunable,
+        project=project,
+        group=group,
     )
     queue = admit(site, built.queue or site.default_queue, applicant)
     check_fits(site, built.request)
-    project, group = built.project or caller.project, execution_group(caller.user, built.group_list)
     asked = JobView(
         JobId(0, ""), built.request, 0, 0.0, queue.name, user=caller.user, project=project, group=group
     )
