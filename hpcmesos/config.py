@@ -77,7 +77,7 @@ class MasterSettings:
     job_path: tuple[str, ...] = ()  # directories put before the job's login PATH, behind our launchers' front
     log_store: str = ""  # directory of output that lies nowhere else, one for all masters; empty: STATE/logs
     log_store_mib: int = 10_240  # of all; the oldest goes first
-    log_stream_mib: int = 1024  # of one stream; what is behind it is not kept
+    log_stream_mib: int = 1024  # of one stream, there and while it lies on a node; the middle of more goes
     shared_paths: tuple[str, ...] = ("/",)  # trees that nodes and submit hosts see alike
     mpi_network: str = ""  # CIDR for MPI traffic; empty: the stacks choose
     migrate: bool = False  # embedded clusters and tests migrate themselves

@@ -79,7 +79,7 @@ def enforced(config: dict[str, Any]) -> tuple[str, ...]:
 
 def below_tmp(paths: Iterable[Path]) -> bool:
     """Whether a private /tmp would hide one of them."""
-    return any(path.is_relative_to(place) for path in paths for place in ("/tmp", "/var/tmp"))  # noqa: S108
+    return any(path.is_relative_to(place) for path in paths for place in ("/tmp", "/var/tmp"))  # noqa: S108  (compared, not used)
 
 
 def gpu_majors(proc: Path = Path("/proc")) -> list[int]:

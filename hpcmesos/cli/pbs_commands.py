@@ -43,7 +43,7 @@ def run(command: str, argv: tuple[str, ...]) -> None:
 
 def _become(words: list[str]) -> NoReturn:
     """This very program with other words, however it was started."""
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "hpcmesos.cli", *words])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "hpcmesos.cli", *words])  # noqa: S606  (no shell is the point)
 
 
 def submit(client: Client, argv: list[str], script: bytes | None = None) -> str:

@@ -29,6 +29,8 @@ from hpcmesos.launch.steps import Steps, checked
 from hpcmesos.launch.terminal import Terminal
 
 NODE_LOST = "NODE_LOST"
+_TRIM = 1.0
+"""Seconds between two looks at how much a script has written."""
 _HURRY = 5.0
 """Seconds of grace, at most, when a member is lost: the whole gang has to be gone 30 s after the loss."""
 
@@ -115,6 +117,7 @@ class Attempt:
         self._preamble = (b"", b"")
         self._unstaged = ""  # why files of the job are not where they should be
         self.paths = files.job_paths(services.config, spec)
+        self.output.spool, self.output.limit = self.paths.directory, int(spec.get("log_limit") or 0)
         self.tasks: dict[str, Any] = {}  # of a framework, on this node
         self.container: Container | None = None  # of a job with an image, once it is ready
         self.enclosure: enclosure.Enclosure
@@ -269,6 +272,7 @@ class Attempt:
             self.end(Order("START_FAILED", 0.0, f"cannot start the job: {error}"))
             return
         self._watch_walltime()
+        self._trim()
         self._started_at = started_at
 
     def _launch(self) -> Launch:
@@ -497,6 +501,12 @@ class Attempt:
             left = limit - (time.monotonic() - self._since)
             self._walltime = asyncio.get_running_loop().call_later(max(0.0, left), self._over_walltime)
 
+    def _trim(self) -> None:
+        """Again and again while the script may write."""
+        if self.output.limit and not self._over():
+            self.output.trim()
+            asyncio.get_running_loop().call_later(_TRIM, self._trim)
+
     def _over_walltime(self) -> None:
         limit = self.spec["walltime"]
         elapsed = int(time.monotonic() - self._since)
@@ -616,8 +626,10 @@ class Attempt:
         if self.terminal:
             await self.terminal.finish(code, number)
         ranks, steps = self.steps.tables()
+        left_out = await asyncio.to_thread(self.output.close_gaps) if self.output.overflows() else 0
         stdout, stderr, self._written = await self.output.patiently(self.output.tails, (b"", b"", 0))
-        messages = [order.message if order else "", opened.failure, trouble, self._unstaged]
+        trimmed = f"{left_out} bytes in the middle of the output are left out" if left_out else ""
+        messages = [order.message if order else "", opened.failure, trouble, self._unstaged, trimmed]
         ended = {
             "event": "ended",
             "attempt": self.id,

@@ -22,6 +22,10 @@ async def serve_log(attempt: Attempt | None, request: dict[str, Any], channel: C
     stream, offset, follow = request["stream"], int(request.get("offset") or 0), bool(request.get("follow"))
     while True:
         over = attempt.phase == "ended"
+        if (on := attempt.output.after_gap(stream, offset)) != offset:
+            line = f"\n=>> hpcmesos: {on - offset} bytes left out\n"
+            channel.send(protocol.frame(protocol.STDOUT, line.encode()))
+            offset = on
         read = partial(attempt.output.read, stream, offset, protocol.CHUNK)
         data = await attempt.output.patiently(read, b"")
         if data:

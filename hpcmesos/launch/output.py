@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
+from hpcmesos.launch import trimming
 from hpcmesos.launch.processes import Report
 
 T = TypeVar("T")
@@ -55,6 +56,8 @@ class Output:
         self.closed = False
         self.sink: Callable[[str], None] | None = None
         """Where notes go instead of into the files: the terminal of an interactive job."""
+        self.spool, self.limit = "", 0
+        """Streams below this directory keep so many bytes; 0: all."""
         self._far: bool | None = None
         self._waiting = 0  # threads that a file server keeps
 
@@ -72,6 +75,36 @@ class Output:
 
     def tail(self, stream: str) -> bytes:
         return self.read(stream, max(0, self.size(stream) - TAIL), TAIL)
+
+    def trim(self) -> None:
+        """What lies on this node alone takes no more room than it may."""
+        for fd in self._spooled():
+            with suppress(OSError):  # a file system that knows no holes: it is cut once the job is over
+                trimming.punch(fd, self.limit)
+
+    def after_gap(self, stream: str, offset: int) -> int:
+        """Where reading goes on: behind what is left out, if the offset lies in there."""
+        fd = self._fd(stream)
+        hole = trimming.gap(self.size(stream), self.limit) if fd in self._spooled() else None
+        return hole[1] if hole and hole[0] <= offset < hole[1] else offset
+
+    def overflows(self) -> bool:
+        """Whether a stream that lies on this node alone has more than it may keep."""
+        return any(trimming.gap(os.fstat(fd).st_size, self.limit) for fd in self._spooled())
+
+    def close_gaps(self) -> int:
+        """Once the script is over; answers how many bytes are left out."""
+        left_out = 0
+        for fd in self._spooled():
+            with suppress(OSError):
+                left_out += trimming.close_gap(fd, self.limit)
+        return left_out
+
+    def _spooled(self) -> list[int]:
+        opened = self.opened
+        both = (opened.stdout, opened.stdout_path), (opened.stderr, opened.stderr_path)
+        inside = [fd for fd, path in both if fd is not None and path.startswith(f"{self.spool}/")]
+        return [fd for fd in inside if self.spool and self.limit and _regular_size(fd) is not None]
 
     def tails(self) -> tuple[bytes, bytes, int]:
         """Of stdout and stderr; and the larger size of both."""

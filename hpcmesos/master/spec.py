@@ -14,6 +14,7 @@ from hpcmesos.pbs.personalities import Personality, element_name
 from hpcmesos.pbs.staging import STAGINGS, Transfer, parse_staging
 from hpcmesos.queue.records import JobRecord, NodeRecord, ShareRecord
 
+_LOG_LINE = 4096  # bytes, more than the line that says how much is left out of a stream
 _SUBMITTED: Mapping[str, Any] = {
     "environment": {},
     "gpubind": "rank",
@@ -68,6 +69,7 @@ def build_spec(
         "walltime": job.request.walltime,
         "silence": job.request.silence,
         "kill_delay": settings.kill_delay,
+        "log_limit": settings.log_stream_mib * 1024 * 1024 - _LOG_LINE,
         "prepare_timeout": prepare_timeout(job.request, settings),
         "go": len(members) == 1,
         "framework": job.request.framework or None,

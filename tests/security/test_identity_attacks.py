@@ -20,7 +20,7 @@ from hpcmesos.queue import store as store_module
 from hpcmesos.queue.store import Store
 from tests.integration.test_api_identity import FORGERIES
 from tests.security.api_stage import STRANGER, VICTIM, ApiStage
-from tests.security.cases import Case, Switch, Told, Try, both, check, of, replaced
+from tests.security.cases import Case, Switch, Told, Try, both, check, known_by, of, replaced
 
 changes = replaced(auth, "check_scope", lambda caller, wanted, what: None)
 
@@ -52,13 +52,13 @@ def calling_himself(stage: ApiStage) -> Told:
 
 def believing(header: str) -> Switch:
     """A server that believes a header, as behind a proxy that is not there."""
-    real = api_module._caller
+    real = api_module.caller_of
 
     def caller(request: Any) -> Caller:
         named = request.headers.get(header)
         return Caller(named) if named else real(request)
 
-    return replaced(api_module, "_caller", caller)
+    return known_by(caller)
 
 
 def believing_environ(patch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def good_for(*conditions: int) -> Switch:
     )
 
 
-def believing_any_token(self: Store, token: str, node: str, via: str = "") -> Any:
+def believing_any_token(self: Store, token: str, node: str, via: str = "", kind: str = "join") -> Any:
     return None
 
 
