@@ -44,6 +44,8 @@ def run(launch: Any, report: Any) -> NoReturn:
             _become(launch.owner)
             _connect(launch, report)
         _enter(launch.directories)
+        if launch.gated:  # said by itself: whoever made it may have been killed meanwhile
+            tell(report, {"pid": os.getpid()})
         if not launch.gated or report.recv(1):
             code = _execute(launch)
     except BaseException as error:  # whatever it is: a copy of our process must not live on

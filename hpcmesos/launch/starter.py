@@ -92,8 +92,6 @@ def _start(libc: Any, arguments: _CloneArgs, data: bytes, report: Any, fds: list
     if pid == 0:
         child.run(launch, report)
     os.close(directory)
-    if pid > 0 and not values["outputs"]:  # who opens its output says itself which process it is
-        child.tell(report, {"pid": pid})
     if pid < 0:
         code = ctypes.get_errno()
         child.tell(report, {"unable": code, "failure": f"cannot start the job: {os.strerror(code)}"})
