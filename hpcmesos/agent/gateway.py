@@ -8,7 +8,9 @@ writes on this host, as its owners, what jobs have left for it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import pwd
 import signal
 import socket
@@ -17,18 +19,28 @@ import struct
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPResponse
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
 from hpcmesos.agent import api
 from hpcmesos.agent.daemon import enrol, pid_file
-from hpcmesos.agent.deliveries import Deliverer
+from hpcmesos.agent.deliveries import Deliverer, Lines
 from hpcmesos.agent.renewal import keep_certificate, watch_authorities
 from hpcmesos.config import GatewaySettings
-from hpcmesos.errors import HpcmesosError, MasterUnreachable, StateError, Unauthenticated
+from hpcmesos.errors import (
+    HpcmesosError,
+    MasterUnreachable,
+    StateError,
+    Unauthenticated,
+    Unavailable,
+    UnknownJob,
+)
 from hpcmesos.wire import Delivered, Delivery, ErrorReply
 
 log = logging.getLogger(__name__)
@@ -213,52 +225,88 @@ async def deliver(settings: GatewaySettings) -> None:
 def _keep_delivering(settings: GatewaySettings) -> None:
     masters = Masters(settings)
     deliverer = Deliverer(settings.state, masters)
+    lines = Lines(deliverer.deliver)
     pause = _FIRST_PAUSE
     while True:
         try:
             found = masters.waiting()
-            deliverer.clean(found)
-            for one in found:
-                deliverer.deliver(one)
-            pause = _FIRST_PAUSE
-        except HpcmesosError as error:
+            if not found:
+                deliverer.clean()
+            if lines.give(found) or not found:
+                pause = _FIRST_PAUSE
+                continue
+            lines.wait(pause)  # a master answers at once as long as anything is left
+        except (HpcmesosError, OSError, ValueError, msgspec.MsgspecError) as error:
             log.warning("nothing can be delivered now: %s", error)
-            masters.turn()
             time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 class Masters:
-    """The gateway's own questions to the API."""
+    """The gateway's own questions to the API; thread-safe."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._state = settings.state
         self._masters = api.several(settings.master)
 
-    def turn(self) -> None:
-        """The next question goes to the next master."""
-        self._masters.append(self._masters.pop(0))
-
     def waiting(self) -> list[Delivery]:
         """What there is to write; waits for it for a while."""
         path = f"/v1/deliveries?timeout={_ASK}"
-        with api.request(
-            self._masters[0], "GET", path, None, api.context(self._state), _ASK + api.TIMEOUT
-        ) as reply:
+        with self._request(self._masters[0], "GET", path, timeout=_ASK + api.TIMEOUT) as reply:
             return msgspec.json.decode(reply.read(), type=list[Delivery])
 
     def fetch(self, one: Delivery, target: Path) -> None:
-        """Raises MasterUnreachable: not the whole of it came."""
+        """From the first master that has it.
+
+        Raises:
+            UnknownJob: all have answered, and none has it. StateError: ``target`` cannot be written.
+            MasterUnreachable: not the whole of it came, or one that does not answer may have it.
+        """
+        last: HpcmesosError | None = None
+        for master in list(self._masters):
+            try:
+                return self._fetch(master, one, target)
+            except UnknownJob as error:
+                last = last or error
+            except Unavailable as error:
+                last = error
+        raise last or MasterUnreachable("there is no master")
+
+    def _fetch(self, master: str, one: Delivery, target: Path) -> None:
         path = f"/v1/outputs/{quote(one.attempt, safe='')}/{one.stream}"
-        with (
-            api.request(self._masters[0], "GET", path, None, api.context(self._state)) as reply,
-            target.open("wb") as file,
-        ):
+        try:
+            file = target.open("wb", buffering=0)
+        except OSError as error:
+            raise StateError(f"cannot write {target}: {error.strerror}") from error
+        with file, self._request(master, "GET", path) as reply:
             while data := reply.read1(_CHUNK):
-                file.write(data)
+                try:
+                    written = file.write(data)
+                except OSError as error:  # not the connection's
+                    raise StateError(f"cannot write {target}: {error.strerror}") from error
+                if written != len(data):
+                    raise StateError(f"cannot write {target}: {os.strerror(errno.ENOSPC)}")
 
     def finish(self, one: Delivery, trouble: str) -> None:
         path = f"/v1/deliveries/{quote(one.attempt, safe='')}/{one.stream}"
         body = msgspec.to_builtins(Delivered(trouble=trouble))
-        with api.request(self._masters[0], "POST", path, body, api.context(self._state)) as reply:
+        with self._request(self._masters[0], "POST", path, body) as reply:
             reply.read()
+
+    @contextmanager
+    def _request(
+        self,
+        master: str,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        timeout: float = api.TIMEOUT,
+    ) -> Iterator[HTTPResponse]:
+        """As api.request; after a master that cannot answer, the next question goes to another."""
+        try:
+            with api.request(master, method, path, body, api.context(self._state), timeout) as reply:
+                yield reply
+        except Unavailable:
+            if (masters := self._masters)[0] == master:
+                self._masters = [*masters[1:], master]
+            raise

@@ -129,8 +129,7 @@ async def content(site: Site, caller: Caller, attempt: str, stream: str) -> Asyn
         Unauthorized: it is not this caller's to write. UnknownJob: this master does not have it.
     """
     gateway = _gateway(caller)
-    mine = await in_thread(site.store.deliveries.waiting, gateway)
-    if (attempt, stream) not in {(one.attempt, one.stream) for one in mine}:
+    if not await in_thread(site.store.deliveries.waits, gateway, attempt, stream):
         raise Unauthorized(f"{stream} of {attempt[:40]} is not for gateway {gateway} to write")
     fd = await in_thread(site.logs.open, attempt, stream)
     if fd is None:
@@ -155,6 +154,8 @@ def finish(site: Site, caller: Caller, attempt: str, stream: str, trouble: str) 
     gateway = _gateway(caller)
     if not site.store.deliveries.finish(gateway, attempt, stream, trouble.replace("\0", "?")):
         raise Unauthorized(f"{stream} of {attempt[:40]} is not for gateway {gateway} to write")
+    if not trouble:
+        site.logs.delivered(attempt, stream)
 
 
 def _gateway(caller: Caller) -> str:
@@ -191,6 +192,8 @@ def _delivery(
         return None
     template = PathTemplate(**job.submission[output_paths.STREAMS[stream]])
     default = replace(template, path=None).render(str(job_id), job.seq, job.index, job.name)
+    # One that comes late, its node having been away, adds to what later attempts have written, and replaces nothing.
+    others = [shepherds.attempt_id(job, other) for other in range(1, job.attempt + 1) if other != number]
     return DeliveryRecord(
         attempt=attempt,
         stream=stream,
@@ -199,7 +202,7 @@ def _delivery(
         path=path,
         name=posixpath.basename(default),
         umask=job.submission.get("umask", _DEFAULT_UMASK),
-        append=number > 1,
+        append=number > 1 or site.store.deliveries.any_of(others, stream),
         size=size,
     )
 

@@ -125,7 +125,7 @@ class Site:
             leader,
             Remembered(lambda: _gpus(leader.recent(), lines), _GPUS_KEPT),
             Remembered(store.deliveries.gateways),
-            _log_store(settings),
+            _log_store(settings, store),
             tls,
             lines,
             settings.state,
@@ -159,9 +159,11 @@ def _gpus(leader: LeaderRecord, lines: Lines | None) -> GpuFigures:
     return {}
 
 
-def _log_store(settings: MasterSettings) -> LogStore:
+def _log_store(settings: MasterSettings, store: Store) -> LogStore:
     directory = Path(settings.log_store) if settings.log_store else settings.state / "logs"
-    return LogStore(directory, settings.log_store_mib * _MIB, settings.log_stream_mib * _MIB)
+    return LogStore(
+        directory, settings.log_store_mib * _MIB, settings.log_stream_mib * _MIB, store.deliveries.drop
+    )
 
 
 def _provider(settings: MasterSettings) -> Provider | None:
