@@ -340,8 +340,9 @@ class LeaderStore(Reads):
         with self.transaction() as transaction:
             return history.sweep(transaction._connection, now - keep_completed, limit)
 
-    def write_usage(self, before: date, stop: Callable[[], bool] = lambda: False) -> None:
+    def write_usage(self, before: date, stop: Callable[[], bool] = lambda: False) -> bool:
         """Writes down what was used on the days before, of which jobs are about to be forgotten; until ``stop()``.
+        False: it was stopped, and days are left that only their attempts know.
 
         A day of a large cluster takes long to count: that is read like load(), and only what is found is written in
         a leader's transaction, one for each day.
@@ -352,11 +353,12 @@ class LeaderStore(Reads):
                 days = usage_days.unwritten_days(connection, before)
             for day in days:
                 if stop():
-                    return
+                    return False
                 with snapshots.one() as connection:
                     found = usage_days.count_day(connection, day)
                 with self.transaction() as transaction:
                     usage_days.write_day(transaction._connection, found)
+            return True
         finally:
             snapshots.close()
 
