@@ -43,3 +43,10 @@ def naming(
     for name in ("_entries", "_reverse", "_here"):
         patch.setattr(hosts, name, hosts.Lookup(getattr(hosts, name)._ask))  # nothing is known yet
     return asked
+
+
+def settle() -> None:
+    """Waits until no question is under way that would reach into the next test."""
+    for lookup in (hosts._entries, hosts._reverse, hosts._here):
+        with lookup._changed:
+            assert lookup._changed.wait_for(lambda lookup=lookup: not lookup._asked, 30)

@@ -13,7 +13,7 @@ from hpcmesos.master.services import hosts
 from hpcmesos.master.services.admission import Applicant, _user_listed
 from hpcmesos.master.services.hosts import Whereabouts, peer_of
 from hpcmesos.model import Role
-from tests.integration.name_kit import naming
+from tests.integration.name_kit import naming, settle
 
 FOREIGN = "login1.10.9.9.9.nip.io"
 FORWARD = {
@@ -79,6 +79,7 @@ def test_a_silent_name_service_is_waited_for_once_and_a_moment_only(monkeypatch:
         assert sorted(asked) == ["10.0.0.1", "login1", "login2"], "each is asked for once"
     finally:
         answer.set()
+        settle()
 
 
 def test_answers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +100,7 @@ def test_who_is_barred_stays_out_where_nobody_knows_the_host(monkeypatch: pytest
         assert _user_listed(["-bob@login2", "ann"], applicant)
     finally:
         answer.set()
+        settle()
 
 
 def test_what_is_certain() -> None:

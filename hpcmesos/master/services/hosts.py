@@ -23,9 +23,8 @@ _MOST = 1000  # answers that are kept
 _THREADS = 16  # questions under way
 _ALIASES = 4  # names of one address that are looked at
 _WILD = frozenset("*?[")
-_ABSENT = frozenset(
-    {socket.EAI_NONAME, socket.EAI_NODATA, 1, 4}
-)  # 1, 4: HOST_NOT_FOUND and NO_DATA of <netdb.h>
+# There is no such name; 1 and 4: HOST_NOT_FOUND and NO_DATA of <netdb.h>.
+_ABSENT = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, 1, 4})
 
 log = logging.getLogger(__name__)
 
