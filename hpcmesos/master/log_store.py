@@ -85,6 +85,9 @@ class LogStore:
         with os.fdopen(fd, "r+b", buffering=0) as file:
             fcntl.flock(fd, fcntl.LOCK_EX)  # of the same sender, who has given up an earlier try
             have = os.fstat(fd).st_size
+            if have > total:  # the spool was cut since: begin again
+                os.ftruncate(fd, 0)
+                have = 0
             if offset != have:
                 return have
             kept = data[: max(0, self.of_one - have)]
