@@ -92,6 +92,8 @@ def _connect(launch: Any, report: Any) -> None:
         tell(report, {"pid": os.getpid()})
     elif launch.stdio:
         stdin, stdout, stderr = launch.stdio
+        if launch.gated:  # whoever waits is known, though its maker may have died
+            tell(report, {"pid": os.getpid()})
     else:
         stdin = None
         stdout, stderr = _open_outputs(launch, report)
