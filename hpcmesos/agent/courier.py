@@ -3,6 +3,8 @@
 Where the gateway of a login host writes it at its place, the end of the attempt is told some seconds later, so that
 a job that is over has its output; whatever fails, the end is told, and the transfer goes on. A shepherd keeps what it
 was not told to forget, so nothing is lost when the agent ends: the next one begins where the transfer stopped.
+
+A transfer is given up only a while after the leader has taken the end: before that masters are away, however long.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import ssl
 import stat
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,10 @@ log = logging.getLogger(__name__)
 
 HOLD = 10.0
 """Seconds, at most, that an end waits until the gateway has written the output."""
-_GIVE_UP = 3600.0  # seconds after which what no master takes is left to the tails
+_GIVE_UP = (
+    3600.0  # seconds since a leader took the end, after which what no log store takes is left to the tails
+)
+_THREADS = 4  # few, and the courier's own: who leads is asked in the agent's other threads
 _PIECE = 1024 * 1024
 _WAIT = 3.0  # seconds of one question, less than api.TIMEOUT
 _LONGEST_PAUSE = 5.0
@@ -47,7 +53,8 @@ class Courier:
         self._forget = forget
         self._under_way: dict[str, asyncio.Task[None]] = {}
         self._held: dict[str, Message] = {}  # ends that are not told yet
-        self._forgettable: dict[str, Message] = {}
+        self._forgettable: dict[str, tuple[Message, float]] = {}  # with when it came
+        self._threads = ThreadPoolExecutor(_THREADS, "courier")
 
     def holds(self, event: Message) -> bool:
         """Whether this event of the shepherd's will come by the sink later; begins the transfer of what has ended."""
@@ -69,15 +76,21 @@ class Courier:
         attempt = str(message.get("attempt", ""))
         if message.get("op") != "forget" or attempt not in self._under_way:
             return False
-        self._forgettable[attempt] = message
+        self._forgettable.setdefault(attempt, (message, time.monotonic()))
         return True
 
     def close(self) -> None:
         for task in self._under_way.values():
             task.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _hopeless(self, attempt: str) -> bool:
+        """Masters are there, and have not taken the output for long."""
+        _, since = self._forgettable.get(attempt, ({}, time.monotonic()))
+        return time.monotonic() > since + _GIVE_UP
 
     async def _carry(self, attempt: str, streams: dict[str, int], event: Message) -> None:
-        transfer = _Transfer(self._settings, attempt, streams)
+        transfer = _Transfer(self._settings, attempt, streams, self._threads)
         wanted = set(event.get("delivered") or ()) & streams.keys()
         others = "" if streams.keys() <= wanted else event["undelivered"]
 
@@ -90,20 +103,24 @@ class Courier:
 
         timer = asyncio.get_running_loop().call_later(HOLD, tell)
         try:
-            await transfer.run(wanted, lambda: attempt in self._held)
+            await transfer.run(wanted, lambda: attempt in self._held, lambda: self._hopeless(attempt))
         finally:  # also when the agent stops: the next one is told of this end again
             timer.cancel()
         transfer.close()
         tell()
         del self._under_way[attempt]
-        if (message := self._forgettable.pop(attempt, None)) is not None:
+        message, _ = self._forgettable.pop(attempt, (None, 0.0))
+        if message is not None:
             self._forget(message)
 
 
 class _Transfer:
     """Of the streams of one attempt; ``told``: by stream, why it is not where it belongs, empty: it is."""
 
-    def __init__(self, settings: AgentSettings, attempt: str, streams: dict[str, int]) -> None:
+    def __init__(
+        self, settings: AgentSettings, attempt: str, streams: dict[str, int], threads: ThreadPoolExecutor
+    ) -> None:
+        self._threads = threads
         self._settings = settings
         self._attempt = attempt
         self._streams = streams
@@ -114,18 +131,22 @@ class _Transfer:
         for fd in self._streams.values():
             os.close(fd)
 
-    async def run(self, wanted: set[str], may_wait: Callable[[], bool]) -> None:
-        """Until the log store has all, and gateways, as long as ``may_wait``, have written what is ``wanted``."""
-        deadline, pause = time.monotonic() + _GIVE_UP, 0.1
+    async def run(self, wanted: set[str], may_wait: Callable[[], bool], hopeless: Callable[[], bool]) -> None:
+        """Until the log store has all, and gateways, as long as ``may_wait``, have written what is ``wanted``.
+
+        Or until it is ``hopeless``.
+        """
+        loop, pause = asyncio.get_running_loop(), 0.1
         left = set(self._streams)
         while True:
             for stream in sorted(left):
-                reply = await asyncio.to_thread(self._try, stream, stream in wanted and may_wait())
+                wait = stream in wanted and may_wait()
+                reply = await loop.run_in_executor(self._threads, self._try, stream, wait)
                 if reply is not None:
                     self.told[stream] = _trouble(reply)
-                    if not (reply.get("pending") and may_wait()):
+                    if not (reply.get("pending") and reply.get("soon", True) and may_wait()):
                         left.discard(stream)
-            if not left or time.monotonic() > deadline:
+            if not left or hopeless():
                 break
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -140,15 +161,27 @@ class _Transfer:
                 return None
             log.warning("no master keeps %s of %s: %s", stream, self._attempt, error)
             return {"trouble": f"{stream} is kept nowhere: {error}"}
-        except OSError as error:
-            return {"trouble": f"{stream} cannot be read: {error.strerror}"}
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            log.warning("%s of %s cannot be sent now: %s", stream, self._attempt, error)
+            return None
 
     def _send(self, stream: str, wait: bool) -> dict[str, Any]:
-        """What of a stream the log store lacks; blocks. Raises HpcmesosError."""
+        """What of a stream the log store lacks; blocks.
+
+        A spool that its owner has cut meanwhile ends where it ends now.
+
+        Raises:
+            HpcmesosError. OSError: our certificate cannot be read. KeyError, TypeError, ValueError: an odd answer.
+        """
         fd = self._streams[stream]
         total, have = os.fstat(fd).st_size, 0
         while True:
-            piece = os.pread(fd, min(_PIECE, total - have), have)
+            try:
+                piece = os.pread(fd, min(_PIECE, total - have), have)
+            except OSError as error:
+                return {"trouble": f"{stream} cannot be read: {error.strerror}"}
+            if not piece:
+                total = have
             query = f"offset={have}&total={total}&wait={_WAIT if wait else 0}"
             path = f"/v1/outputs/{quote(self._attempt, safe='')}/{stream}?{query}"
             reply = api.call(self._masters[0], "PUT", path, piece, _context(self._settings, self._masters[0]))

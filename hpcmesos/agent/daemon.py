@@ -18,6 +18,7 @@ import uvloop
 
 from hpcmesos import pidfile, wire
 from hpcmesos.agent import faults_file, health_program, inventory, isolation
+from hpcmesos.agent.alarm import Alarm
 from hpcmesos.agent.control import Control, stop_shepherd
 from hpcmesos.agent.courier import Courier
 from hpcmesos.agent.events import (
@@ -113,7 +114,7 @@ class Agent:
         if inventory.wants_probe(settings.gpus):
             self._probe = Probe(lambda uuid: self._ours(settings.gpus, uuid), self.handle)
         self._refused_claims: set[str] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._loop, lambda: self.handle(Tick()))
 
     async def run(self) -> None:
         parts: list[Coroutine[Any, Any, None]] = [self._control.run(), self._uplink.run(self._ready)]
@@ -125,8 +126,7 @@ class Agent:
         await asyncio.gather(*parts)
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
         self._courier.close()
         self._claims.close()
 
@@ -139,19 +139,7 @@ class Agent:
         self.state, effects = step(self.state, event, self._loop.time())
         for effect in effects:
             self._do(effect)
-        self._wind(deadline(self.state))
-
-    def _wind(self, due: float | None) -> None:
-        """A tick that comes early changes nothing, so a timer is not wound anew for a later one."""
-        if self._timer is not None and due is not None and self._timer.when() <= due:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_at(due, self._tick) if due is not None else None
-
-    def _tick(self) -> None:
-        self._timer = None
-        self.handle(Tick())
+        self._alarm.set(deadline(self.state))
 
     def _do(self, effect: Effect) -> None:
         match effect:

@@ -8,8 +8,11 @@ writes on this host, as its owners, what jobs have left for it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import pwd
+import resource
 import signal
 import socket
 import ssl
@@ -17,23 +20,37 @@ import struct
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPResponse
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
+from hpcmesos import doorway
 from hpcmesos.agent import api
 from hpcmesos.agent.daemon import enrol, pid_file
-from hpcmesos.agent.deliveries import Deliverer
+from hpcmesos.agent.deliveries import Deliverer, Lines
 from hpcmesos.agent.renewal import keep_certificate, watch_authorities
 from hpcmesos.config import GatewaySettings
-from hpcmesos.errors import HpcmesosError, MasterUnreachable, StateError, Unauthenticated
+from hpcmesos.errors import (
+    HpcmesosError,
+    MasterUnreachable,
+    StateError,
+    Unauthenticated,
+    Unavailable,
+    UnknownJob,
+)
 from hpcmesos.wire import Delivered, Delivery, ErrorReply
 
 log = logging.getLogger(__name__)
 
 _UCRED = struct.Struct("3i")
+_OF_ONE = 256  # connections of one user
+_NAMED = 60.0  # seconds that a user's name is remembered
 _CHUNK = 65536
 _CONNECT = 5.0  # seconds until the next master is asked
 _LONGEST_HEAD = 65536
@@ -45,6 +62,7 @@ def run(settings: GatewaySettings) -> int:
     """Blocks until SIGTERM or SIGINT. Returns the exit code, after one line on an error."""
     try:
         settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _allow_descriptors()
         with pid_file(settings.state / "gateway.pid", "a gateway"):
             asyncio.run(_main(settings))
     except HpcmesosError as error:
@@ -54,6 +72,13 @@ def run(settings: GatewaySettings) -> int:
         print(f"hpcmesos gateway: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
         return StateError.exit_code
     return 0
+
+
+def _allow_descriptors() -> None:
+    """As many as the hard limit: each connection takes two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _main(settings: GatewaySettings) -> None:
@@ -88,39 +113,73 @@ class Door:
         self._settings = settings
         self._masters = api.several(settings.master)
         self._context = api.context(settings.state)
+        self._connections: set[asyncio.Task[None]] = set()
+        self._of: Counter[int] = Counter()  # connections, by uid
+        self._names: dict[int, tuple[str, float]] = {}  # by uid, with when they are looked up again
 
     def take_certificate(self) -> None:
         """Connections that are made from now on show the new one."""
         self._context = api.context(self._settings.state)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. Raises StateError: a master, or another gateway, serves there."""
         path = self._settings.socket
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        server = await asyncio.start_unix_server(self._serve, path, backlog=1024)
-        path.chmod(0o666)  # everybody's, as a master's
-        log.info("gateway %s listens at %s", self._settings.node, path)
-        async with server:
-            await server.serve_forever()
+        with doorway.alone(path):
+            server = await asyncio.start_unix_server(self._serve, sock=doorway.bind(path), backlog=1024)
+            log.info("gateway %s listens at %s", self._settings.node, path)
+            try:
+                await (
+                    asyncio.get_running_loop().create_future()
+                )  # serve_forever() would wait for open connections
+            finally:
+                path.unlink(missing_ok=True)
+                server.close()
+                for task in self._connections:
+                    task.cancel()
+                await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream: asyncio.StreamWriter | None = None
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+        uid = _uid_of(writer.get_extra_info("socket"))
+        self._of[uid] += 1
         try:
-            user = _user_of(writer.get_extra_info("socket"))
-            answers, upstream = await self._vouch(user)
-            both = [asyncio.create_task(_pass(reader, upstream)), asyncio.create_task(_pass(answers, writer))]
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            for task in both:
-                task.cancel()
+            if self._of[uid] > _OF_ONE:
+                raise MasterUnreachable(f"user id {uid} has {_OF_ONE} connections by this gateway already")
+            await self._connect(await self._name(uid), reader, writer)
         except HpcmesosError as error:
             writer.write(_answer(error))
-        except (OSError, ssl.SSLError, EOFError) as error:
+        except (OSError, EOFError) as error:
             log.warning("a connection broke: %s", error)
         finally:
-            for one in (writer, upstream):
-                if one is not None:
-                    one.close()
+            writer.close()
+            self._of[uid] -= 1
+            if not self._of[uid]:
+                del self._of[uid]
+
+    async def _connect(self, user: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Bytes in both directions, until one side is gone."""
+        answers, upstream = await self._vouch(user)
+        both = [asyncio.create_task(_pass(reader, upstream)), asyncio.create_task(_pass(answers, writer))]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in both:
+                task.cancel()
+            upstream.close()
+
+    async def _name(self, uid: int) -> str:
+        """Remembered for a while; a directory server may take its time. Raises Unauthenticated: it has none here."""
+        name, until = self._names.get(uid, ("", 0.0))
+        if time.monotonic() >= until:
+            try:
+                name = (await asyncio.to_thread(pwd.getpwuid, uid)).pw_name
+            except KeyError:
+                raise Unauthenticated(f"user id {uid} has no name on this host") from None
+            self._names[uid] = name, time.monotonic() + _NAMED
+        return name
 
     async def _vouch(self, user: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to a master that is this user's.
@@ -174,13 +233,10 @@ async def _pass(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
             await target.drain()
 
 
-def _user_of(connection: socket.socket) -> str:
-    """The name of the process at the other end. Raises MasterUnreachable: that uid has none here."""
+def _uid_of(connection: socket.socket) -> int:
+    """Whose the process at the other end is."""
     _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        raise Unauthenticated(f"user id {uid} has no name on this host") from None
+    return int(uid)
 
 
 def _answer(error: HpcmesosError) -> bytes:
@@ -213,52 +269,88 @@ async def deliver(settings: GatewaySettings) -> None:
 def _keep_delivering(settings: GatewaySettings) -> None:
     masters = Masters(settings)
     deliverer = Deliverer(settings.state, masters)
+    lines = Lines(deliverer.deliver)
     pause = _FIRST_PAUSE
     while True:
         try:
             found = masters.waiting()
-            deliverer.clean(found)
-            for one in found:
-                deliverer.deliver(one)
-            pause = _FIRST_PAUSE
-        except HpcmesosError as error:
+            if not found:
+                deliverer.clean()
+            if lines.give(found) or not found:
+                pause = _FIRST_PAUSE
+                continue
+            lines.wait(pause)  # a master answers at once as long as anything is left
+        except (HpcmesosError, OSError, ValueError, msgspec.MsgspecError) as error:
             log.warning("nothing can be delivered now: %s", error)
-            masters.turn()
             time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 class Masters:
-    """The gateway's own questions to the API."""
+    """The gateway's own questions to the API; thread-safe."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._state = settings.state
         self._masters = api.several(settings.master)
 
-    def turn(self) -> None:
-        """The next question goes to the next master."""
-        self._masters.append(self._masters.pop(0))
-
     def waiting(self) -> list[Delivery]:
         """What there is to write; waits for it for a while."""
         path = f"/v1/deliveries?timeout={_ASK}"
-        with api.request(
-            self._masters[0], "GET", path, None, api.context(self._state), _ASK + api.TIMEOUT
-        ) as reply:
+        with self._request(self._masters[0], "GET", path, timeout=_ASK + api.TIMEOUT) as reply:
             return msgspec.json.decode(reply.read(), type=list[Delivery])
 
     def fetch(self, one: Delivery, target: Path) -> None:
-        """Raises MasterUnreachable: not the whole of it came."""
+        """From the first master that has it.
+
+        Raises:
+            UnknownJob: all have answered, and none has it. StateError: ``target`` cannot be written.
+            MasterUnreachable: not the whole of it came, or one that does not answer may have it.
+        """
+        last: HpcmesosError | None = None
+        for master in list(self._masters):
+            try:
+                return self._fetch(master, one, target)
+            except UnknownJob as error:
+                last = last or error
+            except Unavailable as error:
+                last = error
+        raise last or MasterUnreachable("there is no master")
+
+    def _fetch(self, master: str, one: Delivery, target: Path) -> None:
         path = f"/v1/outputs/{quote(one.attempt, safe='')}/{one.stream}"
-        with (
-            api.request(self._masters[0], "GET", path, None, api.context(self._state)) as reply,
-            target.open("wb") as file,
-        ):
+        try:
+            file = target.open("wb", buffering=0)
+        except OSError as error:
+            raise StateError(f"cannot write {target}: {error.strerror}") from error
+        with file, self._request(master, "GET", path) as reply:
             while data := reply.read1(_CHUNK):
-                file.write(data)
+                try:
+                    written = file.write(data)
+                except OSError as error:  # not the connection's
+                    raise StateError(f"cannot write {target}: {error.strerror}") from error
+                if written != len(data):
+                    raise StateError(f"cannot write {target}: {os.strerror(errno.ENOSPC)}")
 
     def finish(self, one: Delivery, trouble: str) -> None:
         path = f"/v1/deliveries/{quote(one.attempt, safe='')}/{one.stream}"
         body = msgspec.to_builtins(Delivered(trouble=trouble))
-        with api.request(self._masters[0], "POST", path, body, api.context(self._state)) as reply:
+        with self._request(self._masters[0], "POST", path, body) as reply:
             reply.read()
+
+    @contextmanager
+    def _request(
+        self,
+        master: str,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        timeout: float = api.TIMEOUT,
+    ) -> Iterator[HTTPResponse]:
+        """As api.request; after a master that cannot answer, the next question goes to another."""
+        try:
+            with api.request(master, method, path, body, api.context(self._state), timeout) as reply:
+                yield reply
+        except Unavailable:
+            if (masters := self._masters)[0] == master:
+                self._masters = [*masters[1:], master]
+            raise

@@ -286,7 +286,7 @@ class _Step(GpuHealth):
             self._set_attempt(replace(attempt, since=self.now))
             self._tell(attempt.ended)
         elif attempt.started is not None:
-            self._tell(attempt.started)
+            self._tell_started(attempt.name)
         elif attempt.phase is Phase.READY:
             self._tell(wire.Ready(attempt=attempt.name))
 

@@ -136,9 +136,11 @@ def _cgroups() -> Iterator[Finding]:
 
 
 def _gpus() -> Iterator[Finding]:
-    uuids = find_real_gpus()
-    if uuids:
-        yield Finding("GPUs", "good", f"{len(uuids)} found by NVML")
+    found = find_real_gpus()
+    if found.trouble:
+        yield Finding("GPUs", "bad", f"{len(found.uuids)} found by NVML; {found.trouble}")
+    elif found.uuids:
+        yield Finding("GPUs", "good", f"{len(found.uuids)} found by NVML")
     else:
         yield Finding("GPUs", "note", "NVML finds none: an embedded cluster simulates them, and says so")
 

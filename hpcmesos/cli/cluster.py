@@ -95,7 +95,7 @@ def _described(
         cluster.save()
         return cluster
     count = agents or 2
-    total = len(find_real_gpus()) or 4 * count if gpus is None else gpus
+    total = len(find_real_gpus().uuids) or 4 * count if gpus is None else gpus
     declared = cpus or max(4, 2 * -(-total // count))
     return Cluster.create(state, count, total, declared, parse_size(memory), server, masters or 1)
 

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from hpcmesos import pidfile
 from hpcmesos.agent.daemon import stop_shepherd
 from hpcmesos.cli.daemons import agent_settings, write_settings
 from hpcmesos.cli.embedded import Cluster
-from hpcmesos.cli.real_gpus import find_real_gpus
+from hpcmesos.cli.real_gpus import Found, deal, find_real_gpus
 from hpcmesos.client import Client
 from hpcmesos.config import AgentSettings, MasterSettings, load
 from hpcmesos.errors import HpcmesosError, StateError
@@ -59,26 +59,42 @@ def bring_up(cluster: Cluster, say: Say, interrupted: threading.Event) -> None:
         StateError: something did not come up in time; names it and its log.
         KeyboardInterrupt: when ``interrupted`` was set meanwhile.
     """
+    gpus = _dealt(cluster, say)
     _make_sockets(cluster)
     (cluster.state / "log").mkdir(exist_ok=True)
     database = _start_postgres(cluster, say)
-    for name in cluster.master_names:
-        _start_master(cluster, name, database, say)
     client = Client(socket=cluster.api_sockets)
-    _wait(lambda: _leads(client) and _all_serve(cluster), "master", cluster, interrupted)
-    real = _real_gpus(cluster, say)
+    masters = _Once(lambda name: _start_master(cluster, name, database, say), cluster.master_names)
+    _wait(lambda: masters.start() and _leads(client) and _all_serve(cluster), "master", cluster, interrupted)
+    agents = _Once(lambda name: _start_agent(cluster, name, client, gpus, say), cluster.names)
+    _wait(lambda: agents.start() and _all_run(cluster, client), "agents", cluster, interrupted)
+
+
+class _Once:
+    """Starts each daemon that does not run, once. One that runs may be about to stop, and is looked at again."""
+
+    def __init__(self, start: Callable[[str], bool], names: Iterable[str]) -> None:
+        self._start = start
+        self._running = list(names)
+
+    def start(self) -> bool:
+        """True, for a condition to go on."""
+        self._running = [name for name in self._running if not self._start(name)]
+        return True
+
+
+def _dealt(cluster: Cluster, say: Say) -> dict[str, str]:
+    """``gpus`` of each agent that has no settings yet. Raises ConfigError."""
+    settled, wanted = {}, {}
     for name in cluster.names:
-        _start_agent(cluster, name, client, real, say)
-    _wait(lambda: _all_run(cluster, client), "agents", cluster, interrupted)
-
-
-def _real_gpus(cluster: Cluster, say: Say) -> list[str]:
-    """This machine's GPUs if they are enough; never some real ones beside simulated ones, which nobody would expect."""
-    real = find_real_gpus() if cluster.gpus else []
-    if 0 < len(real) < cluster.gpus:
-        say(f"up: {cluster.gpus} GPUs are more than this machine's {len(real)}: they are SIMULATED")
-        return []
-    return real
+        if existing := agent_settings(cluster.state / "agents" / name / "agent.toml"):
+            settled[name] = existing.gpus
+        else:
+            wanted[name] = cluster.gpus_of(name)
+    settings, said = deal(wanted, settled, find_real_gpus() if any(wanted.values()) else Found())
+    if said:
+        say(f"up: {said}")
+    return settings
 
 
 def take_down(cluster: Cluster, say: Say) -> None:
@@ -112,11 +128,11 @@ def _start_postgres(cluster: Cluster, say: Say) -> postgres.EmbeddedPostgres:
     return started
 
 
-def _start_master(cluster: Cluster, name: str, database: postgres.EmbeddedPostgres, say: Say) -> None:
+def _start_master(cluster: Cluster, name: str, database: postgres.EmbeddedPostgres, say: Say) -> bool:
+    """False: it runs."""
     state = cluster.state / name
-    if daemon := pidfile.living(str(state / "master.pid")):
-        say(f"up: the {name} runs (pid {daemon.pid})")
-        return
+    if pidfile.living(str(state / "master.pid")):
+        return False
     state.mkdir(exist_ok=True, mode=0o711)
     _share_authority(cluster, state)
     root = os.getuid() == 0
@@ -138,6 +154,7 @@ def _start_master(cluster: Cluster, name: str, database: postgres.EmbeddedPostgr
     write_settings(_with_sites(settings, cluster.state / "site.toml"), state / "master.toml")
     process = _spawn(cluster, name, ["master", "--config", str(state / "master.toml")])
     say(f"up: the {name} started (pid {process.pid})")
+    return True
 
 
 def _with_sites(settings: MasterSettings, path: Path) -> MasterSettings:
@@ -165,12 +182,12 @@ def _share_authority(cluster: Cluster, state: Path) -> None:
         draft.rename(state / "ca")
 
 
-def _start_agent(cluster: Cluster, name: str, client: Client, real: list[str], say: Say) -> None:
-    settings = settings_of(cluster, name, real)
+def _start_agent(cluster: Cluster, name: str, client: Client, gpus: dict[str, str], say: Say) -> bool:
+    """False: it runs."""
+    settings = settings_of(cluster, name, gpus)
     settings.state.mkdir(parents=True, exist_ok=True, mode=0o711)
-    if daemon := pidfile.living(str(settings.state / "agent.pid")):
-        say(f"up: {name} runs (pid {daemon.pid})")
-        return
+    if pidfile.living(str(settings.state / "agent.pid")):
+        return False
     if not (settings.state / "agent.pem").exists():
         assert settings.join_token_file is not None
         token = client.create_token("join", node=name).token
@@ -179,16 +196,15 @@ def _start_agent(cluster: Cluster, name: str, client: Client, real: list[str], s
     write_settings(settings, settings.state / "agent.toml")
     process = _spawn(cluster, name, ["agent", "--config", str(settings.state / "agent.toml")])
     say(f"up: {name} started (pid {process.pid}, GPUs {settings.gpus})")
+    return True
 
 
-def settings_of(cluster: Cluster, name: str, real: list[str]) -> AgentSettings:
-    """The settings of one agent: real GPUs dealt out in turn when there are any, else simulated ones."""
+def settings_of(cluster: Cluster, name: str, gpus: dict[str, str]) -> AgentSettings:
+    """The settings of one agent. ``gpus``: that setting of each that is new."""
     state = cluster.state / "agents" / name
     masters = ",".join(f"unix:{socket}" for socket in cluster.api_sockets)
     if existing := agent_settings(state / "agent.toml"):
         return replace(existing, master=masters)
-    count = cluster.gpus_of(name)
-    mine = real[cluster.names.index(name) :: cluster.agents][:count]
     sockets = cluster.sockets / name
     return AgentSettings(
         node=name,
@@ -198,7 +214,7 @@ def settings_of(cluster: Cluster, name: str, real: list[str]) -> AgentSettings:
         address=cluster.address(name),
         cpus=cluster.cpus,
         memory=cluster.memory,
-        gpus=f"uuid:{','.join(mine)}" if mine else f"simulated:{count}" if count and not real else "none",
+        gpus=gpus[name],
         cluster=cluster.identity,
         site_scripts=cluster.state / "scripts",
         join_token_file=state / "join-token",

@@ -92,7 +92,7 @@ def _connect(launch: Any, report: Any) -> None:
         tell(report, {"pid": os.getpid()})
     elif launch.stdio:
         stdin, stdout, stderr = launch.stdio
-        if launch.gated:  # whoever waits is known, though its maker may have died
+        if launch.gated:  # said by itself: its maker may have died; before what may be slow
             tell(report, {"pid": os.getpid()})
     else:
         stdin = None

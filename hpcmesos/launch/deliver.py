@@ -1,17 +1,19 @@
-"""``deliver write PATH NAME TEMPORARY APPEND``, ``move TEMPORARY TARGET``, ``there TEMPORARY``: a gateway's hands.
+"""``deliver write PATH NAME TEMPORARY APPEND``, ``move TEMPORARY TARGET``, ``moved NOTE``: a gateway's hands.
 
 Runs as the owner of the output, with his umask. ``write`` puts standard input into a new file beside its place, after
-what is there if APPEND is 1, and prints both paths as JSON; ``move`` gives it its name; ``there`` prints "no" once it
-has it. Nothing follows a link: one that stands at the place is replaced.
+what is there if APPEND is 1, and prints a note of it as JSON; ``move`` gives it its name; ``moved`` prints "yes" once
+it has had it. Nothing follows a link: one that stands at the place is replaced.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 import sys
 from contextlib import suppress
+from typing import Any
 
 _CHUNK = 1 << 20
 
@@ -24,15 +26,17 @@ def main(argv: list[str]) -> int:
         elif argv[0] == "move":
             os.rename(argv[1], argv[2])
         else:
-            sys.stdout.write("yes" if os.path.lexists(argv[1]) else "no")
+            sys.stdout.write("yes" if moved(json.loads(argv[1])) else "no")
     except OSError as error:
         sys.stderr.write(f"{error.strerror}\n")
         return 1
     return 0
 
 
-def write(path: str, name: str, temporary: str, append: bool) -> dict[str, str]:
+def write(path: str, name: str, temporary: str, append: bool) -> dict[str, str | int]:
     """``name``: of the file when ``path`` is a directory; ``temporary``: of the new file, until it is moved.
+
+    Returns both paths, and the inodes of the new file and of its directory.
 
     Raises:
         OSError: it cannot be written; nothing is left.
@@ -47,12 +51,37 @@ def write(path: str, name: str, temporary: str, append: bool) -> dict[str, str]:
             _copy_old(target, fd)
         _copy(0, fd)
         os.fsync(fd)
+        inode, directory = os.fstat(fd).st_ino, os.stat(os.path.dirname(target)).st_ino
     except OSError:
         _remove(new)
         raise
     finally:
         os.close(fd)
-    return {"temporary": new, "target": target}
+    return {"temporary": new, "target": target, "inode": inode, "directory": directory}
+
+
+def moved(note: dict[str, Any]) -> bool:
+    """Whether the new file has had its name, be it that its owner has taken it away by now.
+
+    Inodes tell, not devices: those of a network file system change when it is mounted again.
+
+    Raises:
+        OSError: the directory cannot be seen now, or is another one, as where its file system is not mounted.
+    """
+    directory = os.path.dirname(note["target"])
+    if os.stat(directory).st_ino != note["directory"]:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), directory)
+    if _inode(note["temporary"]) is not None:
+        return False
+    return _inode(note["target"]) in (None, note["inode"])
+
+
+def _inode(path: str) -> int | None:
+    """None: there is nothing. Raises OSError: nobody can tell."""
+    try:
+        return os.lstat(path).st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _copy_old(target: str, to: int) -> None:

@@ -173,7 +173,8 @@ class Starter:
             os.close(null)
 
     def ask(self, launch: Launch, into: str, report: socket.socket) -> bool:
-        """False: this one is too large for it, or it does not listen."""
+        """False: this one is too large for it, or it does not listen. Only what says itself which process it is."""
+        assert launch.outputs or launch.gated
         owner, outputs = launch.owner, launch.outputs
         fds = [report.fileno()]
 

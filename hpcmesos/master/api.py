@@ -9,30 +9,29 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain
 from typing import Annotated, Any, cast
 
 import msgspec
-from litestar import Litestar, MediaType, Request, Response, WebSocket, delete, get, post, put, websocket
+from litestar import Litestar, MediaType, Response, delete, get, post, put
 from litestar.datastructures import State
-from litestar.exceptions import HTTPException, WebSocketDisconnect
+from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.params import Parameter
-from litestar.response import Stream
 
 from hpcmesos import wire
 from hpcmesos.client import MOST_AT_ONCE, NodeStatus
 from hpcmesos.errors import HpcmesosError, InvalidValue, UsageError
 from hpcmesos.master import auth
+from hpcmesos.master.api_streams import STREAMS
 from hpcmesos.master.metrics import CONTENT_TYPE, Metrics
-from hpcmesos.master.peercred import Peer
+from hpcmesos.master.requests import ApiRequest, actor_of, caller_of, peer_of, site_of
 from hpcmesos.master.services import (
     auditing,
     authorities,
@@ -40,11 +39,9 @@ from hpcmesos.master.services import (
     changes,
     control,
     export,
-    logs,
     manager,
     moab,
     nodes,
-    outputs,
     report,
     running,
     schedules,
@@ -52,17 +49,14 @@ from hpcmesos.master.services import (
     standing,
     status,
     submit,
-    terminal,
     tokens,
     tracing,
     wait,
     why,
 )
 from hpcmesos.master.services import secrets as secret_store
-from hpcmesos.master.services.lookup import find_own
 from hpcmesos.master.services.replies import exit_code, one_line, spelled_out
 from hpcmesos.master.services.site import Site
-from hpcmesos.model import Scope
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue import documents
 
@@ -70,8 +64,6 @@ log = logging.getLogger(__name__)
 
 _LARGEST_BODY = 16 * 1024 * 1024
 _INTERNAL_EXIT = 255
-_RESTARTING = 1012  # the WebSocket's code for a server that stops
-_BROKEN = frozenset({1005, 1006, 1011})  # a connection that ended without a close, or answered no ping
 _LAST_SECOND = 253402300799  # of the year 9999
 
 _REFUSALS = {
@@ -90,8 +82,6 @@ _REFUSALS = {
 _OPEN: list[dict[str, list[str]]] = [{}]
 """``security`` of what asks for no credential."""
 
-ApiRequest = Request[Any, Any, State]
-ApiSocket = WebSocket[Any, Any, State]
 Service = Callable[[Site, auth.Caller, wire.CommandRequest], wire.CommandReply]
 
 COMMANDS: Mapping[str, Service] = {
@@ -163,8 +153,8 @@ def run_command(name: str, data: wire.CommandRequest, request: ApiRequest) -> Re
     if service is None:
         raise UsageError(f"unknown command '{name[:40]}'; one of {', '.join(COMMANDS)}")
     _check_text(data, [*data.argv, data.script_path or ""])
-    site = _site(request)
-    caller = _caller(request) if name in READING else _actor(request)
+    site = site_of(request)
+    caller = caller_of(request) if name in READING else actor_of(request)
     if caller.host:
         data = msgspec.structs.replace(data, host=caller.host)
     try:
@@ -181,10 +171,10 @@ def submit_jobs(data: wire.SubmitRequest, request: ApiRequest) -> wire.SubmitRep
     if len(data.jobs) > MOST_AT_ONCE:
         raise UsageError(f"{len(data.jobs)} jobs in one call; at most {MOST_AT_ONCE}")
     _check_text(data, (word for job in data.jobs for word in job.argv))
-    caller = _actor(request)
+    caller = actor_of(request)
     if caller.host:
         data = msgspec.structs.replace(data, host=caller.host)
-    return submit.many(_site(request), caller, data)
+    return submit.many(site_of(request), caller, data)
 
 
 @get("/v1/events", sync_to_thread=True)
@@ -195,36 +185,36 @@ def list_events(
     job: str | None = None,
 ) -> list[wire.EventStatus]:
     """What happened to jobs, in order, behind the event with the id ``after``."""
-    _caller(request)
-    return status.list_events(_site(request), after, limit, job)
+    caller_of(request)
+    return status.list_events(site_of(request), after, limit, job)
 
 
 @get("/v1/jobs", sync_to_thread=True)
 def list_jobs(request: ApiRequest, history: bool = False) -> list[wire.JobStatus]:
     """All jobs that are not over; with ``history`` also those that are."""
-    _caller(request)
-    return status.list_jobs(_site(request), history=history)
+    caller_of(request)
+    return status.list_jobs(site_of(request), history=history)
 
 
 @get("/v1/jobs/{job_id:str}", sync_to_thread=True)
 def show_job(job_id: str, request: ApiRequest) -> wire.JobStatus:
     """One job, with the reason when it waits."""
-    _caller(request)
-    return status.job_status(_site(request), job_id)
+    caller_of(request)
+    return status.job_status(site_of(request), job_id)
 
 
 @get("/v1/jobs/{job_id:str}/why", sync_to_thread=True)
 def explain_job(job_id: str, request: ApiRequest) -> wire.Why:
     """Why a job waits, its place, when it starts, all factors of the order, and who holds what until when."""
-    _caller(request)
-    return why.why(_site(request), job_id)
+    caller_of(request)
+    return why.why(site_of(request), job_id)
 
 
 @delete("/v1/jobs/{job_id:str}", sync_to_thread=True, status_code=200)
 def delete_job(job_id: str, request: ApiRequest) -> wire.JobStatus:
     """Ends a job; the answer may still show it under way."""
-    control.delete(_site(request), _actor(request), job_id)
-    return status.job_status(_site(request), job_id)
+    control.delete(site_of(request), actor_of(request), job_id)
+    return status.job_status(site_of(request), job_id)
 
 
 @get("/v1/jobs/{job_id:str}/wait")
@@ -232,107 +222,47 @@ async def wait_for_job(
     job_id: str, request: ApiRequest, timeout: Annotated[float, Parameter(ge=0)] = 30.0
 ) -> wire.JobStatus:
     """Answers when the job has ended, or after ``timeout`` seconds."""
-    await wait.in_thread(_caller, request)
-    return await wait.until_ended(_site(request), job_id, timeout)
-
-
-@get("/v1/jobs/{job_id:str}/logs/{stream:str}", media_type="application/octet-stream")
-async def read_log(
-    job_id: str, stream: str, request: ApiRequest, offset: int = 0, follow: bool = False
-) -> Stream:
-    """The bytes of ``stdout`` or ``stderr``, for the job's owner and operators."""
-    logs.check_stream(stream, offset)
-    site = _site(request)
-    caller = await wait.in_thread(_caller, request)
-    job = await wait.in_thread(find_own, site, caller, job_id)
-    chunks: AsyncIterator[bytes] = logs.Reader(site, job, stream, offset).read(follow=follow)
-    return Stream(chunks, media_type="application/octet-stream")
-
-
-@websocket("/v1/jobs/{job_id:str}/terminal")
-async def attach_terminal(
-    job_id: str,
-    socket: ApiSocket,
-    rows: int = 24,
-    columns: int = 80,
-    attempt: int = 0,
-    offset: int = 0,
-) -> None:
-    """The terminal of an interactive job, for its owner; see services/terminal.py. A refusal is an ErrorReply."""
-    await socket.accept()
-    with suppress(WebSocketDisconnect):
-        try:
-            site = _site(socket)
-            caller = await wait.in_thread(_actor, socket)
-            job = await wait.in_thread(terminal.find_terminal, site, caller, job_id)
-            client = _TerminalClient(socket, local=_peer(socket).uid is not None)
-            await terminal.Relay(site, caller, job, client, (attempt, offset), (rows, columns)).run()
-        except HpcmesosError as error:
-            reply = wire.ErrorReply(code=error.code, message=one_line(str(error)), exit_code=error.exit_code)
-            await socket.send_json({"event": "refused", **msgspec.to_builtins(reply)})
-        await socket.close()
-
-
-class _TerminalClient:
-    """A WebSocket as `terminal.Relay` wants it.
-
-    A client that leaves says so. One that went without a word over a network may be back by another way; ``local``,
-    on a unix socket, its process is gone.
-    """
-
-    def __init__(self, socket: ApiSocket, *, local: bool) -> None:
-        self._socket = socket
-        self._lost = {_RESTARTING} if local else {_RESTARTING, *_BROKEN}
-        self.left = False
-
-    async def receive(self) -> bytes | str | None:
-        event = await self._socket.receive()
-        if event["type"] != "websocket.receive":
-            self.left = event.get("code") not in self._lost
-            return None
-        return event.get("bytes") or event.get("text") or b""
-
-    async def send(self, data: bytes | str) -> None:
-        await self._socket.send_data(data, "binary" if isinstance(data, bytes) else "text")
+    await wait.in_thread(caller_of, request)
+    return await wait.until_ended(site_of(request), job_id, timeout)
 
 
 @get("/v1/nodes", sync_to_thread=True)
 def list_nodes(request: ApiRequest) -> list[NodeStatus]:
     """All nodes with their GPUs."""
-    _caller(request)
-    return nodes.list_nodes(_site(request))
+    caller_of(request)
+    return nodes.list_nodes(site_of(request))
 
 
 @get("/v1/reservations", sync_to_thread=True)
 def list_reservations(request: ApiRequest) -> list[wire.Reservation]:
     """Reservations and maintenance windows that are not over."""
-    _caller(request)
-    return standing.list_reservations(_site(request))
+    caller_of(request)
+    return standing.list_reservations(site_of(request))
 
 
 @post("/v1/reservations", sync_to_thread=True, status_code=201)
 def reserve(data: wire.ReservationRequest, request: ApiRequest) -> wire.Reservation:
     """Keeps nodes for a time; for operators."""
-    return standing.reserve(_site(request), _actor(request), data)
+    return standing.reserve(site_of(request), actor_of(request), data)
 
 
 @delete("/v1/reservations/{name:str}", sync_to_thread=True, status_code=200)
 def unreserve(name: str, request: ApiRequest) -> list[wire.Reservation]:
     """Takes a reservation away; answers those that are left."""
-    standing.unreserve(_site(request), _actor(request), name)
-    return standing.list_reservations(_site(request))
+    standing.unreserve(site_of(request), actor_of(request), name)
+    return standing.list_reservations(site_of(request))
 
 
 @get("/v1/queue", sync_to_thread=True)
 def export_queue(request: ApiRequest) -> Response[bytes]:
     """The live queue as `hpcmesos simulate` reads it; for operators."""
-    return Response(export.exported(_site(request), _caller(request)), media_type=MediaType.JSON)
+    return Response(export.exported(site_of(request), caller_of(request)), media_type=MediaType.JSON)
 
 
 @get("/v1/schedules", sync_to_thread=True)
 def list_schedules(request: ApiRequest) -> list[wire.ScheduleStatus]:
     """One's own schedules; operators get those of all users."""
-    return schedules.listing(_site(request), _caller(request))
+    return schedules.listing(site_of(request), caller_of(request))
 
 
 @post("/v1/schedules", sync_to_thread=True, status_code=201)
@@ -342,16 +272,16 @@ def add_schedule(data: wire.ScheduleRequest, request: ApiRequest) -> wire.Schedu
         jobs=[data.job], cwd=data.cwd, host=data.host, environ=data.environ, personality=data.personality
     )
     _check_text(shared, data.job.argv)
-    caller = _actor(request)
+    caller = actor_of(request)
     if caller.host:
         data = msgspec.structs.replace(data, host=caller.host)
-    return schedules.add(_site(request), caller, data)
+    return schedules.add(site_of(request), caller, data)
 
 
 @post("/v1/schedules/{owner:str}/{name:str}/{action:str}", sync_to_thread=True, status_code=200)
 def change_schedule(owner: str, name: str, action: str, request: ApiRequest) -> list[wire.ScheduleStatus]:
     """``action``: pause, resume, run (now, once more), remove; answers the schedules as they are then."""
-    return schedules.change(_site(request), _actor(request), owner, name, action)
+    return schedules.change(site_of(request), actor_of(request), owner, name, action)
 
 
 @get("/v1/schedules/{owner:str}/{name:str}/runs", sync_to_thread=True)
@@ -359,28 +289,28 @@ def list_schedule_runs(
     owner: str, name: str, request: ApiRequest, limit: Annotated[int, Parameter(ge=1, le=10_000)] = 20
 ) -> list[wire.ScheduleRun]:
     """What its last due times became, the latest first."""
-    return schedules.runs(_site(request), _caller(request), owner, name, limit)
+    return schedules.runs(site_of(request), caller_of(request), owner, name, limit)
 
 
 @get("/v1/report", sync_to_thread=True)
 def report_usage(request: ApiRequest, since: str, until: str, by: str = "user") -> list[wire.UsageRow]:
     """GPU-hours and CPU-hours by user, project, queue, month, day."""
-    _caller(request)
-    return report.usage(_site(request), since, until, by)
+    caller_of(request)
+    return report.usage(site_of(request), since, until, by)
 
 
 @get("/v1/shares", sync_to_thread=True)
 def list_shares(request: ApiRequest) -> list[wire.ShareStatus]:
     """Who has used how much of what is due to them."""
-    _caller(request)
-    return standing.list_shares(_site(request))
+    caller_of(request)
+    return standing.list_shares(site_of(request))
 
 
 @post("/v1/shares", sync_to_thread=True, status_code=200)
 def set_shares(data: wire.ShareRequest, request: ApiRequest) -> list[wire.ShareStatus]:
     """Gives a project, or a user in it, so many shares; for managers."""
-    standing.set_shares(_site(request), _actor(request), data)
-    return standing.list_shares(_site(request))
+    standing.set_shares(site_of(request), actor_of(request), data)
+    return standing.list_shares(site_of(request))
 
 
 @get("/v1/leader", security=_OPEN)
@@ -389,13 +319,13 @@ async def show_leader(request: ApiRequest, after: int = -1, timeout: float = 0.0
 
     With a ``timeout`` (at most 2 s) the answer comes as soon as there is a leader of a later term than ``after``.
     """
-    return await wait.until_leader(_site(request), after, timeout)
+    return await wait.until_leader(site_of(request), after, timeout)
 
 
 @get("/v1/health", sync_to_thread=True, security=_OPEN)
 def show_health(request: ApiRequest) -> wire.HealthReply:
     """Answers 200 when the database does, and says whether somebody leads; 503 and why when it does not."""
-    store = _site(request).store
+    store = site_of(request).store
     live, server = store.leader().live, store.database_server()
     return wire.HealthReply(
         status="ok" if live else "no leader",
@@ -412,25 +342,25 @@ def show_health(request: ApiRequest) -> wire.HealthReply:
 @get("/v1/ca", sync_to_thread=True, security=_OPEN)
 def show_authority(request: ApiRequest) -> dict[str, str]:
     """The cluster's CA certificates (PEM): a newcomer compares their fingerprints with that of the join token."""
-    return {"ca": certificates.authority(_site(request)).trusted}
+    return {"ca": certificates.authority(site_of(request)).trusted}
 
 
 @post("/v1/tokens", sync_to_thread=True, status_code=201)
 def create_token(data: wire.TokenRequest, request: ApiRequest) -> wire.TokenReply:
     """A bearer token for a user, or a one-time token by which an agent joins."""
-    return tokens.create(_site(request), _actor(request), data)
+    return tokens.create(site_of(request), actor_of(request), data)
 
 
 @get("/v1/tokens", sync_to_thread=True)
 def list_tokens(request: ApiRequest) -> list[wire.TokenStatus]:
     """Tokens that are good: the caller's own, for managers all; never the secrets."""
-    return tokens.listing(_site(request), _caller(request))
+    return tokens.listing(site_of(request), caller_of(request))
 
 
 @post("/v1/tokens/revoke", sync_to_thread=True, status_code=200)
 def revoke_tokens(data: wire.RevokeRequest, request: ApiRequest) -> list[str]:
     """Ends tokens at once, and all that were made by them; answers the ids of what was ended."""
-    return tokens.revoke(_site(request), _actor(request), data)
+    return tokens.revoke(site_of(request), actor_of(request), data)
 
 
 @get("/v1/audit", sync_to_thread=True)
@@ -444,124 +374,79 @@ def list_changes(
     """Who changed what since ``since`` (epoch seconds; default: a day ago), and how that one came; users see their own
     changes.
     """
-    return auditing.changes(_site(request), _caller(request), since, user, job, limit)
+    return auditing.changes(site_of(request), caller_of(request), since, user, job, limit)
 
 
 @get("/v1/certificates", sync_to_thread=True)
 def list_certificates(request: ApiRequest) -> list[wire.CertificateStatus]:
     """Certificates of nodes that have not run out; for operators."""
-    return certificates.listing(_site(request), _caller(request))
+    return certificates.listing(site_of(request), caller_of(request))
 
 
 @get("/v1/authorities", sync_to_thread=True)
 def list_authorities(request: ApiRequest) -> list[wire.AuthorityStatus]:
     """The certificate authorities that are trusted. For operators."""
-    return authorities.listing(_site(request), _caller(request))
+    return authorities.listing(site_of(request), caller_of(request))
 
 
 @post("/v1/authorities", sync_to_thread=True, status_code=201)
 def rotate_authority(data: wire.RotateRequest, request: ApiRequest) -> list[wire.AuthorityStatus]:
     """Begins to replace the certificate authority. For managers."""
-    return authorities.rotate(_site(request), _actor(request), data)
+    return authorities.rotate(site_of(request), actor_of(request), data)
 
 
 @post("/v1/authorities/force", sync_to_thread=True, status_code=200)
 def force_authority(request: ApiRequest) -> list[wire.AuthorityStatus]:
     """Takes the next step of a replacement without waiting for nodes that lack what it needs. For managers."""
-    return authorities.force(_site(request), _actor(request))
+    return authorities.force(site_of(request), actor_of(request))
 
 
 @post("/v1/certificates/renew", sync_to_thread=True, status_code=201)
 def renew_certificate(data: wire.RenewRequest, request: ApiRequest) -> wire.JoinReply:
     """A node's next certificate, for the one that it shows."""
-    return certificates.renew(_site(request), _caller(request), data)
+    return certificates.renew(site_of(request), caller_of(request), data)
 
 
 @post("/v1/certificates/{node:str}/revoke", sync_to_thread=True, status_code=200)
 def revoke_certificates(node: str, request: ApiRequest) -> list[wire.CertificateStatus]:
     """Ends all certificates of a node at once; it needs a new join token then. For managers."""
-    return certificates.revoke(_site(request), _actor(request), node)
+    return certificates.revoke(site_of(request), actor_of(request), node)
 
 
 @put("/v1/secrets/{name:str}", sync_to_thread=True)
 def put_secret(name: str, data: wire.SecretRequest, request: ApiRequest) -> wire.SecretStatus:
     """Keeps a secret of the caller's for his jobs (-W secret=NAME); it is not shown again."""
-    return secret_store.put(_site(request), _actor(request), name, data)
+    return secret_store.put(site_of(request), actor_of(request), name, data)
 
 
 @get("/v1/secrets", sync_to_thread=True)
 def list_secrets(request: ApiRequest) -> list[wire.SecretStatus]:
     """Names of the caller's secrets."""
-    return secret_store.listing(_site(request), _caller(request))
+    return secret_store.listing(site_of(request), caller_of(request))
 
 
 @delete("/v1/secrets/{name:str}", sync_to_thread=True, status_code=200)
 def remove_secret(name: str, request: ApiRequest) -> list[wire.SecretStatus]:
     """Takes a secret away; answers those that are left."""
-    return secret_store.remove(_site(request), _actor(request), name)
+    return secret_store.remove(site_of(request), actor_of(request), name)
 
 
 @post("/v1/nodes/join", sync_to_thread=True, status_code=201, security=_OPEN)
 def join_node(data: wire.JoinRequest, request: ApiRequest) -> wire.JoinReply:
     """An agent's certificate for a one-time token; the token is the credential."""
-    return tokens.join(_site(request), data, f"join token from {_peer(request).address}")
-
-
-@put("/v1/gateway/user/{user:str}", sync_to_thread=True, status_code=204)
-def vouch_for(user: str, request: ApiRequest) -> None:
-    """A gateway's first word on a connection that it makes for a local user: all that follows is this user's."""
-    outputs.vouch(_caller(request), _peer(request), user)
-
-
-@get("/v1/deliveries")
-async def list_deliveries(
-    request: ApiRequest, timeout: Annotated[float, Parameter(ge=0)] = 0.0
-) -> list[wire.Delivery]:
-    """Output that the gateway which asks has to write; answers when there is some, or after ``timeout`` seconds."""
-    caller = await wait.in_thread(_caller, request)
-    return await outputs.waiting(_site(request), caller, timeout)
-
-
-@post("/v1/deliveries/{attempt:str}/{stream:str}", sync_to_thread=True, status_code=204)
-def finish_delivery(attempt: str, stream: str, data: wire.Delivered, request: ApiRequest) -> None:
-    """A gateway has written a stream, or says why it cannot."""
-    outputs.finish(_site(request), _caller(request), attempt, stream, data.trouble)
-
-
-@put("/v1/outputs/{attempt:str}/{stream:str}", status_code=200)
-async def store_output(
-    attempt: str,
-    stream: str,
-    request: ApiRequest,
-    offset: Annotated[int, Parameter(ge=0, le=2**62)],
-    total: Annotated[int, Parameter(ge=0, le=2**62)],
-    wait_seconds: Annotated[float, Parameter(query="wait", ge=0)] = 0.0,
-) -> wire.OutputReply:
-    """A piece of what an attempt has written and nodes could not bring to its place; from the attempt's node."""
-    site = _site(request)
-    caller = await wait.in_thread(_caller, request)
-    data = await request.body()
-    reply = await wait.in_thread(outputs.take, site, caller, attempt, stream, (offset, total), data)
-    return await outputs.settled(site, reply, attempt, stream, wait_seconds)
-
-
-@get("/v1/outputs/{attempt:str}/{stream:str}", media_type="application/octet-stream")
-async def fetch_output(attempt: str, stream: str, request: ApiRequest) -> Stream:
-    """A stream that the gateway which asks has to write."""
-    caller = await wait.in_thread(_caller, request)
-    chunks = await outputs.content(_site(request), caller, attempt, stream)
-    return Stream(chunks, media_type="application/octet-stream")
+    return tokens.join(site_of(request), data, f"join token from {peer_of(request).address}")
 
 
 @get("/metrics", sync_to_thread=True, media_type=MediaType.TEXT, include_in_schema=False)
 def show_metrics(request: ApiRequest) -> Response[bytes]:
     """This process' and the cluster's figures for Prometheus, which shows a token (scope "read" will do)."""
-    _caller(request)
+    caller_of(request)
     metrics = cast("Metrics", request.app.state.metrics)
     return Response(metrics.text(), media_type=CONTENT_TYPE)
 
 
 _HANDLERS = [
+    *STREAMS,
     run_command,
     submit_jobs,
     list_events,
@@ -570,8 +455,6 @@ _HANDLERS = [
     explain_job,
     delete_job,
     wait_for_job,
-    read_log,
-    attach_terminal,
     list_nodes,
     list_reservations,
     reserve,
@@ -601,40 +484,8 @@ _HANDLERS = [
     list_secrets,
     remove_secret,
     join_node,
-    vouch_for,
-    list_deliveries,
-    finish_delivery,
-    store_output,
-    fetch_output,
     show_metrics,
 ]
-
-
-def _site(request: ApiRequest | ApiSocket) -> Site:
-    return cast("Site", request.app.state.site)
-
-
-def _caller(request: ApiRequest | ApiSocket) -> auth.Caller:
-    """Who is at the other end; Unauthenticated when nobody is known there."""
-    site = _site(request)
-    authority = auth.Authority(
-        site.settings, site.store, site.server.recent(), site.provider, site.revoked.recent
-    )
-    path = request.scope["raw_path"].decode("ascii", "replace")  # as it was sent, without the query
-    purpose = f"{request.scope.get('method', 'GET')} {path}"  # a WebSocket begins with a GET
-    return authority.identify(_peer(request), request.headers.get("authorization"), purpose)
-
-
-def _actor(request: ApiRequest | ApiSocket) -> auth.Caller:
-    """As _caller(), for what changes something: a credential that is for reading only is refused."""
-    caller = _caller(request)
-    auth.check_scope(caller, Scope.JOBS, "change anything")
-    return caller
-
-
-def _peer(request: ApiRequest | ApiSocket) -> Peer:
-    peer: Peer = request.scope.get("state", {}).get("peer", Peer())
-    return peer
 
 
 def _check_text(data: wire.CommandRequest | wire.SubmitRequest, words: Iterable[str]) -> None:

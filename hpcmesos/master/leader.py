@@ -198,8 +198,8 @@ class Leader:
 
     def _planner(self, links: Links) -> Planner:
         """What is loaded stays: the collector need not walk through it, now or later."""
+        picture = self._standby.take_over()  # which may use the collector's switch until it is over
         gc.disable()
-        picture = self._standby.take_over()
         planner = Planner(self._settings, self._store, links, self._events, picture=picture)
         gc.freeze()
         gc.enable()

@@ -16,6 +16,8 @@ import msgspec
 from hpcmesos.errors import MasterUnreachable, ProtocolError
 from hpcmesos.wire import MAX_FRAME, Why
 
+_GPUS_TIMEOUT = 0.5
+
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A job that is not submitted; ``request`` as JSON of a Request, ``count``: elements of an array."""
@@ -30,23 +32,28 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """``why``: sequence numbers of jobs; ``explain``: numbers and elements of jobs of which all is told."""
+    """``why``: sequence numbers of jobs; ``explain``: numbers and elements of jobs of which all is told; ``gpus``: what
+    all GPUs show now.
+    """
 
     why: list[int] = []
     explain: list[tuple[int, int | None]] = []
     trial: Trial | None = None
     metrics: bool = False
+    gpus: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``why``: (code, text) of each asked job that waits and has a reason. ``metrics``: figures by name.
 
+    ``gpus``: `agent.health.FIGURES` by UUID.
     ``explained``: of each job of ``explain`` (None: it does not wait), else of the trial.
     """
 
     why: dict[int, tuple[str, str]] = {}
     explained: list[Why | None] = []
     metrics: dict[str, float] = {}
+    gpus: dict[str, dict[str, float]] = {}
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -93,6 +100,10 @@ class Lines:
     def metrics(self, address: str) -> dict[str, float]:
         """The leader's figures by name."""
         return self.ask(address, Question(metrics=True)).metrics
+
+    def gpus(self, address: str) -> dict[str, dict[str, float]]:
+        """What the GPUs of linked nodes show now, by UUID; a busy leader is not waited for."""
+        return self.ask(address, Question(gpus=True), _GPUS_TIMEOUT).gpus
 
     def close(self) -> None:
         while self._idle:

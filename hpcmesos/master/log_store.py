@@ -1,7 +1,8 @@
 """The log store: output of jobs that lies nowhere but on a node would go with the node, so masters keep it.
 
 A directory that all masters see. A stream comes in pieces, each with its offset, so that a transfer that broke goes on
-where it stopped; what is whole has no ``.part`` behind its name. The sum is bounded: the oldest goes first.
+where it stopped; what is whole has no ``.part`` behind its name. The sum is bounded: what lies at its place elsewhere
+goes first, then the oldest.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import fcntl
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,18 +21,28 @@ from hpcmesos.errors import InvalidValue, LogStoreUnavailable
 log = logging.getLogger(__name__)
 
 _MIB = 1024 * 1024
-_LOOK = 60.0  # seconds between two sums
+_LOOK = 60.0  # seconds after which what others have put there is counted, too
+_OTHERS = 8  # processes among which the room that a sum has shown is shared
+_DELIVERED = 0o400  # mode of a stream that is a copy
 _PART = ".part"
 
 
 @dataclass(slots=True)
 class LogStore:
-    """``of_all``, ``of_one``: bytes of everything, of one stream. ``directory`` is made when it is first used."""
+    """``of_all``, ``of_one``: bytes of everything, of one stream. ``directory`` is made when it is first used.
+
+    ``dropped``: told attempt and stream of each whole one that was no copy and had to make room.
+    """
 
     directory: Path
     of_all: int = 10_240 * _MIB
     of_one: int = 1024 * _MIB
+    dropped: Callable[[str, str], None] = lambda attempt, stream: None
     _looked: float = field(default=-_LOOK, repr=False)
+    _share: int = field(default=0, repr=False)  # bytes that this process may still take before the next sum
+
+    def __post_init__(self) -> None:
+        self.of_one = min(self.of_one, self.of_all // 2)  # one that is under way is no reason to drop itself
 
     def take(self, attempt: str, stream: str, offset: int, data: bytes, total: int) -> int:
         """Stores a piece at ``offset`` of a stream of ``total`` bytes; answers how much of it is there.
@@ -60,15 +72,22 @@ class LogStore:
             log.warning("cannot read %s of %s: %s", stream, attempt, error)
             return None
 
+    def delivered(self, attempt: str, stream: str) -> None:
+        """It lies at its place, too: of what makes room it is among the first."""
+        with suppress(OSError):
+            self._path(attempt, stream).chmod(_DELIVERED)
+
     def _append(self, target: Path, offset: int, data: bytes, total: int) -> int:
         part = target.with_name(target.name + _PART)
-        if not offset:
-            self._make_room(min(total, self.of_one))
+        self._make_room(len(data))
         part.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "r+b", buffering=0) as file:
             fcntl.flock(fd, fcntl.LOCK_EX)  # of the same sender, who has given up an earlier try
             have = os.fstat(fd).st_size
+            if have > total:  # the spool was cut since: begin again
+                os.ftruncate(fd, 0)
+                have = 0
             if offset != have:
                 return have
             kept = data[: max(0, self.of_one - have)]
@@ -85,23 +104,37 @@ class LogStore:
             return total
 
     def _make_room(self, wanted: int) -> None:
-        """Removes the oldest until ``wanted`` bytes more fit; a look at all files is not made for each stream."""
-        if time.monotonic() < self._looked + _LOOK:
+        """Removes some until ``wanted`` bytes more fit, and a sixteenth of all, so that not each piece needs a sum."""
+        self._share -= wanted
+        if self._share >= 0 and time.monotonic() < self._looked + _LOOK:
             return
         self._looked = time.monotonic()
         found = []
         for path in self.directory.glob("*/*"):
             with suppress(OSError):
                 status = path.stat()
-                found.append((status.st_mtime, status.st_size, path))
-        used = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
-            if used + wanted <= self.of_all:
-                return
-            with suppress(OSError):
-                path.unlink()
-                used -= size
-                log.warning("the log store is full: %s is dropped", path.name)
+                only = status.st_mode & 0o777 != _DELIVERED
+                found.append((only, status.st_mtime, status.st_size, path))
+        used = wanted + sum(size for _, _, size, _ in found)
+        if used > self.of_all:
+            for only, _, size, path in sorted(found):
+                if used <= self.of_all - self.of_all // 16:
+                    break
+                used -= self._drop(path, size, only)
+        self._share = (self.of_all - used) // _OTHERS
+
+    def _drop(self, path: Path, size: int, only: bool) -> int:
+        """How many bytes that has freed."""
+        try:
+            path.unlink()
+        except OSError as error:
+            log.warning("the log store is full, but %s stays: %s", path.name, error.strerror)
+            return 0
+        log.warning("the log store is full: %s is dropped", path.name)
+        if only and path.suffix != _PART:
+            attempt, _, stream = path.name.rpartition(".")
+            self.dropped(attempt, stream)
+        return size
 
     def _path(self, attempt: str, stream: str) -> Path:
         """Raises InvalidValue for a name that is none of an attempt."""

@@ -105,7 +105,7 @@ def notices(
             Notice(channel=MAIL, recipient=one, content=content) for one in recipients(job, channels[MAIL])
         ]
     if WEBHOOK in channels and kind and job.index is None:
-        found.append(Notice(channel=WEBHOOK, content=body(kind, job, attempt, hosts)))
+        found.append(Notice(channel=WEBHOOK, recipient=str(job.id), content=body(kind, job, attempt, hosts)))
     return found
 
 

@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 _LOOK = 1.0  # seconds between two looks
 _EVENTS = 500  # a transaction
-_AT_ONCE = 100  # notices of a channel that are looked at
 _SOON = 0.2  # seconds that the next result is waited for while some are under way
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 3600.0  # seconds until a notice is tried again
 _GIVEN_UP = timedelta(days=1)
@@ -50,6 +49,7 @@ class Notices:
         self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
         used = [name for name, wanted in ((MAIL, settings.mail), (WEBHOOK, settings.webhook)) if wanted]
         self._senders = {channel: Senders(self._send, self._results) for channel in used}
+        self._last = dict.fromkeys(used, "")  # recipients that had their turn last
 
     def run(self, stop: threading.Event) -> None:
         """Until ``stop`` is set. Raises what ends leadership."""
@@ -87,8 +87,9 @@ class Notices:
         for channel, senders in self._senders.items():
             if senders.room:
                 with self._store.transaction() as transaction:
-                    due = transaction.outbox.due(channel, _AT_ONCE, senders.flying)
+                    due = transaction.outbox.due(channel, senders.room, senders.flying, self._last[channel])
                 for notice in due:
+                    self._last[channel] = notice.recipient
                     senders.give(notice, sender or f"hpcmesos@{socket.getfqdn()}")
 
     def settle(self, seconds: float) -> bool:

@@ -58,6 +58,8 @@ class Ca:
 def ensure_ca(state: Path) -> Ca:
     """The authority in ``state/ca``; made when it is not there.
 
+    The one whose key is there signs: where `install` was cut off, that need not be the first one in ``ca.pem``.
+
     Raises:
         StateError: when the files are there but cannot be read.
     """
@@ -68,17 +70,24 @@ def ensure_ca(state: Path) -> Ca:
     end = time.monotonic() + _SWAP
     while True:
         try:
-            trusted = (directory / "ca.pem").read_text()
-            ca = Ca(
-                x509.load_pem_x509_certificate(trusted.encode()), _load_ca_key(directory), directory, trusted
-            )
+            ca = _read_ca(directory)
         except (OSError, ValueError) as error:
             raise StateError(f"cannot use the certificate authority in {directory}: {error}") from error
-        if ca.certificate.public_key() == ca.key.public_key():
+        if ca is not None:
             return ca
         if time.monotonic() > end:
-            raise StateError(f"{directory}/ca.key is not the key of the first certificate in ca.pem")
+            raise StateError(f"{directory}/ca.key is not the key of a certificate in ca.pem")
         time.sleep(_SWAP / 100)  # the one is new, the other not yet
+
+
+def _read_ca(directory: Path) -> Ca | None:
+    """None: the key fits none of the certificates. Raises OSError, ValueError or StateError: they cannot be read."""
+    trusted = (directory / "ca.pem").read_text()
+    key = _load_ca_key(directory)
+    for certificate in x509.load_pem_x509_certificates(trusted.encode()):
+        if certificate.public_key() == key.public_key():
+            return Ca(certificate, key, directory, trusted)
+    return None
 
 
 def make_ca(name: str = "hpcmesos CA") -> tuple[str, str]:
@@ -129,13 +138,45 @@ def check_ca(certificate_pem: str, key_pem: str) -> x509.Certificate:
 
 
 def install(state: Path, trusted: str, key_pem: str) -> None:
-    """Puts the authorities of ``trusted`` (PEM), the one that signs first, and its key in place of what is there."""
+    """Puts the authorities of ``trusted`` (PEM), the one that signs first, and its key in place of what is there.
+
+    Cut off anywhere, it leaves a key that fits a certificate in ``ca.pem``: the one that signed until now stays there
+    until its key is replaced.
+
+    Raises:
+        StateError: the files cannot be written, for instance on a full disk.
+    """
     directory = state / "ca"
-    with _alone(directory):
-        _write(directory / "ca.pem", trusted.encode(), 0o644)
-        _write(
-            directory / "ca.key", key_pem.encode(), 0o600
-        )  # last: its presence says that the authority is whole
+    try:
+        with _alone(directory):
+            present = _signing(directory)
+            _write(
+                directory / "ca.pem", (trusted if present in trusted else trusted + present).encode(), 0o644
+            )
+            # After ca.pem: the first time its presence says that the authority is whole.
+            _write(directory / "ca.key", key_pem.encode(), 0o600)
+            if present not in trusted:
+                _write(directory / "ca.pem", trusted.encode(), 0o644)
+    except OSError as error:
+        raise StateError(f"cannot replace the certificate authority in {directory}: {error}") from error
+
+
+def is_installed(state: Path, trusted: str) -> bool:
+    """Whether ``ca.pem`` is ``trusted`` and ``ca.key`` the key of the first one in it."""
+    try:
+        ca = _read_ca(state / "ca")
+    except (OSError, ValueError, StateError):
+        return False
+    return ca is not None and ca.trusted == trusted and trusted.startswith(ca.pem)
+
+
+def _signing(directory: Path) -> str:
+    """PEM of the authority whose key is there; empty: none."""
+    try:
+        ca = _read_ca(directory)
+    except (OSError, ValueError, StateError):
+        return ""
+    return "" if ca is None else ca.pem
 
 
 def digest(trusted: str) -> str:
@@ -401,12 +442,21 @@ def _key_pem(key: Key) -> bytes:
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
-    """Whole or not at all, and never readable by others on the way."""
+    """Whole or not at all, there before whatever is written next, and never readable by others on the way."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-    temporary.replace(path)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

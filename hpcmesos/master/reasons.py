@@ -76,7 +76,11 @@ class Reasons:
         self._figures["events_total"] += events
 
     def answer(self, question: Question) -> Answer:
-        return Answer(why=dict(self._why(question.why)), metrics=self._metrics() if question.metrics else {})
+        return Answer(
+            why=dict(self._why(question.why)),
+            metrics=self._metrics() if question.metrics else {},
+            gpus=self._gpus() if question.gpus else {},
+        )
 
     def _why(self, seqs: Iterable[int]) -> Iterable[tuple[int, tuple[str, str]]]:
         for seq in seqs:
@@ -120,6 +124,10 @@ class Reasons:
             for uuid, of_gpu in node.figures.items() if node.link is not None else ():
                 figures |= {f"gpu_{figure};{name};{uuid}": value for figure, value in of_gpu.items()}
         return figures
+
+    def _gpus(self) -> dict[str, dict[str, float]]:
+        linked = (node for node in self._desk.cluster.nodes.values() if node.link is not None)
+        return {uuid: dict(of_gpu) for node in linked for uuid, of_gpu in node.figures.items()}
 
 
 def fragmentation(nodes: NodeTable) -> dict[str, float]:

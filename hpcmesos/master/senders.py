@@ -23,8 +23,7 @@ class Senders:
         self._threads = threads
         self._work: queue.SimpleQueue[tuple[Notice, str]] = queue.SimpleQueue()
         self._started = 0
-        self._lines: set[str] = set()
-        self.flying: set[int] = set()  # ids of notices whose result nobody has taken yet
+        self.flying: set[str] = set()  # recipients of notices whose result nobody has taken yet
 
     @property
     def room(self) -> int:
@@ -32,15 +31,13 @@ class Senders:
         return self._threads - len(self.flying)
 
     def give(self, notice: Notice, sender: str) -> None:
-        """Sends it if there is room, and none of the same line is under way: a job's begin comes before its end.
+        """Sends it if there is room, and none to its recipient is under way: a job's begin comes before its end.
 
         Its result comes by the queue; whoever takes it calls `taken`.
         """
-        line = _line(notice)
-        if not self.room or line in self._lines:
+        if not self.room or notice.recipient in self.flying:
             return
-        self.flying.add(notice.id)
-        self._lines.add(line)
+        self.flying.add(notice.recipient)
         self._work.put((notice, sender))
         if self._started < min(self._threads, len(self.flying)):
             self._started += 1
@@ -48,8 +45,7 @@ class Senders:
 
     def taken(self, notice: Notice) -> None:
         """Its result is dealt with."""
-        self.flying.discard(notice.id)
-        self._lines.discard(_line(notice))
+        self.flying.discard(notice.recipient)
 
     def _run(self) -> None:
         while True:
@@ -59,8 +55,3 @@ class Senders:
                 self._results.put((notice, None))
             except Undelivered as error:
                 self._results.put((notice, error))
-
-
-def _line(notice: Notice) -> str:
-    """Whose notices come one after the other: those of one recipient, of a webhook those of one job."""
-    return notice.recipient or str(notice.content.get("job", ""))

@@ -9,11 +9,14 @@ import gc
 import logging
 import threading
 import time
+from collections.abc import Callable
+
+from sqlalchemy import Connection
 
 from hpcmesos.errors import DatabaseUnavailable
 from hpcmesos.master.cluster import Cluster
 from hpcmesos.queue.engine import Snapshots
-from hpcmesos.queue.leader_store import LeaderStore, read_all
+from hpcmesos.queue.leader_store import LeaderStore, read_state
 from hpcmesos.queue.live_jobs import Changes, LiveJobs
 from hpcmesos.queue.records import LeaderState
 
@@ -24,7 +27,8 @@ APPLICATION = "hpcmesos-standby"
 
 _PAUSE, _LONGEST_PAUSE = 1.0, 5.0  # seconds between two looks
 _SHARE = 0.05  # of the time, at most, is spent on looks that find little; what has come has to be read anyway
-_STOP_TIMEOUT = 5.0
+_SILENCE = 15.0  # seconds without an answer, of which to read 100,000 jobs on a busy machine may take a few
+_GLANCE = 0.2  # seconds between two looks at whether the database answers
 _MANY = 1000  # jobs
 _NOTHING = LeaderState(jobs=(), attempts=(), shares=(), nodes=(), queues=())
 
@@ -57,8 +61,7 @@ class WarmPicture:
     def look(self, snapshots: Snapshots) -> int:
         """Brings the jobs up to date; how many were read. Raises DatabaseUnavailable."""
         with snapshots.one() as connection:
-            changes = self._live.look(connection)
-        self._apply(changes)
+            changes = self._see(connection)
         if changes.anew:
             log.info("the standby's picture is warm jobs=%d", len(changes.put))
         return len(changes.put)
@@ -73,8 +76,14 @@ class WarmPicture:
     def rehearse(self, snapshots: Snapshots) -> None:
         """Reads once all that a takeover reads: the statements are built then, and what they need is in memory."""
         with snapshots.one() as connection:
-            _, changes = read_all(connection, self._live)
+            self._see(connection)
+            read_state(connection, self._live.jobs.values())
+
+    def _see(self, connection: Connection) -> Changes:
+        """What is seen is taken in at once: no later look sees it again, should this transaction fail."""
+        changes = self._live.look(connection)
         self._apply(changes)
+        return changes
 
     def _apply(self, changes: Changes) -> None:
         if changes.anew:
@@ -88,9 +97,18 @@ class WarmPicture:
 class Standby:
     """Keeps a picture warm in a thread of its own, until ``take_over``."""
 
-    def __init__(self, url: str, server: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        server: str,
+        *,
+        pace: Callable[[float, int], float] = pause_after,
+        silence: float = _SILENCE,
+    ) -> None:
+        """``pace``: as pause_after(). ``silence``: seconds that ``take_over`` waits for an answer of the database."""
         self._snapshots = Snapshots(url, APPLICATION)
-        self._server = server
+        self._pace = pace
+        self._silence = silence
         self._picture = WarmPicture(server, self._snapshots)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="standby", daemon=True)
@@ -102,11 +120,17 @@ class Standby:
         return self._picture.known
 
     def take_over(self) -> WarmPicture:
-        """Ends the looks; the picture, to be brought up to date by its next owner."""
+        """Ends the looks; the picture, to be brought up to date by its next owner.
+
+        A look that is under way is waited for, however long it takes: it reads what the next owner would have to read.
+        Only one that hears nothing from the database, which this process may now reach by another way, is given up.
+        """
         self._stop.set()
-        self._thread.join(_STOP_TIMEOUT)
-        if self._thread.is_alive():  # it waits for a database that this process now reaches by another way
-            return WarmPicture(self._server)
+        while self._thread.is_alive():
+            self._thread.join(_GLANCE)
+            if self._snapshots.silence() > self._silence:
+                log.warning("the standby's look is given up: the database does not answer it")
+                self._snapshots.cut()
         return self._picture
 
     def _run(self) -> None:
@@ -115,14 +139,15 @@ class Standby:
             began, read = time.monotonic(), 0
             try:
                 read = self._look()
-                if not rehearsed:
+                if not rehearsed and not self._stop.is_set():
                     self._picture.rehearse(self._snapshots)
-                said, rehearsed = "", True
+                    rehearsed = True
+                said = ""
             except DatabaseUnavailable as error:
                 if str(error) != said:
                     log.info("the standby's picture waits: %s", error)
                 said = str(error)
-            pause = pause_after(time.monotonic() - began, read)
+            pause = self._pace(time.monotonic() - began, read)
 
     def _look(self) -> int:
         gc.disable()

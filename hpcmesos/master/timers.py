@@ -106,8 +106,8 @@ class Timers:
         oldest = due - timedelta(days=self._settings.keep_history_days)
         with self._store.transaction() as transaction:
             transaction.purge_runs(oldest)
-        self._store.write_usage(max(oldest, due - _SETTLED).date(), self._stop.is_set)
-        self._store.drop_partitions(oldest)
+        if self._store.write_usage(max(oldest, due - _SETTLED).date(), self._stop.is_set):
+            self._store.drop_partitions(oldest)  # else the next leader does, once all use is written down
 
     def _keys(self, due: datetime) -> None:
         with self._store.transaction() as transaction:

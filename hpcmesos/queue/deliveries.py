@@ -5,10 +5,11 @@ Every method is one statement and may raise DatabaseUnavailable.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 
-from sqlalchemy import Engine, delete, func, select, update
+from sqlalchemy import ColumnElement, Engine, Integer, cast, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from hpcmesos.queue import tables as t
@@ -16,13 +17,14 @@ from hpcmesos.queue.engine import begin
 
 _KEPT = timedelta(days=30)
 """How long it is remembered what became of a delivery."""
+_DROPPED = "dropped from the log store to make room"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryRecord:
     """``path``: absolute, on the gateway's host; ``name``: the file's name where that is a directory.
 
-    ``append``: an earlier attempt of the job may have written there. ``size``: bytes.
+    ``append``: another attempt of the job may have written there. ``size``: bytes.
     """
 
     attempt: str
@@ -64,10 +66,16 @@ class Deliveries:
         with begin(self._engine) as connection:
             connection.execute(now)
 
-    def listens(self, gateway: str, within: float) -> bool:
-        """Whether it has asked in the last ``within`` seconds."""
+    def prompt(self, gateway: str, within: float, most: int) -> bool:
+        """Whether it has asked in the last ``within`` seconds, and has no more than ``most`` to write."""
         since = func.now() - timedelta(seconds=within)
-        there = select(t.gateways.c.name).where(t.gateways.c.name == gateway, t.gateways.c.seen_at > since)
+        waiting = select(t.deliveries.c.attempt).where(
+            t.deliveries.c.gateway == gateway, t.deliveries.c.done_at.is_(None)
+        )
+        backlog = select(func.count()).select_from(waiting.limit(most + 1).subquery()).scalar_subquery()
+        there = select(t.gateways.c.name).where(
+            t.gateways.c.name == gateway, t.gateways.c.seen_at > since, backlog <= most
+        )
         with begin(self._engine) as connection:
             return connection.execute(there).first() is not None
 
@@ -80,11 +88,46 @@ class Deliveries:
             connection.execute(row.add_cte(old.cte("old")))
 
     def waiting(self, gateway: str, most: int = 100) -> list[DeliveryRecord]:
-        """What a gateway still has to write, the oldest first."""
-        wanted = select(*_COLUMNS).where(t.deliveries.c.gateway == gateway, t.deliveries.c.done_at.is_(None))
+        """What a gateway still has to write: the oldest of each owner, then the second of each, and so on.
+
+        What waits for an earlier attempt of the same job to be written, or given up, is left out.
+        """
+        table, earlier = t.deliveries, t.deliveries.alias()
+        its_turn = ~exists().where(
+            earlier.c.gateway == gateway,
+            earlier.c.done_at.is_(None),
+            earlier.c.stream == table.c.stream,
+            _job(earlier.c.attempt) == _job(table.c.attempt),
+            _number(earlier.c.attempt) < _number(table.c.attempt),
+        )
+        place = func.row_number().over(partition_by=table.c.owner, order_by=table.c.created_at)
+        wanted = select(*_COLUMNS).where(table.c.gateway == gateway, table.c.done_at.is_(None), its_turn)
         with begin(self._engine) as connection:
-            rows = connection.execute(wanted.order_by(t.deliveries.c.created_at).limit(most))
+            rows = connection.execute(wanted.order_by(place, table.c.created_at).limit(most))
             return [DeliveryRecord(**row._asdict()) for row in rows]
+
+    def waits(self, gateway: str, attempt: str, stream: str) -> bool:
+        """Whether this gateway still has to write that."""
+        table = t.deliveries
+        mine = (table.c.attempt == attempt, table.c.stream == stream, table.c.gateway == gateway)
+        with begin(self._engine) as connection:
+            there = connection.execute(select(table.c.attempt).where(*mine, table.c.done_at.is_(None)))
+            return there.first() is not None
+
+    def any_of(self, attempts: Sequence[str], stream: str) -> bool:
+        """Whether there is or was anything to write of one of them, as far as it is remembered."""
+        table = t.deliveries
+        there = select(table.c.attempt).where(table.c.attempt.in_(attempts), table.c.stream == stream)
+        with begin(self._engine) as connection:
+            return connection.execute(there.limit(1)).first() is not None
+
+    def drop(self, attempt: str, stream: str) -> None:
+        """The log store has it no more; what was still to be written of it is given up."""
+        table = t.deliveries
+        lost = (table.c.attempt == attempt, table.c.stream == stream, table.c.done_at.is_(None))
+        given_up = update(table).where(*lost).values(done_at=func.now(), trouble=_DROPPED)
+        with begin(self._engine) as connection:
+            connection.execute(given_up)
 
     def finish(self, gateway: str, attempt: str, stream: str, trouble: str) -> bool:
         """Written, or given up because of ``trouble``; False: this gateway had no such thing to write."""
@@ -105,6 +148,14 @@ class Deliveries:
         with begin(self._engine) as connection:
             found: str | None = connection.scalar(wanted)
             return found
+
+
+def _job(attempt: ColumnElement[str]) -> ColumnElement[str]:
+    return func.split_part(attempt, "#", 1)
+
+
+def _number(attempt: ColumnElement[str]) -> ColumnElement[int]:
+    return cast(func.split_part(attempt, "#", 2), Integer)
 
 
 _COLUMNS = [t.deliveries.c[field.name] for field in fields(DeliveryRecord)]

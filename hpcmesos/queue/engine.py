@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import select
+import socket
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -109,16 +112,58 @@ class Snapshots:
 
     def __init__(self, url: str, application: str) -> None:
         self._engine = make_engine(url, application, pool=1)
+        self._asked: float | None = None  # when what is not answered yet was sent
+        self._line: socket.socket | None = None
+        event.listen(self._engine, "connect", self._keep_line)
+        event.listen(self._engine, "before_cursor_execute", self._ask)
+        for answer in ("after_cursor_execute", "handle_error"):
+            event.listen(self._engine, answer, self._hear)
         self._one = self._engine.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
 
-    def one(self) -> AbstractContextManager[Connection]:
+    @contextmanager
+    def one(self) -> Iterator[Connection]:
         """A transaction that sees one snapshot. Raises DatabaseUnavailable."""
-        return begin(self._one)
+        try:
+            with begin(self._one) as connection:
+                try:
+                    yield connection
+                finally:
+                    self._ask()  # to end the transaction
+        finally:
+            self._hear()
 
     def close(self) -> None:
         self._engine.dispose()
+        self._drop_line()
+
+    def silence(self) -> float:
+        """How many seconds the database has left a question unanswered; 0.0: it has answered. For any thread."""
+        asked = self._asked
+        return 0.0 if asked is None else time.monotonic() - asked
+
+    def cut(self) -> None:
+        """Ends the connection under the transaction, which raises DatabaseUnavailable. For any thread."""
+        if self._line is not None:
+            with suppress(OSError):
+                self._line.shutdown(socket.SHUT_RDWR)
+
+    def _keep_line(self, connection: Any, _record: Any) -> None:
+        """A descriptor of our own: its number is nobody else's by the time that it is needed."""
+        self._drop_line()
+        self._line = socket.socket(fileno=os.dup(connection.fileno()))
+
+    def _drop_line(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+    def _ask(self, *_: Any) -> None:
+        self._asked = time.monotonic()
+
+    def _hear(self, *_: Any) -> None:
+        self._asked = None
 
 
 def _is_outage(error: DBAPIError) -> bool:

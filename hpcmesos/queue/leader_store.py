@@ -5,7 +5,7 @@ Every transaction is fenced: it holds the leadership row of its own term, so tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -329,7 +329,9 @@ class LeaderStore(Reads):
         snapshots = snapshots or Snapshots(self._url, APPLICATION)
         try:
             with snapshots.one() as connection:
-                return read_all(connection, live or LiveJobs())
+                live = live or LiveJobs()
+                changes = live.look(connection)
+                return read_state(connection, live.jobs.values()), changes
         finally:
             snapshots.close()
 
@@ -340,8 +342,9 @@ class LeaderStore(Reads):
         with self.transaction() as transaction:
             return history.sweep(transaction._connection, now - keep_completed, limit)
 
-    def write_usage(self, before: date, stop: Callable[[], bool] = lambda: False) -> None:
+    def write_usage(self, before: date, stop: Callable[[], bool] = lambda: False) -> bool:
         """Writes down what was used on the days before, of which jobs are about to be forgotten; until ``stop()``.
+        False: it was stopped, and days are left that only their attempts know.
 
         A day of a large cluster takes long to count: that is read like load(), and only what is found is written in
         a leader's transaction, one for each day.
@@ -352,11 +355,12 @@ class LeaderStore(Reads):
                 days = usage_days.unwritten_days(connection, before)
             for day in days:
                 if stop():
-                    return
+                    return False
                 with snapshots.one() as connection:
                     found = usage_days.count_day(connection, day)
                 with self.transaction() as transaction:
                     usage_days.write_day(transaction._connection, found)
+            return True
         finally:
             snapshots.close()
 
@@ -379,17 +383,15 @@ def _used(connection: Connection, written: Mapping[str, Any] | None) -> tuple[tu
     return use_since(connection, since)
 
 
-def read_all(connection: Connection, live_jobs: LiveJobs) -> tuple[LeaderState, Changes]:
-    """As LeaderStore.load(), in the caller's transaction, which has to be REPEATABLE READ."""
-    changes = live_jobs.look(connection)
-    jobs = live_jobs.jobs.values()
+def read_state(connection: Connection, jobs: Collection[JobRecord]) -> LeaderState:
+    """All that a leader loads; ``jobs``: those of the same snapshot. The transaction has to be REPEATABLE READ."""
     begun = [job for job in jobs if job.attempt]
     last = {job.attempt_key for job in begun}
     attempts = read_attempts(connection, [job.key for job in begun], tails=False)
     live = select(t.shares).where(t.shares.c.released_at.is_(None))
     live = live.order_by(t.shares.c.seq, t.shares.c.element, t.shares.c.number, t.shares.c.position)
     kept = read_documents(connection)
-    state = LeaderState(
+    return LeaderState(
         jobs=tuple(jobs),
         attempts=tuple(attempt for attempt in attempts if attempt.key in last),
         shares=tuple(share_record(row) for row in connection.execute(live)),
@@ -399,4 +401,3 @@ def read_all(connection: Connection, live_jobs: LiveJobs) -> tuple[LeaderState, 
         documents=kept,
         used=_used(connection, kept.get(documents.USAGE)),
     )
-    return state, changes

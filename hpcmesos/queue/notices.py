@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from hpcmesos.queue import documents
 from hpcmesos.queue import tables as t
@@ -18,7 +18,10 @@ MAIL, WEBHOOK = "mail", "webhook"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """``recipient``: a mail address. ``content``: of mail ``subject`` and ``text``, of a webhook call its JSON body."""
+    """``recipient``: a mail address; of a webhook call the job. Those of one recipient come one after the other.
+
+    ``content``: of mail ``subject`` and ``text``, of a webhook call its JSON body.
+    """
 
     channel: str
     recipient: str = ""
@@ -58,11 +61,21 @@ class Outbox:
             new.on_conflict_do_update(index_elements=["name"], set_={"value": new.excluded.value})
         )
 
-    def due(self, channel: str, most: int, besides: Collection[int] = ()) -> list[Notice]:
-        """Those of a channel to send now, the oldest first; without those of these ids."""
+    def due(self, channel: str, most: int, besides: Collection[str] = (), after: str = "") -> list[Notice]:
+        """Those of a channel to send now: of each recipient the oldest, without these recipients.
+
+        They come by turns, those behind ``after`` first, so that many notices of some hold up nobody else's.
+        """
         kept = t.notices.c
-        wanted = select(t.notices).where(kept.next_try <= self.now, kept.channel == channel)
-        wanted = wanted.where(kept.id.not_in(list(besides))).order_by(kept.id).limit(most)
+        oldest = (
+            select(kept.id, kept.recipient)
+            .ext(distinct_on(kept.recipient))
+            .where(kept.channel == channel, kept.next_try <= self.now, kept.recipient.not_in(list(besides)))
+            .order_by(kept.recipient, kept.id)
+            .subquery()
+        )
+        turn = (oldest.c.recipient <= after, oldest.c.recipient)
+        wanted = select(t.notices).join(oldest, oldest.c.id == kept.id).order_by(*turn).limit(most)
         rows = [dict(row._mapping) for row in self._connection.execute(wanted)]
         return [Notice(**{name: row[name] for name in Notice.__slots__}) for row in rows]
 

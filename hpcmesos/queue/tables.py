@@ -517,7 +517,7 @@ notices = Table(  # mails and webhook calls that have not been delivered
     _now("next_try"),
     PrimaryKeyConstraint("id"),
     CheckConstraint(_one_of("channel", ("mail", "webhook")), "channel"),
-    Index("notices_next_try", "next_try"),
+    Index("notices_turn", "channel", "recipient", "id", postgresql_include=["next_try"]),
 )
 usage_days = Table(  # of days whose attempts are no longer kept
     "usage_days",

@@ -64,13 +64,23 @@ _DAYS = text(
     FROM clipped GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4"""
 )
 
+_STAY = text(
+    "LOCK TABLE attempts_history, jobs_history, shares_history IN ACCESS SHARE MODE"
+)  # a snapshot does not keep a partition from being dropped
+
 
 def read_usage(connection: Connection, since: date, until: date) -> list[UsageDay]:
-    """Days from ``since`` up to and without ``until``; what runs now counts until now."""
+    """Days from ``since`` up to and without ``until``; what runs now counts until now.
+
+    A leader may write days down and drop their attempts meanwhile: what is not written at the beginning stays until the
+    end of this transaction, and is counted.
+    """
+    connection.execute(_STAY)
+    first = _first_uncounted(connection)
     table = t.usage_days
-    kept = select(table).where(table.c.day >= since, table.c.day < until)
+    kept = select(table).where(table.c.day >= since, table.c.day < min(until, first))
     rows = [UsageDay(**row._mapping) for row in connection.execute(kept)]
-    return rows + _count(connection, max(since, _first_uncounted(connection)), until)
+    return rows + _count(connection, max(since, first), until)
 
 
 def unwritten_days(connection: Connection, before: date) -> list[date]:

@@ -47,9 +47,19 @@ def test_nothing_is_left_of_many_jobs(make_cluster: Callable[..., LiveCluster]) 
         assert cluster.wait(cluster.qsub(SCRIPT))["Exit_status"] == 0
     before = wait_until(lambda: settled(cluster), "a quiet cluster", 30)
     for _ in range(JOBS):
-        assert cluster.wait(cluster.qsub(SCRIPT))["Exit_status"] == 0
+        assert exit_status(cluster, cluster.qsub(SCRIPT)) == 0
     wait_until(lambda: settled(cluster) == before, f"{before}, not {counts(cluster)}", 60)
     print(f"\n{JOBS} jobs: before and after {before}")
+
+
+def exit_status(cluster: LiveCluster, job: str) -> int:
+    """Once it has ended; of one that hangs, what it looks like."""
+    try:
+        return int(cluster.wait(job)["Exit_status"])
+    except AssertionError as error:
+        logs = [path.read_text()[-2000:] for path in cluster.state.glob("agents/*/shepherd.log")]
+        seen = [*cluster.job_processes(), cluster.run("qstat", "-f", job).stdout, *logs, str(counts(cluster))]
+        raise AssertionError("\n".join([str(error), *seen])) from error
 
 
 def settled(cluster: LiveCluster) -> dict[str, int] | None:

@@ -125,13 +125,7 @@ def told(cluster: LiveCluster, name: str) -> list[float]:
 
 
 def test_up_never_mixes_real_and_simulated_cards(cards: Callable[..., None], users_of_tests: None) -> None:
-    """The machine's own when they are enough, else simulated ones, and says so."""
-    for asked, real, said in (
-        (4, False, "4 GPUs are more than this machine's 2: they are SIMULATED"),
-        (2, True, ""),
-    ):
-        cluster = LiveCluster(agents=1, gpus=asked)
-        with running(cluster):
-            assert said in cluster.up()
-            with cluster.client() as client:
-                assert [gpu.simulated for node in client.nodes() for gpu in node.gpus] == [not real] * asked
+    """The machine's own when they are enough, else simulated ones."""
+    for asked, real in ((4, False), (2, True)):
+        with running(LiveCluster(agents=1, gpus=asked)) as cluster, cluster.client() as client:
+            assert [gpu.simulated for node in client.nodes() for gpu in node.gpus] == [not real] * asked

@@ -166,7 +166,7 @@ def test_a_rank_dies_without_the_front(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
-@pytest.mark.parametrize("stack", [*HELD, OPENMPI5, OPENMPI4, IMPI], indirect=True, ids=str)
+@pytest.mark.parametrize("stack", [*HELD, OPENMPI5, OPENMPI4, MPICH4, IMPI], indirect=True, ids=str)
 def test_the_launcher_dies(
     cluster: NamespaceCluster, stack: Stack, number: signal.Signals, record_property: Note
 ) -> None:
@@ -183,7 +183,7 @@ def test_the_launcher_dies(
 
 HELPERS = [
     pytest.param(stack, victim, marks=pytest.mark.full if first is MPICH else ())
-    for first in (MPICH, OPENMPI5, OPENMPI4, IMPI)
+    for first in (MPICH, OPENMPI5, OPENMPI4, MPICH4, IMPI)
     for stack in (first, first.by_path())
     for victim in ("proxy", "remote_shell")
 ]
@@ -279,7 +279,10 @@ def test_a_host_is_cut_off(
 
 
 @pytest.mark.parametrize(
-    "stack", [*HELD, MPICH.by_path(), OPENMPI5, OPENMPI5.by_path(), OPENMPI4, IMPI], indirect=True, ids=str
+    "stack",
+    [*HELD, MPICH.by_path(), OPENMPI5, OPENMPI5.by_path(), OPENMPI4, MPICH4, IMPI],
+    indirect=True,
+    ids=str,
 )
 def test_a_host_dies(three: NamespaceCluster, stack: Stack, record_property: Note) -> None:
     """Launchers see that its connections are reset, and return whatever they do, long before our clock: it decides."""

@@ -58,7 +58,7 @@ def test_sampling_is_cheap(cards: list[dict[str, Any]]) -> None:
     answer, seconds = ask_probe(21)
     share = seconds / len(answer["gpus"]) * 8 / 10.0  # eight cards, each 10 s
     print(f"sampling: {1000 * seconds:.1f} ms of CPU a look; 8 cards: {100 * share:.2f} % of a core")
-    assert share <= MOST_OF_A_CORE
+    assert share <= MOST_OF_A_CORE  # a promise to whoever computes there
 
 
 def test_the_node_shows_its_cards(node: LiveCluster, cards: list[dict[str, Any]]) -> None:
@@ -157,7 +157,7 @@ def test_a_programs_fault_is_logged_and_costs_no_card(node: LiveCluster) -> None
     log = node.state / "log" / "node1.log"
     wait_until(lambda: "XID" in log.read_text(), "the agent's log names the XID", LOOK)
     print([line for line in log.read_text().splitlines() if "XID" in line])
-    assert set(states(node)) == {"free"}
+    wait_until(lambda: set(states(node)) == {"free"}, "all cards stay in use", LOOK)
 
 
 def test_torch_trains_over_all_cards(node: LiveCluster, cards: list[dict[str, Any]]) -> None:

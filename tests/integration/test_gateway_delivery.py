@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import pwd
 import stat
+import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from hpcmesos.agent.deliveries import Deliverer
-from hpcmesos.errors import MasterUnreachable
+from hpcmesos.agent.deliveries import Deliverer, Lines
+from hpcmesos.errors import MasterUnreachable, StateError, UnknownJob
 from hpcmesos.wire import Delivery
 
 
@@ -32,6 +34,8 @@ class Masters:
         target.write_bytes(self.content)
         if self.dies_in == "fetch":
             raise Killed
+        if self.dies_in == "lost":
+            raise UnknownJob("no log store has it")
 
     def finish(self, one: Delivery, trouble: str) -> None:
         if self.dies_in == "finish":
@@ -143,3 +147,80 @@ def test_no_such_user_is_said(tmp_path: Path, place: Path) -> None:
     )  # fmt: skip
     Deliverer(tmp_path, masters).deliver(one)
     assert masters.finished == ["no user 'hpcmnobodyatall' on this node"]
+
+
+def test_a_stream_that_no_master_has_any_more_is_given_up(tmp_path: Path, place: Path) -> None:
+    masters = Masters(b"text")
+    masters.dies_in = "lost"
+    Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
+    assert masters.finished == ["no log store has it"]
+
+
+def test_a_file_that_cannot_be_seen_now_was_not_moved_for_that(tmp_path: Path, place: Path) -> None:
+    masters = Masters(b"text")
+    masters.dies_in = "finish"
+    deliverer = Deliverer(tmp_path, masters)
+    with pytest.raises(Killed):
+        deliverer.deliver(delivery(place / "out"))
+    masters.dies_in = ""
+    place.rename(tmp_path / "mounted")
+    with pytest.raises(StateError, match="No such file"):
+        deliverer.deliver(delivery(place / "out"))
+    place.mkdir()  # the directory below a file system that is not mounted
+    with pytest.raises(StateError, match="Stale"):
+        deliverer.deliver(delivery(place / "out"))
+    place.rmdir()
+    (tmp_path / "mounted").rename(place)
+    deliverer.deliver(delivery(place / "out"))
+    assert (masters.finished, masters.fetched) == ([""], 1)
+
+
+def test_a_new_file_that_was_lost_before_its_move_is_written_anew(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "out").write_text("of another job")
+    masters = Masters(b"text")
+    real = Deliverer._run
+
+    def run(self: Deliverer, one: Delivery, words: list[str], source: Path | None = None) -> str:
+        if words[0] == "move":
+            raise Killed
+        return real(self, one, words, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Deliverer, "_run", run)
+        with pytest.raises(Killed):
+            Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
+    next(place.glob(".*.delivery")).unlink()
+    Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
+    assert (place / "out").read_bytes() == b"text"
+
+
+def test_one_that_hangs_or_fails_holds_up_only_its_owner(place: Path) -> None:
+    """The lines: others are delivered meanwhile; what failed is not tried again at once."""
+    let_go, done, tried = threading.Event(), threading.Event(), []
+
+    def deliver(one: Delivery) -> None:
+        tried.append(one.owner)
+        if one.owner == "hangs":
+            let_go.wait(10)
+        if one.owner == "fails":
+            raise OSError(28, "No space left on device")
+        if one.owner == "last":
+            done.set()
+
+    lines = Lines(deliver, threads=2)
+    one = delivery(place / "out")
+    waiting = [
+        msgspec.structs.replace(one, attempt=f"{number}.hpcm#1", owner=owner)
+        for number, owner in enumerate(["hangs", "hangs", "fails", "last"], 1)
+    ]
+    try:
+        lines.give(waiting)
+        while not done.is_set():
+            lines.wait(0.1)
+            lines.give(waiting)
+        assert tried[:2] in (["hangs", "fails"], ["fails", "hangs"])
+        assert (tried.count("hangs"), tried.count("fails")) == (1, 1)
+    finally:
+        let_go.set()

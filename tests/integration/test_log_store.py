@@ -42,11 +42,26 @@ def test_a_stream_beyond_its_bound_ends_with_a_line(tmp_path: Path) -> None:
 
 def test_the_oldest_makes_room(tmp_path: Path) -> None:
     for number in range(1, 6):
-        LogStore(tmp_path / "logs", of_all=30).take(f"{number}.hpcm#1", "stdout", 0, b"x" * 10, 10)
+        LogStore(tmp_path / "logs", of_all=32).take(f"{number}.hpcm#1", "stdout", 0, b"x" * 10, 10)
         path = next((tmp_path / "logs").glob(f"*/{number}.*"))
         os.utime(path, (number, number))
-    store = LogStore(tmp_path / "logs", of_all=30)
+    store = LogStore(tmp_path / "logs", of_all=32)
     assert [n for n in range(1, 6) if content(store, f"{n}.hpcm#1")] == [3, 4, 5]
+
+
+def test_copies_make_room_first_and_what_is_lost_is_told(tmp_path: Path) -> None:
+    lost: list[tuple[str, str]] = []
+    store = LogStore(tmp_path / "logs", of_all=32, dropped=lambda *one: lost.append(one))
+    for number in range(1, 4):
+        store.take(f"{number}.hpcm#1", "stdout", 0, b"x" * 10, 10)
+        os.utime(next((tmp_path / "logs").glob(f"*/{number}.*")), (number, number))
+    store.delivered("2.hpcm#1", "stdout")
+    store.take("4.hpcm#1", "stdout", 0, b"x" * 10, 10)  # bytes count at once, by the same process, too
+    assert [n for n in range(1, 5) if content(store, f"{n}.hpcm#1")] == [1, 3, 4]
+    assert lost == []
+    store.take("5.hpcm#1", "stdout", 0, b"x" * 10, 10)
+    assert [n for n in range(1, 6) if content(store, f"{n}.hpcm#1")] == [3, 4, 5]
+    assert lost == [("1.hpcm#1", "stdout")]
 
 
 @pytest.mark.parametrize("attempt", ["../x", "1/../../x", "", ".hidden", "x\0y", "hpcm"])

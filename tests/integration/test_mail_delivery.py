@@ -145,7 +145,7 @@ def test_notices_of_one_line_come_one_after_the_other() -> None:
     senders = Senders(send, results)
     for number in (1, 2):
         senders.give(notice(number), "")
-    assert senders.flying == {1}
+    assert senders.flying == {"ann@example.org"}
     go.set()
     senders.taken(results.get(timeout=10)[0])
     senders.give(notice(2), "")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from sqlalchemy import event
 
+from hpcmesos.errors import DatabaseUnavailable
 from hpcmesos.master.cluster import Cluster
 from hpcmesos.master.standby import Standby, WarmPicture
 from hpcmesos.model import JobState
@@ -23,6 +28,11 @@ if TYPE_CHECKING:
     from tests.integration.database_kit import Database
 
 pytest_plugins = ["tests.integration.database_kit"]
+
+STANDBYS = (
+    "pg_stat_activity WHERE datname = current_database()"
+    " AND application_name IN ('hpcmesos-standby', 'test-standby')"
+)
 
 
 @pytest.fixture
@@ -121,15 +131,94 @@ def test_a_transaction_that_was_under_way_at_one_look_is_seen_by_the_next(
     assert cold(patient_leader)["jobs"][JobKey(seq)].priority == 77
 
 
-def test_a_queue_that_fills_is_followed(
+def test_what_a_broken_rehearsal_saw_is_not_lost(
+    database: Database, store: Store, patient_leader: LeaderStore, snapshots: Snapshots
+) -> None:
+    warm = WarmPicture("hpcm")
+    store.submit_many([new_job()] * 5)
+    warm.look(snapshots)
+    store.submit_many([new_job()] * 5)
+
+    def end(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "FROM shares" in statement:
+            with psycopg.connect(database.owner) as other:
+                other.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM {STANDBYS}")
+
+    event.listen(snapshots._engine, "after_cursor_execute", end)
+    with pytest.raises(DatabaseUnavailable):
+        warm.rehearse(snapshots)
+    event.remove(snapshots._engine, "after_cursor_execute", end)
+    warm.look(snapshots)
+    assert shown(warm.take(patient_leader)) == cold(patient_leader)
+
+
+def test_the_pace_is_set_by_what_was_read(
     database: Database, store: Store, patient_leader: LeaderStore
 ) -> None:
-    """However long the reading of many jobs takes, the next ones are read soon after."""
-    standby = Standby(database.leader, "hpcm")
-    job = new_job()
+    looks: list[int] = []
+
+    def pace(took: float, read: int) -> float:
+        assert took > 0.0
+        looks.append(read)
+        return 0.01
+
+    standby = Standby(database.leader, "hpcm", pace=pace)
     total = 0
-    for many in (5000, 5000, 100):
-        store.submit_many([job] * many)
+    for many in (300, 200, 1):
+        store.submit_many([new_job()] * many)
         total += many
-        wait_until(lambda total=total: standby.known == total, "the stand-by has read them", 6.0)
+        wait_until(lambda total=total: standby.known == total, "the stand-by has read them")
     assert shown(standby.take_over().take(patient_leader)) == cold(patient_leader)
+    assert sum(looks) >= total
+
+
+def test_a_look_that_takes_long_is_not_thrown_away(
+    database: Database, store: Store, patient_leader: LeaderStore
+) -> None:
+    """One master restarts before a long queue: the lock is free at once, its picture is not there yet."""
+    store.submit_many([new_job()] * 100)
+    said: list[str] = []
+    slow = threading.Event()
+
+    def answer(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        said.append(statement)
+        if "FROM jobs" in statement:
+            slow.wait(6.0)  # as long as many jobs would take
+
+    with locked_jobs(database):
+        standby = Standby(database.leader, "hpcm")
+        wait_until(lambda: waits_for_lock(database), "the look is under way")
+        event.listen(standby._snapshots._engine, "after_cursor_execute", answer)
+    picture = standby.take_over()
+    assert picture.known == 100
+    assert not [statement for statement in said if "FROM shares" in statement]  # no rehearsal any more
+    assert gc.isenabled()
+    assert shown(picture.take(patient_leader)) == cold(patient_leader)
+
+
+def test_a_look_that_the_database_does_not_answer_holds_nobody_up(
+    database: Database, store: Store, patient_leader: LeaderStore
+) -> None:
+    store.submit_many([new_job()] * 10)
+    with locked_jobs(database):
+        standby = Standby(database.leader, "hpcm", silence=0.3)
+        wait_until(lambda: waits_for_lock(database), "the look is under way")
+        picture = standby.take_over()
+        assert not standby._thread.is_alive()
+        assert gc.isenabled()
+    assert picture.known == 0
+    assert shown(picture.take(patient_leader)) == cold(patient_leader)
+
+
+@contextmanager
+def locked_jobs(database: Database) -> Iterator[None]:
+    """Who reads jobs waits for as long."""
+    with psycopg.connect(database.owner) as other:
+        other.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+def waits_for_lock(database: Database) -> bool:
+    with psycopg.connect(database.owner) as other:
+        found = other.execute(f"SELECT 1 FROM {STANDBYS} AND wait_event_type = 'Lock'").fetchone()
+    return found is not None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import psycopg
+from sqlalchemy import event
 
+from hpcmesos.errors import DatabaseUnavailable
 from hpcmesos.model import Request
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.records import AttemptKey, GpuRecord, NewJob, NodeRecord, ShareRecord, StartRecord
@@ -94,6 +97,28 @@ def test_what_is_forgotten_stays_counted(store: Store, leader: LeaderStore, data
     assert store.usage(DAY, DAY + timedelta(days=9)) == everything
 
 
+def test_days_that_are_written_and_forgotten_during_a_report_are_in_it(
+    store: Store, leader: LeaderStore, database: Database
+) -> None:
+    for day in (1, 2):
+        ran(store, leader, database, "ann", at(day, 3), at(day, 4))
+    leader.make_partitions(at(1, 0), days=9)
+    assert leader.sweep(at(9, 0), timedelta(0), 100) == 2
+    everything = store.usage(DAY, DAY + timedelta(days=9))
+    forgotten = []
+
+    def forget(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "usage_days" in statement and not forgotten:
+            forgotten.append(leader.write_usage(date(2026, 3, 3)))
+            with suppress(DatabaseUnavailable):  # the report may hold what it still has to read
+                leader.drop_partitions(at(3, 0))
+
+    event.listen(store._history, "after_cursor_execute", forget)
+    assert store.usage(DAY, DAY + timedelta(days=9)) == everything
+    assert forgotten == [True]
+    assert written(database) == [DAY, DAY + timedelta(days=1)]
+
+
 def test_what_runs_counts_until_now(store: Store, leader: LeaderStore, database: Database) -> None:
     now = datetime.now(UTC)
     seq = ran(store, leader, database, "ann", now - timedelta(minutes=30), now)
@@ -112,9 +137,9 @@ def test_days_that_are_written_stay_when_the_rest_is_put_off(
     for day in (1, 2, 3):
         ran(store, leader, database, "ann", at(day, 3), at(day, 4))
     asked = iter([False, False, True])
-    leader.write_usage(date(2026, 3, 4), lambda: next(asked))
+    assert not leader.write_usage(date(2026, 3, 4), lambda: next(asked))
     assert written(database) == [DAY, DAY + timedelta(days=1)]
-    leader.write_usage(date(2026, 3, 4))
+    assert leader.write_usage(date(2026, 3, 4))
     assert written(database) == [DAY + timedelta(days=n) for n in range(3)]
 
 

@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import pytest
 
 from hpcmesos.errors import HpcmesosError
+from hpcmesos.master import api, api_streams, requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +94,8 @@ def both(*switches: Switch) -> Switch:
             switch(patch)
 
     return off
+
+
+def known_by(caller_of: Any) -> Switch:
+    """An API that tells by this who calls; for handlers that read, and by `requests.actor_of` for those that change."""
+    return both(*(replaced(module, "caller_of", caller_of) for module in (api, api_streams, requests)))

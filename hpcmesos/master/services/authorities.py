@@ -161,12 +161,13 @@ class Keeper:
         self._site = site
 
     def look(self) -> None:
-        """Raises StateError: the keys were sealed by a master with another ``ca/secrets.key``."""
+        """Raises StateError: the keys were sealed by a master with another ``ca/secrets.key``, or the disk is full."""
         standing = Standing.of(self._site.store.authorities())
         state = self._site.ca_state
         if standing is None or state is None:
             return
-        if certificates.authority(self._site).trusted != standing.trusted:
+        # As the files are: they need not fit, where a crash or a full disk cut off those who replaced them.
+        if not pki.is_installed(state, standing.trusted):
             sealed = standing.signs.sealed_key or b""
             key = vault.unseal(state, _VAULT, standing.signs.fingerprint, sealed)
             pki.install(state, standing.trusted, key.decode())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 
 import msgspec
 
 from hpcmesos.client import GpuStatus, NodeStatus
-from hpcmesos.errors import MasterUnreachable, UnknownNode, WrongState
+from hpcmesos.errors import UnknownNode, WrongState
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import wishes
@@ -130,17 +129,8 @@ def facts(site: Site, nodes: list[NodeRecord]) -> list[NodeFacts]:
 
 
 def _figures(site: Site, nodes: list[NodeRecord]) -> dict[str, dict[str, float]]:
-    """What real GPUs show now, by UUID, as the leader has heard it; empty when nobody leads."""
-    leader = site.leader.recent()
-    if not leader.live or site.lines is None or all(gpu.simulated for node in nodes for gpu in node.gpus):
-        return {}
-    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    with suppress(MasterUnreachable):
-        for key, value in site.lines.metrics(leader.address).items():
-            name, *labels = key.split(";")
-            if labels:
-                found[labels[-1]][name.removeprefix("gpu_")] = value
-    return found
+    """What real GPUs show, by UUID; nothing is asked for when there is none."""
+    return site.gpus.recent() if any(not gpu.simulated for node in nodes for gpu in node.gpus) else {}
 
 
 def _rendered(site: Site, query: NodesQuery, personality: Personality, shown: list[NodeFacts]) -> str:

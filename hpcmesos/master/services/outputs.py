@@ -25,6 +25,7 @@ from hpcmesos.wire import Delivery, OutputReply
 
 _CHUNK = 65536
 _ALIVE = 45.0  # seconds since a gateway asked last; it asks each 20
+_BACKLOG = 50  # deliveries, some for each of a gateway's threads
 _LONGEST_WAIT = 20.0
 _DEFAULT_UMASK = 0o077
 
@@ -40,6 +41,7 @@ def vouch(caller: Caller, peer: Peer, user: str) -> None:
     if not USER_NAME.fullmatch(user):
         raise InvalidValue(f"'{ascii(user)[1:41]}' is no user name")
     peer.vouched.append(user)
+    peer.reckon(user)
 
 
 def gateways_of(site: Site, templates: Mapping[str, PathTemplate], submit_host: str) -> dict[str, str]:
@@ -93,10 +95,15 @@ def take(
 
 
 async def settled(site: Site, reply: OutputReply, attempt: str, stream: str, seconds: float) -> OutputReply:
-    """``reply`` once the gateway has done its part, or after some seconds; at once while it does not listen."""
+    """``reply`` once the gateway has done its part, or after some seconds.
+
+    At once while it does not listen or has much to do: the end of a job need not wait for that.
+    """
     deadline, pace = time.monotonic() + min(seconds, _LONGEST_WAIT), Pace()
-    if not (reply.pending and await in_thread(site.store.deliveries.listens, reply.gateway, _ALIVE)):
+    if not reply.pending:
         return reply
+    if not await in_thread(site.store.deliveries.prompt, reply.gateway, _ALIVE, _BACKLOG):
+        return msgspec.structs.replace(reply, soon=False)
     while (left := deadline - time.monotonic()) > 0:
         outcome = await in_thread(site.store.deliveries.outcome, attempt, stream)
         if outcome is not None:
@@ -129,8 +136,7 @@ async def content(site: Site, caller: Caller, attempt: str, stream: str) -> Asyn
         Unauthorized: it is not this caller's to write. UnknownJob: this master does not have it.
     """
     gateway = _gateway(caller)
-    mine = await in_thread(site.store.deliveries.waiting, gateway)
-    if (attempt, stream) not in {(one.attempt, one.stream) for one in mine}:
+    if not await in_thread(site.store.deliveries.waits, gateway, attempt, stream):
         raise Unauthorized(f"{stream} of {attempt[:40]} is not for gateway {gateway} to write")
     fd = await in_thread(site.logs.open, attempt, stream)
     if fd is None:
@@ -155,6 +161,8 @@ def finish(site: Site, caller: Caller, attempt: str, stream: str, trouble: str) 
     gateway = _gateway(caller)
     if not site.store.deliveries.finish(gateway, attempt, stream, trouble.replace("\0", "?")):
         raise Unauthorized(f"{stream} of {attempt[:40]} is not for gateway {gateway} to write")
+    if not trouble:
+        site.logs.delivered(attempt, stream)
 
 
 def _gateway(caller: Caller) -> str:
@@ -191,6 +199,8 @@ def _delivery(
         return None
     template = PathTemplate(**job.submission[output_paths.STREAMS[stream]])
     default = replace(template, path=None).render(str(job_id), job.seq, job.index, job.name)
+    # One that comes late, its node having been away, adds to what later attempts have written, and replaces nothing.
+    others = [shepherds.attempt_id(job, other) for other in range(1, job.attempt + 1) if other != number]
     return DeliveryRecord(
         attempt=attempt,
         stream=stream,
@@ -199,7 +209,7 @@ def _delivery(
         path=path,
         name=posixpath.basename(default),
         umask=job.submission.get("umask", _DEFAULT_UMASK),
-        append=number > 1,
+        append=number > 1 or site.store.deliveries.any_of(others, stream),
         size=size,
     )
 

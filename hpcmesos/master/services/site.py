@@ -6,6 +6,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from zoneinfo import ZoneInfo
 
 from hpcmesos.config import MasterSettings
+from hpcmesos.errors import MasterUnreachable
 from hpcmesos.gang.placing import can_ever_fit
 from hpcmesos.gang.snapshot import GpuView, NodeView
 from hpcmesos.master.auth import Caller
@@ -33,6 +35,8 @@ FRESH = 1.0
 
 _MIB = 1024 * 1024
 _LEADER_KEPT = 0.05  # the same for who leads
+_GPUS_KEPT = 5.0  # the same for what GPUs show, which comes each 10 s
+GpuFigures = dict[str, dict[str, float]]
 
 
 class Remembered(Generic[T]):
@@ -92,6 +96,9 @@ class Site:
     server: Remembered[dict[str, str]]  # its attributes that are set
     revoked: Remembered[frozenset[str]]  # serials of nodes' certificates
     leader: Remembered[LeaderRecord]
+    gpus: Remembered[
+        GpuFigures
+    ]  # what they show, by UUID, as the leader has heard it; empty when nobody leads
     gateways: Remembered[frozenset[str]]  # names of login hosts that have one
     logs: LogStore
     tls: Callable[[], ssl.SSLContext] | None = None
@@ -105,6 +112,8 @@ class Site:
     def open(
         cls, settings: MasterSettings, store: Store, tls: Callable[[], ssl.SSLContext] | None = None
     ) -> Site:
+        leader = Remembered(store.leader, _LEADER_KEPT)
+        lines = None if tls is None else Lines(tls)
         return cls(
             settings,
             store,
@@ -113,11 +122,12 @@ class Site:
             Remembered(lambda: {queue.name: queue for queue in store.queues()}),
             Remembered(store.server),
             Remembered(store.revoked),
-            Remembered(store.leader, _LEADER_KEPT),
+            leader,
+            Remembered(lambda: _gpus(leader.recent(), lines), _GPUS_KEPT),
             Remembered(store.deliveries.gateways),
-            _log_store(settings),
+            _log_store(settings, store),
             tls,
-            None if tls is None else Lines(tls),
+            lines,
             settings.state,
             _provider(settings),
             # Connections spread over the API processes: each of them allows its part.
@@ -142,9 +152,18 @@ class Site:
         self.store.close()
 
 
-def _log_store(settings: MasterSettings) -> LogStore:
+def _gpus(leader: LeaderRecord, lines: Lines | None) -> GpuFigures:
+    if leader.live and lines is not None:
+        with suppress(MasterUnreachable):
+            return lines.gpus(leader.address)
+    return {}
+
+
+def _log_store(settings: MasterSettings, store: Store) -> LogStore:
     directory = Path(settings.log_store) if settings.log_store else settings.state / "logs"
-    return LogStore(directory, settings.log_store_mib * _MIB, settings.log_stream_mib * _MIB)
+    return LogStore(
+        directory, settings.log_store_mib * _MIB, settings.log_stream_mib * _MIB, store.deliveries.drop
+    )
 
 
 def _provider(settings: MasterSettings) -> Provider | None:

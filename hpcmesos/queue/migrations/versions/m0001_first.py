@@ -367,7 +367,7 @@ CREATE TABLE notices (
     CONSTRAINT notices_channel CHECK (channel IN ('mail', 'webhook'))
 );
 
-CREATE INDEX notices_next_try ON notices (next_try);
+CREATE INDEX notices_turn ON notices (channel, recipient, id) INCLUDE (next_try);
 
 CREATE TABLE usage_days (
     day DATE NOT NULL,

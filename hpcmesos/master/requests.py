@@ -1,0 +1,43 @@
+"""What every handler of the API asks of a request: the site's tools, and who is at the other end."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from litestar import Request, WebSocket
+from litestar.datastructures import State
+
+from hpcmesos.master import auth
+from hpcmesos.master.peercred import Peer
+from hpcmesos.master.services.site import Site
+from hpcmesos.model import Scope
+
+ApiRequest = Request[Any, Any, State]
+ApiSocket = WebSocket[Any, Any, State]
+
+
+def site_of(request: ApiRequest | ApiSocket) -> Site:
+    return cast("Site", request.app.state.site)
+
+
+def caller_of(request: ApiRequest | ApiSocket) -> auth.Caller:
+    """Who is at the other end; Unauthenticated when nobody is known there."""
+    site = site_of(request)
+    authority = auth.Authority(
+        site.settings, site.store, site.server.recent(), site.provider, site.revoked.recent
+    )
+    path = request.scope["raw_path"].decode("ascii", "replace")  # as it was sent, without the query
+    purpose = f"{request.scope.get('method', 'GET')} {path}"  # a WebSocket begins with a GET
+    return authority.identify(peer_of(request), request.headers.get("authorization"), purpose)
+
+
+def actor_of(request: ApiRequest | ApiSocket) -> auth.Caller:
+    """As caller_of(), for what changes something: a credential that is for reading only is refused."""
+    caller = caller_of(request)
+    auth.check_scope(caller, Scope.JOBS, "change anything")
+    return caller
+
+
+def peer_of(request: ApiRequest | ApiSocket) -> Peer:
+    peer: Peer = request.scope.get("state", {}).get("peer", Peer())
+    return peer
