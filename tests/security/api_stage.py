@@ -305,6 +305,16 @@ def stage(postgres_sockets: Path) -> Iterator[ApiStage]:
         shutil.rmtree(place, ignore_errors=True)
 
 
+_HOSTS_OF_QUEUES = {
+    "trusted": "trusted.example",
+    "here": "127.0.0.1",
+    "login1": "login1",
+    "friend": "friend",
+    "trusted-domain": "*.trusted.example",
+    "example-domain": "*.example",
+}
+
+
 @contextlib.contextmanager
 def _leading(database: Database) -> Iterator[LeaderStore]:
     leadership = Leadership(database.leader)
@@ -314,8 +324,11 @@ def _leading(database: Database) -> Iterator[LeaderStore]:
     with leader.transaction() as tx:
         tx.put_queue(QueueRecord(name="batch"))
         tx.put_queue(QueueRecord(name="long"))
-        for name, hosts in (("trusted", "trusted.example"), ("here", "127.0.0.1")):
+        for name, hosts in _HOSTS_OF_QUEUES.items():
             tx.put_queue(QueueRecord(name=name, attributes={"acl_host_enable": "True", "acl_hosts": hosts}))
+        for name, host in (("login-users", "login*"), ("friend-users", "fr*")):
+            of_users = {"acl_user_enable": "True", "acl_users": f"{STRANGER}@{host}"}
+            tx.put_queue(QueueRecord(name=name, attributes=of_users))
         tx.upsert_node(NodeRecord(name="node1", cpus=10_000, mem=1 << 50, address="127.0.0.1"))
     try:
         yield leader

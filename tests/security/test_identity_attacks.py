@@ -14,14 +14,16 @@ from hpcmesos.client import Client
 from hpcmesos.master import api as api_module
 from hpcmesos.master import auth, oidc, pki
 from hpcmesos.master.auth import Authority, Caller
-from hpcmesos.master.services import control, hosts, tokens
+from hpcmesos.master.services import control, hosts, submit, tokens
 from hpcmesos.pbs import submission
 from hpcmesos.queue import store as store_module
 from hpcmesos.queue.store import Store
+from tests.integration.name_kit import naming
 from tests.integration.test_api_identity import FORGERIES
 from tests.security.api_stage import STRANGER, VICTIM, ApiStage
 from tests.security.cases import Case, Switch, Told, Try, both, check, known_by, of, replaced
 
+HERE = "127.0.0.1"  # from where all come
 changes = replaced(auth, "check_scope", lambda caller, wanted, what: None)
 
 
@@ -83,17 +85,30 @@ def origin(user: str) -> Try[ApiStage]:
     return run
 
 
-def from_host(queue: str) -> Try[ApiStage]:
-    """A job for a queue that takes those of one host, by a client that says it is there."""
+def from_host(queue: str, claimed: str, reverse: str = "") -> Try[ApiStage]:
+    """A job for a queue that takes those of some hosts, by a client that says it is ``claimed``.
+
+    Here that is: ``friend``. The address of ``login1`` is another, and ``login1.fiend.example`` is the client's own.
+    """
+    forward = {"friend": HERE, "friend.example": HERE, "login1": "192.0.2.1", "login1.fiend.example": HERE}
+    forward |= {"trusted.example": "192.0.2.2", "fiend.trusted.example": "192.0.2.3"}
 
     def run(stage: ApiStage) -> Told:
-        body = {"argv": ["-q", queue], "script": "dHJ1ZQo=", "cwd": "/tmp", "host": "trusted.example"}
+        body = {"argv": ["-q", queue], "script": "dHJ1ZQo=", "cwd": "/tmp", "host": claimed}
         given = {"Content-Type": "application/json"}
         token = stage.client(STRANGER)._token
-        status, text = stage.request("POST", "/v1/commands/qsub", json.dumps(body).encode(), given, token)
+        with pytest.MonkeyPatch.context() as patch:
+            naming(patch, forward, {HERE: reverse or claimed})
+            patch.setattr(hosts, "_PATIENCE", 30.0)
+            status, text = stage.request("POST", "/v1/commands/qsub", json.dumps(body).encode(), given, token)
         return Told(status < 300, text)
 
     return run
+
+
+def believing_host(name: str) -> Switch:
+    """What a client says of its host is certain, with its first part."""
+    return replaced(submit, "peer_of", lambda caller: name)
 
 
 def trusting_origin(patch: pytest.MonkeyPatch) -> None:
@@ -236,9 +251,27 @@ CASES = [
     Case("PBS_O_LOGNAME by -v", origin(STRANGER), origin(VICTIM), trusting_origin, harmless=True),
     Case(
         "a queue for another host's users",
-        from_host("trusted"),
-        from_host("here"),
-        replaced(hosts, "_addresses", lambda name: frozenset({"127.0.0.1"})),
+        from_host("trusted", "trusted.example"),
+        from_host("here", "trusted.example"),
+        believing_host("trusted.example"),
+    ),
+    Case(
+        "a host's short name in a foreign domain",
+        from_host("login1", "login1.fiend.example"),
+        from_host("friend", "friend.example"),
+        believing_host("login1.fiend.example"),
+    ),
+    Case(
+        "user@login* from a foreign domain",
+        from_host("login-users", "login1.fiend.example"),
+        from_host("friend-users", "friend.example"),
+        replaced(hosts, "_has", lambda name, address: True),
+    ),
+    Case(
+        "a wildcard's domain by a reverse entry of one's own",
+        from_host("trusted-domain", "x", "fiend.trusted.example"),
+        from_host("example-domain", "x", "friend.example"),
+        replaced(hosts, "_has", lambda name, address: True),
     ),
     Case("a revoked token, replayed", shown("revoked"), shown("good"), good_for(0, 1, 2)),
     Case("a token made by a revoked one", shown("child"), shown("good"), good_for(0, 1, 2)),

@@ -5,13 +5,12 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from hpcmesos.errors import InvalidValue, QueueDenied, QueueDisabled, QueueLimit, TooManyJobs, UnknownQueue
-from hpcmesos.master.services.hosts import host_of, is_address
+from hpcmesos.master.services.hosts import Whereabouts
 from hpcmesos.master.services.site import Site
 from hpcmesos.pbs.manager_attributes import limit_of, members, resources, total_limit
 from hpcmesos.pbs.resources import SHAPES
@@ -28,11 +27,10 @@ _MOST_HOPS = 8  # of route queues
 class Applicant:
     """Whose job it is, from where, and what it asks for as ``Resource_List`` shows it.
 
-    ``claimed``: what the client says of its host; ``peer``: what is certain, see hosts.peer_of().
+    ``peer``: where he is, see hosts.peer_of().
     """
 
     user: str
-    claimed: str
     peer: str
     resources: Mapping[str, str]
     groups: tuple[str, ...] = ()  # -W group_list; empty: those of the user
@@ -43,11 +41,6 @@ class Applicant:
     project: str = ""
     group: str = ""  # that they are accounted to; empty: not known
     new: bool = True  # False: they are in another queue until now
-
-    @property
-    def host(self) -> str:
-        """As access lists judge it; may ask the name service."""
-        return host_of(self.claimed, self.peer)
 
     @property
     def all_groups(self) -> list[str]:
@@ -62,7 +55,6 @@ def applicant_of(job: JobRecord) -> Applicant:
     submission = job.submission
     return Applicant(
         user=job.owner,
-        claimed=job.submit_host,
         peer=str(submission.get("peer", "")),
         resources=submission.get("resource_list", {}),
         groups=tuple(submission.get("group_list", ())),
@@ -234,27 +226,25 @@ def _check_access(where: str, attributes: Mapping[str, str], applicant: Applican
             groups = [*groups, *groups_of(applicant.user)]
         verdicts.append(not set(groups).isdisjoint(_names(members(attributes.get("acl_groups", "")))))
     if attributes.get("acl_host_enable") == "True":
-        hosts = members(attributes.get("acl_hosts", ""))
-        host = applicant.host
-        local = {host} if is_address(host) else {host, host.partition(".")[0]}
-        if host == socket.gethostname():
-            local |= {"localhost", socket.getfqdn()}
-        verdicts.append(any(fnmatchcase(name, pattern) for name in local for pattern in hosts))
+        place = Whereabouts(applicant.peer)
+        verdicts.append(any(place.fits(entry) for entry in members(attributes.get("acl_hosts", ""))))
     if not verdicts:
         return
     together = any if attributes.get("acl_logic_or") == "True" else all
     if not together(verdicts):
         raise QueueDenied(
-            f"Unauthorized Request MSG=user {applicant.user}@{applicant.host} is not allowed in {where}"
+            f"Unauthorized Request MSG=user {applicant.user}@{applicant.peer} is not allowed in {where}"
         )
 
 
 def _user_listed(entries: Sequence[str], applicant: Applicant) -> bool:
-    """``[+|-]user[@host]``: the first entry that fits decides."""
+    """``[+|-]user[@host]``: the first entry that fits decides; one that bars holds where nobody knows the host."""
+    place = Whereabouts(applicant.peer)
     for entry in entries:
         user, _, host = entry.lstrip("+-").partition("@")
-        if fnmatchcase(applicant.user, user) and fnmatchcase(applicant.host, host or "*"):
-            return not entry.startswith("-")
+        bars = entry.startswith("-")
+        if fnmatchcase(applicant.user, user) and (not host or place.fits(host, unsure=bars)):
+            return not bars
     return False
 
 

@@ -243,7 +243,6 @@ def _new_job(
     project, group = built.project or caller.project, execution_group(caller.user, built.group_list)
     applicant = Applicant(
         user=caller.user,
-        claimed=request.host,
         peer=peer_of(caller),
         resources=built.resource_list,
         groups=built.group_list,
