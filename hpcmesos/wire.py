@@ -577,12 +577,16 @@ class SecretRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OutputReply(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of a stream the log store has (bytes). ``gateway``: who writes it at ``path``; empty: nobody."""
+    """How much of a stream the log store has (bytes). ``gateway``: who writes it at ``path``; empty: nobody.
+
+    ``soon``: it is no use to wait for that unless this is set.
+    """
 
     have: int
     gateway: str = ""
     path: str = ""
     pending: bool = False  # the gateway has not written it yet
+    soon: bool = True
     trouble: str = ""  # why it cannot be written
 
 

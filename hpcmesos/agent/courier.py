@@ -144,7 +144,7 @@ class _Transfer:
                 reply = await loop.run_in_executor(self._threads, self._try, stream, wait)
                 if reply is not None:
                     self.told[stream] = _trouble(reply)
-                    if not (reply.get("pending") and may_wait()):
+                    if not (reply.get("pending") and reply.get("soon", True) and may_wait()):
                         left.discard(stream)
             if not left or hopeless():
                 break

@@ -166,8 +166,12 @@ class Lines:
                 if len(self._owners) >= self._threads:
                     break
                 if one.owner not in self._owners and time.monotonic() >= due:
+                    try:
+                        threading.Thread(target=self._run, args=(one,), daemon=True).start()
+                    except RuntimeError as error:  # the host has no more
+                        log.warning("cannot begin a delivery: %s", error)
+                        break
                     self._owners.add(one.owner)
-                    threading.Thread(target=self._run, args=(one,), daemon=True).start()
                     begun = True
         return begun
 

@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import pwd
+import resource
 import signal
 import socket
 import ssl
@@ -19,6 +20,7 @@ import struct
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPResponse
@@ -28,6 +30,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from hpcmesos import doorway
 from hpcmesos.agent import api
 from hpcmesos.agent.daemon import enrol, pid_file
 from hpcmesos.agent.deliveries import Deliverer, Lines
@@ -46,6 +49,8 @@ from hpcmesos.wire import Delivered, Delivery, ErrorReply
 log = logging.getLogger(__name__)
 
 _UCRED = struct.Struct("3i")
+_OF_ONE = 256  # connections of one user
+_NAMED = 60.0  # seconds that a user's name is remembered
 _CHUNK = 65536
 _CONNECT = 5.0  # seconds until the next master is asked
 _LONGEST_HEAD = 65536
@@ -57,6 +62,7 @@ def run(settings: GatewaySettings) -> int:
     """Blocks until SIGTERM or SIGINT. Returns the exit code, after one line on an error."""
     try:
         settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _allow_descriptors()
         with pid_file(settings.state / "gateway.pid", "a gateway"):
             asyncio.run(_main(settings))
     except HpcmesosError as error:
@@ -66,6 +72,13 @@ def run(settings: GatewaySettings) -> int:
         print(f"hpcmesos gateway: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
         return StateError.exit_code
     return 0
+
+
+def _allow_descriptors() -> None:
+    """As many as the hard limit: each connection takes two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _main(settings: GatewaySettings) -> None:
@@ -100,39 +113,73 @@ class Door:
         self._settings = settings
         self._masters = api.several(settings.master)
         self._context = api.context(settings.state)
+        self._connections: set[asyncio.Task[None]] = set()
+        self._of: Counter[int] = Counter()  # connections, by uid
+        self._names: dict[int, tuple[str, float]] = {}  # by uid, with when they are looked up again
 
     def take_certificate(self) -> None:
         """Connections that are made from now on show the new one."""
         self._context = api.context(self._settings.state)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. Raises StateError: a master, or another gateway, serves there."""
         path = self._settings.socket
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        server = await asyncio.start_unix_server(self._serve, path, backlog=1024)
-        path.chmod(0o666)  # everybody's, as a master's
-        log.info("gateway %s listens at %s", self._settings.node, path)
-        async with server:
-            await server.serve_forever()
+        with doorway.alone(path):
+            server = await asyncio.start_unix_server(self._serve, sock=doorway.bind(path), backlog=1024)
+            log.info("gateway %s listens at %s", self._settings.node, path)
+            try:
+                await (
+                    asyncio.get_running_loop().create_future()
+                )  # serve_forever() would wait for open connections
+            finally:
+                path.unlink(missing_ok=True)
+                server.close()
+                for task in self._connections:
+                    task.cancel()
+                await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream: asyncio.StreamWriter | None = None
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+        uid = _uid_of(writer.get_extra_info("socket"))
+        self._of[uid] += 1
         try:
-            user = _user_of(writer.get_extra_info("socket"))
-            answers, upstream = await self._vouch(user)
-            both = [asyncio.create_task(_pass(reader, upstream)), asyncio.create_task(_pass(answers, writer))]
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            for task in both:
-                task.cancel()
+            if self._of[uid] > _OF_ONE:
+                raise MasterUnreachable(f"user id {uid} has {_OF_ONE} connections by this gateway already")
+            await self._connect(await self._name(uid), reader, writer)
         except HpcmesosError as error:
             writer.write(_answer(error))
-        except (OSError, ssl.SSLError, EOFError) as error:
+        except (OSError, EOFError) as error:
             log.warning("a connection broke: %s", error)
         finally:
-            for one in (writer, upstream):
-                if one is not None:
-                    one.close()
+            writer.close()
+            self._of[uid] -= 1
+            if not self._of[uid]:
+                del self._of[uid]
+
+    async def _connect(self, user: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Bytes in both directions, until one side is gone."""
+        answers, upstream = await self._vouch(user)
+        both = [asyncio.create_task(_pass(reader, upstream)), asyncio.create_task(_pass(answers, writer))]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in both:
+                task.cancel()
+            upstream.close()
+
+    async def _name(self, uid: int) -> str:
+        """Remembered for a while; a directory server may take its time. Raises Unauthenticated: it has none here."""
+        name, until = self._names.get(uid, ("", 0.0))
+        if time.monotonic() >= until:
+            try:
+                name = (await asyncio.to_thread(pwd.getpwuid, uid)).pw_name
+            except KeyError:
+                raise Unauthenticated(f"user id {uid} has no name on this host") from None
+            self._names[uid] = name, time.monotonic() + _NAMED
+        return name
 
     async def _vouch(self, user: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to a master that is this user's.
@@ -186,13 +233,10 @@ async def _pass(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
             await target.drain()
 
 
-def _user_of(connection: socket.socket) -> str:
-    """The name of the process at the other end. Raises MasterUnreachable: that uid has none here."""
+def _uid_of(connection: socket.socket) -> int:
+    """Whose the process at the other end is."""
     _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        raise Unauthenticated(f"user id {uid} has no name on this host") from None
+    return int(uid)
 
 
 def _answer(error: HpcmesosError) -> bytes:

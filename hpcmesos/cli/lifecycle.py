@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,13 +63,24 @@ def bring_up(cluster: Cluster, say: Say, interrupted: threading.Event) -> None:
     _make_sockets(cluster)
     (cluster.state / "log").mkdir(exist_ok=True)
     database = _start_postgres(cluster, say)
-    for name in cluster.master_names:
-        _start_master(cluster, name, database, say)
     client = Client(socket=cluster.api_sockets)
-    _wait(lambda: _leads(client) and _all_serve(cluster), "master", cluster, interrupted)
-    for name in cluster.names:
-        _start_agent(cluster, name, client, gpus, say)
-    _wait(lambda: _all_run(cluster, client), "agents", cluster, interrupted)
+    masters = _Once(lambda name: _start_master(cluster, name, database, say), cluster.master_names)
+    _wait(lambda: masters.start() and _leads(client) and _all_serve(cluster), "master", cluster, interrupted)
+    agents = _Once(lambda name: _start_agent(cluster, name, client, gpus, say), cluster.names)
+    _wait(lambda: agents.start() and _all_run(cluster, client), "agents", cluster, interrupted)
+
+
+class _Once:
+    """Starts each daemon that does not run, once. One that runs may be about to stop, and is looked at again."""
+
+    def __init__(self, start: Callable[[str], bool], names: Iterable[str]) -> None:
+        self._start = start
+        self._running = list(names)
+
+    def start(self) -> bool:
+        """True, for a condition to go on."""
+        self._running = [name for name in self._running if not self._start(name)]
+        return True
 
 
 def _dealt(cluster: Cluster, say: Say) -> dict[str, str]:
@@ -117,11 +128,11 @@ def _start_postgres(cluster: Cluster, say: Say) -> postgres.EmbeddedPostgres:
     return started
 
 
-def _start_master(cluster: Cluster, name: str, database: postgres.EmbeddedPostgres, say: Say) -> None:
+def _start_master(cluster: Cluster, name: str, database: postgres.EmbeddedPostgres, say: Say) -> bool:
+    """False: it runs."""
     state = cluster.state / name
-    if daemon := pidfile.living(str(state / "master.pid")):
-        say(f"up: the {name} runs (pid {daemon.pid})")
-        return
+    if pidfile.living(str(state / "master.pid")):
+        return False
     state.mkdir(exist_ok=True, mode=0o711)
     _share_authority(cluster, state)
     root = os.getuid() == 0
@@ -143,6 +154,7 @@ def _start_master(cluster: Cluster, name: str, database: postgres.EmbeddedPostgr
     write_settings(_with_sites(settings, cluster.state / "site.toml"), state / "master.toml")
     process = _spawn(cluster, name, ["master", "--config", str(state / "master.toml")])
     say(f"up: the {name} started (pid {process.pid})")
+    return True
 
 
 def _with_sites(settings: MasterSettings, path: Path) -> MasterSettings:
@@ -170,12 +182,12 @@ def _share_authority(cluster: Cluster, state: Path) -> None:
         draft.rename(state / "ca")
 
 
-def _start_agent(cluster: Cluster, name: str, client: Client, gpus: dict[str, str], say: Say) -> None:
+def _start_agent(cluster: Cluster, name: str, client: Client, gpus: dict[str, str], say: Say) -> bool:
+    """False: it runs."""
     settings = settings_of(cluster, name, gpus)
     settings.state.mkdir(parents=True, exist_ok=True, mode=0o711)
-    if daemon := pidfile.living(str(settings.state / "agent.pid")):
-        say(f"up: {name} runs (pid {daemon.pid})")
-        return
+    if pidfile.living(str(settings.state / "agent.pid")):
+        return False
     if not (settings.state / "agent.pem").exists():
         assert settings.join_token_file is not None
         token = client.create_token("join", node=name).token
@@ -184,6 +196,7 @@ def _start_agent(cluster: Cluster, name: str, client: Client, gpus: dict[str, st
     write_settings(settings, settings.state / "agent.toml")
     process = _spawn(cluster, name, ["agent", "--config", str(settings.state / "agent.toml")])
     say(f"up: {name} started (pid {process.pid}, GPUs {settings.gpus})")
+    return True
 
 
 def settings_of(cluster: Cluster, name: str, gpus: dict[str, str]) -> AgentSettings:

@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from hpcmesos import pidfile
+from hpcmesos import doorway, pidfile
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable, StateError
 from hpcmesos.master import child, pki, vault
@@ -55,8 +54,8 @@ def run_master(settings: MasterSettings) -> int:
         if not _prepare_database(settings, wakeups):
             return 0
         with (
-            _alone(settings.socket),
-            contextlib.closing(_bind_unix(settings.socket)) as unix,
+            doorway.alone(settings.socket),
+            contextlib.closing(doorway.bind(settings.socket)) as unix,
             _bind_tls(settings) as tls,
         ):
             try:
@@ -83,36 +82,6 @@ def _prepare_database(settings: MasterSettings, wakeups: Wakeups) -> bool:
                 said = str(error)
             if wakeups.wait(_LONGEST_PAUSE / 2):
                 return False
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keeps other masters off this socket, also before anybody listens there."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    lock = path.with_name(f"{path.name}.lock")
-    descriptor = pidfile.hold(str(lock))
-    if descriptor is None:
-        raise StateError(f"another master listens on {path}")
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _bind_unix(path: Path) -> socket.socket:
-    """The API's socket for everybody on this host; a stale file is replaced only when nobody listens on it."""
-    if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
-        raise StateError(f"{path} is in the way: it is no socket")
-    if path.exists():
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(path)) == 0:
-                raise StateError(f"another program listens on {path}")
-        path.unlink()
-    unix = socket.socket(socket.AF_UNIX)
-    unix.bind(str(path))
-    path.chmod(0o666)
-    return unix
 
 
 def _bind_tls(settings: MasterSettings) -> socket.socket:

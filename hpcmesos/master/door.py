@@ -13,12 +13,12 @@ import resource
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from hpcmesos.master.peercred import PeerProtocol
+from hpcmesos.master.peercred import Peer, PeerProtocol
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _PAUSE = 0.1  # seconds until the next try when the machine has no descriptor le
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Times in seconds. ``of_one``: connections of one user (by unix socket) or address (over TLS)."""
+    """Times in seconds. ``of_one``: connections of one user (by unix socket or a gateway) or address (over TLS)."""
 
     connections: int = 4096
     of_one: int = 1024
@@ -89,6 +89,21 @@ class Door:
         self._of.setdefault(owner, {})[entry] = None
         return entry
 
+    def reckon(self, entry: Entry, owner: str) -> bool:
+        """From now on a connection counts as this owner's; False: he has too many that are in use."""
+        if entry not in self._all or entry.owner == owner:
+            return True
+        own = self._of.get(owner, {})
+        if len(own) >= self.limits.of_one and not self._make_room(own):
+            return False
+        was = self._of[entry.owner]
+        del was[entry]
+        if not was:
+            del self._of[entry.owner]
+        entry.owner = owner
+        self._of.setdefault(owner, {})[entry] = None
+        return True
+
     def leave(self, entry: Entry) -> None:
         """The connection is over; a second time changes nothing."""
         self._all.pop(entry, None)
@@ -128,7 +143,21 @@ class GuardedProtocol(PeerProtocol):
             if self.entry is None:
                 transport.abort()
                 return
+        peer: Peer = self.app_state["peer"]
+        if peer.organization == "gateway":  # no agent or user of the same address is behind it
+            self._reckon(f"gateway {peer.common_name}")
+            told = replace(peer, reckon=self._vouched_for)
+            self.app_state = {**self.app_state, "peer": told}
         self._expect()
+
+    def _vouched_for(self, user: str) -> None:
+        """From another thread."""
+        owner = f"gateway {self.app_state['peer'].common_name}/{user}"
+        self.loop.call_soon_threadsafe(self._reckon, owner)
+
+    def _reckon(self, owner: str) -> None:
+        if self.entry is not None and not self.door.reckon(self.entry, owner):
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -10,6 +10,7 @@ import asyncio
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -32,6 +33,8 @@ class Peer:
     address: str = ""  # the other end's of a TLS connection, as numbers
     vouched: list[str] = field(default_factory=list)
     """The user for whom a gateway has opened this connection; set once, by its first request."""
+    reckon: Callable[[str], object] = lambda user: None
+    """Has the connection count as that user's; from any thread."""
 
 
 class PeerProtocol(HttpToolsProtocol):

@@ -66,10 +66,16 @@ class Deliveries:
         with begin(self._engine) as connection:
             connection.execute(now)
 
-    def listens(self, gateway: str, within: float) -> bool:
-        """Whether it has asked in the last ``within`` seconds."""
+    def prompt(self, gateway: str, within: float, most: int) -> bool:
+        """Whether it has asked in the last ``within`` seconds, and has no more than ``most`` to write."""
         since = func.now() - timedelta(seconds=within)
-        there = select(t.gateways.c.name).where(t.gateways.c.name == gateway, t.gateways.c.seen_at > since)
+        waiting = select(t.deliveries.c.attempt).where(
+            t.deliveries.c.gateway == gateway, t.deliveries.c.done_at.is_(None)
+        )
+        backlog = select(func.count()).select_from(waiting.limit(most + 1).subquery()).scalar_subquery()
+        there = select(t.gateways.c.name).where(
+            t.gateways.c.name == gateway, t.gateways.c.seen_at > since, backlog <= most
+        )
         with begin(self._engine) as connection:
             return connection.execute(there).first() is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -263,3 +264,43 @@ def test_a_revoked_gateway_is_nobody(apart: LiveCluster, login: LoginHost) -> No
         assert "pbs_server" in shown
     finally:
         other.stop(signal.SIGTERM)
+
+
+# --- how it serves --------------------------------------------------------------------------------------------------
+
+
+def test_a_socket_that_somebody_serves_is_left_alone(apart: LiveCluster, login: LoginHost) -> None:
+    other = LoginHost(apart, "login4")
+    done = apart.hpcmesos(
+        *("gateway", "--node", "login4", "--master", other.master, "--state", str(other.state)),
+        *("--socket", str(login.socket), "--join-token-file", str(other.token)),
+        check=False,
+    )
+    assert done.returncode != 0
+    assert f"another master listens on {login.socket}, or a gateway" in done.stderr.splitlines()[-1]
+    assert login.run("qstat").returncode == 0
+
+
+def test_a_gateway_that_is_told_to_stop_waits_for_no_connection(apart: LiveCluster) -> None:
+    other = LoginHost(apart, "login5")
+    other.start()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as idle:
+        idle.connect(str(other.socket))
+        assert other.run("qstat").returncode == 0  # so that one is served by now
+        other.stop(signal.SIGTERM)
+        assert idle.recv(1) == b""
+    assert not other.socket.exists()
+
+
+def test_one_user_does_not_take_all_connections_of_a_gateway(
+    apart: LiveCluster, login: LoginHost, users: tuple[str, str]
+) -> None:
+    with contextlib.ExitStack() as held:
+        for _ in range(256):
+            one = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            one.connect(str(login.socket))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as refused:
+            refused.settimeout(30)
+            refused.connect(str(login.socket))
+            assert b"has 256 connections" in refused.recv(4096)
+        assert login.run("qstat", user=users[1]).returncode == 0

@@ -75,6 +75,24 @@ def test_the_oldest_idle_connection_makes_room() -> None:
     assert len(door) == 2
 
 
+def test_users_of_one_gateway_do_not_shut_each_other_out() -> None:
+    door, dropped = Door(Limits(connections=10, of_one=2)), []
+    for user in ("ann", "ann", "bob"):
+        entry = door.enter("10.0.0.1", lambda: dropped.append("one"))
+        assert entry is not None
+        assert door.reckon(entry, f"gateway login1/{user}")
+        entry.useful = True
+    third = door.enter("10.0.0.1", lambda: None)
+    assert third is not None
+    assert not door.reckon(third, "gateway login1/ann")
+    assert door.reckon(third, "gateway login1/bob")
+    for _ in range(2):  # the address has all of its own still
+        assert door.enter("10.0.0.1", lambda: None) is not None
+    door.leave(third)
+    assert door.reckon(third, "gateway login1/ann")  # over by now
+    assert (len(door), dropped) == (5, [])
+
+
 def test_an_endless_head_is_refused(api: Api) -> None:
     with socket.socket(socket.AF_UNIX) as plain:
         plain.settimeout(20)

@@ -61,3 +61,14 @@ def test_what_the_log_store_drops_is_given_up(store: Store) -> None:
     assert not deliveries.waits("login1", "7.hpcm#1", "stdout")
     assert deliveries.outcome("7.hpcm#1", "stdout") == "dropped from the log store to make room"
     assert deliveries.outcome("8.hpcm#1", "stdout") == ""
+
+
+def test_the_end_of_a_job_waits_for_no_gateway_that_is_away_or_has_much_to_do(store: Store) -> None:
+    deliveries = store.deliveries
+    deliveries.enrol("login1")
+    assert not deliveries.prompt("login1", 45, 1)
+    deliveries.seen("login1")
+    add(deliveries, "7.hpcm#1")
+    assert deliveries.prompt("login1", 45, 1)
+    add(deliveries, "8.hpcm#1")
+    assert not deliveries.prompt("login1", 45, 1)

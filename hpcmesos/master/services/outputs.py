@@ -25,6 +25,7 @@ from hpcmesos.wire import Delivery, OutputReply
 
 _CHUNK = 65536
 _ALIVE = 45.0  # seconds since a gateway asked last; it asks each 20
+_BACKLOG = 50  # deliveries, some for each of a gateway's threads
 _LONGEST_WAIT = 20.0
 _DEFAULT_UMASK = 0o077
 
@@ -40,6 +41,7 @@ def vouch(caller: Caller, peer: Peer, user: str) -> None:
     if not USER_NAME.fullmatch(user):
         raise InvalidValue(f"'{ascii(user)[1:41]}' is no user name")
     peer.vouched.append(user)
+    peer.reckon(user)
 
 
 def gateways_of(site: Site, templates: Mapping[str, PathTemplate], submit_host: str) -> dict[str, str]:
@@ -93,10 +95,15 @@ def take(
 
 
 async def settled(site: Site, reply: OutputReply, attempt: str, stream: str, seconds: float) -> OutputReply:
-    """``reply`` once the gateway has done its part, or after some seconds; at once while it does not listen."""
+    """``reply`` once the gateway has done its part, or after some seconds.
+
+    At once while it does not listen or has much to do: the end of a job need not wait for that.
+    """
     deadline, pace = time.monotonic() + min(seconds, _LONGEST_WAIT), Pace()
-    if not (reply.pending and await in_thread(site.store.deliveries.listens, reply.gateway, _ALIVE)):
+    if not reply.pending:
         return reply
+    if not await in_thread(site.store.deliveries.prompt, reply.gateway, _ALIVE, _BACKLOG):
+        return msgspec.structs.replace(reply, soon=False)
     while (left := deadline - time.monotonic()) > 0:
         outcome = await in_thread(site.store.deliveries.outcome, attempt, stream)
         if outcome is not None:
