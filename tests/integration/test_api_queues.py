@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from hpcmesos.client import Client
 from hpcmesos.errors import HpcmesosError, QueueDenied, QueueLimit, TooManyJobs
 from hpcmesos.queue.records import QueueRecord
 
@@ -46,6 +48,17 @@ QUEUES = {
         "acl_users": ME,
         "acl_logic_or": "True",
     },
+    "onegroup": {"acl_group_enable": "True", "acl_groups": "chem"},
+    "grouprun": {"max_group_run": "1"},
+    "groupgpus": {"max_run_res.ngpus": "[g:chem=4]"},
+    "group-or-user": {
+        "acl_group_enable": "True",
+        "acl_groups": "chem",
+        "acl_user_enable": "True",
+        "acl_users": "stranger",
+        "acl_logic_or": "True",
+    },
+    "plain": {},
     "nogroup": {"acl_group_enable": "True", "acl_groups": "no-such-group"},
     "inner": {"from_route_only": "True"},
     "route": {"queue_type": "Route", "route_destinations": "closed,bob,bounded,inner"},
@@ -64,8 +77,8 @@ def queues(api: Api) -> Iterator[None]:
     yield
 
 
-def submit(api: Api, *argv: str) -> str:
-    with api.client() as client:
+def submit(api: Api, *argv: str, by: Client | None = None) -> str:
+    with by or api.client() as client:
         reply = client.command(
             "qsub", list(argv), script=b"#!/bin/sh\n", cwd=str(api.work), environ={"HOME": "/"}
         )
@@ -109,6 +122,37 @@ def test_a_user_has_so_many_jobs_in_a_queue_and_no_more(api: Api, queue: str) ->
     with pytest.raises(TooManyJobs) as caught:
         submit(api, "-q", queue)
     assert f"1 jobs of at most 1 in queue {queue}" in str(caught.value)
+
+
+@pytest.mark.parametrize("queue", ["onegroup", "group-or-user", "grouprun", "groupgpus", "group"])
+def test_a_group_that_nobody_can_verify_opens_no_door(api: Api, queue: str) -> None:
+    """The user of a token need not be one of the master's host."""
+    before = api.counts()
+    with pytest.raises(QueueDenied) as caught:
+        submit(api, "-q", queue, "-W", "group_list=chem", by=api.client(api.token_of("stranger")))
+    assert f"queue {queue} minds groups" in str(caught.value)
+    assert api.counts() == before
+
+
+def test_a_group_that_nobody_can_verify_is_taken_where_nothing_hangs_on_it(api: Api) -> None:
+    def as_stranger() -> Client:
+        return api.client(api.token_of("stranger"))
+
+    job = submit(api, "-q", "plain", "-W", "group_list=chem", by=as_stranger())
+    assert submit(api, "-q", "grouprun", by=as_stranger())
+    with as_stranger() as client:
+        reply = client.command("qmove", ["grouprun", job])
+        assert (reply.code != 0, "minds groups" in reply.stderr) == (True, True)
+    own = submit(api, "-q", "grouprun", "-h", by=as_stranger())
+    with as_stranger() as client:
+        reply = client.command("qalter", ["-W", "group_list=chem", own])
+        assert (reply.code != 0, "minds groups" in reply.stderr) == (True, True)
+
+
+def test_an_own_group_lends_no_weight_to_another_one(api: Api) -> None:
+    own = grp.getgrgid(os.getgid()).gr_name
+    with pytest.raises(QueueDenied, match="not allowed in queue onegroup"):
+        submit(api, "-q", "onegroup", "-W", f"group_list={own},chem")
 
 
 def test_projects_are_counted_each_by_itself(api: Api) -> None:

@@ -19,6 +19,7 @@ from hpcmesos.units import parse_duration, parse_size
 
 _DURATIONS = frozenset({"walltime", "cput", "pcput"})
 _SIZES = frozenset({"mem", "pmem", "vmem", "pvmem", "file"})
+_LIMITS = frozenset({"max_run", "max_run_res", "max_queued"})  # in OpenPBS' form, by users, groups, projects
 _MOST_HOPS = 8  # of route queues
 
 
@@ -43,7 +44,10 @@ class Applicant:
 
     @property
     def all_groups(self) -> list[str]:
-        return [group.partition("@")[0] for group in self.groups] or groups_of(self.user)
+        """What access lists judge: of the groups that are asked for those that are known to be the user's."""
+        known = groups_of(self.user)
+        asked = [group.partition("@")[0] for group in self.groups]
+        return [group for group in asked if group in known] if asked else known
 
 
 def applicant_of(job: JobRecord) -> Applicant:
@@ -117,6 +121,7 @@ def _admit(site: Site, name: str, applicant: Applicant, *, operator: bool, hops:
         raise QueueDisabled(f"Queue '{name}' is not enabled")
     if hops == 0 and queue.attributes.get("from_route_only") == "True":
         raise QueueDenied(f"queue {name} takes jobs from route queues only")
+    check_group_list(site, queue, applicant.user, applicant.groups)
     _check_access(f"queue {name}", queue.attributes, applicant)
     _check_access("the server", site.server.recent(), applicant)
     if routes(queue):
@@ -250,6 +255,8 @@ def _names(entries: Iterable[str]) -> set[str]:
 def execution_group(user: str, asked: Sequence[str]) -> str:
     """The group that a job is accounted to: the first of ``-W group_list``, else the user's own; "": not known here.
 
+    Of a user who is not known here the group is what he says; check_group_list() refuses it where anything hangs on it.
+
     Raises:
         InvalidValue: the user is no member of the group.
     """
@@ -258,6 +265,27 @@ def execution_group(user: str, asked: Sequence[str]) -> str:
     if wanted and groups and wanted[0] not in groups:
         raise InvalidValue(f"Bad GID for job execution: {user} is no member of group {wanted[0]}")
     return (wanted or groups or [""])[0]
+
+
+def check_group_list(site: Site, queue: QueueRecord, user: str, asked: Sequence[str]) -> None:
+    """``-W group_list`` of a user who is not known on this master is his word alone: no limit or list may rest on it.
+
+    Raises:
+        QueueDenied: groups decide or are limited in this queue or on the server.
+    """
+    if not asked or groups_of(user):
+        return
+    if any(map(_minds_groups, (queue.attributes, site.server.recent()))):
+        raise QueueDenied(
+            f"Bad GID for job execution: queue {queue.name} minds groups, and this master knows none of {user};"
+            " leave out -W group_list"
+        )
+
+
+def _minds_groups(attributes: Mapping[str, str]) -> bool:
+    if "max_group_run" in attributes or attributes.get("acl_group_enable") == "True":
+        return True
+    return any("[g:" in text for name, text in attributes.items() if name.partition(".")[0] in _LIMITS)
 
 
 def groups_of(user: str) -> list[str]:

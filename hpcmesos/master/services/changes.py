@@ -24,7 +24,14 @@ from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.cycle import job_view
 from hpcmesos.master.services import output_paths, wishes
-from hpcmesos.master.services.admission import admit, applicant_of, check_limits, execution_group, find_queue
+from hpcmesos.master.services.admission import (
+    admit,
+    applicant_of,
+    check_group_list,
+    check_limits,
+    execution_group,
+    find_queue,
+)
 from hpcmesos.master.services.control import Command
 from hpcmesos.master.services.lookup import find_own, full_id, id_of
 from hpcmesos.master.services.outputs import gateways_of
@@ -190,6 +197,7 @@ def _alteration(
     if asked.dependencies is not None:
         fields["dependencies"] = dependencies_json(dependencies(site, asked.dependencies))
     if "group_list" in submission:
+        check_group_list(site, find_queue(site, job.queue), job.owner, submission["group_list"])
         fields["egroup"] = execution_group(job.owner, submission["group_list"])
     if asked.variables:
         submission["environment"] = dict(asked.variables)
