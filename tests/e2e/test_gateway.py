@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import pwd
-import re
 import signal
 import socket
 import ssl
@@ -151,15 +150,20 @@ def test_logs_outlive_the_node(apart: LiveCluster, login: LoginHost) -> None:
 
 
 def test_what_the_log_store_has_no_room_for_is_said(apart: LiveCluster) -> None:
-    job = apart.qsub("#!/bin/sh\nhead -c 1500000 /dev/zero | tr '\\0' x\n", "-o", "/no/such/directory/out")
+    """The node keeps head and tail of it; both are in the store."""
+    job = apart.qsub(
+        "#!/bin/sh\nhead -c 1500000 /dev/zero | tr '\\0' x\necho end\n", "-o", "/no/such/directory/out"
+    )
     apart.wait(job)
     spool = apart.state / "agents" / "node1" / "attempts"
     wait_until(lambda: not any(spool.glob(f"{lives_on(job)}.*")), "the node has forgotten it", 60)
     text = apart.hpcmesos("logs", job).stdout
-    left_out = re.search(r"\n=>> hpcmesos: (\d+) bytes left out: the job has written more than \d+\n", text)
-    assert left_out
+    head, left_out, tail = text.partition("=>> hpcmesos: ")
+    number, words, rest = tail.partition(" bytes left out: the job has written more than ")
+    assert head.strip("x\n") == "" and left_out and words
+    assert rest.endswith("xxx\nend\n")
+    assert len(head.strip()) + int(number) + rest.count("x") == 1500000
     assert len(text) <= 1 << 20
-    assert text.replace(left_out[0], "") == "x" * (1500000 - int(left_out[1]))
 
 
 def test_a_session_outlives_a_broken_network(apart: LiveCluster, login: LoginHost) -> None:
