@@ -56,6 +56,7 @@ _CONNECT = 5.0  # seconds until the next master is asked
 _LONGEST_HEAD = 65536
 _ASK = 20.0  # seconds that a master may wait with its answer until there is something to deliver
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_LOOK = 1.0  # seconds between two looks for what is new while other deliveries hang or fail
 
 
 def run(settings: GatewaySettings) -> int:
@@ -279,7 +280,7 @@ def _keep_delivering(settings: GatewaySettings) -> None:
             if lines.give(found) or not found:
                 pause = _FIRST_PAUSE
                 continue
-            lines.wait(pause)  # a master answers at once as long as anything is left
+            lines.wait(min(pause, _LOOK))  # a master answers at once as long as anything is left
         except (HpcmesosError, OSError, ValueError, msgspec.MsgspecError) as error:
             log.warning("nothing can be delivered now: %s", error)
             time.sleep(pause)

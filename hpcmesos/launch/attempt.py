@@ -367,13 +367,19 @@ class Attempt:
             "HPCMESOS_SHEPHERD": str(os.getpid()),
         }
 
+    @property
+    def live(self) -> bool:
+        """Its processes may be started."""
+        return self.phase in ("ready", "running")
+
     def _retried(self) -> Launch | None:
         """What to start when the starter could not."""
         self._wake.set()
         return self._launch() if self.phase == "running" else None
 
     def _stillborn(self, error: Exception | None) -> None:
-        if error:
+        self._wake.set()
+        if error and self.phase == "running":
             self.end(Order("START_FAILED", 0.0, f"cannot start the job: {error}"))
 
     def _executed(self) -> None:
@@ -434,7 +440,7 @@ class Attempt:
 
     def sweep(self, step: str, origin: str | None = None) -> None:
         """A step is over: nothing of it stays, on any member."""
-        if self.phase not in ("ready", "running"):
+        if not self.live:
             return
         if self.gang and (self.head or not origin):
             self.gang.sweep(step, origin or self.services.config.node)
@@ -464,7 +470,7 @@ class Attempt:
 
     def signal(self, number: int) -> None:
         """Sends a signal to every process of this part."""
-        if self.phase in ("ready", "running"):
+        if self.live:
             self.enclosure.signal(number)
 
     def alter(self, walltime: int | None, streams: str, text: str, suspended: bool | None = None) -> None:
@@ -478,7 +484,7 @@ class Attempt:
                     self.output.note(text, {"o": "stdout", "e": "stderr"}[letter])
             return
         self.spec["walltime"] = walltime
-        if suspended is not None and self.phase in ("ready", "running"):
+        if suspended is not None and self.live:
             self._suspend(suspended)
         self._watch_walltime()
 
@@ -590,8 +596,8 @@ class Attempt:
         }
 
     async def _wait_for_child(self) -> None:
-        """What the starter was asked is begun or given up: until then nothing could be killed for good."""
-        while self._birth.unknown and self.enclosure.empty():
+        """What the starter was asked is begun or given up: who is not there hears no SIGTERM."""
+        while self._birth.unknown and not self.enclosure.pids():
             await asyncio.sleep(0.002)
 
     def _over(self) -> bool:

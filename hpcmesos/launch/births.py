@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import resource
 import socket
 from collections.abc import Callable
@@ -14,6 +16,9 @@ from hpcmesos.launch.processes import Children, Launch, OnExit, Report, read_rep
 
 _STARTER_PATIENCE = 5.0
 """Seconds that the starter may take to begin a process; then it is killed, and the shepherd forks by itself."""
+_NEVER = frozenset({errno.ENOSYS, errno.EINVAL, errno.E2BIG, errno.EPERM})
+"""What clone3(2) says where it is unknown, older than its flags, or forbidden by a filter; anything else concerns the
+one process: EAGAIN is a limit that it would break, ENODEV an attempt that is over."""
 
 
 class Birth:
@@ -21,7 +26,7 @@ class Birth:
 
     ``on_born``: its pid is known. ``on_program``: its program runs, or it has ended before that; the report says
     which. ``on_exit``: it was reaped, after the other two. ``retry``: what to start when the starter could not, None
-    for nothing any more; ``on_failure``: nothing was, or we could not either.
+    for nothing any more; ``on_failure``: nothing was, or it cannot be.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class Birth:
         self._on_failure = on_failure
         self._connection: socket.socket | None = None
         self._asked: asyncio.TimerHandle | None = None
+        self._enclosed: enclosure.Enclosure
 
     @property
     def unknown(self) -> bool:
@@ -54,17 +60,18 @@ class Birth:
     def begin(self, launch: Launch, enclosed: enclosure.Enclosure, *, quickly: bool) -> None:
         """Its pid is known at once, or (``quickly``) by its report. Raises OSError."""
         loop = asyncio.get_running_loop()
+        self._enclosed = enclosed
         if quickly and isinstance(enclosed, enclosure.Cgroup):
             self.pid, self._connection = self._children.start(launch, enclosed.directory, self._exited)
         else:  # one that waits at its gate would outlive us unseen, for it has our environment still
             self.pid, self._connection = self._children.spawn(replace(launch, gated=False), self._exited)
-        self._enclosed = enclosed
         loop.add_reader(self._connection.fileno(), self._read)
         if self.pid:
             enclosed.adopt(self.pid)
             self._on_born()
         else:
-            self._asked = loop.call_later(_STARTER_PATIENCE, self._children.give_up_starter)
+            enclosed.coming += 1
+            self._asked = loop.call_later(_STARTER_PATIENCE, self._children.replace_starter, self._connection)
 
     def open_gate(self) -> None:
         """It may execute its program."""
@@ -87,6 +94,7 @@ class Birth:
         """The starter's child is known now, or there is none."""
         if self._asked:
             self._asked.cancel()
+            self._enclosed.coming -= 1
         self._asked = None
         self.pid = self.report.pid
         if not self.pid:
@@ -95,19 +103,23 @@ class Birth:
         else:
             self._on_born()
         self._children.claim(connection, self.pid, self._exited)
-        if self.report.unable:
+        if self.pid:
+            return
+        connection.close()
+        if self.report.unable in _NEVER:
             self._children.give_up_starter()
-        if not self.pid:
-            connection.close()
-            self._begin_again()
+        elif self.report.unable:
+            self._on_failure(OSError(self.report.unable, os.strerror(self.report.unable)))
+            return
+        self._begin_again()
 
     def _begin_again(self) -> None:
-        """It told nothing, so it executed nothing: it may be begun once more, by us."""
+        """Nobody told its pid, so it executed nothing: it may be begun once more, by us."""
         try:
             if (launch := self._retry()) is None:
                 self._on_failure(None)
                 return
-            self.report.failure = ""
+            self.report.unable = 0
             self.begin(launch, self._enclosed, quickly=False)
         except Exception as error:  # whatever it is, somebody waits to hear of it
             self._on_failure(error)

@@ -44,8 +44,6 @@ def run(launch: Any, report: Any) -> NoReturn:
             _become(launch.owner)
             _connect(launch, report)
         _enter(launch.directories)
-        if launch.gated:  # said by itself: whoever made it may have been killed meanwhile
-            tell(report, {"pid": os.getpid()})
         if not launch.gated or report.recv(1):
             code = _execute(launch)
     except BaseException as error:  # whatever it is: a copy of our process must not live on
@@ -94,6 +92,8 @@ def _connect(launch: Any, report: Any) -> None:
         tell(report, {"pid": os.getpid()})
     elif launch.stdio:
         stdin, stdout, stderr = launch.stdio
+        if launch.gated:  # said by itself: its maker may have died; before what may be slow
+            tell(report, {"pid": os.getpid()})
     else:
         stdin = None
         stdout, stderr = _open_outputs(launch, report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -71,6 +72,8 @@ class Crew:
         self._stdin: asyncio.StreamWriter | None = None
         self._started: list[_Member] = []
         self._unborn: set[int] = set()
+        self._gated = True
+        self._early: set[int] = set()  # signals that came before the gates were open
         self._news = asyncio.Event()
         self._trouble = ""  # why a rank could not be started
         self._ending = False
@@ -87,7 +90,7 @@ class Crew:
 
     async def run(self) -> None:
         """Starts the ranks and serves them until the step is to end or ``run`` is gone; nothing of them is left."""
-        if self._attempt.phase not in ("ready", "running"):
+        if not self._attempt.live:
             self._channel.say(answer(error=f"the job on this node is {self._attempt.phase}"))
             return
         self._attempt.note_mpi()
@@ -96,16 +99,29 @@ class Crew:
             self._channel.say({"serving": serving})
         try:
             for member in self._members:
-                await self._start(member)
-            await self._until(lambda: not self._unborn)  # who is not there hears no signal
-            for member in self._members:
-                member.birth.open_gate()
-            if not self._trouble:
-                await self._obey()
+                if self._attempt.live:
+                    await self._start(member)
+            await self._serve()
         except Exception as trouble:  # whatever it is, the ranks that have started must not stay
             self._trouble = str(trouble) or repr(trouble)
         await self._end()
         self._channel.say(answer(0, error=self._trouble or None))
+
+    async def _serve(self) -> None:
+        """Opens the gates once all are there, unless ``run`` or the attempt ends before that; until the end."""
+        obeying = self._loop.create_task(self._obey())
+        obeying.add_done_callback(lambda _: self._news.set())
+        try:
+            await self._until(lambda: not self._unborn or obeying.done())
+            if not obeying.done() and not self._trouble:
+                if self._attempt.live:
+                    self._open_gates()
+                else:
+                    self._trouble = f"the job on this node is {self._attempt.phase}"
+            if not self._trouble:
+                await obeying
+        finally:
+            obeying.cancel()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Every birth and every end may make it true."""
@@ -165,11 +181,18 @@ class Crew:
             Report(),
             on_born=born,
             on_exit=partial(self._exited, member),
-            retry=lambda: None if self._ending else launch,
+            retry=lambda: launch if attempt.live and not self._ending else None,
             on_failure=stillborn,
         )
         self._unborn.add(member.number)
         member.birth.begin(launch, attempt.enclosure, quickly=launch.view is None)
+
+    def _open_gates(self) -> None:
+        self._gated = False
+        for member in self._members:
+            member.birth.open_gate()
+        for number in self._early:
+            self._signal(number)
 
     def _launch(self, member: _Member, pmi: int, stdio: tuple[int | None, int, int]) -> Launch:
         attempt = self._attempt
@@ -299,6 +322,10 @@ class Crew:
                 member.pmi.send(answer)
 
     def _signal(self, number: int) -> None:
+        """Who is not there yet hears it when it begins."""
+        if self._gated:
+            self._early |= {number} & signal.valid_signals()
+            return
         for member in self._members:
             if member.status is None:
                 with suppress(ProcessLookupError):

@@ -25,9 +25,14 @@ STEP_GRACE = 2.0
 
 
 class Enclosure(Protocol):
-    """The processes of an attempt. ``procs``: the files by which a child joins, if any are needed."""
+    """The processes of an attempt.
+
+    ``procs``: the files by which a child joins, if any are needed. ``coming``: processes that somebody else was asked
+    to make here, and may still make; it is not empty while there are any.
+    """
 
     procs: tuple[str, ...]
+    coming: int
 
     def pids(self) -> list[int]: ...
     def empty(self) -> bool: ...
@@ -98,6 +103,7 @@ class Cgroup:
 
     def __init__(self, parent: str, name: str, v1: dict[str, str], limits: dict[str, Any]) -> None:
         self.directory = os.path.join(parent, name)
+        self.coming = 0
         with suppress(FileExistsError):
             os.mkdir(self.directory, 0o755)
         try:
@@ -115,6 +121,8 @@ class Cgroup:
         return found
 
     def empty(self) -> bool:
+        if self.coming:
+            return False
         return "populated 0" in self._read("cgroup.events") or not os.path.isdir(self.directory)
 
     def signal(self, number: int) -> None:
@@ -185,6 +193,7 @@ class Tree:
 
     def __init__(self, trees: Trees, attempt: str, uid: int) -> None:
         self.procs: tuple[str, ...] = ()
+        self.coming = 0
         self._trees = trees
         self._attempt = attempt
         self._uid = uid
@@ -230,7 +239,7 @@ class Tree:
         return uid == self._uid and not others and not known
 
     def empty(self) -> bool:
-        return not self.pids()
+        return not self.coming and not self.pids()
 
     def signal(self, number: int) -> None:
         for pid in self.pids():

@@ -101,8 +101,13 @@ class Children:
         elif pid:
             self._watched[pid] = on_exit
 
+    def replace_starter(self, report: socket.socket) -> None:
+        """The one that was asked for ``report`` does not answer: what it has not begun yet will not begin."""
+        if self._starter and self._starter.since < self._unclaimed[report]:
+            self._starter.kill()
+
     def give_up_starter(self) -> None:
-        """It does not answer, or cannot do what it should: what it was asked and has not begun will not begin."""
+        """It cannot do here what it should."""
         if self._starter:
             self._starter.kill()
             self._starter = None
@@ -144,7 +149,10 @@ class Children:
             elif self._starter and pid == self._starter.pid:
                 # Whoever killed it: what it has started is ours all the same. One that cannot live is not made again.
                 lived = time.monotonic() - self._starter.since
-                self._starter = Starter() if lived > _SHORT_LIFE else None
+                self._starter = None
+                if lived > _SHORT_LIFE:
+                    with suppress(OSError):
+                        self._starter = Starter()
             elif self._unclaimed:
                 self._strays[pid] = (time.monotonic(), status, usage)
 

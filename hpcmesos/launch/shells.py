@@ -48,7 +48,7 @@ class Command:
 
     async def run(self) -> End:
         """Starts it, feeds it, and says how it ended."""
-        if self._attempt.phase not in ("ready", "running"):
+        if not self._attempt.live:
             self._channel.say(answer(error=f"the job on this node is {self._attempt.phase}"))
             return End.ENDED
         try:

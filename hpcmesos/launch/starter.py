@@ -1,9 +1,10 @@
-"""``starter FD``: forks the scripts of jobs for the shepherd, cheaply.
+"""``starter FD``: forks the scripts and the ranks of jobs for the shepherd, cheaply.
 
 A fork copies the page tables of the whole process, so the shepherd, with asyncio and TLS in its memory, is a costly
 one to fork. This process holds next to nothing, and lets the kernel make each child in its cgroup (clone3, Linux 5.7)
 and as a child of the *shepherd* (CLONE_PARENT), who alone waits for it: the starter may die without any harm to what
-it has started. It ends with the shepherd.
+it has started, for each child says itself which process it is: a script with the outputs that it opened, a rank
+before it waits at its gate. It ends with the shepherd.
 """
 
 from __future__ import annotations
@@ -49,7 +50,6 @@ class Order:
 def main(argv: list[str]) -> int:
     """Serves until the shepherd closes its end."""
     connection = quick.socket.socket(fileno=int(argv[0]))
-    os.set_inheritable(connection.fileno(), False)  # what it starts would read the orders of others
     # PyDLL keeps the interpreter's lock: the child's only thread goes on holding it.
     libc = ctypes.PyDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
@@ -65,13 +65,15 @@ def main(argv: list[str]) -> int:
         received = ancillary[0][2]
         fds = [int.from_bytes(received[at : at + 4], "little") for at in range(0, len(received), 4)]
         report = quick.socket.socket(fileno=fds[0])
-        _start(libc, arguments, data, report, fds)
+        _start(libc, arguments, data, report, fds, connection)
         report.close()
         for fd in fds[1:]:
             os.close(fd)
 
 
-def _start(libc: Any, arguments: _CloneArgs, data: bytes, report: Any, fds: list[int]) -> None:
+def _start(
+    libc: Any, arguments: _CloneArgs, data: bytes, report: Any, fds: list[int], connection: Any
+) -> None:
     values = quick.loads(data.decode("ascii"))
     values["owner"] = Order(values["owner"])
     if values["outputs"]:
@@ -85,13 +87,13 @@ def _start(libc: Any, arguments: _CloneArgs, data: bytes, report: Any, fds: list
     try:
         directory = os.open(values.pop("into"), os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:  # the attempt has ended meanwhile
-        child.tell(report, {"failure": f"cannot start the job: {error}"})
+        child.tell(report, {"unable": error.errno})
         return
     arguments.cgroup = directory
     pid = libc.syscall(_SYS_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments))
     if pid == 0:
+        connection.close()  # what waits there would else outlive us, or be read by the program
         child.run(launch, report)
     os.close(directory)
     if pid < 0:
-        code = ctypes.get_errno()
-        child.tell(report, {"unable": code, "failure": f"cannot start the job: {os.strerror(code)}"})
+        child.tell(report, {"unable": ctypes.get_errno()})

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, update
-from sqlalchemy.dialects.postgresql import distinct_on, insert
+from sqlalchemy.dialects.postgresql import insert
 
 from hpcmesos.queue import documents
 from hpcmesos.queue import tables as t
@@ -66,18 +66,32 @@ class Outbox:
 
         They come by turns, those behind ``after`` first, so that many notices of some hold up nobody else's.
         """
+        found: list[Notice] = []
+        seen: set[str] = set()
+        place, again = after, False
+        while len(found) < most:
+            notice = self._next(channel, place)
+            if notice is None:
+                if again:
+                    break
+                place, again = "", True  # those before ``after``
+                continue
+            if notice.recipient in seen:
+                break
+            seen.add(notice.recipient)
+            place = notice.recipient
+            if notice.recipient not in besides:
+                found.append(notice)
+        return found
+
+    def _next(self, channel: str, after: str) -> Notice | None:
+        """The oldest that is due of the first recipient behind ``after`` who has one: one step in the index."""
         kept = t.notices.c
-        oldest = (
-            select(kept.id, kept.recipient)
-            .ext(distinct_on(kept.recipient))
-            .where(kept.channel == channel, kept.next_try <= self.now, kept.recipient.not_in(list(besides)))
-            .order_by(kept.recipient, kept.id)
-            .subquery()
+        wanted = select(t.notices).where(
+            kept.channel == channel, kept.recipient > after, kept.next_try <= self.now
         )
-        turn = (oldest.c.recipient <= after, oldest.c.recipient)
-        wanted = select(t.notices).join(oldest, oldest.c.id == kept.id).order_by(*turn).limit(most)
-        rows = [dict(row._mapping) for row in self._connection.execute(wanted)]
-        return [Notice(**{name: row[name] for name in Notice.__slots__}) for row in rows]
+        row = self._connection.execute(wanted.order_by(kept.recipient, kept.id).limit(1)).first()
+        return None if row is None else Notice(**{name: row._mapping[name] for name in Notice.__slots__})
 
     def remove(self, notice: Notice) -> None:
         """It is delivered, or given up."""

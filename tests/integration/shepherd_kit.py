@@ -347,6 +347,21 @@ def cluster(root: Path, names: list[str], cgroups: bool, **settings: Any) -> Ite
             node.stop()
 
 
+def starter(node: Node) -> int:
+    """The pid of the process that forks for its shepherd; 0: there is none."""
+    pid = node.process.pid
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with suppress(OSError):  # it may end meanwhile
+            if b"\0starter\0" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+    return 0
+
+
+def idle(pid: int) -> bool:
+    """Whether it sleeps (a process that serves a socket: for want of requests)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def is_alive(pid: int) -> bool:
     """False for zombies too."""
     try:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,16 +23,6 @@ def node(tmp_path: Path) -> Iterator[kit.Node]:
         yield one
 
 
-def starter(node: kit.Node) -> int:
-    """Its pid; 0: there is none."""
-    pid = node.process.pid
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        with suppress(OSError):  # it may end meanwhile
-            if b"\0starter\0" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
-    return 0
-
-
 def begin(node: kit.Node, directory: Path, number: int, script: str) -> kit.Run:
     return kit.Run([node], kit.spec([node], directory, script, attempt=f"{number}.hpcm#1"))
 
@@ -44,7 +33,7 @@ def test_scripts_are_children_of_the_shepherd(node: kit.Node, tmp_path: Path) ->
     parent, *groups = run.tail("stdout").splitlines()
     assert int(parent) == node.process.pid
     assert any(line.startswith("0::") and line.endswith("/1.hpcm#1") for line in groups)
-    assert starter(node)
+    assert kit.starter(node)
 
 
 def test_scripts_and_ranks_hold_nothing_of_the_shepherds(node: kit.Node, tmp_path: Path) -> None:
@@ -57,19 +46,19 @@ def test_scripts_and_ranks_hold_nothing_of_the_shepherds(node: kit.Node, tmp_pat
 
 
 def test_death_of_the_starter(node: kit.Node, tmp_path: Path) -> None:
-    kit.wait_until(lambda: starter(node), "there is a starter")
+    kit.wait_until(lambda: kit.starter(node), "there is a starter")
     run = begin(node, tmp_path, 1, "until test -e go; do sleep 0.01; done; exit 6\n")
     run.started()
-    before = starter(node)
+    before = kit.starter(node)
     os.kill(before, signal.SIGKILL)
-    kit.wait_until(lambda: starter(node) != before, "it is gone")
+    kit.wait_until(lambda: kit.starter(node) != before, "it is gone")
     assert begin(node, tmp_path, 2, "exit 7\n").ended()["code"] == 7
     (tmp_path / "go").touch()
     assert run.ended()["code"] == 6
 
 
 def test_a_starter_that_stands_still_is_replaced(node: kit.Node, tmp_path: Path) -> None:
-    os.kill(kit.wait_until(lambda: starter(node), "there is a starter"), signal.SIGSTOP)
+    os.kill(kit.wait_until(lambda: kit.starter(node), "there is a starter"), signal.SIGSTOP)
     deleted = begin(node, tmp_path, 1, "touch one\n")
     deleted.end(kill_delay=0)
     late = begin(node, tmp_path, 2, "touch two; exit 5\n")
@@ -88,17 +77,19 @@ hpcmesos run -n 4 --oversubscribe sh -c 'test -S /proc/self/fd/$PMI_FD && echo $
 @pytest.mark.parametrize("stopped", [False, True], ids=["by the starter", "without it"])
 def test_ranks_are_children_of_the_shepherd(node: kit.Node, tmp_path: Path, stopped: bool) -> None:
     """In the attempt's cgroup, with their connection for PMI, whoever makes them; a starter that stands still is
-    given up."""
+    replaced."""
     run = begin(node, tmp_path, 1, RANKS)
     run.started()
+    before = kit.wait_until(lambda: kit.starter(node), "there is a starter")
     if stopped:
-        os.kill(kit.wait_until(lambda: starter(node), "there is a starter"), signal.SIGSTOP)
+        os.kill(before, signal.SIGSTOP)
     (tmp_path / "go").touch()
     assert run.ended()["code"] == 0, run.tail("stderr")
     lines = run.tail("stdout").splitlines()
     assert [line for line in lines if line.isdigit()] == [str(node.process.pid)] * 4
     assert {line.rpartition("/")[2] for line in lines if not line.isdigit()} == {"1.hpcm#1"}
-    assert bool(starter(node)) is not stopped
+    kit.wait_until(lambda: kit.starter(node), "there is a starter again")
+    assert (kit.starter(node) == before) is not stopped
 
 
 def test_what_is_too_large_for_the_starter_starts(node: kit.Node, tmp_path: Path) -> None:
