@@ -135,9 +135,7 @@ class Deliverer:
         try:
             printed, said = process.communicate(timeout=_TIMEOUT)
         except subprocess.TimeoutExpired:
-            process.kill()
-            with suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=_DEATH)
+            _abandon(process)
             raise Failed(f"the file system took longer than {_TIMEOUT:g} s") from None
         if process.returncode:
             lines = said.decode(errors="replace").strip().splitlines()
@@ -195,6 +193,16 @@ class Lines:
                 pause = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
                 self._later[key] = (time.monotonic() + pause, pause)
             self._changed.notify_all()
+
+
+def _abandon(process: subprocess.Popen[bytes]) -> None:
+    """Kills it, and waits no longer than a healthy one takes to die."""
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_DEATH)
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def _identity(owner: Owner) -> dict[str, Any]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import stat
 import threading
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from hpcmesos.agent import deliveries
 from hpcmesos.agent.deliveries import Deliverer, Lines
 from hpcmesos.errors import MasterUnreachable, StateError, UnknownJob
 from hpcmesos.wire import Delivery
@@ -224,3 +227,25 @@ def test_one_that_hangs_or_fails_holds_up_only_its_owner(place: Path) -> None:
         assert (tried.count("hangs"), tried.count("fails")) == (1, 1)
     finally:
         let_go.set()
+
+
+def test_what_does_not_end_when_it_is_killed_is_left_to_itself(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as a test can make that: a process of it keeps the pipes."""
+    (tmp_path / "__main__.py").write_text(
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(deliveries, "LAUNCH", tmp_path)
+    monkeypatch.setattr(deliveries, "_TIMEOUT", 2.0)
+    masters = Masters(b"text")
+    since = time.monotonic()
+    try:
+        Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    assert masters.finished == ["the file system took longer than 2 s"]
+    assert time.monotonic() < since + 30
