@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import pwd
+import re
 import signal
 import socket
 import ssl
@@ -150,20 +151,15 @@ def test_logs_outlive_the_node(apart: LiveCluster, login: LoginHost) -> None:
 
 
 def test_what_the_log_store_has_no_room_for_is_said(apart: LiveCluster) -> None:
-    """The node keeps head and tail of it; both are in the store."""
-    job = apart.qsub(
-        "#!/bin/sh\nhead -c 1500000 /dev/zero | tr '\\0' x\necho end\n", "-o", "/no/such/directory/out"
-    )
+    job = apart.qsub("#!/bin/sh\nhead -c 1500000 /dev/zero | tr '\\0' x\n", "-o", "/no/such/directory/out")
     apart.wait(job)
     spool = apart.state / "agents" / "node1" / "attempts"
     wait_until(lambda: not any(spool.glob(f"{lives_on(job)}.*")), "the node has forgotten it", 60)
     text = apart.hpcmesos("logs", job).stdout
-    head, left_out, tail = text.partition("=>> hpcmesos: ")
-    number, words, rest = tail.partition(" bytes left out: the job has written more than ")
-    assert head.strip("x\n") == "" and left_out and words
-    assert rest.endswith("xxx\nend\n")
-    assert len(head.strip()) + int(number) + rest.count("x") == 1500000
+    left_out = re.search(r"\n=>> hpcmesos: (\d+) bytes left out: the job has written more than \d+\n", text)
+    assert left_out
     assert len(text) <= 1 << 20
+    assert text.replace(left_out[0], "") == "x" * (1500000 - int(left_out[1]))
 
 
 def test_a_session_outlives_a_broken_network(apart: LiveCluster, login: LoginHost) -> None:
@@ -265,9 +261,10 @@ def test_a_revoked_gateway_is_nobody(apart: LiveCluster, login: LoginHost) -> No
     try:
         assert other.run("qstat").returncode == 0
         apart.hpcmesos("certificate", "revoke", "login3")
-        done = other.run("qstat")
-        assert done.returncode != 0
-        assert "revoked" in done.stderr
+        # Each API process looks at the list of the revoked once a second.
+        wait_until(
+            lambda: "revoked" in (done := other.run("qstat")).stderr and done.returncode, "refused", 10
+        )
         shown = json.loads(login.run("qstat", "-F", "json", "-f").stdout)
         assert "pbs_server" in shown
     finally:
