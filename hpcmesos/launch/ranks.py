@@ -123,11 +123,12 @@ class Ranks:
             else:
                 target.say({**request, "attempt": attempt.id})
                 end = await shells.relay(channel, target, member["node"])
-        if end is shells.End.DESERTED and request["op"] == "shell":
-            attempt.steps.fail(str(environ.get("HPCMESOS_STEP", "")), f"the remote shell to {host} is gone")
-        if end is not shells.End.ENDED and launcher:
+        if end is not shells.End.ENDED and request["op"] == "shell":
             gone = "remote shell to" if end is shells.End.DESERTED else "proxy on"
-            attempt.proxies.lose(launcher, f"the {gone} {host} is gone")
+            # A launcher that was asked to end for it may wait for the proxy's ranks all the same, as Intel MPI's does.
+            attempt.steps.fail(str(environ.get("HPCMESOS_STEP", "")), f"the {gone} {host} is gone")
+            if launcher:
+                attempt.proxies.lose(launcher, f"the {gone} {host} is gone")
         if watched:
             attempt.proxies.end(launcher, host, environ)
         await channel.drain()
