@@ -106,6 +106,8 @@ class Leader:
     def _answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if path.startswith("/v1/leader?"):
             return 200, {"address": self.address, "term": 5, "timeline": 1}
+        if path != "/v1/nodes/join":
+            return 404, {"code": "unknown", "message": f"nothing at {path}", "exit_code": 1}
         if body["token"] != self.token:
             return 401, {
                 "code": "unauthenticated",

@@ -163,6 +163,7 @@ def test_the_pace_is_set_by_what_was_read(
         return 0.01
 
     standby = Standby(database.leader, "hpcm", pace=pace)
+    wait_until(lambda: looks, "the first look")
     total = 0
     for many in (300, 200, 1):
         store.submit_many([new_job()] * many)

@@ -345,11 +345,12 @@ def taken_for(organization: str, name: str, when: str, before: str = "") -> Swit
 NO_CERTIFICATES = """
 import ssl
 from hpcmesos.launch import peers
-begun = peers.Peers.__init__
-def lax(self, config):
-    begun(self, config)
-    self._server_side.verify_mode = ssl.CERT_NONE
-peers.Peers.__init__ = lax
+strict = peers.Peers._contexts
+def lax(self):
+    server, client = strict(self)
+    server.verify_mode = ssl.CERT_NONE
+    return server, client
+peers.Peers._contexts = lax
 """
 
 PEERS = [
