@@ -6,7 +6,7 @@ is missed between them. So they need no transaction, which would be two more rou
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -46,6 +46,8 @@ from hpcmesos.queue.rows import (
     share_record,
 )
 from hpcmesos.queue.schedule_rows import Run, Schedule, read_runs, read_schedules
+
+_MANY_ELEMENTS = 200  # of one array, from which on all of it is read
 
 
 class Reads:
@@ -146,9 +148,9 @@ class Reads:
         """Shares of these jobs' attempts, by attempt and position; in history too unless ``live_only``."""
         with begin(self._single) as connection:
             wanted = queries.LIVE_SHARES if live_only else queries.SHARES
-            rows = list(connection.execute(wanted, queries.job_keys(jobs)))
+            rows = _rows_of(connection, wanted, jobs)
             if not live_only and (missing := _missing(jobs, rows)):
-                rows += connection.execute(queries.OLD_SHARES, queries.job_keys(missing))
+                rows += _rows_of(connection, queries.OLD_SHARES, missing)
                 rows.sort(key=lambda row: (row.seq, row.element, row.number, row.position))
         return [share_record(row) for row in rows]
 
@@ -310,6 +312,22 @@ def _submissions(connection: Connection, seqs: set[int]) -> dict[int, Mapping[st
     return known
 
 
+def _rows_of(connection: Connection, statement: Select[Any], jobs: Sequence[int | JobKey]) -> list[Any]:
+    """What ``statement`` finds of these jobs.
+
+    Many elements of one array are asked for by asking for all of it: the database would compare each that is wanted
+    with each that there is.
+    """
+    counts = Counter(job.seq for job in jobs if isinstance(job, JobKey))
+    whole = {seq for seq, number in counts.items() if number > _MANY_ELEMENTS}
+    asked = [*whole, *(job for job in jobs if isinstance(job, int) or job.seq not in whole)]
+    rows = list(connection.execute(statement, queries.job_keys(asked)))
+    if not whole:
+        return rows
+    wanted = set(jobs)
+    return [row for row in rows if row.seq not in whole or row.seq in wanted or job_key(row) in wanted]
+
+
 def _missing(jobs: Sequence[int | JobKey], rows: Iterable[Any]) -> list[int | JobKey]:
     """Those of ``jobs`` that are not in ``rows``; of an array's elements some may be in history already."""
     seen: set[int | JobKey] = set()
@@ -334,9 +352,9 @@ def read_outcomes(connection: Connection, jobs: set[JobKey]) -> dict[JobKey, Out
 def read_attempts(
     connection: Connection, jobs: Sequence[int | JobKey], *, tails: bool = True
 ) -> list[AttemptRecord]:
-    rows = list(connection.execute(queries.ATTEMPTS[tails], queries.job_keys(jobs)))
+    rows = _rows_of(connection, queries.ATTEMPTS[tails], jobs)
     if missing := _missing(jobs, rows):
-        rows += connection.execute(queries.OLD_ATTEMPTS[tails], queries.job_keys(missing))
+        rows += _rows_of(connection, queries.OLD_ATTEMPTS[tails], missing)
         rows.sort(key=lambda row: (row.seq, row.element, row.number))
     return [attempt_record(row) for row in rows]
 
