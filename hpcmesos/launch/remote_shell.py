@@ -185,12 +185,16 @@ class Session:
         view = memoryview(data)
         while view:
             readable, writable, _ = select.select([self._connection], [self._connection], [])
-            if writable:
-                view = view[self._connection.send(view, quick.socket.MSG_DONTWAIT) :]
-            elif readable:
-                self._hear()
-                if self._code is not None:
-                    return
+            try:
+                if writable:
+                    view = view[self._connection.send(view, quick.socket.MSG_DONTWAIT) :]
+                elif readable:
+                    self._hear()
+            except BrokenPipeError:  # who hung up may have said why before
+                while self._code is None:
+                    self._hear()
+            if self._code is not None:
+                return
 
 
 def _write(fd: int, data: bytes) -> None:

@@ -469,7 +469,7 @@ def begin(command: list[str]) -> tuple[str, Any, dict[str, Any]]:
     if not path:
         raise Refused("not inside a job: HPCMESOS_SOCKET is not set")
     lease = protocol.connect(path)
-    lease.sendall(protocol.message({"op": "step", "command": command}))
+    protocol.send_all(lease, protocol.message({"op": "step", "command": command}))
     frame = protocol.receive(lease, protocol.Parser(), [])
     answer = protocol.decode(frame[1]) if frame else {"error": "the shepherd hung up"}
     if "step" not in answer:

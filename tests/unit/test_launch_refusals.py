@@ -1,0 +1,38 @@
+"""Who is refused by the shepherd hears why, even when the shepherd had hung up before the question was sent."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from hpcmesos.launch import protocol, remote_shell, run, shells
+
+REASON = "this process belongs to no job on this node"
+
+
+@pytest.fixture
+def hung_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A shepherd that has refused and hung up as soon as somebody connected."""
+    ours, its = socket.socketpair()
+    its.sendall(protocol.message(shells.answer(error=REASON)))
+    its.close()
+    monkeypatch.setenv("HPCMESOS_SOCKET", "/nowhere")
+    monkeypatch.setenv("HPCMESOS_SHEPHERD", str(os.getppid()))  # a remote shell that is lost ends its parent
+    monkeypatch.setattr(protocol, "connect", lambda path: ours)
+    with ours:
+        yield
+
+
+@pytest.mark.usefixtures("hung_up")
+def test_the_remote_shell_says_why(capfd: pytest.CaptureFixture[str]) -> None:
+    assert remote_shell.main(["-n", "node1", "id"]) == 255
+    assert capfd.readouterr().err == f"pbs_tmrsh: node1: {REASON}\n"
+
+
+@pytest.mark.usefixtures("hung_up")
+def test_a_direct_launch_says_why() -> None:
+    with pytest.raises(run.Refused, match=REASON):
+        run.begin(["true"])
