@@ -70,6 +70,7 @@ def known_in_time(cluster: NamespaceCluster, job: Job, victim: str, began: float
     """Seconds from the fault to the end in the database; the host is mended then."""
     first = wait_until(lambda: first_end(job), "the end of the first attempt", 60)
     took = time.time() - began
+    assert first is not None
     assert (first.cause, first.culprit) == ("NODE_LOST", victim), first.message
     assert took < LINK, f"known after {took:.1f} s"
     cluster.hosts.mend(victim)
