@@ -2,7 +2,8 @@
 
 Each limit goes into the attempt's own v2 group where that has the controller, else into a group of the v1 hierarchy
 that is mounted beside it; a controller that is in neither is no limit, and the agent says so. Devices are limited
-through v1 only: v2 has no file for them. Groups are made for what is asked alone: a job of milliseconds pays for each.
+through v1, for v2 has no file for them, or by the scope of systemd in which the group is made (`scopes`). Groups are
+made for what is asked alone: a job of milliseconds pays for each.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 _SHARES = 1024
 """cpu.shares of one CPU; cpu.weight of v2: a hundred."""
-_NVIDIA = 195
+NVIDIA = 195
 """The driver's fixed major: /dev/nvidiaN has minor N; 254 and 255 are of no card (the kernel's devices.txt)."""
 _MOST_CARDS = 64
 """More than any node has."""
@@ -122,7 +123,7 @@ def _in_v1(controller: str, value: Any) -> list[tuple[str, str]]:
         return [("devices.deny", f"c {major}:* rwm") for major in majors]
     # An allowed minor cannot be taken out of a denied range, so the others are denied one by one.
     return [
-        ("devices.deny", f"c {_NVIDIA}:{minor} rwm") for minor in range(_MOST_CARDS) if minor not in granted
+        ("devices.deny", f"c {NVIDIA}:{minor} rwm") for minor in range(_MOST_CARDS) if minor not in granted
     ]
 
 

@@ -23,6 +23,7 @@ from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.peers import Identity, Peers
 from hpcmesos.launch.processes import Children
 from hpcmesos.launch.recovery import Recovered, recover
+from hpcmesos.launch.scopes import Scopes
 from hpcmesos.launch.secrets import Secrets
 from hpcmesos.launch.settings import Config, Refusal
 
@@ -53,6 +54,7 @@ class Shepherd:
             trees=enclosure.Trees(marker),
             emit=self.control.emit,
             uncontain=self._containers.over,
+            scopes=Scopes(config, self.children),
         )
         self.peers = Peers(config)
         self._ranks = ranks.Ranks(self.attempts, self.services.trees, self.peers, config.node)
@@ -101,7 +103,8 @@ class Shepherd:
         self._arrived(name)
         if attempt.head and len(spec["members"]) > 1:
             attempt.gang = gangs.HeadGang(attempt)
-        if spec.get("image") or self.config.prolog:
+        unheld = self.services.scopes.wanted and not self.services.scopes.known(attempt.cards)
+        if unheld or spec.get("image") or self.config.prolog:
             task = asyncio.get_running_loop().create_task(self._get_ready(attempt))
             self.services.tasks.add(task)
             task.add_done_callback(self.services.tasks.discard)
@@ -111,6 +114,10 @@ class Shepherd:
     async def _get_ready(self, attempt: Attempt) -> None:
         """What may take long; the attempt may be over meanwhile."""
         try:
+            if self.services.scopes.wanted:
+                scope = await self.services.scopes.make(attempt.cards)
+                if attempt.phase == "preparing":
+                    attempt.hold_below(scope)
             if self.config.prolog:
                 await prolog.run(attempt)
             if attempt.spec.get("image"):
