@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from hpcmesos.gang import mpi
-from hpcmesos.launch import enclosure, files, limits, ports, preflight, proxies, scopes, tasks
+from hpcmesos.launch import display, enclosure, files, limits, ports, preflight, proxies, scopes, tasks
 from hpcmesos.launch.births import Birth
 from hpcmesos.launch.container import SHELL, Container, PrivateTmp, View
 from hpcmesos.launch.journal import Entry, Journal
@@ -108,6 +108,9 @@ class Attempt:
         if self.head and spec.get("interactive"):
             self.terminal = Terminal(self._start, self._abandon)
             self.output.sink = self.terminal.note
+            if spec.get("x11"):
+                path = os.path.join(files.attempt_directory(services.config, self.id), display.FILE)
+                self.terminal.display = display.Display(path, self.terminal.tell_of_display)
         self.steps = Steps(spec["me"])
         self.proxies = proxies.Watch(
             services.config.proxy_patience, lambda: self.enclosure.pids(), self.output.note
@@ -343,6 +346,8 @@ class Attempt:
         marks = self._marks()
         if self.spec["argv"] is None and self.spec["shell"] is None:
             marks["HPCMESOS_ENTER"] = os.path.join(self.paths.directory, "enter")
+        if self.terminal and self.terminal.display:
+            marks |= self.terminal.display.open(self.owner)
         return {**environ, **identity, **marks}
 
     @property

@@ -38,7 +38,9 @@ def allowed(devices: str, majors: Collection[int], minors: Collection[int]) -> l
     ``devices``: the text of /proc/devices. ``minors``: of the granted cards.
     """
     lines = devices.partition("Block devices:")[0].splitlines()
-    drivers = [(int(words[0]), words[1]) for words in map(str.split, lines) if len(words) == 2]
+    drivers = [
+        (int(words[0]), words[1]) for words in map(str.split, lines) if words[1:] and words[0].isdigit()
+    ]
     ours = [name for major, name in drivers if major in majors and major != NVIDIA] if minors else []
     names = [name for major, name in drivers if major not in majors] + ours
     cards = [f"/dev/char/{NVIDIA}:{minor} rwm" for minor in (*minors, *(_CONTROL if minors else ()))]

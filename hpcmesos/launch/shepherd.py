@@ -13,7 +13,7 @@ from collections import OrderedDict
 from typing import Any
 
 from hpcmesos import pidfile
-from hpcmesos.launch import control, enclosure, files, gangs, logs, prolog, ranks, shells, terminal
+from hpcmesos.launch import control, display, enclosure, files, gangs, logs, prolog, ranks, shells, terminal
 from hpcmesos.launch.attempt import Attempt, Order, Services
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.containers import Containers
@@ -205,6 +205,9 @@ class Shepherd:
             await logs.serve_log(attempt, request, channel)
         elif operation == "terminal" and organization == "master":
             await terminal.serve(attempt.terminal if attempt else None, request, channel)
+        elif operation == "display" and organization == "master":
+            held = attempt.terminal if attempt else None
+            await display.serve(held.display if held else None, request, channel)
         elif operation == "join" and organization == "agent" and request["node"] == name:
             if attempt is None and not request.get("again"):
                 attempt = await self._expect(request["attempt"])
