@@ -126,6 +126,7 @@ class ApiStage:
     credentials: dict[str, str] = field(default_factory=dict)
     secret_id: str = ""
     _clients: dict[tuple[str, str], Client] = field(default_factory=dict)
+    _tokens: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def renew(self) -> None:
         for user in (STRANGER, VICTIM, OPERATOR, MANAGER):
@@ -182,8 +183,14 @@ class ApiStage:
         if (user, scope) not in self._clients:
             hour = timedelta(hours=1)
             token = self.api.store.create_token("user", user, None, hour, "test", scope=scope)
+            self._tokens[user, scope] = token
             self._clients[user, scope] = self.with_token(token, patience=5.0)
         return self._clients[user, scope]
+
+    def token(self, user: str) -> str:
+        """The one that `client` shows."""
+        self.client(user)
+        return self._tokens[user, Scope.ALL]
 
     def close(self) -> None:
         for client in self._clients.values():
@@ -222,7 +229,7 @@ class ApiStage:
         """One request over TLS as it stands; status and text."""
         given = {"Authorization": f"Bearer {token}"} if token is not None else {}
         client = self.with_token(None)
-        connection = client._open()
+        connection = client._masters.open()
         with contextlib.closing(connection):
             connection.request(method, path, body, {**given, **(headers or {})})
             response = connection.getresponse()
@@ -312,6 +319,14 @@ _HOSTS_OF_QUEUES = {
     "friend": "friend",
     "trusted-domain": "*.trusted.example",
     "example-domain": "*.example",
+    "not-here": "-127.*,*",
+    "not-there": "-10.*,*",
+}
+_USERS_OF_QUEUES = {
+    "login-users": f"{STRANGER}@login*",
+    "friend-users": f"{STRANGER}@fr*",
+    "no-fiends": f"-{STRANGER}@*.fiend.example,{STRANGER}",
+    "no-tens": f"-{STRANGER}@10.*,{STRANGER}",
 }
 
 
@@ -326,8 +341,8 @@ def _leading(database: Database) -> Iterator[LeaderStore]:
         tx.put_queue(QueueRecord(name="long"))
         for name, hosts in _HOSTS_OF_QUEUES.items():
             tx.put_queue(QueueRecord(name=name, attributes={"acl_host_enable": "True", "acl_hosts": hosts}))
-        for name, host in (("login-users", "login*"), ("friend-users", "fr*")):
-            of_users = {"acl_user_enable": "True", "acl_users": f"{STRANGER}@{host}"}
+        for name, users in _USERS_OF_QUEUES.items():
+            of_users = {"acl_user_enable": "True", "acl_users": users}
             tx.put_queue(QueueRecord(name=name, attributes=of_users))
         tx.upsert_node(NodeRecord(name="node1", cpus=10_000, mem=1 << 50, address="127.0.0.1"))
     try:
