@@ -212,12 +212,14 @@ KEYRING += "print(libc.syscall(250, 0, -3, 1) >= 0, ctypes.get_errno())"  # KEYC
 def test_system_calls_are_those_that_docker_allows(cluster: LiveCluster, engine: Engine) -> None:
     """keyctl(2) stands for what Docker's default profile forbids and the kernel lets any user do."""
     words = f"python3 -c '{KEYRING}'\ngrep Seccomp /proc/self/status\n"
-    job = contained_job(cluster, words + "sleep 600\n", "-k", "oed")
+    job = contained_job(cluster, words + "sleep 600\n")
     cluster.wait_state(job, "R")
-    (container,) = wait_until(engine.containers, "its container", 60)
+    place = cluster.work() / f"STDIN.o{job.partition('.')[0]}"
+    wait_until(lambda: place.exists() and "_filters" in place.read_text(), "what it wrote", 60)
+    text = place.read_text()
+    (container,) = engine.containers()
     holder = json.loads(engine.ask("GET", f"/containers/{container}/json"))["State"]["Pid"]
     of_docker = re.findall("Seccomp.*", Path(f"/proc/{holder}/status").read_text())
-    text = wait_until(lambda: cluster.output(job), "what it wrote", 60)
     assert text.splitlines() == ["False 1", *of_docker], "EPERM"
     assert "Seccomp:\t2" in text
     cluster.run("qdel", job, check=True)

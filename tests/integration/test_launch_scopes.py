@@ -123,6 +123,7 @@ def test_a_dead_shepherd_leaves_no_process_and_no_scope(
         assert inside
         os.kill(systemd_kit.child_of(node.process.pid), signal.SIGKILL)
         node.process.wait()
+        node.agent.close()
         node.start()
         assert run.ended()["cause"] == "NODE_LOST"
         assert not any(map(kit.is_alive, inside))
