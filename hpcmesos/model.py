@@ -92,6 +92,7 @@ class Cause(StrEnum):
     DELETED = "DELETED"
     NODE_LOST = "NODE_LOST"
     GPU_LOST = "GPU_LOST"
+    GPU_IDLE = "GPU_IDLE"  # its queue does not let GPUs lie idle
     PREEMPTED = "PREEMPTED"
     START_FAILED = "START_FAILED"
 

@@ -58,6 +58,7 @@ _PREFIX_VARIABLE = "PBS_DPREFIX"
 _ATTRIBUTE_CHOICES = {
     "ring": ("check", "none"),
     "gpubind": ("rank", "none"),
+    "gpu_idle": ("allowed", "watched"),
     "image_pull": ("always", "missing", "never"),
 }
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._\-/:@]*", re.IGNORECASE)
@@ -72,7 +73,7 @@ _KEPT_OPTIONS = {
 _TYPED_ATTRIBUTES = frozenset(
     {"depend", "umask", "block", "interactive", "group_list", "ring", "gpubind", "image", "job_array_request"}
     | {"max_run_subjobs"}
-    | {"framework", "capture", "constraints", "image_pull", "image_secret", "secret"}
+    | {"framework", "capture", "constraints", "image_pull", "image_secret", "secret", "gpu_idle"}
 )
 
 
@@ -157,6 +158,7 @@ class Submission:
     extra: Mapping[str, str] = field(default_factory=dict)  # -W attributes that we only keep
     ring: str | None = None  # -W ring=
     gpubind: str | None = None  # rank, none; None: the launcher's default
+    gpu_idle: str | None = None  # -W gpu_idle=: allowed or watched
     image: str | None = None  # --image, -W image=: run in this container image
     image_pull: str | None = None  # -W image_pull=: always, missing or never; None: as the node is set
     image_secret: str | None = (
@@ -285,6 +287,7 @@ class _Merged:
             extra=self._extra(),
             ring=self.attributes.get("ring"),
             gpubind=self.attributes.get("gpubind"),
+            gpu_idle=self.attributes.get("gpu_idle"),
             image=self.image,
             image_pull=self.attributes.get("image_pull"),
             image_secret=self._image_secret,

@@ -60,6 +60,10 @@ class NewJob:
     array_spec: ArraySpec | None = None  # None: no array
 
 
+IDLE, USED_AGAIN = "GPUs idle", "GPUs used again"
+"""Kinds of events of a job that runs: it was warned, or is no longer."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
     """A job, an array's parent or an array's element, as stored; an element has the submission of its parent."""
