@@ -112,6 +112,10 @@ CONTAINERS = "docker"
 """Feature of nodes that serve containers, asked for by every job with an image."""
 
 
+MIG_FEATURE = "mig-"
+"""Begin of the feature of nodes whose GPUs are MIG instances: ``mig-1g.10gb``. Only jobs that name it get them."""
+
+
 class Placement(StrEnum):
     FREE = "free"  # fewest nodes
     PACK = "pack"  # one node

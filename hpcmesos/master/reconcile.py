@@ -359,4 +359,6 @@ def _gpu_record(node: str, gpu: wire.Gpu, held: bool) -> GpuRecord:
         state=state,
         links=gpu.links,
         note=clean(gpu.note),
+        parent=clean(gpu.parent),
+        profile=clean(gpu.profile),
     )

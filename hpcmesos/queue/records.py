@@ -217,6 +217,8 @@ class GpuRecord:
     state: GpuState = GpuState.FREE
     links: tuple[int, ...] = ()
     note: str = ""
+    parent: str = ""  # of a MIG instance, as the next: the UUID of its card
+    profile: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

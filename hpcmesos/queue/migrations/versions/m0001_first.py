@@ -428,6 +428,8 @@ CREATE TABLE gpus (
     state TEXT DEFAULT 'free' NOT NULL,
     links INTEGER[] DEFAULT '{}' NOT NULL,
     note TEXT DEFAULT '' NOT NULL,
+    parent TEXT DEFAULT '' NOT NULL,
+    profile TEXT DEFAULT '' NOT NULL,
     CONSTRAINT gpus_pkey PRIMARY KEY (uuid),
     CONSTRAINT gpus_state CHECK (state IN (
         'free', 'allocated', 'cleaning', 'quarantined', 'lost', 'unknown-attempt')),
