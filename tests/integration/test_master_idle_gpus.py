@@ -38,7 +38,9 @@ def idling(bench: Bench) -> Bench:
 
 def set_server(bench: Bench, **attributes: str) -> None:
     changes = [[name, "=", value] for name, value in attributes.items()]
-    bench.wish("object", None, kind="server", name="", action="set", changes=changes)
+    wish = {"kind": "server", "name": "", "action": "set", "changes": changes}
+    bench.store.wish("object", None, "ann", wish)
+    bench.turn()
 
 
 def start(bench: Bench, **changes: Any) -> int:

@@ -413,6 +413,7 @@ def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Subm
         "keep": built.keep,
         "gpubind": built.gpubind,
         "ring": built.ring,
+        "mps": built.mps or None,
         "gpu_idle": built.gpu_idle,
         "secrets": list(built.secrets) or None,
         "image": built.image,
