@@ -189,14 +189,10 @@ class Reads:
         """Of each of these jobs the last event of one of these kinds, if it has had one ``since``."""
         keys = {(job.seq, element(job.index)) for job in jobs}
         told = t.events.c
-        wanted = (
-            select(t.events)
-            .where(told.seq.in_({seq for seq, _ in keys}), told.kind.in_(kinds), told.at >= since)
-            .distinct(told.seq, told.element)
-            .order_by(told.seq, told.element, told.id.desc())
-        )
+        seqs = {seq for seq, _ in keys}
+        wanted = select(t.events).where(told.seq.in_(seqs), told.kind.in_(kinds), told.at >= since)
         with begin(self._single) as connection:
-            rows = [row for row in connection.execute(wanted) if (row.seq, row.element) in keys]
+            rows = [r for r in connection.execute(wanted.order_by(told.id)) if (r.seq, r.element) in keys]
         return {job_key(row): event_record(row) for row in rows}
 
     # cluster
