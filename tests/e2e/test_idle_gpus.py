@@ -40,6 +40,8 @@ def test_a_job_with_idle_gpus_is_warned_then_ended(idling: LiveCluster) -> None:
     cluster.wait_state(busy, "R")
     exempt = cluster.qsub(SLEEP, "-l", "nodes=1:gpus=1", "-N", "notebook-1")
     idle = cluster.qsub(SLEEP, "-l", "nodes=1:gpus=1")
+    for job in (exempt, idle):
+        cluster.wait_state(job, "R")
     warning = "idle GPUs: 1 GPU busy for 0.0 % of the last 00:00:20, less than the 5 % of queue batch"
     told = wait_until(lambda: cluster.job(idle).get("comment"), "a warning", LOOK)
     assert told.startswith(warning)
