@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from hpcmesos.gang.words import counted
 from hpcmesos.master import idleness
@@ -58,10 +58,11 @@ class IdleGpus:
             event = told.get(attempt.key.job)
             watch.known = True
             if event is not None and event.kind == IDLE and event.payload["attempt"] == attempt.key.number:
-                watch.warned_at = event.at.timestamp()
+                ago = self._desk.now - event.at
+                watch.warned_at = self._desk.alarms.clock() - ago.total_seconds()
 
     def _judge(self, attempt: Attempt, watch: Watch) -> None:
-        job, now = self._desk.cluster.jobs[attempt.key.job], self._desk.now.timestamp()
+        job, now = self._desk.cluster.jobs[attempt.key.job], self._desk.alarms.clock()
         if job.suspended:
             watch.records.clear()
         policy = policy_of(self._desk.cluster, job)
@@ -79,7 +80,7 @@ class IdleGpus:
             f" less than the {policy.threshold:g} % of queue {job.queue}"
         )
         if verdict is Verdict.WARN:
-            self._warn(job, watch, text, now + policy.window if policy.cancel else None)
+            self._warn(job, watch, text, policy.window if policy.cancel else None)
         else:
             log.info("idle GPUs attempt=%s %s", attempt.name, text)
             self._gangs.end(attempt, Cause.GPU_IDLE, None, text)
@@ -95,12 +96,11 @@ class IdleGpus:
         names = {"u": job.owner, "g": job.egroup, "p": job.project}
         return idleness.exempted(policy, names, job.name, watch.traits)
 
-    def _warn(self, job: JobRecord, watch: Watch, text: str, ends_at: float | None) -> None:
-        if ends_at is not None:
-            text += (
-                f"; it ends at {datetime.fromtimestamp(ends_at, UTC):%Y-%m-%d %H:%M} UTC unless they are used"
-            )
-        watch.warned_at = self._desk.now.timestamp()
+    def _warn(self, job: JobRecord, watch: Watch, text: str, left: float | None) -> None:
+        if left is not None:
+            ends_at = self._desk.now + timedelta(seconds=left)
+            text += f"; it ends at {ends_at:%Y-%m-%d %H:%M} UTC unless they are used"
+        watch.warned_at = self._desk.alarms.clock()
         payload = {"attempt": job.attempt, "text": text}
         self._desk.move(job, job.state, IDLE, payload, comment=f"idle GPUs: {text}"[:1000])
 
@@ -118,7 +118,7 @@ def policy_of(cluster: Cluster, job: JobRecord) -> Policy | None:
 
 def take_samples(desk: Desk, node: str, attempts: Iterable[Attempt]) -> None:
     """A node has told figures: samples of those attempts on it whose queue minds, if it told of all their GPUs."""
-    cluster, now = desk.cluster, desk.now.timestamp()
+    cluster, now = desk.cluster, desk.alarms.clock()
     figures = cluster.nodes[node].figures
     for attempt in attempts:
         job, share = cluster.jobs.get(attempt.key.job), attempt.shares.get(node)

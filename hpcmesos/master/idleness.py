@@ -91,7 +91,7 @@ class Record:
 
 @dataclass(slots=True)
 class Watch:
-    """What is known of one attempt. ``warned_at``: s; None: not warned, or not any more."""
+    """What is known of one attempt. ``warned_at``: s, as samples; None: not warned, or not any more."""
 
     records: dict[str, Record] = field(default_factory=dict)  # by node
     warned_at: float | None = None

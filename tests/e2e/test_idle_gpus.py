@@ -45,7 +45,7 @@ def test_a_job_with_idle_gpus_is_warned_then_ended(idling: LiveCluster) -> None:
     warning = "idle GPUs: 1 GPU busy for 0.0 % of the last 00:00:20, less than the 5 % of queue batch"
     told = wait_until(lambda: cluster.job(idle).get("comment"), "a warning", LOOK)
     assert told.startswith(warning)
-    assert f"runs on node1; {warning}" in cluster.run("qstat", "--why", idle).stdout
+    assert f"R runs; {warning}" in cluster.run("qstat", "--why", idle).stdout
     ended = cluster.wait(idle, timeout=LOOK)
     assert ended["Exit_status"] == 271
     assert ended["comment"].startswith("GPU_IDLE: 1 GPU busy for 0.0 %")

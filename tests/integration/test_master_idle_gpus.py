@@ -91,7 +91,7 @@ def test_another_leader_does_not_warn_again(idling: Bench) -> None:
     bench.take_over()
     bench.turn(bench.link_up(hello("node1", attempts=[report(bench.attempt(seq), "running")])))
     assert sampled(bench, seq, WINDOW - 60, 0) == [], "its own window has not passed yet"
-    (end,) = sampled(bench, seq, 120, 0)
+    (end,) = sampled(bench, seq, 150, 0)
     assert end.cause == Cause.GPU_IDLE
     assert told(bench, seq) == [IDLE]
 
