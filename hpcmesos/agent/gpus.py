@@ -128,9 +128,10 @@ def _devices(card: Any) -> Iterator[_Device]:
 
 
 def _mig(card: Any) -> bool:
+    """Whether the card is in MIG mode. Raises pynvml.NVMLError for a card that does not answer."""
     try:
         return bool(pynvml.nvmlDeviceGetMigMode(card)[0] == pynvml.NVML_DEVICE_MIG_ENABLE)
-    except pynvml.NVMLError:  # the card or the driver knows no MIG
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
         return False
 
 

@@ -156,12 +156,14 @@ def test_instances_stand_for_a_card_in_mig_mode(fake_nvml: Callable[..., dict[st
         {"uuid": "MIG-y", "gpu": 9, "compute": 1, "profile": "1g.10gb+me"},
     ]
     cut = {"uuid": "GPU-b", "temperature": 71, "rows_failed": True, "mig": parts}
-    environ = fake_nvml([{"uuid": "GPU-a"}, cut, {"mig": []}])
-    later = iter([[{"uuid": "GPU-a"}, cut | {"xids": [48]}], [{"uuid": "GPU-a"}, {"uuid": "GPU-b"}]])
-    answers = ask(environ, 3, lambda: fake_nvml([*next(later), {"mig": []}]))
-    whole, first, second = answers[0]["gpus"]
-    assert (whole["uuid"], whole["parent"], first["uuid"], second["uuid"]) == ("GPU-a", "", "MIG-x", "MIG-y")
-    assert [g["index"] for g in (whole, first, second)] == [0, 1, 2]
+    whole = {"uuid": "GPU-a"}
+    environ = fake_nvml([whole, cut, {"mig": []}])
+    lost = [whole, cut | {"lost": True}]
+    later = iter([[whole, cut | {"xids": [48]}], [whole, {"uuid": "GPU-b"}], lost])
+    answers = ask(environ, 4, lambda: fake_nvml([*next(later), {"mig": []}]))
+    uncut, first, second = answers[0]["gpus"]
+    assert (uncut["uuid"], uncut["parent"], first["uuid"], second["uuid"]) == ("GPU-a", "", "MIG-x", "MIG-y")
+    assert [g["index"] for g in (uncut, first, second)] == [0, 1, 2]
     assert (first["parent"], first["profile"], first["instance"]) == ("GPU-b", "1g.10gb", [7, 0])
     assert (second["profile"], second["instance"], second["minor"]) == ("1g.10gb.me", [9, 1], 1)
     assert (first["memory"], first["processes"][0][0], second["processes"]) == (10 << 30, os.getpid(), [])
@@ -170,3 +172,5 @@ def test_instances_stand_for_a_card_in_mig_mode(fake_nvml: Callable[..., dict[st
         "the card's fault is that of its instances"
     )
     assert [g["lost"] for g in answers[2]["gpus"]] == [False, True, True], "MIG was switched off under them"
+    assert [g["lost"] for g in answers[3]["gpus"]] == [False, True, True], "the card has fallen off the bus"
+    assert answers[3]["gpus"][1]["error"] == "GPU is lost"
