@@ -40,7 +40,7 @@ ACCUSED = 6.0
 LINKING = 2.0
 """Seconds that a new leader gives the nodes to link before it gives up the head of a gang that is lost already.
 
-Agents are there within one (docs/performance.md); a head that comes later has ended its part by its own clock.
+Nine of ten agents need less than 1.7 (docs/nodes.md, Chaos); a later head has ended its part by its own clock.
 """
 
 PREEMPT_GRACE = "preempt_grace"
