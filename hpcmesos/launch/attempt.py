@@ -167,7 +167,7 @@ class Attempt:
             self.services.directories.make(self.spec, self.paths, self.owner, self.tasks)
             self.services.secrets.make(self.id, self.owner, secrets or {})
             if config.cgroup:
-                self.enclosure = self._cgroup(self.services.scopes.known(self.cards) or config.cgroup)
+                self.enclosure = self._cgroup(self.services.scopes.known(self.devices) or config.cgroup)
             else:
                 self.enclosure = enclosure.Tree(self.services.trees, self.id, self.owner.uid)
         except BaseException:
@@ -180,9 +180,9 @@ class Attempt:
         return enclosure.Cgroup(parent, self.id, config.limits.get("v1", {}), wanted)
 
     @property
-    def cards(self) -> tuple[int, ...]:
-        """Minors of the granted GPUs' devices here."""
-        return tuple(self.spec.get("minors") or ())
+    def devices(self) -> tuple[limits.Device, ...]:
+        """Those of the granted GPUs here."""
+        return limits.granted(self.services.config.limits, self.spec)
 
     def hold_below(self, scope: str) -> None:
         """Its cgroup shall be there; nothing of it runs yet. Raises OSError."""

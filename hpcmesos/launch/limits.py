@@ -12,6 +12,8 @@ import os
 from contextlib import suppress
 from typing import Any
 
+Device = tuple[int, int]
+"""Major and minor of a character device."""
 _SHARES = 1024
 """cpu.shares of one CPU; cpu.weight of v2: a hundred."""
 NVIDIA = 195
@@ -38,8 +40,41 @@ def wanted(config: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
         minors = tuple(spec.get("minors") or ())
         if len(minors) != sum(not gpu["simulated"] for gpu in member["gpus"]):
             raise ValueError("NVML does not tell the devices of the granted GPUs")
-        limits["devices"] = (tuple(config["devices"]), minors)
+        limits["devices"] = (tuple(config["devices"]), minors, _instances(config.get("caps"), spec)[1])
     return limits
+
+
+def granted(config: dict[str, Any], spec: dict[str, Any]) -> tuple[Device, ...]:
+    """The devices that this attempt may open and others may not. Raises ValueError as `wanted`."""
+    cards = [(NVIDIA, minor) for minor in sorted(spec.get("minors") or ())]
+    return (*cards, *_instances(config.get("caps"), spec)[0])
+
+
+def _instances(caps: dict[str, Any] | None, spec: dict[str, Any]) -> tuple[list[Device], list[Device]]:
+    """MIG instances' devices, /dev/nvidia-caps/nvidia-capN: those of granted ones, and all others.
+
+    ``caps``: their ``major``, and the ``directory`` in which the driver tells their minors; None: it has no MIG.
+
+    Raises:
+        ValueError: the device of a granted instance is not known.
+    """
+    if caps is None:
+        return [], []
+    told, own_minors = {}, []
+    for directory, _, files in os.walk(caps["directory"]):
+        for name in files:
+            path = os.path.join(directory, name)
+            words = _read(path).split()
+            if "mig" in path.split("/") and "DeviceFileMinor:" in words:
+                told[path] = int(words[words.index("DeviceFileMinor:") + 1])
+    for card, gpu, compute in spec.get("instances") or ():
+        own = f"{caps['directory']}/gpu{card}/mig/gi{gpu}"
+        for path in (f"{own}/access", f"{own}/ci{compute}/access"):
+            if path not in told:
+                raise ValueError(f"the driver does not tell the devices of the granted GPUs: {path}")
+            own_minors.append(told.pop(path))
+    major = int(caps["major"])
+    return [(major, minor) for minor in sorted(own_minors)], [(major, m) for m in sorted(told.values())]
 
 
 class Limits:
@@ -118,12 +153,13 @@ def _in_v1(controller: str, value: Any) -> list[tuple[str, str]]:
             return [("cpu.shares", str(_SHARES * value))]
         case "pids":
             return [("pids.max", str(value))]
-    majors, granted = value
+    majors, granted, closed = value
     if not granted:
         return [("devices.deny", f"c {major}:* rwm") for major in majors]
     # An allowed minor cannot be taken out of a denied range, so the others are denied one by one.
     return [
-        ("devices.deny", f"c {NVIDIA}:{minor} rwm") for minor in range(_MOST_CARDS) if minor not in granted
+        ("devices.deny", f"c {major}:{minor} rwm")
+        for major, minor in [*((NVIDIA, m) for m in range(_MOST_CARDS) if m not in granted), *closed]
     ]
 
 

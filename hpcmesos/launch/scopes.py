@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 
-from hpcmesos.launch.limits import NVIDIA
+from hpcmesos.launch.limits import NVIDIA, Device
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch
 from hpcmesos.launch.settings import Config, Refusal
@@ -28,23 +28,27 @@ exec cat >/dev/null"""
 """Ends with its standard input, whose other end the shepherd has."""
 _PATIENCE = 20.0
 _CONTROLLERS = ("cpu", "memory", "pids")
+_INSTANCES = "nvidia-caps"
+"""The driver's name for the devices of MIG instances: as its cards', each is one job's."""
 _CONTROL = (254, 255)
 """Minors of nvidia-modeset and nvidiactl."""
 
 
-def allowed(devices: str, majors: Collection[int], minors: Collection[int]) -> list[str]:
-    """Values of DeviceAllow: everything but the NVIDIA driver's ``majors``, and of its devices what these cards need.
+def allowed(devices: str, majors: Collection[int], granted: Collection[Device]) -> list[str]:
+    """Values of DeviceAllow: everything but the NVIDIA driver's ``majors``, and of its devices what a job needs.
 
-    ``devices``: the text of /proc/devices. ``minors``: of the granted cards.
+    ``devices``: the text of /proc/devices. ``granted``: cards and MIG instances.
     """
     lines = devices.partition("Block devices:")[0].splitlines()
     drivers = [
         (int(words[0]), words[1]) for words in map(str.split, lines) if words[1:] and words[0].isdigit()
     ]
-    ours = [name for major, name in drivers if major in majors and major != NVIDIA] if minors else []
+    own = {NVIDIA, *(major for major, name in drivers if name == _INSTANCES)}
+    ours = [name for major, name in drivers if major in majors and major not in own] if granted else []
     names = [name for major, name in drivers if major not in majors] + ours
-    cards = [f"/dev/char/{NVIDIA}:{minor} rwm" for minor in (*minors, *(_CONTROL if minors else ()))]
-    return ["block-* rwm", *(f"char-{name} rwm" for name in dict.fromkeys(names)), *cards]
+    control = [(NVIDIA, minor) for minor in _CONTROL] if granted else []
+    nodes = [f"/dev/char/{major}:{minor} rwm" for major, minor in (*granted, *control)]
+    return ["block-* rwm", *(f"char-{name} rwm" for name in dict.fromkeys(names)), *nodes]
 
 
 def policy(values: Iterable[str]) -> list[str]:
@@ -73,7 +77,7 @@ class Scopes:
         self._settings = config.limits.get("scopes")
         self._majors = config.limits.get("devices") or []
         self._children = children
-        self._made: dict[tuple[int, ...], str] = {}
+        self._made: dict[tuple[Device, ...], str] = {}
         self._keeping: list[int] = []
         self._one_by_one = asyncio.Lock()
 
@@ -81,28 +85,27 @@ class Scopes:
     def wanted(self) -> bool:
         return bool(self._settings and self._majors)
 
-    def known(self, minors: Iterable[int]) -> str | None:
-        """The directory for attempts with these cards; None: there is none, or not any more."""
-        found = self._made.get(tuple(sorted(minors)))
+    def known(self, granted: tuple[Device, ...]) -> str | None:
+        """The directory for attempts with these devices; None: there is none, or not any more."""
+        found = self._made.get(granted)
         return found if found and os.path.isdir(found) else None
 
-    async def make(self, minors: Iterable[int]) -> str:
+    async def make(self, granted: tuple[Device, ...]) -> str:
         """As `known`, made if need be.
 
         Raises:
             Refusal: systemd does not do it; says why.
         """
-        cards = tuple(sorted(minors))
         async with self._one_by_one:
-            if (found := self.known(cards)) is None:
-                found = self._made[cards] = await self._hold(cards)
+            if (found := self.known(granted)) is None:
+                found = self._made[granted] = await self._hold(granted)
         return found
 
-    async def _hold(self, cards: tuple[int, ...]) -> str:
+    async def _hold(self, granted: tuple[Device, ...]) -> str:
         assert self._settings is not None
         with open("/proc/devices", encoding="ascii") as file:
-            values = allowed(file.read(), self._majors, cards)
-        name = "-".join(map(str, ("hpcmesos", os.getpid(), len(self._keeping), *cards)))
+            values = allowed(file.read(), self._majors, granted)
+        name = f"hpcmesos-{os.getpid()}-{len(self._keeping)}"
         words = [*COMMAND, f"--slice={self._settings['slice']}", f"--unit={name}", "-p", "Delegate=yes"]
         words += [*policy(values), "sh", "-c", _HOLD, "sh", self._settings["root"]]
         stdin, keeping = os.pipe()

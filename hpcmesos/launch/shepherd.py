@@ -13,7 +13,19 @@ from collections import OrderedDict
 from typing import Any
 
 from hpcmesos import pidfile
-from hpcmesos.launch import control, display, enclosure, files, gangs, logs, prolog, ranks, shells, terminal
+from hpcmesos.launch import (
+    control,
+    display,
+    enclosure,
+    files,
+    gangs,
+    logs,
+    mps,
+    prolog,
+    ranks,
+    shells,
+    terminal,
+)
 from hpcmesos.launch.attempt import Attempt, Order, Services
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.containers import Containers
@@ -102,8 +114,8 @@ class Shepherd:
         self._arrived(name)
         if attempt.head and len(spec["members"]) > 1:
             attempt.gang = gangs.HeadGang(attempt)
-        unheld = self.services.scopes.wanted and not self.services.scopes.known(attempt.cards)
-        if unheld or spec.get("image") or self.config.prolog:
+        unheld = self.services.scopes.wanted and not self.services.scopes.known(attempt.devices)
+        if unheld or spec.get("image") or self.config.prolog or mps.wanted(spec):
             task = asyncio.get_running_loop().create_task(self._get_ready(attempt))
             self.services.tasks.add(task)
             task.add_done_callback(self.services.tasks.discard)
@@ -114,11 +126,13 @@ class Shepherd:
         """What may take long; the attempt may be over meanwhile."""
         try:
             if self.services.scopes.wanted:
-                scope = await self.services.scopes.make(attempt.cards)
+                scope = await self.services.scopes.make(attempt.devices)
                 if attempt.phase == "preparing":
                     attempt.hold_below(scope)
             if self.config.prolog:
                 await prolog.run(attempt)
+            if mps.wanted(attempt.spec) and attempt.phase == "preparing":
+                await mps.start(attempt)
             if attempt.spec.get("image"):
                 attempt.container = await self._containers.make(attempt)
         except Exception as error:  # whatever it is, it costs this attempt
@@ -127,6 +141,7 @@ class Shepherd:
                 if attempt.gang:
                     attempt.gang.end(Order("START_FAILED", 0.0, str(refusal)))
                 self._withdraw(attempt, refusal)
+                return
         if attempt.phase == "preparing":
             self._prepared(attempt)
         else:
@@ -148,6 +163,20 @@ class Shepherd:
 
     def _withdraw(self, attempt: Attempt, refusal: Refusal) -> None:
         """It cannot get ready after all: as if it had been refused at once."""
+        if attempt.enclosure.empty() or not mps.wanted(attempt.spec):
+            self._discard(attempt, refusal)
+            return
+        task = asyncio.get_running_loop().create_task(self._clear(attempt, refusal))
+        self.services.tasks.add(task)
+        task.add_done_callback(self.services.tasks.discard)
+
+    async def _clear(self, attempt: Attempt, refusal: Refusal) -> None:
+        """Ends what runs for it already; it may be over meanwhile."""
+        await enclosure.clear(attempt.enclosure)
+        if attempt.phase == "preparing":
+            self._discard(attempt, refusal)
+
+    def _discard(self, attempt: Attempt, refusal: Refusal) -> None:
         del self.attempts[attempt.id]
         attempt.discard()
         self._refuse(attempt.id, refusal)

@@ -151,11 +151,16 @@ def test_no_systemd_no_scope(host: Systemd, limits: dict[str, Any], tmp_path: Pa
 
 
 DEVICES = "Character devices:\n  1 mem\n  5 /dev/tty\n 10 misc\n195 nvidia\n195 nvidiactl\n511 nvidia-uvm\n"
+DEVICES += "234 nvidia-caps\n"
 DEVICES += "\nBlock devices:\n259 blkext\n"
 
 
 def test_what_is_allowed() -> None:
     plain = ["block-* rwm", "char-mem rwm", "char-/dev/tty rwm", "char-misc rwm"]
-    assert scopes.allowed(DEVICES, [195, 511], []) == plain
-    cards = ["/dev/char/195:3 rwm", "/dev/char/195:254 rwm", "/dev/char/195:255 rwm"]
-    assert scopes.allowed(DEVICES, [195, 511], [3]) == [*plain, "char-nvidia-uvm rwm", *cards]
+    majors = [195, 234, 511]
+    assert scopes.allowed(DEVICES, majors, []) == plain
+    control = ["/dev/char/195:254 rwm", "/dev/char/195:255 rwm"]
+    card = [*plain, "char-nvidia-uvm rwm", "/dev/char/195:3 rwm", *control]
+    assert scopes.allowed(DEVICES, majors, [(195, 3)]) == card
+    instance = [*plain, "char-nvidia-uvm rwm", "/dev/char/195:3 rwm", "/dev/char/234:21 rwm", *control]
+    assert scopes.allowed(DEVICES, majors, [(195, 3), (234, 21)]) == instance
