@@ -55,7 +55,7 @@ def end(api: Api, array: JobRecord, index: int, cput: float) -> None:
         0,
     )
     with api.leader.transaction() as tx:
-        tx.release_shares([Release(AttemptKey(array.seq, index, 1), "node1")])
+        tx.release_shares([Release(attempt=AttemptKey(array.seq, index, 1), node="node1")])
 
 
 def change(api: Api, array: JobRecord, index: int | None, **changes: object) -> None:
