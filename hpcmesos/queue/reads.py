@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, Select, Table, func, select, text, un
 from hpcmesos.model import JobState
 from hpcmesos.queue import documents, elements, queries
 from hpcmesos.queue import tables as t
-from hpcmesos.queue.brief import BriefElement, read_brief_elements
+from hpcmesos.queue.brief import BriefElements, Forgotten, read_brief_elements
 from hpcmesos.queue.engine import begin
 from hpcmesos.queue.records import (
     AttemptRecord,
@@ -77,10 +77,10 @@ class Reads:
         with begin(self._single) as connection:
             return read_jobs(connection, wanted)
 
-    def brief_elements(self, wanted: JobFilter) -> list[BriefElement]:
-        """Elements of arrays that have a row, as far as short lists show them, in the order of their ids."""
+    def brief_elements(self, wanted: JobFilter, forgotten: Forgotten | None = None) -> list[BriefElements]:
+        """Elements of arrays that have a row, as far as short lists show them, those that look alike as one."""
         with begin(self._single) as connection:
-            return read_brief_elements(connection, wanted)
+            return read_brief_elements(connection, wanted, forgotten)
 
     def certificates(self) -> list[CertificateRecord]:
         """Of nodes, those that have not run out, by node and time; revoked ones too."""

@@ -10,20 +10,20 @@ from operator import itemgetter
 from hpcmesos.model import JobId, JobState
 from hpcmesos.pbs.facts import JobFacts
 from hpcmesos.queue import elements
-from hpcmesos.queue.brief import BriefElement, Looks
+from hpcmesos.queue.brief import BriefElements, Looks
 from hpcmesos.queue.records import JobRecord
 from hpcmesos.units import format_duration
 
 
 def with_elements(
-    jobs: Sequence[JobRecord], facts: Sequence[JobFacts], rows: Iterable[BriefElement]
+    jobs: Sequence[JobRecord], facts: Sequence[JobFacts], rows: Iterable[BriefElements]
 ) -> list[JobFacts]:
     """``facts`` of ``jobs`` with the elements of arrays among them behind each. An element that is one of ``jobs`` too
     shows once; those of other arrays come last.
 
     ``rows`` were read after ``jobs``: an element that waited then, and has a row now, has begun meanwhile.
     """
-    found: defaultdict[int, list[BriefElement]] = defaultdict(list)
+    found: defaultdict[int, list[BriefElements]] = defaultdict(list)
     for row in rows:
         found[row.seq].append(row)
     arrays = {job.seq for job in jobs if job.array_spec is not None}
@@ -33,17 +33,17 @@ def with_elements(
             shown.append(fact)
         if job.array_spec is not None:
             shown += _elements(job, found.pop(job.seq, ()))
-    for others in found.values():
-        shown += _elements(None, others)
+    for seq in sorted(found):
+        shown += _elements(None, found[seq])
     return shown
 
 
-def _elements(parent: JobRecord | None, rows: Sequence[BriefElement]) -> Iterator[JobFacts]:
+def _elements(parent: JobRecord | None, rows: Sequence[BriefElements]) -> Iterator[JobFacts]:
     """By index; ``parent`` None: those with a row alone are known."""
     seq = rows[0].seq if parent is None else parent.seq
     live = parent is not None and parent.state is not JobState.COMPLETE
-    order = [(row.element, row.looks) for row in rows]
-    begun = {row.element for row in rows}
+    order = [(index, row.looks) for row in rows for index in row.indexes]
+    begun = {index for index, _ in order}
     for kind, indexes in elements.all_without_row(parent) if parent is not None else ():
         looks = Looks(kind.server, kind.name, kind.owner, kind.queue, kind.state.value, False, None)
         order += [(index, looks) for index in indexes if index not in begun]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
-from functools import cache
 from importlib.metadata import version
 
 import msgspec
@@ -31,7 +30,7 @@ from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.render_json import jobs_json
 from hpcmesos.pbs.render_xml import jobs_xml
 from hpcmesos.pbs.status import QstatFormat, QstatQuery, parse_qstat
-from hpcmesos.queue.brief import BriefElement
+from hpcmesos.queue.brief import BriefElements
 from hpcmesos.queue.records import AttemptKey, JobFilter, JobKey, JobRecord, QueueRecord
 from hpcmesos.wire import CommandReply, CommandRequest, EventStatus, JobStatus
 
@@ -204,9 +203,11 @@ def _is_finished(site: Site, job: JobRecord) -> bool:
 
 def _by_filter(site: Site, query: QstatQuery, personality: Personality, now: datetime) -> list[JobRecord]:
     wanted = replace(_filter(query, personality), elements=query.expand_arrays and not _is_brief(query))
-    forgotten = _forgotten(site, now)
-    found = site.store.jobs(wanted)
-    return [job for job in found if wanted.history or not forgotten(job.ended_at, job.queue)]
+    return [
+        job
+        for job in site.store.jobs(wanted)
+        if wanted.history or job.ended_at is None or now - job.ended_at <= kept_for(site, job.queue)
+    ]
 
 
 def _filter(query: QstatQuery, personality: Personality) -> JobFilter:
@@ -230,7 +231,7 @@ def _is_brief(query: QstatQuery) -> bool:
 
 def _brief_elements(
     site: Site, query: QstatQuery, personality: Personality, jobs: Sequence[JobRecord], now: datetime
-) -> list[BriefElement]:
+) -> list[BriefElements]:
     """The elements with a row that the words name."""
     if query.arrays_only:
         return []
@@ -238,24 +239,12 @@ def _brief_elements(
         seqs = tuple({job.seq for job in jobs if job.array_spec is not None})
         return site.store.brief_elements(JobFilter(seqs=seqs, history=True)) if seqs else []
     wanted = _filter(query, personality)
-    forgotten = _forgotten(site, now)
+    kept = {queue: now - kept_for(site, queue) for queue in site.queues.recent()}
+    found = site.store.brief_elements(wanted, None if wanted.history else (kept, now - kept_for(site, "")))
+    if not _hides_complete(query, personality):
+        return found
     shown = {job.seq for job in jobs if job.array_spec is not None}
-    hides = _hides_complete(query, personality)
-    return [
-        row
-        for row in site.store.brief_elements(wanted)
-        if row.ended_at is None
-        or (
-            (wanted.history or not forgotten(row.ended_at, row.looks.queue))
-            and (not hides or row.seq in shown)
-        )
-    ]
-
-
-def _forgotten(site: Site, now: datetime) -> Callable[[datetime | None, str], bool]:
-    """Whether a job of a queue that ended then is shown no more by those who do not ask for history."""
-    kept = cache(lambda queue: kept_for(site, queue))
-    return lambda ended_at, queue: ended_at is not None and now - ended_at > kept(queue)
+    return [row for row in found if row.seq in shown or row.looks.state != JobState.COMPLETE.value]
 
 
 def _check_queues(site: Site, query: QstatQuery, refusals: Refusals) -> None:
