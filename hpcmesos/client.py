@@ -23,15 +23,14 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import msgspec
 
-from hpcmesos import munge as munges
 from hpcmesos import wire
+from hpcmesos.connection import Masters, certificates, places
 from hpcmesos.errors import (
     DatabaseUnavailable,
     MasterUnreachable,
@@ -89,31 +88,6 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an API process listens: a unix socket, or TLS at ``host``:``port``."""
-
-    path: str = ""
-    host: str = ""
-    port: int = 443
-
-    @classmethod
-    def parse(cls, text: str) -> Place:
-        """``https://HOST:PORT`` or ``unix:PATH``. Raises UsageError."""
-        if text.startswith("unix:/"):
-            return cls(path=text.removeprefix("unix:"))
-        try:
-            url = urlsplit(text)
-            if url.scheme == "https" and url.hostname:
-                return cls(host=url.hostname, port=url.port or 443)
-        except ValueError:
-            pass
-        raise UsageError(f"'{text}' is no address of an API; write https://HOST:PORT")
-
-    def __str__(self) -> str:
-        return self.path or f"{self.host}:{self.port}"
-
-
 class Client:
     """One connection to an API process, kept open between calls; to the next one when it breaks."""
 
@@ -137,17 +111,12 @@ class Client:
         """
         if (socket is None) == (url is None):
             raise UsageError("a client needs either socket= or url=")
-        self._places = _places(socket, url)
-        self._token = token
-        self._munge = munge_socket if munge else None
+        self._masters = Masters(places(socket, url), timeout, token, munge_socket if munge else None)
+        if self._masters.over_tls:
+            self._masters.trust(cafile=str(ca) if ca is not None else None)
         self._timeout = timeout
         self._patience = patience
-        self._ssl = _tls_context(cafile=str(ca) if ca is not None else None) if self._over_tls else None
         self._connection: http.client.HTTPConnection | None = None
-
-    @property
-    def _over_tls(self) -> bool:
-        return any(place.host for place in self._places)
 
     def __enter__(self) -> Client:
         return self
@@ -273,9 +242,9 @@ class Client:
         while True:
             query = urlencode({"offset": offset, "follow": str(follow).lower()})
             try:
-                with self._open() as connection:
+                with self._masters.open() as connection:
                     path = f"{_job_path(job_id)}/logs/{quote(stream)}?{query}"
-                    response = self._send(connection, "GET", path, None)
+                    response = self._masters.send(connection, "GET", path, None)
                     if response.status >= 400:
                         raise _error(response.status, response.read())
                     # http.client takes a stream that breaks off inside a chunk for an error, as it should.
@@ -287,8 +256,8 @@ class Client:
             except TimeoutError:
                 deadline = time.monotonic() + self._patience  # a quiet job, not a broken connection
             except (OSError, http.client.HTTPException, MasterUnreachable, DatabaseUnavailable) as error:
-                self._give_up_after(deadline, error)
-                self._turn()
+                self._masters.give_up_after(deadline, error)
+                self._masters.turn()
                 time.sleep(_FIRST_PAUSE)
 
     def nodes(self) -> list[NodeStatus]:
@@ -437,20 +406,18 @@ class Client:
             Unauthenticated: the server is not of the cluster that the token was made for, or refuses the token.
         """
         ca_pem = self._authority(token)
-        if self._over_tls:
+        if self._masters.over_tls:
             self.close()
-            self._ssl = _tls_context(cadata=ca_pem)
+            self._masters.trust(cadata=ca_pem)
         request = wire.JoinRequest(token=token, node=node, csr=csr)
         return self._call("POST", "/v1/nodes/join", wire.JoinReply, request, patience=0.0)
 
     def _authority(self, token: str) -> str:
         """The one of the server's CA certificates that the token names."""
-        if self._over_tls:
-            self._ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            self._ssl.check_hostname = False
-            self._ssl.verify_mode = ssl.CERT_NONE  # the fingerprint decides, below
+        if self._masters.over_tls:
+            self._masters.trust_anybody()  # the fingerprint decides, below
         try:
-            for pem in _certificates(self.trusted_authorities()):
+            for pem in certificates(self.trusted_authorities()):
                 found = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
                 if secrets.compare_digest(found, token.partition(".")[0]):
                     return pem
@@ -470,14 +437,14 @@ class Client:
         from websockets.sync.client import connect  # 30 ms that others need not wait for
 
         path = f"{_job_path(job_id)}/terminal"
-        connection = self._open()
+        connection = self._masters.open()
         try:
             connection.connect()
             connection.sock.settimeout(None)  # a terminal may be silent for hours
             with connect(
                 f"ws://localhost{path}?{urlencode(query)}",
                 sock=connection.sock,
-                additional_headers=self._credential("GET", path),
+                additional_headers=self._masters.credential("GET", path),
                 compression=None,
                 proxy=None,
                 max_size=None,
@@ -486,7 +453,7 @@ class Client:
             ) as socket:
                 yield socket
         except BaseException:
-            self._turn()
+            self._masters.turn()
             raise
         finally:
             connection.close()
@@ -505,17 +472,17 @@ class Client:
             except (OSError, http.client.HTTPException, Unavailable) as error:
                 met = met or isinstance(error, Unavailable | ConnectionRefusedError) or self._connected
                 self.close()
-                self._give_up_after(began + (patience if met else min(patience, _UNMET)), error)
-                self._turn()
+                self._masters.give_up_after(began + (patience if met else min(patience, _UNMET)), error)
+                self._masters.turn()
                 tried += 1
-                if tried % len(self._places) == 0:
+                if tried % len(self._masters) == 0:
                     time.sleep(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _once(self, method: str, path: str, kind: type[T], data: bytes | None) -> T:
         if self._connection is None:
-            self._connection = self._open()
-        response = self._send(self._connection, method, path, data)
+            self._connection = self._masters.open()
+        response = self._masters.send(self._connection, method, path, data)
         content = response.read()
         if response.status >= 400:
             raise _error(response.status, content)
@@ -524,120 +491,9 @@ class Client:
         except msgspec.MsgspecError as error:
             raise ProtocolError(f"the server's answer to {method} {path} cannot be read: {error}") from error
 
-    def _send(
-        self, connection: http.client.HTTPConnection, method: str, path: str, data: bytes | None
-    ) -> http.client.HTTPResponse:
-        headers = {"Content-Type": "application/json"} if data is not None else {}
-        connection.request(method, path, data, headers | self._credential(method, path))
-        return connection.getresponse()
-
-    def _credential(self, method: str, path: str) -> dict[str, str]:
-        """Who we are, for a request over TLS."""
-        if self._munge is not None:
-            credential = munges.encode(f"{method} {path.partition('?')[0]}".encode(), self._munge)
-            return {"Authorization": f"MUNGE {credential}"}
-        return {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
-
-    def _open(self) -> _Connection | _TlsConnection:
-        place = self._places[0]
-        if place.path:
-            return _Connection(place.path, self._timeout)
-        assert self._ssl is not None
-        return _TlsConnection(place.host, place.port, self._timeout, self._ssl)
-
-    def _turn(self) -> None:
-        """The next try goes to the next master."""
-        self._places.append(self._places.pop(0))
-
     @property
     def _connected(self) -> bool:
         return self._connection is not None and self._connection.sock is not None
-
-    def _give_up_after(self, deadline: float, error: Exception) -> None:
-        """Raises what the caller gets to see, when it is time to or trying again cannot help."""
-        where = self._places[0]
-        if isinstance(error, ssl.SSLCertVerificationError):
-            raise Unauthenticated(
-                f"server {where} is not of this cluster ({error.verify_message})"
-            ) from error
-        if time.monotonic() < deadline:
-            return
-        if isinstance(error, Unavailable):
-            raise error
-        raise MasterUnreachable(f"cannot connect to server {where} ({error})") from error
-
-
-class _Closing(http.client.HTTPConnection):
-    def __enter__(self) -> _Closing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class _Connection(_Closing):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        try:
-            self.sock.connect(self._path)
-        except OSError:
-            self.close()
-            raise
-
-
-class _TlsConnection(http.client.HTTPSConnection, _Closing):
-    """HTTP over TLS; the cluster's authority vouches for the server, not its host name.
-
-    The same authority signs the nodes' certificates: only a master's may see what we send.
-    """
-
-    def __init__(self, host: str, port: int, timeout: float, context: ssl.SSLContext) -> None:
-        super().__init__(host, port, timeout=timeout, context=context)
-        self._by_authority = not context.check_hostname and context.verify_mode is ssl.CERT_REQUIRED
-
-    def connect(self) -> None:
-        super().connect()
-        certificate: Any = self.sock.getpeercert() or {}
-        fields = {name: value for part in certificate.get("subject", ()) for name, value in part}
-        if self._by_authority and fields.get("organizationName") != "master":
-            self.close()
-            raise Unauthenticated(
-                f"{self.host}:{self.port} shows a certificate of the cluster, but not a master's"
-            )
-
-
-def _tls_context(cafile: str | None = None, cadata: str | None = None) -> ssl.SSLContext:
-    """Trust in one authority; without one, in the system's, and then the host name counts."""
-    context = ssl.create_default_context(cafile=cafile, cadata=cadata)
-    context.check_hostname = cafile is None and cadata is None
-    if not context.check_hostname:
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a site's own authority is below others
-    return context
-
-
-def _certificates(pem: str) -> list[str]:
-    """Those in a text with several."""
-    end = "-----END CERTIFICATE-----\n"
-    return [f"{part}{end}" for part in pem.split(end) if part.strip()]
-
-
-def _places(socket: str | Path | Sequence[str | Path] | None, url: str | Sequence[str] | None) -> list[Place]:
-    if socket is not None:
-        paths = [socket] if isinstance(socket, str | Path) else list(socket)
-        places = [Place(path=str(path)) for path in paths]
-    else:
-        urls = url.split(",") if isinstance(url, str) else list(url or ())
-        places = [Place.parse(text.strip()) for text in urls]
-    if not places:
-        raise UsageError("a client needs the address of at least one master")
-    return places
 
 
 def _job_path(job_id: str) -> str:

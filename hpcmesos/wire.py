@@ -88,7 +88,8 @@ class Ended(Message, frozen=True, kw_only=True):
 
     Only the head's report carries code or signal. ``forced``: it took SIGKILL. ``ranks``: one mapping per rank
     {step, rank, node, code, signal, gpu, at}; ``steps``: {step, command, code, first_failed: a rank or None}.
-    ``usage``: cput (s), mem (bytes peak), walltime (s).
+    ``usage``: cput (s), mem (bytes peak), walltime (s). ``ended_boot``: when, by the node's CLOCK_BOOTTIME (0: not
+    known), and ``ago``: seconds that this was before the report was sent, whatever clocks say.
     """
 
     attempt: str
@@ -101,6 +102,8 @@ class Ended(Message, frozen=True, kw_only=True):
     message: str = ""
     started_at: float | None = None
     ended_at: float = 0.0
+    ended_boot: float = 0.0
+    ago: float = 0.0
     usage: dict[str, float] = {}
     ranks: list[dict[str, Any]] = []
     steps: list[dict[str, Any]] = []

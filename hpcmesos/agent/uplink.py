@@ -26,8 +26,10 @@ log = logging.getLogger(__name__)
 _ELECTION = 1.0  # s that a master waits with its answer for a leader to be elected
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # s between two dials, with jitter
 _NEXT_MASTER = 0.5  # s that a master may take to say who leads until the next one is asked, too
+_ASKING = 5.0  # s that a master is asked again and again, while it knows no leader
 _DIAL_TIMEOUT = 5.0
-_SILENT_PINGS = 5  # pings that fail to come until the link counts as dead
+_LATE_PINGS = 2  # pings that fail to come until the masters are asked whether somebody else leads
+_SILENT_PINGS = 5  # the same until the link counts as dead
 _HELLO = 0  # stands for the hello among the nonces of pings
 _CHUNK = 256 * 1024  # bytes read at once
 _MAX_UNSENT = 64 * 1024 * 1024
@@ -60,6 +62,8 @@ class Uplink:
         self._link = 0
         self._writer: asyncio.StreamWriter | None = None
         self._welcome: wire.Welcome | None = None
+        self._last = 0.0  # when the leader was heard last, by the loop's clock
+        self._doubts: asyncio.Task[None] | None = None
         self._redirect: str | None = None
         self._silence = _DIAL_TIMEOUT  # s without a word of the leader until the link counts as dead
         self._unheard = -1  # term of a leader that does not answer
@@ -68,6 +72,8 @@ class Uplink:
     def send(self, link: int, message: wire.ToLeader) -> None:
         if link != self._link or self._writer is None:
             return
+        if isinstance(message, wire.Ended) and message.ended_boot:
+            message = msgspec.structs.replace(message, ago=boottime() - message.ended_boot)
         self._writer.write(wire.encode(message))
         if self._writer.transport.get_write_buffer_size() > _MAX_UNSENT:
             self.close(link, "the leader does not read")
@@ -108,7 +114,7 @@ class Uplink:
             pause = min(2 * pause, LONGEST_PAUSE) if ready() else FIRST_PAUSE
 
     async def _session(self) -> None:
-        address, term = (self._redirect, -1) if self._redirect else await self._ask_leader()
+        address, term = (self._redirect, -1) if self._redirect else await self._ask_leader(self._unheard)
         self._redirect = None
         reader, writer = await self._dial(address, term)
         try:
@@ -120,7 +126,9 @@ class Uplink:
             self._sink(LinkUp(self._link))
             await self._converse(reader)
         finally:
-            self._writer = None
+            if self._doubts:
+                self._doubts.cancel()
+            self._writer = self._doubts = None
             self._sink(LinkDown(self._link))
             writer.close()
             with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
@@ -146,24 +154,43 @@ class Uplink:
             self._contact(at)
             self._sent = {sent: when for sent, when in self._sent.items() if sent > nonce}
 
-    async def _ask_leader(self) -> tuple[str, int]:
-        """The leader's address and term, from the first master that knows; a slow one does not hold up the others."""
-        questions = [partial(self._ask, master) for master in self._masters]
+    async def _ask_leader(self, after: int) -> tuple[str, int]:
+        """The leader's address and term, from the first master that knows; a slow one does not hold up the others.
+
+        Waits a while for one of a later term than ``after``.
+        """
+        questions = [partial(self._ask, master, after) for master in self._masters]
         found, _, errors = await staggered_race(questions, _NEXT_MASTER)
         if found is None:
             raise MasterUnreachable("; ".join(dict.fromkeys(str(error) for error in errors)))
         address, term = found
         return str(address), int(term)
 
-    async def _ask(self, master: str) -> tuple[str, int]:
+    async def _ask(self, master: str, after: int) -> tuple[str, int]:
+        """One that knows no leader is asked again: another may just not answer, and all are waited for."""
         context = self._context if master.startswith("https") else None
-        path = f"/v1/leader?after={self._unheard}&timeout={_ELECTION:g}"
-        answer = await asyncio.to_thread(api.call, master, "GET", path, None, context)
-        reply = msgspec.convert(answer, wire.LeaderReply)
-        self._waited = reply.address is None or reply.term <= self._unheard
-        if reply.address is None:
-            raise MasterUnreachable("there is no leader now")
-        return reply.address, reply.term
+        path = f"/v1/leader?after={after}&timeout={_ELECTION:g}"
+        deadline = asyncio.get_running_loop().time() + _ASKING
+        while True:
+            answer = await asyncio.to_thread(api.call, master, "GET", path, None, context)
+            reply = msgspec.convert(answer, wire.LeaderReply)
+            self._waited = reply.address is None or reply.term <= after
+            if reply.address is not None:
+                return reply.address, reply.term
+            if asyncio.get_running_loop().time() > deadline:
+                raise MasterUnreachable("there is no leader now")
+            await asyncio.sleep(FIRST_PAUSE)  # it has waited itself
+
+    async def _doubt(self, welcome: wire.Welcome) -> None:
+        """Beside a link: a leader that hangs is replaced long before its link counts as dead."""
+        while True:
+            await asyncio.sleep(welcome.ping_interval * random.uniform(0.25, 0.5))
+            if asyncio.get_running_loop().time() - self._last < _LATE_PINGS * welcome.ping_interval:
+                continue
+            with contextlib.suppress(OSError, ValueError, HpcmesosError, msgspec.MsgspecError):
+                _, term = await self._ask_leader(welcome.term)
+                if term > welcome.term:
+                    self.close(self._link, f"term {welcome.term} is silent, {term} has begun")
 
     async def _converse(self, reader: asyncio.StreamReader) -> None:
         self._silence = _DIAL_TIMEOUT
@@ -178,6 +205,7 @@ class Uplink:
                 self._take(wire.decode_to_agent(body))
 
     def _take(self, message: wire.ToAgent) -> None:
+        self._last = asyncio.get_running_loop().time()
         match message:
             case wire.Ping(nonce=nonce, heard=heard, trusts=trusts):
                 self._heard(heard)
@@ -196,6 +224,7 @@ class Uplink:
                     )
                 self._silence = max(_DIAL_TIMEOUT, _SILENT_PINGS * message.ping_interval)
                 self._welcome = message
+                self._doubts = asyncio.create_task(self._doubt(message))
                 log.info("link %d: cluster=%s term=%d", self._link, message.cluster, message.term)
                 self._sink(FromLeader(self._link, message))
                 self._heard(_HELLO)

@@ -6,6 +6,7 @@ between two calls of ``schedule()``, which itself changes nothing. ``TABLE.of(co
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -273,6 +274,9 @@ class RunningTable(Collection[RunningView]):
         self._site = nodes.site
         self._ends: Floats = np.empty(64)
         self._shares: Ints = np.empty((64, 4), np.int64)
+        self._whose: Ints = np.empty(64, np.int64)  # of each row, the number of its job
+        self._numbers: dict[JobId, int] = {}
+        self._count = itertools.count()
         self._size = 0
         for job in sorted(jobs, key=lambda job: inf if job.ends_at is None else job.ends_at):
             self.put(job)
@@ -311,17 +315,16 @@ class RunningTable(Collection[RunningView]):
         """Forgets a job, if it is known."""
         self._follow()
         view = self.views.pop(job, None)
-        members = self._known(view) if view else []
-        if view is None or not members:
+        number = self._numbers.pop(job, None)
+        if view is None or number is None:
             return
-        count, end = len(members), inf if view.ends_at is None else view.ends_at
-        # A job's shares stand together; of equal ends those that hold the same go, whosever they are.
-        wanted, stop = _share_rows(members, self._site.rows), self._size
+        end, stop = inf if view.ends_at is None else view.ends_at, self._size
         first, last = (int(np.searchsorted(self._ends[:stop], end, side)) for side in ("left", "right"))
-        alike = np.flatnonzero((self._shares[first:last] == wanted[0]).all(axis=1)) + first
-        at = next(at for at in alike.tolist() if np.array_equal(self._shares[at : at + count], wanted))
-        self._ends[at : stop - count] = self._ends[at + count : stop]
-        self._shares[at : stop - count] = self._shares[at + count : stop]
+        # A job's rows stand together.
+        own = np.flatnonzero(self._whose[first:last] == number)
+        at, count = first + int(own[0]), len(own)
+        for column in (self._ends, self._shares, self._whose):
+            column[at : stop - count] = column[at + count : stop]
         self._size -= count
 
     def _known(self, job: RunningView) -> list[Member]:
@@ -335,19 +338,23 @@ class RunningTable(Collection[RunningView]):
         while self._size + count > len(self._ends):
             self._ends = np.concatenate([self._ends, np.empty_like(self._ends)])
             self._shares = np.concatenate([self._shares, np.empty_like(self._shares)])
+            self._whose = np.concatenate([self._whose, np.empty_like(self._whose)])
         end = inf if job.ends_at is None else job.ends_at
         stop = self._size
         at = bisect_right(self._ends, end, 0, stop)
-        self._ends[at + count : stop + count] = self._ends[at:stop]
-        self._shares[at + count : stop + count] = self._shares[at:stop]
+        for column in (self._ends, self._shares, self._whose):
+            column[at + count : stop + count] = column[at:stop]
+        self._numbers[job.id] = next(self._count)
         self._ends[at : at + count] = end
         self._shares[at : at + count] = _share_rows(members, self._site.rows)
+        self._whose[at : at + count] = self._numbers[job.id]
         self._size += count
 
     def _follow(self) -> None:
         """When the nodes have other rows than before, so do the shares."""
         if self._site is not self._nodes.site:
             self._site, self._size = self._nodes.site, 0
+            self._numbers.clear()
             for job in sorted(
                 self.views.values(), key=lambda job: inf if job.ends_at is None else job.ends_at
             ):

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from hpcmesos.gang import mpi
 from hpcmesos.launch import enclosure, files, limits, ports, preflight, proxies, tasks
 from hpcmesos.launch.births import Birth
+from hpcmesos.launch.clock import boottime
 from hpcmesos.launch.container import SHELL, Container, PrivateTmp, View
 from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import TAIL, Output
@@ -648,6 +649,7 @@ class Attempt:
             "message": "; ".join(filter(None, messages)),
             "started_at": self._started["started_at"] if self._started else None,
             "ended_at": time.time(),
+            "ended_boot": boottime(),
             "usage": self._usage(),
             "ranks": ranks,
             "steps": steps,

@@ -13,6 +13,7 @@ from typing import Any
 
 from hpcmesos.launch import enclosure, files
 from hpcmesos.launch.attempt import NODE_LOST, Services
+from hpcmesos.launch.clock import boottime
 from hpcmesos.launch.output import PATIENCE, TAIL
 from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.processes import Children, Launch
@@ -110,6 +111,7 @@ async def _end(
         "message": why,
         "started_at": started_at,
         "ended_at": time.time(),
+        "ended_boot": boottime(),
         "usage": {},
         "ranks": [],
         "steps": [],

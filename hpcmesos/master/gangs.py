@@ -36,8 +36,11 @@ GANG_LOSS = 30.0
 ACCUSED = 6.0
 """The same when a member has not heard the head for the gang's silence: the head's clock has run as long."""
 
-_LINKING = 5.0
-"""Seconds that a new leader gives the nodes to link before it takes one that is silent for lost."""
+LINKING = 2.0
+"""Seconds that a new leader gives the nodes to link before it gives up the head of a gang that is lost already.
+
+Agents are there within one (docs/performance.md); a head that comes later has ended its part by its own clock.
+"""
 
 PREEMPT_GRACE = "preempt_grace"
 """Attribute of a queue: seconds between SIGUSR1 and SIGTERM for its jobs that are preempted; unset: no SIGUSR1."""
@@ -45,6 +48,8 @@ PREEMPT_GRACE = "preempt_grace"
 MAX_FAILED_STARTS = 5
 _BILLED = ("account", "resource_list")
 _LOSSES = frozenset({Cause.NODE_LOST, Cause.GPU_LOST})
+_UNHARMED = frozenset({Cause.START_FAILED, Cause.PREEMPTED})
+"""Ends that cost a job nothing: it waits again."""
 _SAID_SO = frozenset({Cause.APP, Cause.SIGNAL})
 """How a job ends that was told to save its work and did not end with 0; with 0 it is complete."""
 
@@ -179,8 +184,16 @@ class Gangs:
     def _billed(self, job: JobRecord, attempt: Attempt) -> JobRecord:
         """The job with what accounting wants to know; the picture's jobs have no submission."""
         if not attempt.billing:
-            attempt.billing = _billing(self.submissions.get(job.seq).submission)
+            self._read_billing(attempt)
         return replace(job, submission=attempt.billing)
+
+    def _read_billing(self, attempt: Attempt) -> None:
+        """With those of its head's other attempts: after a takeover a node has many ends to tell."""
+        others = (one for one in self.desk.cluster.attempts.values() if one.head == attempt.head)
+        unread = [attempt, *(one for one in others if not one.billing)]
+        found = self.submissions.currents({one.key.seq for one in unread})
+        for one in unread:
+            one.billing = _billing(found[one.key.seq])
 
     def on_refused(self, attempt: Attempt, node: str, culprit: str, reason: str) -> None:
         """A member cannot prepare; nothing of the attempt is there."""
@@ -306,7 +319,8 @@ class Gangs:
             self.finish(attempt, self._report(attempt, report))
         elif attempt.end is None and Cause(report.cause) in _TROUBLE:
             culprit = report.culprit or node
-            self._member_fell(attempt, Cause(report.cause), culprit, clean(report.message))
+            ago = min(max(report.ago, 0.0), GANG_LOSS)  # its report may have waited for a leader
+            self._member_fell(attempt, Cause(report.cause), culprit, clean(report.message), ago)
 
     def part_lost(self, attempt: Attempt, node: str, why: str) -> None:
         """A node denies a part that must have been there."""
@@ -323,10 +337,23 @@ class Gangs:
         elif attempt.end is None:
             self._member_fell(attempt, cause, node, text)
 
-    def _member_fell(self, attempt: Attempt, cause: Cause, culprit: str, text: str) -> None:
-        self.end(attempt, cause, culprit, text)
+    def never_began(self, attempt: Attempt) -> bool:
+        """The head has never had it: when it was told to end for no loss, that is the end it has; whether so."""
+        ending = attempt.ending
+        if attempt.end is None or ending is None or ending.cause not in _UNHARMED:
+            return False
+        if attempt.phase in (Phase.RUNNING, Phase.OVER):
+            return False
+        self.desk.release(attempt, attempt.head)
+        self.finish(attempt, self.verdict(attempt, ending.cause, ending.culprit, ending.message))
+        return True
+
+    def _member_fell(self, attempt: Attempt, cause: Cause, culprit: str, text: str, ago: float = 0.0) -> None:
+        """``ago``: s since the member's part ended; the head's clock has run as long."""
+        ending = self._ending(attempt, cause, culprit, text)
+        self._tell_end(attempt, replace(ending, at=ending.at - ago))
         if cause in _LOSSES:
-            self._watch_lost(attempt, cause, culprit, text)
+            self._watch_lost(attempt, cause, culprit, text, -ago)
 
     def _watch_lost(
         self, attempt: Attempt, cause: Cause, culprit: str, text: str, since: float = 0.0
@@ -334,7 +361,7 @@ class Gangs:
         """``since``: s, at most 0: when the loss was noticed."""
         patience = (ACCUSED if culprit == attempt.head else GANG_LOSS) + since
         name = attempt.name
-        self.desk.alarms.set(max(_LINKING, patience), lambda: self._gang_lost(name, cause, culprit, text))
+        self.desk.alarms.set(max(LINKING, patience), lambda: self._gang_lost(name, cause, culprit, text))
 
     def _gang_lost(self, name: str, cause: Cause, culprit: str, text: str) -> None:
         """The gang clock has ended every part by now; a head that still is silent gets no more time."""
@@ -415,7 +442,7 @@ class Gangs:
             return False
         if record.cause in _LOSSES:
             return job.rerunable and job.charged_attempts + 1 < self.desk.settings.max_attempts
-        return record.cause in (Cause.START_FAILED, Cause.PREEMPTED)
+        return record.cause in _UNHARMED
 
     def _requeue(self, job: JobRecord, attempt: Attempt, record: AttemptRecord) -> None:
         """Back to its old place in the queue, away from the culprit; too many failed starts hold it."""

@@ -62,6 +62,9 @@ _LONGEST_GATHER = 0.1  # at most: as long as the last turn took, so that a slow 
 _FEW_ENDS = 4  # a turn waits as long for more ends when so many times as many attempts still hold something
 _ROWS, _FEWEST_ROWS = 1000, 50  # events and rows of the inbox in one transaction
 _SLOW, _QUICK = 0.5, 0.1  # seconds of a transaction that make the next ones smaller, or larger again
+_LONG = (
+    0.1  # seconds of handling events after which what they decided is written: a leader may die any moment
+)
 _RELOAD_PAUSE, _LONGEST_RELOAD_PAUSE = 1.0, 30.0
 _ALARM = "an alarm"
 _CALM = 60.0  # seconds without a reload after which the next one need not wait longer
@@ -133,7 +136,12 @@ class Planner:
         began = self._alarms.clock()
         self._plugins.follow()
         work: list[tuple[str, Effects]] = []
+        since = began
         for event in batch:
+            if work and self._alarms.clock() - since > _LONG:
+                self._write(work, look=False)
+                self._flush()
+                work, since = [], self._alarms.clock()
             node = event.node if isinstance(event, Received | LinkUp) else None
             self._attempt(work, _label(event), partial(self._on_event, event), node)
         for key in self._take_recheck():

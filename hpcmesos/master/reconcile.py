@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from hpcmesos import wire
@@ -15,7 +15,7 @@ from hpcmesos.master.events import LinkDown, LinkUp
 from hpcmesos.master.gangs import Gangs, clean
 from hpcmesos.master.strangers import Strangers
 from hpcmesos.model import AttemptId, Cause, GpuState
-from hpcmesos.queue.records import GpuRecord, JobKey, NodeRecord
+from hpcmesos.queue.records import AttemptKey, GpuRecord, JobKey, NodeRecord
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +52,15 @@ class Nodes:
                 else:
                     self._held(attempt, event.node, report.phase)
         self._strangers.reported(event.node, reports)
-        for name, report in reports.items():
-            attempt_here = self.desk.cluster.attempts.get(name)
-            if attempt_here is None or event.node not in attempt_here.shares:
-                self._stranger(event.node, name, report.phase, report.gpus)
+        strangers = [report for report in hello.attempts if not self._holds(event.node, report.attempt)]
+        self._learn_finished(report.attempt for report in strangers)
+        for report in strangers:
+            self._stranger(event.node, report.attempt, report.phase, report.gpus)
+
+    def _holds(self, node: str, name: str) -> bool:
+        """Whether the node has a share of that attempt, by our books."""
+        attempt = self.desk.cluster.attempts.get(name)
+        return attempt is not None and node in attempt.shares
 
     def on_down(self, event: LinkDown) -> None:
         node = self.desk.cluster.nodes.get(event.node)
@@ -206,6 +211,8 @@ class Nodes:
 
     def _denied(self, attempt: Attempt, node: str, forgot: str) -> None:
         """The node has no such part: never had, or lost it. ``forgot``: why it may not know what it had."""
+        if node == attempt.head and not forgot and self.gangs.never_began(attempt):
+            return
         if attempt.end is not None or attempt.phase is Phase.OVER:
             self.gangs.part_lost(attempt, node, "it knows nothing of the attempt")
         elif attempt.phase is Phase.PREPARING and not (forgot and node in attempt.ready):
@@ -245,15 +252,21 @@ class Nodes:
 
     def is_finished(self, name: str) -> bool:
         """Whether the database knows the attempt as one that has ended."""
-        if name in self._finished:
-            return True
-        identity = AttemptId.parse(name)
-        key = JobKey(identity.job.seq, identity.job.index)
-        for record in self.desk.reader.attempts([key]):
-            if record.key.number == identity.number and record.ended_at:
+        self._learn_finished([name])
+        return name in self._finished
+
+    def _learn_finished(self, names: Iterable[str]) -> None:
+        """Asks the database about all of them together: a node may hold many ends that it could not tell."""
+        asked = {AttemptId.parse(name): name for name in names if name not in self._finished}
+        if not asked:
+            return
+        keys = {JobKey(identity.job.seq, identity.job.index) for identity in asked}
+        ended = {
+            record.key for record in self.desk.reader.attempts(list(keys), tails=False) if record.ended_at
+        }
+        for identity, name in asked.items():
+            if AttemptKey(identity.job.seq, identity.job.index, identity.number) in ended:
                 self._finished.add(name)
-                return True
-        return False
 
     def on_message(self, node: str, message: wire.ToLeader) -> None:
         """Everything that an agent says after its hello."""

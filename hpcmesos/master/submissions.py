@@ -31,11 +31,15 @@ class Submissions:
 
     def current(self, seq: int) -> Mapping[str, Any]:
         """As it stands now, with changes that are not committed yet."""
-        if seq in self._read:
-            return self._read[seq]
-        if seq in self._known:
-            return self._known[seq].submission
-        return self._reader.submissions([seq]).get(seq, {})
+        return self.currents([seq])[seq]
+
+    def currents(self, seqs: Collection[int]) -> dict[int, Mapping[str, Any]]:
+        """The same of several; those of unknown jobs are empty."""
+        found = {seq: self._known[seq].submission for seq in seqs if seq in self._known}
+        found |= {seq: self._read[seq] for seq in seqs if seq in self._read}
+        if missing := [seq for seq in seqs if seq not in found]:
+            found |= self._reader.submissions(missing)
+        return {seq: found.get(seq, {}) for seq in seqs}
 
     def change(self, seq: int, submission: Mapping[str, Any]) -> None:
         """The job has another one now."""

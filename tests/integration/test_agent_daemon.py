@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 
 from hpcmesos import wire
@@ -63,6 +65,8 @@ class Leader:
         self.received: queue.Queue[wire.ToLeader | None] = queue.Queue()
         self.kept: list[wire.ToLeader] = []
         self.address = self.url = ""
+        self.latest = 5  # the term that the API tells
+        self.unsure = 0  # so many questions are answered by: nobody leads
         self.writer: asyncio.StreamWriter | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -105,7 +109,9 @@ class Leader:
 
     def _answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if path.startswith("/v1/leader?"):
-            return 200, {"address": self.address, "term": 5, "timeline": 1}
+            self.unsure -= 1
+            address = None if self.unsure >= 0 else self.address
+            return 200, {"address": address, "term": self.latest, "timeline": 1}
         if path != "/v1/nodes/join":
             return 404, {"code": "unknown", "message": f"nothing at {path}", "exit_code": 1}
         if body["token"] != self.token:
@@ -424,6 +430,42 @@ def test_an_old_leader_is_refused_also_after_a_restart(
     shepherd.accept()
     assert leader.expect(wire.Hello).seen_term == 5
     wait_until(lambda: "an old leader: timeline 1 term 4" in node.output(), "the refusal in the log")
+
+
+def test_a_silent_leader_is_left_as_soon_as_another_one_leads(
+    node: Node, leader: Leader, shepherd: ScriptedShepherd
+) -> None:
+    leader.welcome = msgspec.structs.replace(leader.welcome, ping_interval=0.2)
+    connected(node, leader, shepherd)
+    began = time.monotonic()
+    leader.latest = 6
+    leader.expect(wire.Hello)
+    assert "term 5 is silent, 6 has begun" in node.output()
+    assert time.monotonic() - began < 4.5, "a link is given up as dead after 5 s"
+
+
+def test_a_master_that_hangs_does_not_keep_the_agent_from_the_next_leader(
+    node: Node, leader: Leader, shepherd: ScriptedShepherd, directory: Path
+) -> None:
+    hung = directory / "hung.sock"
+    node.settings = dataclasses.replace(node.settings, master=f"unix:{hung},{node.settings.master}")
+    connected(node, leader, shepherd)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(hung))
+        listening.listen()
+        leader.unsure = 2
+        began = time.monotonic()
+        leader.part()
+        leader.expect(wire.Hello)
+        assert time.monotonic() - began < 4.5, "a master that does not answer is given 5 s"
+
+
+def test_an_end_says_how_long_ago_it_was(node: Node, leader: Leader, shepherd: ScriptedShepherd) -> None:
+    connected(node, leader, shepherd)
+    leader.say(wire.Prepare(attempt="7.hpcm#1", spec=spec("7.hpcm#1")))
+    shepherd.expect()
+    shepherd.say(**ended("7.hpcm#1", ended_boot=boottime() - 100.0))
+    assert 100.0 <= leader.expect(wire.Ended).ago < 100.0 + LIMIT
 
 
 def test_a_second_agent_for_the_same_state_is_refused(

@@ -264,7 +264,7 @@ def test_munge_names_the_user(api: Api, munged: str) -> None:
 def test_a_munge_credential_is_good_once_and_for_its_request(api: Api, munged: str) -> None:
     def ask(credential: str, path: str) -> int:
         with Client(url=api.url, ca=api.ca, token="x") as client:
-            connection = client._open()
+            connection = client._masters.open()
             connection.request("GET", path, headers={"Authorization": f"MUNGE {credential}"})
             status = connection.getresponse().status
             connection.close()

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import psycopg
 import pytest
 
 from hpcmesos import wire
-from hpcmesos.master.gangs import ACCUSED
+from hpcmesos.master.events import Asked, Received
+from hpcmesos.master.gangs import ACCUSED, LINKING
+from hpcmesos.master.links_client import Question
 from hpcmesos.model import Cause, JobState, Request
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.records import QueueRecord
@@ -177,6 +180,122 @@ def test_a_gang_whose_head_is_lost_waits_no_longer_under_the_next_leader(bench: 
     bench.turn()
     for node in bench.run(seq):
         bench.say((node, ended(bench.attempt(seq), head=node == head)))
+
+
+def member_accuses(bench: Bench, ago: float = 0.0) -> tuple[int, str, str, wire.Ended]:
+    """A gang of two whose head's host is dead: its number, head and member, and what the member has to tell."""
+    seq, attempt, (head, member) = runs(bench, nodes=2)
+    bench.down(head)
+    return seq, head, member, ended(attempt, "NODE_LOST", head=False, culprit=head, ago=ago)
+
+
+def lost_by(bench: Bench, seq: int) -> str | None:
+    """The culprit of the job's first attempt, once it is over."""
+    (first,) = bench.store.attempts([seq])
+    return first.culprit if first.cause is Cause.NODE_LOST else None
+
+
+def ends_elsewhere(bench: Bench, seq: int, head: str) -> None:
+    bench.up(head)
+    bench.turn()
+    for node in bench.run(seq):
+        bench.say((node, ended(bench.attempt(seq), head=node == head)))
+
+
+def lives(bench: Bench, database: Database, seconds: float) -> None:
+    """Time passes for the leader, and for what it has written down, which is by the database's clock."""
+    bench.pass_time(seconds)
+    with psycopg.connect(database.owner) as connection:
+        connection.execute(
+            "UPDATE attempts SET ending = jsonb_set(ending, '{at}', to_jsonb((ending->>'at')::float8 - %s))"
+            " WHERE ending IS NOT NULL",
+            [seconds],
+        )
+
+
+def test_a_loss_is_known_in_time_though_two_leaders_die_in_its_silence(
+    bench: DoomedBench, database: Database
+) -> None:
+    """The head's host died 20 s before its member ended. 30 s after it died the loss has to be known."""
+    seq, head, member, report_of_member = member_accuses(bench)
+    bench.say((member, report_of_member))
+    lives(bench, database, 5.5)
+    bench.take_over()
+    bench.up(member)
+    lives(bench, database, 1.5)
+    bench.take_over()
+    bench.up(member)
+    assert bench.state(seq) is JobState.RUNNING
+    bench.pass_time(3.0)
+    assert lost_by(bench, seq) == head
+    ends_elsewhere(bench, seq, head)
+
+
+def test_a_report_that_waited_for_a_leader_is_as_old_as_it_is(bench: DoomedBench) -> None:
+    seq, head, member, report_of_member = member_accuses(bench, ago=ACCUSED - 1)
+    bench.take_over()  # the one before has written nothing of it
+    bench.up(member, attempts=[report(report_of_member.attempt, "ended", head=False)])
+    bench.say((member, report_of_member))
+    bench.pass_time(LINKING - 0.5)
+    assert bench.state(seq) is JobState.RUNNING, "the head has its time to link"
+    bench.pass_time(1.0)
+    assert lost_by(bench, seq) == head
+    ends_elsewhere(bench, seq, head)
+
+
+def test_a_head_that_has_only_lost_its_leader_tells_its_end_itself(bench: DoomedBench) -> None:
+    seq, head, member, report_of_member = member_accuses(bench)
+    bench.say((member, report_of_member))
+    bench.take_over()
+    bench.up(member)
+    bench.pass_time(LINKING - 0.5)
+    bench.up(head, attempts=[report(report_of_member.attempt, "running")])
+    bench.pass_time(ACCUSED)
+    assert bench.state(seq) is JobState.RUNNING, "who is linked is waited for"
+    own = ended(report_of_member.attempt, "NODE_LOST", culprit=member, message="no word of its member")
+    bench.say((head, own))
+    (first, *_) = bench.store.attempts([seq])
+    assert (first.cause, first.message) == (Cause.NODE_LOST, "no word of its member")
+    bench.turn()
+    for node in bench.run(seq):
+        bench.say((node, ended(bench.attempt(seq), head=node == head)))
+
+
+@pytest.mark.parametrize("next_leader", [False, True])
+def test_a_job_that_its_node_never_got_is_not_lost_with_the_node(
+    bench: DoomedBench, next_leader: bool
+) -> None:
+    """PREPARE went into a link that was dead; the node was told to end what it has never had."""
+    bench.up("node1")
+    seq = bench.submit(request())
+    bench.turn()
+    (end,) = ends(bench.pass_time(bench.settings.prepare_timeout + 1))
+    assert end.cause == Cause.START_FAILED
+    if next_leader:
+        bench.take_over()
+    else:
+        bench.down("node1")
+    bench.up("node1")
+    (first, *_) = bench.store.attempts([seq])
+    assert (first.cause, first.message) == (Cause.START_FAILED, end.message)
+    assert bench.job(seq).charged_attempts == 0
+    bench.turn()
+    bench.run(seq)
+    bench.say(("node1", ended(bench.attempt(seq))))
+
+
+def test_what_is_decided_is_written_though_the_rest_of_the_turn_takes_long(bench: DoomedBench) -> None:
+    seq, attempt, (node,) = runs(bench)
+
+    def slow(_: object) -> None:
+        bench.now += 1.0
+
+    def killed(_: object) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        bench.turn(Received(node, ended(attempt)), Asked(Question(), slow), Asked(Question(), killed))
+    assert bench.state(seq) is JobState.COMPLETE
 
 
 @pytest.mark.parametrize("phase", ["preparing", "ready", "running"])

@@ -126,6 +126,7 @@ class ApiStage:
     credentials: dict[str, str] = field(default_factory=dict)
     secret_id: str = ""
     _clients: dict[tuple[str, str], Client] = field(default_factory=dict)
+    _tokens: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def renew(self) -> None:
         for user in (STRANGER, VICTIM, OPERATOR, MANAGER):
@@ -182,8 +183,14 @@ class ApiStage:
         if (user, scope) not in self._clients:
             hour = timedelta(hours=1)
             token = self.api.store.create_token("user", user, None, hour, "test", scope=scope)
+            self._tokens[user, scope] = token
             self._clients[user, scope] = self.with_token(token, patience=5.0)
         return self._clients[user, scope]
+
+    def token(self, user: str) -> str:
+        """The one that `client` shows."""
+        self.client(user)
+        return self._tokens[user, Scope.ALL]
 
     def close(self) -> None:
         for client in self._clients.values():
@@ -222,7 +229,7 @@ class ApiStage:
         """One request over TLS as it stands; status and text."""
         given = {"Authorization": f"Bearer {token}"} if token is not None else {}
         client = self.with_token(None)
-        connection = client._open()
+        connection = client._masters.open()
         with contextlib.closing(connection):
             connection.request(method, path, body, {**given, **(headers or {})})
             response = connection.getresponse()

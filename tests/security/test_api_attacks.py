@@ -104,7 +104,7 @@ def qstat_shows_secret(user: str, *words: str) -> Try[ApiStage]:
 
 def read_log(user: str) -> Try[ApiStage]:
     def run(stage: ApiStage) -> Told:
-        token = stage.client(user)._token
+        token = stage.token(user)
         status, text = stage.request("GET", f"/v1/jobs/{stage.waiting}/logs/stdout", token=token)
         return Told(status == 200, text)
 

@@ -111,5 +111,5 @@ def test_a_body_nested_without_end(stage: ApiStage) -> None:
     deep = 100_000
     body = b'{"argv": [], "x": ' + b"[" * deep + b"]" * deep + b"}"
     given = {"Content-Type": "application/json"}
-    status, text = stage.request("POST", "/v1/commands/qsub", body, given, stage.client(STRANGER)._token)
+    status, text = stage.request("POST", "/v1/commands/qsub", body, given, stage.token(STRANGER))
     assert status == 400, text

@@ -34,7 +34,7 @@ def forging(header: str) -> Try[ApiStage]:
     """The stranger deletes a job of the victim's and says that he is the victim."""
 
     def run(stage: ApiStage) -> Told:
-        token = stage.client(STRANGER)._token
+        token = stage.token(STRANGER)
         status, text = stage.request(
             "DELETE", f"/v1/jobs/{stage.waiting}", headers={header: VICTIM}, token=token
         )
@@ -96,7 +96,7 @@ def from_host(queue: str, claimed: str, reverse: str = "") -> Try[ApiStage]:
     def run(stage: ApiStage) -> Told:
         body = {"argv": ["-q", queue], "script": "dHJ1ZQo=", "cwd": "/tmp", "host": claimed}
         given = {"Content-Type": "application/json"}
-        token = stage.client(STRANGER)._token
+        token = stage.token(STRANGER)
         with pytest.MonkeyPatch.context() as patch:
             naming(patch, forward, {HERE: reverse or claimed})
             patch.setattr(hosts, "_PATIENCE", 30.0)
@@ -208,8 +208,8 @@ def certified(
         ca = pki.ensure_ca(stage.api.state if of_ca == "ours" else place)
         paths = pki.ensure_certificate(ca, place / f"{organization}-{name}", name, organization, [])
         with stage.with_token(None) as client:
-            assert client._ssl is not None
-            client._ssl.load_cert_chain(*paths)
+            assert client._masters._ssl is not None
+            client._masters._ssl.load_cert_chain(*paths)
             return of(lambda: action(client, stage))
 
     return run

@@ -31,7 +31,7 @@ def qsub(*words: str, script: bytes = b"true\n") -> Try[ApiStage]:
 def json_post(path: str, body: bytes, wanted: Callable[[int, str], bool], **headers: str) -> Try[ApiStage]:
     def run(stage: ApiStage) -> Told:
         given = {"Content-Type": "application/json", **headers}
-        status, text = stage.request("POST", path, body, given, stage.client(STRANGER)._token)
+        status, text = stage.request("POST", path, body, given, stage.token(STRANGER))
         return Told(wanted(status, text), text)
 
     return run
@@ -91,9 +91,7 @@ def accounted(account: str) -> Try[ApiStage]:
 
 def get(path: str, user: str = STRANGER, wanted: Callable[[int, str], bool] = fine) -> Try[ApiStage]:
     def run(stage: ApiStage) -> Told:
-        status, text = stage.request(
-            "GET", path.replace("JOB", stage.running), token=stage.client(user)._token
-        )
+        status, text = stage.request("GET", path.replace("JOB", stage.running), token=stage.token(user))
         return Told(wanted(status, text), text)
 
     return run
@@ -269,6 +267,6 @@ def test_sql_in_what_users_write_is_text(stage: ApiStage) -> None:
         "/v1/audit?user=ann'--&job=1",
         "/v1/reservations/x'--",
     ):
-        status, text = stage.request("GET", path.replace("'", "%27"), token=client._token)
+        status, text = stage.request("GET", path.replace("'", "%27"), token=stage.token(STRANGER))
         assert 400 <= status < 500, text
     assert stage.counts() == before

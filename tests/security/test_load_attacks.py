@@ -51,9 +51,7 @@ def sent(headers: dict[str, str], body: bytes = b'{"argv": []}') -> Try[ApiStage
     def run(stage: ApiStage) -> Told:
         given = {"Content-Type": "application/json", **headers}
         try:
-            status, text = stage.request(
-                "POST", "/v1/commands/qstat", body, given, stage.client(STRANGER)._token
-            )
+            status, text = stage.request("POST", "/v1/commands/qstat", body, given, stage.token(STRANGER))
         except (ConnectionError, ssl.SSLError) as error:  # the door has closed before all was sent
             return Told(False, str(error))
         return Told(status < 300, text or str(status))
@@ -147,7 +145,7 @@ def jobs_at_once(count: int) -> Try[ApiStage]:
     """So many submissions as fast as they go; done: all are taken."""
 
     def run(stage: ApiStage) -> Told:
-        token = stage.client(STRANGER if count > 1 else OPERATOR)._token
+        token = stage.token(STRANGER if count > 1 else OPERATOR)
         given = {"Content-Type": "application/json"}
         for _ in range(count):
             status, text = stage.request("POST", "/v1/commands/qsub", QSUB, given, token)

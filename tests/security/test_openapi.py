@@ -55,7 +55,7 @@ def tried(label: str, stage: ApiStage, headers: dict[str, str], mode: Generation
 
 
 def credential(stage: ApiStage) -> dict[str, str]:
-    return {"Authorization": f"Bearer {stage.client(STRANGER)._token}"}
+    return {"Authorization": f"Bearer {stage.token(STRANGER)}"}
 
 
 FEW, MANY = 2, 15

@@ -140,6 +140,26 @@ def test_tables_answer_from_what_they_were_told_last() -> None:
     assert nodes.site.nodes[1].name == "aa" and running.shares[:, 0].tolist() == [0, 0]
 
 
+def test_gangs_that_end_together_do_not_lose_each_others_shares() -> None:
+    """The end of one gang and the begin of the next one hold what a third gang holds."""
+    nodes = NodeTable([node("a"), node("b"), node("c")])
+    running = RunningTable(nodes)
+
+    def put(seq: int, *names: str) -> None:
+        members = tuple(Member(NodeName(name), 1, 0, 1, ()) for name in names)
+        running.put(RunningView(JobId(seq, "h"), members, 0.0, 30.0))
+
+    put(1, "a", "b")
+    put(2, "a", "c")
+    put(3, "b", "a")
+    running.remove(JobId(3, "h"))
+    assert running.shares[:, 0].tolist() == [0, 1, 0, 2]
+    running.remove(JobId(1, "h"))
+    assert running.shares[:, 0].tolist() == [0, 2]
+    running.remove(JobId(2, "h"))
+    assert running.shares.tolist() == running.ends.tolist() == []
+
+
 def test_shapes_that_nobody_asks_for_any_more_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "_MANY_SHAPES", 8)
     table = JobTable([job(0, 1)])
