@@ -97,6 +97,7 @@ class Client:
         socket: str | Path | Sequence[str | Path] | None = None,
         url: str | Sequence[str] | None = None,
         token: str | None = None,
+        token_file: str | Path | None = None,
         ca: str | Path | None = None,
         munge: bool = False,
         munge_socket: str = "",
@@ -105,13 +106,17 @@ class Client:
     ) -> None:
         """``socket`` (a path) or ``url`` (``https://host:port``, with ``token`` and the cluster's ``ca`` file).
 
+        ``token_file``, in place of ``token``: read anew for each request, so that a program that runs for long takes
+        the next token while the last one is still good.
+
         ``munge``: shows a MUNGE credential of this process' user, a new one each time, in place of a token.
 
         Both may be several, in a sequence or (``url``) separated by commas: any master serves.
         """
         if (socket is None) == (url is None):
             raise UsageError("a client needs either socket= or url=")
-        self._masters = Masters(places(socket, url), timeout, token, munge_socket if munge else None)
+        shown = token if token_file is None else Path(token_file)
+        self._masters = Masters(places(socket, url), timeout, shown, munge_socket if munge else None)
         if self._masters.over_tls:
             self._masters.trust(cafile=str(ca) if ca is not None else None)
         self._timeout = timeout

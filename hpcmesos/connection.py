@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hpcmesos import munge as munges
-from hpcmesos.errors import MasterUnreachable, Unauthenticated, Unavailable, UsageError
+from hpcmesos.errors import ConfigError, MasterUnreachable, Unauthenticated, Unavailable, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,13 @@ class Place:
 class Masters:
     """Where the masters are, the next to be tried first, and what we show them."""
 
-    def __init__(self, places: list[Place], timeout: float, token: str | None, munge: str | None) -> None:
-        """``timeout``: seconds of silence. ``munge``: the socket of munged; None: no MUNGE credential is shown."""
+    def __init__(
+        self, places: list[Place], timeout: float, token: str | Path | None, munge: str | None
+    ) -> None:
+        """``timeout``: seconds of silence. ``token``: the text, or its file, which is read anew for each request.
+
+        ``munge``: the socket of munged; None: no MUNGE credential is shown.
+        """
         self._places = places
         self._timeout = timeout
         self._token = token
@@ -94,11 +99,16 @@ class Masters:
         return connection.getresponse()
 
     def credential(self, method: str, path: str) -> dict[str, str]:
-        """The header that says who we are; none over a unix socket, where the kernel does."""
+        """The header that says who we are; none over a unix socket, where the kernel does.
+
+        Raises:
+            ConfigError: the token's file cannot be read.
+        """
         if self._munge is not None:
             credential = munges.encode(f"{method} {path.partition('?')[0]}".encode(), self._munge)
             return {"Authorization": f"MUNGE {credential}"}
-        return {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+        token = _read_token(self._token) if isinstance(self._token, Path) else self._token
+        return {} if token is None else {"Authorization": f"Bearer {token}"}
 
     def give_up_after(self, deadline: float, error: Exception) -> None:
         """Raises what the caller gets to see of ``error``, when it is time to or trying again cannot help.
@@ -180,3 +190,13 @@ def places(socket: str | Path | Sequence[str | Path] | None, url: str | Sequence
     if not found:
         raise UsageError("a client needs the address of at least one master")
     return found
+
+
+def _read_token(path: Path) -> str:
+    try:
+        [token] = path.read_text(encoding="ascii").split()
+    except OSError as error:
+        raise ConfigError(f"cannot read the token file {path}: {error.strerror}") from error
+    except ValueError:
+        raise ConfigError(f"the token file {path} holds no token") from None
+    return token

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Coroutine
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import uvloop
 
-from hpcmesos import pidfile, wire
+from hpcmesos import wire
 from hpcmesos.agent import faults_file, health_program, inventory, isolation
 from hpcmesos.agent.alarm import Alarm
-from hpcmesos.agent.control import Control, stop_shepherd
+from hpcmesos.agent.control import Control
 from hpcmesos.agent.courier import Courier
 from hpcmesos.agent.events import (
     AskProbe,
@@ -36,50 +34,30 @@ from hpcmesos.agent.events import (
 )
 from hpcmesos.agent.probe import Probe
 from hpcmesos.agent.renewal import keep_certificate
+from hpcmesos.agent.service import enrol, pid_file, until_told
 from hpcmesos.agent.state_machine import deadline, first_state, step
-from hpcmesos.agent.uplink import LONGEST_PAUSE, Uplink
-from hpcmesos.config import AgentSettings, GatewaySettings
+from hpcmesos.agent.uplink import Uplink
+from hpcmesos.config import AgentSettings
 from hpcmesos.errors import ConfigError, HpcmesosError, StateError
 
-__all__ = ["run", "stop_shepherd"]
-
 log = logging.getLogger(__name__)
-
-_RETRY = 75  # of enrolment
 
 
 def run(settings: AgentSettings) -> int:
     """Blocks until SIGTERM or SIGINT; jobs and the shepherd stay. Returns the exit code, after one line on an error."""
-    logging.basicConfig(
-        level=settings.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     try:
         _make_directories(settings)
         with pid_file(settings.state / "agent.pid", "an agent"):
-            uvloop.run(_main(settings))  # asyncio's own loop and TLS cost more than what an agent does
+            uvloop.run(until_told(_work(settings)))  # asyncio's own cost more than what an agent does
+        log.info("the agent stops; its jobs go on")
     except HpcmesosError as error:
         print(f"hpcmesos agent: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-async def _main(settings: AgentSettings) -> None:
-    """Raises the first error of any part: an agent without one of them is of no use."""
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    work = asyncio.create_task(_work(settings))
-    stop = asyncio.create_task(stopped.wait())
-    await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
-    work.cancel()
-    try:
-        await work
-    except asyncio.CancelledError:
-        log.info("the agent stops; its jobs go on")
-
-
 async def _work(settings: AgentSettings) -> None:
+    """Raises the first error of any part: an agent without one of them is of no use."""
     await enrol(settings)
     cluster = settings.cluster or (settings.state / "cluster").read_text().strip()
     agent = Agent(settings, cluster)
@@ -182,46 +160,6 @@ class Agent:
         return False
 
 
-async def enrol(settings: AgentSettings | GatewaySettings, role: str = "agent") -> None:
-    """Joins the cluster in this role unless this host has its certificate; keeps trying while no master answers.
-
-    Raises:
-        ConfigError: there is neither a certificate nor a token, or the cluster refuses this node.
-    """
-    if (settings.state / "agent.pem").exists():
-        return
-    if settings.join_token_file is None:
-        raise ConfigError(
-            f"{settings.state} holds no certificate and no join token is given (--join-token-file)"
-        )
-    words = {
-        "node": settings.node,
-        "address": settings.address,
-        "master": settings.master,
-        "state": str(settings.state),
-        "token_file": str(settings.join_token_file),
-        "role": role,
-    }
-    pause, said = 0.05, ""
-    while True:
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "hpcmesos.agent.enrolment",
-            stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        _, errors = await child.communicate(json.dumps(words).encode())
-        lines = errors.decode(errors="replace").strip().splitlines() or [f"exit {child.returncode}"]
-        if child.returncode == 0:
-            log.info("joined the cluster as %s", settings.node)
-            return
-        if child.returncode != _RETRY:
-            raise ConfigError(f"cannot join the cluster: {lines[-1]}")
-        if lines[-1] != said:
-            log.warning("cannot join the cluster yet: %s", lines[-1])
-        said = lines[-1]
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
-
-
 def shepherd_config(settings: AgentSettings, cluster: str) -> dict[str, Any]:
     """What docs/architecture.md calls CONFIG.json.
 
@@ -301,19 +239,6 @@ def _make_directories(settings: AgentSettings) -> None:
             directory.chmod(0o711)
     except OSError as error:
         raise StateError(f"cannot use {error.filename}: {error.strerror}") from error
-
-
-def pid_file(path: Path, what: str) -> IO[bytes]:
-    """The pid file, locked and written; the lock ends with this process. ``what`` it is of.
-
-    Raises:
-        StateError: another one holds it.
-    """
-    descriptor = pidfile.hold(str(path))
-    if descriptor is None:
-        daemon = pidfile.living(str(path))
-        raise StateError(f"{what} already runs for {path.parent} (pid {daemon.pid if daemon else 'unknown'})")
-    return os.fdopen(descriptor, "rb")
 
 
 def _read_pair(path: Path) -> tuple[int, int]:

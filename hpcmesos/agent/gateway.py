@@ -13,7 +13,6 @@ import logging
 import os
 import pwd
 import resource
-import signal
 import socket
 import ssl
 import struct
@@ -32,9 +31,9 @@ import msgspec
 
 from hpcmesos import doorway
 from hpcmesos.agent import api
-from hpcmesos.agent.daemon import enrol, pid_file
 from hpcmesos.agent.deliveries import Deliverer, Lines
 from hpcmesos.agent.renewal import keep_certificate, watch_authorities
+from hpcmesos.agent.service import enrol, pid_file, until_told
 from hpcmesos.config import GatewaySettings
 from hpcmesos.errors import (
     HpcmesosError,
@@ -65,7 +64,7 @@ def run(settings: GatewaySettings) -> int:
         settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         _allow_descriptors()
         with pid_file(settings.state / "gateway.pid", "a gateway"):
-            asyncio.run(_main(settings))
+            asyncio.run(until_told(_work(settings)))
     except HpcmesosError as error:
         print(f"hpcmesos gateway: {error}", file=sys.stderr)
         return error.exit_code
@@ -80,19 +79,6 @@ def _allow_descriptors() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-async def _main(settings: GatewaySettings) -> None:
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    work = asyncio.create_task(_work(settings))
-    stop = asyncio.create_task(stopped.wait())
-    await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
-    work.cancel()
-    with suppress(asyncio.CancelledError):
-        await work
 
 
 async def _work(settings: GatewaySettings) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from hpcmesos.cli.embedded import Cluster
 from hpcmesos.client import Client
 from hpcmesos.config import ClientSettings, load
-from hpcmesos.errors import ConfigError
 from hpcmesos.launch import submit_filter
 
 
@@ -16,7 +15,7 @@ def connect(state: Path | None = None) -> Client:
     """A client for the cluster that the flags, the environment or /etc/hpcmesos/config.toml name.
 
     Raises:
-        ConfigError: when the token file cannot be read or a setting is malformed.
+        ConfigError: when a setting is malformed.
     """
     settings = _settings(state)
     if settings.state and (state or "HPCMESOS_SOCKET" not in os.environ):
@@ -24,7 +23,7 @@ def connect(state: Path | None = None) -> Client:
     if settings.url:
         return Client(
             url=settings.url,
-            token=_token(settings.token_file),
+            token_file=settings.token_file,
             ca=settings.ca_file,
             munge=settings.munge,
             munge_socket=settings.munge_socket,
@@ -43,12 +42,3 @@ def filter_of_site() -> str | None:
 def _settings(state: Path | None) -> ClientSettings:
     site = Path("/etc/hpcmesos/client.toml")
     return load(ClientSettings, {"state": state}, os.environ, site if site.is_file() else None)
-
-
-def _token(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"cannot read the token file {path}: {error.strerror}") from error

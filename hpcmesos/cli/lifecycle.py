@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpcmesos import pidfile
-from hpcmesos.agent.daemon import stop_shepherd
+from hpcmesos.agent.control import stop_shepherd
 from hpcmesos.cli.daemons import agent_settings, write_settings
 from hpcmesos.cli.embedded import Cluster
 from hpcmesos.cli.real_gpus import Found, deal, find_real_gpus

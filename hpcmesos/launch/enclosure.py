@@ -105,7 +105,12 @@ class Cgroup:
         self.directory = os.path.join(parent, name)
         self.coming = 0
         with suppress(FileExistsError):
-            os.mkdir(self.directory, 0o755)
+            try:
+                os.mkdir(self.directory, 0o755)
+            except (
+                FileNotFoundError
+            ):  # the unit that keeps the jobs' part of the tree was stopped and started
+                os.makedirs(self.directory, 0o755)
         try:
             self.limits = Limits(self.directory, v1, limits)
         except OSError:

@@ -15,6 +15,18 @@ class Refusal(Exception):
         super().__init__(reason)
         self.culprit = culprit
 
+    @classmethod
+    def of(cls, error: Exception) -> Refusal:
+        """What came in the way of PREPARE, in words."""
+        if isinstance(error, cls):
+            return error
+        said = (
+            f"{error.filename}: {error.strerror}"
+            if isinstance(error, OSError) and error.filename
+            else repr(error)
+        )
+        return cls(f"cannot prepare: {said}")
+
 
 @dataclass(frozen=True, slots=True)
 class Config:

@@ -94,8 +94,7 @@ class Shepherd:
             attempt = Attempt(self.services, spec, self._owners.resolve(spec["owner"]))
             attempt.prepare(secrets)
         except Exception as error:  # a spec that we do not understand costs its attempt, not the connection
-            refusal = error if isinstance(error, Refusal) else Refusal(f"cannot prepare: {error!r}")
-            self._refuse(name, refusal)
+            self._refuse(name, Refusal.of(error))
             return
         self.attempts[name] = attempt
         self._arrived(name)
@@ -116,7 +115,7 @@ class Shepherd:
             if attempt.spec.get("image"):
                 attempt.container = await self._containers.make(attempt)
         except Exception as error:  # whatever it is, it costs this attempt
-            refusal = error if isinstance(error, Refusal) else Refusal(f"cannot prepare: {error!r}")
+            refusal = Refusal.of(error)
             if attempt.phase == "preparing":
                 if attempt.gang:
                     attempt.gang.end(Order("START_FAILED", 0.0, str(refusal)))

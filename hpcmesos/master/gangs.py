@@ -25,6 +25,7 @@ from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
 from hpcmesos.queue.records import AttemptRecord, Ending, JobRecord
 from hpcmesos.queue.states import exit_status
+from hpcmesos.units import parse_size
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,21 @@ class Gangs:
             members.append((attempt.shares[name], replace(node.record, gpus=tuple(node.gpus.values()))))
         queue = self.desk.cluster.queues.get(job.queue)
         demanded = queue is not None and queue.attributes.get("ring") == "check"
-        return build_spec(job, members, submitted.script, self.desk.settings, ring_demanded=demanded)
+        limit = self._set_for(job.queue, "log_limit")
+        return build_spec(
+            job,
+            members,
+            submitted.script,
+            self.desk.settings,
+            ring_demanded=demanded,
+            log_limit=parse_size(limit) if limit else None,
+        )
+
+    def _set_for(self, queue: str, name: str) -> str:
+        """The attribute of the queue, else of the server; empty: neither has it."""
+        cluster = self.desk.cluster
+        own = cluster.queues[queue].attributes.get(name) if queue in cluster.queues else None
+        return own or cluster.attributes.get(name, "")
 
     def watch(self, attempt: Attempt) -> None:
         """Gives the members their time to get ready."""
@@ -286,11 +301,8 @@ class Gangs:
 
     def _kill_delay(self, attempt: Attempt) -> float:
         """The queue's, else the server's, else the settings'."""
-        cluster = self.desk.cluster
-        job = cluster.jobs.get(attempt.key.job)
-        queue = cluster.queues.get(job.queue) if job is not None else None
-        text = queue.attributes.get("kill_delay") if queue is not None else None
-        text = text or cluster.attributes.get("kill_delay")
+        job = self.desk.cluster.jobs.get(attempt.key.job)
+        text = self._set_for(job.queue if job is not None else "", "kill_delay")
         return float(text) if text else self.desk.settings.kill_delay
 
     def resume(self, attempt: Attempt) -> None:

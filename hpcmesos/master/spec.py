@@ -41,10 +41,12 @@ def build_spec(
     settings: MasterSettings,
     *,
     ring_demanded: bool = False,
+    log_limit: int | None = None,
 ) -> dict[str, Any]:
     """The spec of the job's last attempt but for ``me``, in which members differ; ``members`` head first.
 
-    ``ring_demanded``: by the job's queue, whatever the job itself says of a ring.
+    ``ring_demanded``: by the job's queue, whatever the job itself says of a ring. ``log_limit``: bytes that stay of a
+    stream that lies on the node alone, by the job's queue; the settings' is the most, for the log store takes no more.
     """
     job_id = JobId(job.seq, job.server, job.index)
     paths = dict(zip(STREAMS, final_paths(job.submission, job_id, job.name), strict=True))
@@ -54,6 +56,7 @@ def build_spec(
     if job.request.framework and "gpubind" not in job.submission:
         submitted["gpubind"] = "none"  # a framework's tasks are told which GPUs are theirs
     contained = submitted["image"] is not None
+    of_site = settings.log_stream_mib * 1024 * 1024
     if ring_demanded and not contained:  # the ring's program is the host's
         submitted["ring"] = "check"
     return submitted | {
@@ -69,7 +72,7 @@ def build_spec(
         "walltime": job.request.walltime,
         "silence": job.request.silence,
         "kill_delay": settings.kill_delay,
-        "log_limit": settings.log_stream_mib * 1024 * 1024 - _LOG_LINE,
+        "log_limit": min(of_site, of_site if log_limit is None else log_limit) - _LOG_LINE,
         "prepare_timeout": prepare_timeout(job.request, settings),
         "go": len(members) == 1,
         "framework": job.request.framework or None,

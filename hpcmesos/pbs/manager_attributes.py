@@ -17,7 +17,7 @@ from hpcmesos.pbs.manager import Change
 from hpcmesos.pbs.options import parse
 from hpcmesos.pbs.values import parse_boolean
 from hpcmesos.queue.opening import parse_opening
-from hpcmesos.units import format_duration, parse_duration, parse_size
+from hpcmesos.units import format_duration, format_size, parse_duration, parse_size
 
 
 class Kind(StrEnum):
@@ -64,6 +64,7 @@ QUEUE_ATTRIBUTES: Mapping[str, Attribute] = {
     **_all(Kind.RESOURCES, "resources_max resources_min resources_default"),
     **_all(Kind.RESOURCES, "resources_available default_chunk", used=False),
     **_all(Kind.INTEGER, "keep_completed kill_delay"),
+    **_all(Kind.SIZE, "log_limit"),
     **_all(Kind.INTEGER, "route_retry_time route_lifetime"),
     **_all(Kind.BOOLEAN, "route_held_jobs route_waiting_jobs"),
     "start_times": Attribute("start_times", Kind.OPENING),
@@ -82,6 +83,7 @@ SERVER_ATTRIBUTES: Mapping[str, Attribute] = {
     **_all(
         Kind.INTEGER, "keep_completed kill_delay max_running max_user_run max_group_run max_user_queuable"
     ),
+    **_all(Kind.SIZE, "log_limit"),
     **_all(Kind.INTEGER, "max_job_array_size max_slot_limit"),
     **_all(Kind.TEXT, "order_plugin rank_plugin limits_plugin", pattern=r"[A-Za-z0-9._-]{1,64}"),
     **_all(Kind.LIST, "acl_users acl_hosts"),
@@ -136,6 +138,7 @@ _NOT_NEGATIVE = frozenset(
     {"keep_completed", "kill_delay", "route_retry_time", "route_lifetime", "preempt_grace", "max_running"}
     | {"max_user_run", "max_group_run", "max_queuable", "max_user_queuable"}
 )
+_LEAST_LOG = 64 * 1024  # bytes; so much of each stream the database keeps anyway
 _DURATIONS = frozenset({"walltime", "cput", "pcput"})
 _SIZES = frozenset({"mem", "pmem", "vmem", "pvmem", "file"})
 _COUNTS = frozenset({"ncpus", "nodect", "nodes", "procct", "procs", "gpus", "ngpus", "mpiprocs", "nice"})
@@ -264,6 +267,10 @@ def _value(attribute: Attribute, resource: str, text: str) -> str:
         case Kind.OPENING:
             parse_opening(text)
             return " ".join(text.split())
+        case Kind.SIZE if parse_size(text) < _LEAST_LOG:
+            raise InvalidValue(f"{name} = {text}: write a size of at least {format_size(_LEAST_LOG)}")
+        case Kind.SIZE:
+            return _size(text)
         case Kind.DURATION:
             return format_duration(parse_duration(text))
         case Kind.LIST:
@@ -295,13 +302,18 @@ def _resource_value(resource: str, text: str) -> str:
     if resource in _DURATIONS:
         return format_duration(parse_duration(text))
     if resource in _SIZES:
-        size = parse_size(text)
-        lower = text.strip().lower()
-        return lower if _PLAIN_SIZE.fullmatch(lower) else f"{-(-size // 1024)}kb"
+        return _size(text)
     # Torque's "nodes" may be a whole request: resources_default.nodes = 1:ppn=4
     if resource in _COUNTS and not (resource == "nodes" and ":" in text):
         return _integer(resource, text)
     return text.strip()
+
+
+def _size(text: str) -> str:
+    """As it was written, where that is plain; else in kb."""
+    size = parse_size(text)
+    lower = text.strip().lower()
+    return lower if _PLAIN_SIZE.fullmatch(lower) else f"{-(-size // 1024)}kb"
 
 
 def _integer(name: str, text: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -67,3 +69,29 @@ class LoginHost:
         done = self.run("qsub", *words, stdin=script)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         return done.stdout.strip()
+
+    def ask(self, method: str, path: str, *, first: str = "", place: Path | None = None) -> tuple[int, str]:
+        """As ask(), with the gateway's own certificate unless ``place`` has another."""
+        return ask(self.master, place or self.state, method, path, first=first)
+
+
+def ask(url: str, place: Path, method: str, path: str, *, first: str = "") -> tuple[int, str]:
+    """Status and body of a request with the certificate of ``place``; ``first``: for whom the connection is."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(place / "ca.pem")
+    context.load_cert_chain(place / "agent.pem", place / "agent.key")
+    address, _, port = url.removeprefix("https://").rpartition(":")
+    connection = http.client.HTTPSConnection(address, int(port), context=context, timeout=10)
+    try:
+        if first:
+            connection.request("PUT", f"/v1/gateway/user/{first}")
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != 204:
+                return answer.status, ""
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()

@@ -26,7 +26,7 @@ from typing import Self
 
 from hpcmesos import pidfile, wire
 from hpcmesos.agent import isolation
-from hpcmesos.agent.daemon import stop_shepherd
+from hpcmesos.agent.control import stop_shepherd
 from hpcmesos.cli import commands_dir
 from hpcmesos.cli.daemons import write_settings
 from hpcmesos.cli.embedded import Cluster

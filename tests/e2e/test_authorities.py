@@ -102,8 +102,8 @@ def check_each_ran_once(cluster: LiveCluster, jobs: list[str]) -> None:
 
 
 def daemons(cluster: LiveCluster) -> list[int]:
-    names = ["master", "master2", *(f"node{n}/{part}" for n in (1, 2) for part in ("agent", "shepherd"))]
-    return [cluster.pid(name) for name in names]
+    nodes = [f"node{n}/{part}" for n in (1, 2) for part in ("agent", "shepherd")]
+    return [cluster.pid(name) for name in (*cluster.described.master_names, *nodes)]
 
 
 @pytest.mark.parametrize("whose", ["made here", "the site's"])

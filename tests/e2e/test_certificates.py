@@ -34,9 +34,25 @@ def short_lived(cluster: LiveCluster, node: str) -> None:
     certificate = pki.sign_csr(pki.ensure_ca(cluster.state / "master"), csr, "agent", node, LIFETIME)
     (state / "agent.key").write_text(key)
     (state / "agent.pem").write_text(certificate)
+    start_again(cluster, node)
+
+
+def start_again(cluster: LiveCluster, node: str) -> None:
+    """The node's agent; its shepherd and its jobs run on."""
+    pid = cluster.state / "agents" / node / "agent.pid"
     os.kill(cluster.pid(f"{node}/agent"), signal.SIGTERM)
-    wait_until(lambda: pidfile.living(str(state / "agent.pid")) is None, f"the agent of {node} has stopped")
+    wait_until(lambda: pidfile.living(str(pid)) is None, f"the agent of {node} has stopped")
     cluster.up()
+
+
+def join_again(cluster: LiveCluster, node: str) -> str:
+    """By a new join token, which is answered."""
+    state = cluster.state / "agents" / node
+    token = cluster.run("hpcmesos", "token", "create", "--join", "--node", node, user="", check=True).stdout
+    (state / "join-token").write_text(token)
+    (state / "agent.pem").unlink()
+    start_again(cluster, node)
+    return token.strip()
 
 
 def serial(cluster: LiveCluster, node: str) -> int:
@@ -75,12 +91,6 @@ def test_a_revoked_node_loses_its_link_and_its_job_runs_on(own: LiveCluster) -> 
     assert own.wait(elsewhere)["Exit_status"] == 0
 
     # With a new token it is back, and its job's end is known.
-    state = own.state / "agents" / "node2"
-    token = own.run("hpcmesos", "token", "create", "--join", "--node", "node2", user="").stdout
-    (state / "join-token").write_text(token)
-    (state / "agent.pem").unlink()
-    os.kill(own.pid("node2/agent"), signal.SIGTERM)
-    wait_until(lambda: pidfile.living(str(state / "agent.pid")) is None, "the agent has stopped")
-    own.up()
+    join_again(own, "node2")
     (own.work() / "go").touch()
     assert own.wait(job)["Exit_status"] == 0

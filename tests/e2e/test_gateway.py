@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import pwd
 import re
 import signal
 import socket
-import ssl
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -194,35 +191,10 @@ def test_a_session_outlives_a_broken_network(apart: LiveCluster, login: LoginHos
 # --- what a gateway's certificate is good for -------------------------------------------------------------------------
 
 
-def ask(
-    host: LoginHost, method: str, path: str, *, first: str = "", state: Path | None = None
-) -> tuple[int, str]:
-    """A request with the gateway's certificate, or another's; ``first``: for whom the connection is."""
-    state = state or host.state
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.load_verify_locations(state / "ca.pem")
-    context.load_cert_chain(state / "agent.pem", state / "agent.key")
-    address, _, port = host.master.removeprefix("https://").rpartition(":")
-    connection = http.client.HTTPSConnection(address, int(port), context=context, timeout=10)
-    try:
-        if first:
-            connection.request("PUT", f"/v1/gateway/user/{first}")
-            answer = connection.getresponse()
-            answer.read()
-            if answer.status != 204:
-                return answer.status, ""
-        connection.request(method, path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    finally:
-        connection.close()
-
-
 def test_a_connection_is_one_users_for_good(apart: LiveCluster, login: LoginHost) -> None:
     """Else a user of the login host could make himself anybody by the gateway's own word."""
-    assert ask(login, "PUT", "/v1/gateway/user/root", first="alice")[0] == 403
-    assert ask(login, "GET", "/v1/deliveries", first="alice")[0] == 403
+    assert login.ask("PUT", "/v1/gateway/user/root", first="alice")[0] == 403
+    assert login.ask("GET", "/v1/deliveries", first="alice")[0] == 403
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as local:
         local.connect(str(login.socket))
         local.sendall(b"PUT /v1/gateway/user/alice HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
@@ -233,14 +205,14 @@ def test_agents_vouch_for_nobody_and_gateways_do_not_act_as_nodes(
     apart: LiveCluster, login: LoginHost
 ) -> None:
     node = apart.state / "agents" / "node1"
-    assert ask(login, "GET", "/v1/jobs", first="alice", state=node)[0] == 403
-    assert ask(login, "GET", "/v1/deliveries", state=node)[0] == 403
-    assert ask(login, "GET", "/v1/deliveries")[0] == 200
+    assert login.ask("GET", "/v1/jobs", first="alice", place=node)[0] == 403
+    assert login.ask("GET", "/v1/deliveries", place=node)[0] == 403
+    assert login.ask("GET", "/v1/deliveries")[0] == 200
     job = apart.qsub("#!/bin/sh\necho kept\n", "-o", "/no/such/directory/out")
     apart.wait(job)
     path = f"/v1/outputs/{job}%231/stdout"
-    assert ask(login, "PUT", f"{path}?offset=0&total=0")[0] == 403
-    assert ask(login, "GET", path)[0] == 403
+    assert login.ask("PUT", f"{path}?offset=0&total=0")[0] == 403
+    assert login.ask("GET", path)[0] == 403
 
 
 def test_a_join_token_of_an_agent_makes_no_gateway(apart: LiveCluster, login: LoginHost) -> None:

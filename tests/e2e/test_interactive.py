@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.e2e.cluster_kit import LiveCluster, wait_until
+from tests.e2e.remote_kit import Remote
 from tests.e2e.terminal_kit import Terminal
 
 _ESCAPES = re.compile(r"\x1b\[\?2004[hl]\r?")
@@ -229,17 +230,8 @@ def test_a_session_outlives_a_restart_of_the_master(make_cluster: Callable[..., 
 
 
 def test_over_tls_with_a_token(cluster: LiveCluster) -> None:
-    token = cluster.root / "work" / "token"
-    with cluster.client() as client:
-        token.write_text(client.create_token("user", user=cluster.user or "root").token)
-    token.chmod(0o644)
-    ca = cluster.root / "work" / "ca.pem"
-    ca.write_bytes((cluster.state / "master" / "ca" / "ca.pem").read_bytes())
-    environ = {key: value for key, value in cluster.environ.items() if key != "HPCMESOS_STATE"}
-    environ["HPCMESOS_URL"] = f"https://{(cluster.state / 'master' / 'listen').read_text().strip()}"
-    environ |= {"HPCMESOS_TOKEN_FILE": str(token), "HPCMESOS_CA_FILE": str(ca)}
     command = [sys.executable, "-m", "hpcmesos.cli", "qsub", "-I"]
-    terminal = Terminal(command, environ, cluster.work(), cluster.user)
+    terminal = Terminal(command, Remote(cluster).environ, cluster.work(), cluster.user)
     try:
         started(terminal)
         terminal.resize(30, 90)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import selectors
 import subprocess
 import time
@@ -60,3 +61,25 @@ def test_logs_of_a_job_with_discarded_output(cluster: LiveCluster) -> None:
     assert ended["Exit_status"] == 0
     assert "/no/such/directory" in ended.get("comment", "")
     assert cluster.hpcmesos("logs", job).stdout == "kept\n"
+
+
+def test_a_queue_lets_less_of_the_output_stay(cluster: LiveCluster) -> None:
+    """Of what lies on the node: head and tail, and a line between them says what is missing."""
+    script = "#!/bin/sh\necho first\nhead -c 1500000 /dev/zero | tr '\\0' x\necho last\n"
+    cluster.run("qmgr", "-c", "create queue brief enabled=true,started=true", user="", check=True)
+    refused = cluster.run("qmgr", "-c", "set queue brief log_limit = 1kb", user="")
+    assert (refused.returncode != 0, "at least 64kb" in refused.stderr) == (True, True)
+    cluster.run("qmgr", "-c", "set queue brief log_limit = 256kb", user="", check=True)
+    assert "log_limit = 256kb" in cluster.run("qmgr", "-c", "print queue brief").stdout
+    brief, whole = (
+        cluster.qsub(script, "-q", queue, "-o", "/no/such/directory/out") for queue in ("brief", "batch")
+    )
+    assert cluster.wait(brief)["Exit_status"] == 0
+    shown = cluster.hpcmesos("logs", brief).stdout
+    left_out = re.search(r"\n=>> hpcmesos: (\d+) bytes left out: the job has written more than \d+\n", shown)
+    assert left_out
+    assert len(shown) <= 256 * 1024
+    assert shown.replace(left_out[0], "") == f"first\n{'x' * (1500000 - int(left_out[1]))}last\n"
+    cluster.wait(whole)
+    assert cluster.hpcmesos("logs", whole).stdout == f"first\n{'x' * 1500000}last\n"
+    cluster.run("qmgr", "-c", "delete queue brief", user="", check=True)

@@ -57,12 +57,15 @@ def cluster(make_cluster: Callable[..., LiveCluster]) -> LiveCluster:
 
 
 class Submitting:
-    """Submits a job every 0.1 s until left; ``longest``: the slowest qsub, in seconds."""
+    """Submits a job every 0.1 s until left; ``longest``: the slowest qsub, in seconds.
 
-    def __init__(self, cluster: LiveCluster) -> None:
+    ``submit``: submits one and answers its id; unless given, qsub of a job that does nothing.
+    """
+
+    def __init__(self, cluster: LiveCluster, submit: Callable[[], str] | None = None) -> None:
         self.jobs: list[str] = []
         self.longest = 0.0
-        self._cluster = cluster
+        self._submit = submit or (lambda: cluster.qsub(TRUE))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._failure: BaseException | None = None
@@ -71,7 +74,7 @@ class Submitting:
         try:
             while not self._stop.wait(0.1):
                 began = time.monotonic()
-                self.jobs.append(self._cluster.qsub(TRUE))
+                self.jobs.append(self._submit())
                 self.longest = max(self.longest, time.monotonic() - began)
         except BaseException as error:
             self._failure = error

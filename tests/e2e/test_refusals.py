@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.e2e.cluster_kit import LiveCluster
+from tests.e2e.remote_kit import Remote
 
 
 def known_jobs(cluster: LiveCluster) -> set[str]:
@@ -73,19 +74,9 @@ def test_unknown_job(cluster: LiveCluster) -> None:
 
 
 def test_wrong_token(cluster: LiveCluster) -> None:
-    token = cluster.root / "wrong-token"
-    token.write_text("not-a-token\n")
-    ca = cluster.state / "master" / "ca" / "ca.pem"
-    url = "https://" + (cluster.state / "master" / "listen").read_text().strip()
-    environ = {"HPCMESOS_URL": url, "HPCMESOS_TOKEN_FILE": str(token), "HPCMESOS_CA_FILE": str(ca)}
-    plain = {key: value for key, value in cluster.environ.items() if key != "HPCMESOS_STATE"}
-    done = cluster.run("env", "-u", "HPCMESOS_STATE", *_client(), "qstat", environ={**plain, **environ})
+    remote = Remote(cluster)
+    remote.file.write_text("not-a-token\n")
+    done = remote.run("qstat")
     assert done.returncode == 159, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "token" in done.stderr
-
-
-def _client() -> list[str]:
-    from tests.e2e.cluster_kit import HPCMESOS
-
-    return HPCMESOS

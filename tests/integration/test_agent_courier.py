@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socketserver
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -20,52 +18,32 @@ from hpcmesos.agent.courier import Courier
 from hpcmesos.config import AgentSettings
 from hpcmesos.errors import LogStoreUnavailable
 from hpcmesos.master.log_store import LogStore
+from tests.integration.unix_api_kit import answering
 
 ATTEMPT = "7.hpcm#1"
 ENDED = {"event": "ended", "attempt": ATTEMPT, "head": True, "undelivered": "kept on node1", "delivered": []}
 FORGET = {"op": "forget", "attempt": ATTEMPT}
 
 
-class Master(socketserver.ThreadingUnixStreamServer):
+class Master:
     """A log store that is asked as over the API; ``before``: called with each offset."""
 
-    daemon_threads = True
-
-    def __init__(self, path: Path, store: LogStore) -> None:
+    def __init__(self, store: LogStore) -> None:
         self.store = store
         self.before: Callable[[int], None] = lambda offset: None
-        super().__init__(str(path), Request)
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
-
-class Request(BaseHTTPRequestHandler):
-    server: Master
-
-    def do_PUT(self) -> None:
-        parts = urlsplit(self.path)
+    def answer(self, method: str, path: str, data: bytes) -> tuple[int, bytes]:
+        parts = urlsplit(path)
         _, _, attempt, stream = parts.path.strip("/").split("/")
-        numbers = {key: float(value[0]) for key, value in parse_qs(parts.query).items()}
-        data = self.rfile.read(int(self.headers["Content-Length"]))
-        status, answer = 200, {}
+        numbers = {key: int(float(value[0])) for key, value in parse_qs(parts.query).items()}
+        offset, total = numbers["offset"], numbers["total"]
         try:
-            self.server.before(int(numbers["offset"]))
-            have = self.server.store.take(
-                unquote(attempt), stream, int(numbers["offset"]), data, int(numbers["total"])
-            )
-            answer = {"have": have}
+            self.before(offset)
+            return 200, json.dumps(
+                {"have": self.store.take(unquote(attempt), stream, offset, data, total)}
+            ).encode()
         except LogStoreUnavailable as error:
-            status, answer = error.http_status, {"code": error.code, "message": str(error)}
-        body = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def address_string(self) -> str:
-        return "unix"
-
-    def log_message(self, *_: object) -> None:
-        pass
+            return error.http_status, json.dumps({"code": error.code, "message": str(error)}).encode()
 
 
 @pytest.fixture
@@ -79,16 +57,14 @@ def settings(tmp_path: Path) -> AgentSettings:
 @pytest.fixture
 def master(tmp_path: Path) -> Iterator[Callable[[], Master]]:
     """Starts it."""
-    started: list[Master] = []
+    with ExitStack() as stack:
 
-    def start() -> Master:
-        started.append(Master(tmp_path / "api", LogStore(tmp_path / "logs")))
-        return started[-1]
+        def start() -> Master:
+            made = Master(LogStore(tmp_path / "logs"))
+            stack.enter_context(answering(tmp_path / "api", made.answer))
+            return made
 
-    yield start
-    for one in started:
-        one.shutdown()
-        one.server_close()
+        yield start
 
 
 def content(tmp_path: Path) -> bytes | None:
@@ -100,6 +76,15 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+async def carry(settings: AgentSettings, told: list[dict[str, Any]]) -> None:
+    """The courier hears of an end and is told to forget it; until it has passed that on, into ``told``."""
+    carrying = Courier(settings, lambda event: None, told.append)
+    carrying.holds(dict(ENDED))
+    assert carrying.keeps(dict(FORGET))
+    await until(lambda: bool(told))
+    carrying.close()
 
 
 def test_masters_may_be_away_longer_than_a_transfer_is_tried(
@@ -135,15 +120,8 @@ def test_what_no_log_store_takes_is_forgotten_some_time_after_the_leader_says_so
     def full(offset: int) -> None:
         raise LogStoreUnavailable("no space")
 
-    async def scenario() -> None:
-        master().before = full
-        carrying = Courier(settings, lambda event: None, told.append)
-        carrying.holds(dict(ENDED))
-        assert carrying.keeps(dict(FORGET))
-        await until(lambda: bool(told))
-        carrying.close()
-
-    asyncio.run(scenario())
+    master().before = full
+    asyncio.run(carry(settings, told))
     assert told == [FORGET]
 
 
@@ -164,15 +142,8 @@ def test_a_spool_that_shrinks_on_its_way_ends_where_it_ends(
         with spool.open("r+b") as file:
             file.truncate(left)
 
-    async def scenario() -> None:
-        master().before = cut
-        carrying = Courier(settings, lambda event: None, told.append)
-        carrying.holds(dict(ENDED))
-        assert carrying.keeps(dict(FORGET))
-        await until(lambda: bool(told))
-        carrying.close()
-
-    asyncio.run(scenario())
+    master().before = cut
+    asyncio.run(carry(settings, told))
     assert content(tmp_path) == (b"0123456789a" if left == 11 else b"0123456789")
 
 
@@ -183,12 +154,5 @@ def test_a_spool_that_was_cut_before_a_transfer_goes_on_begins_again(
     started.store.take(ATTEMPT, "stdout", 0, b"older, and longer", 100)
     told: list[dict[str, Any]] = []
 
-    async def scenario() -> None:
-        carrying = Courier(settings, lambda event: None, told.append)
-        carrying.holds(dict(ENDED))
-        assert carrying.keeps(dict(FORGET))
-        await until(lambda: bool(told))
-        carrying.close()
-
-    asyncio.run(scenario())
+    asyncio.run(carry(settings, told))
     assert content(tmp_path) == b"text"

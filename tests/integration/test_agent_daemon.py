@@ -251,7 +251,7 @@ class Node:
         variables = {f"HPCMESOS_{n.upper()}": str(getattr(self.settings, n)) for n in names}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "hpcmesos.agent"],
+                [sys.executable, "-m", "hpcmesos.cli", "agent"],
                 env=os.environ | variables | self.environ | {"HPCMESOS_LOG_LEVEL": "DEBUG"},
                 stdout=log, stderr=log,
             )  # fmt: skip

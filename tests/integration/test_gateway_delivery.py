@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import signal
 import stat
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -70,6 +72,21 @@ def delivery(path: Path, append: bool = False) -> Delivery:
     )
 
 
+@contextlib.contextmanager
+def dying_before_the_move(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The deliverer is killed when the file is whole, beside its place."""
+    real = Deliverer._run
+
+    def run(self: Deliverer, one: Delivery, words: list[str], source: Path | None = None) -> str:
+        if words[0] == "move":
+            raise Killed
+        return real(self, one, words, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Deliverer, "_run", run)
+        yield
+
+
 def test_a_delivery_is_written_with_its_umask_and_told(tmp_path: Path, place: Path) -> None:
     masters = Masters(b"text")
     Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
@@ -101,17 +118,8 @@ def test_a_kill_before_the_last_step_begins_anew(
     tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masters = Masters(b"text")
-    real = Deliverer._run
-
-    def run(self: Deliverer, one: Delivery, words: list[str], source: Path | None = None) -> str:
-        if words[0] == "move":
-            raise Killed
-        return real(self, one, words, source)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Deliverer, "_run", run)
-        with pytest.raises(Killed):
-            Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
+    with dying_before_the_move(monkeypatch), pytest.raises(Killed):
+        Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
     assert not (place / "out").exists()
     Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
     assert (place / "out").read_bytes() == b"text"
@@ -183,17 +191,8 @@ def test_a_new_file_that_was_lost_before_its_move_is_written_anew(
 ) -> None:
     (place / "out").write_text("of another job")
     masters = Masters(b"text")
-    real = Deliverer._run
-
-    def run(self: Deliverer, one: Delivery, words: list[str], source: Path | None = None) -> str:
-        if words[0] == "move":
-            raise Killed
-        return real(self, one, words, source)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Deliverer, "_run", run)
-        with pytest.raises(Killed):
-            Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
+    with dying_before_the_move(monkeypatch), pytest.raises(Killed):
+        Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
     next(place.glob(".*.delivery")).unlink()
     Deliverer(tmp_path, masters).deliver(delivery(place / "out"))
     assert (place / "out").read_bytes() == b"text"

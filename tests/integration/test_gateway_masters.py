@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socketserver
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from hpcmesos.config import GatewaySettings
 from hpcmesos.errors import MasterUnreachable, StateError, UnknownJob
 from hpcmesos.master import pki
 from hpcmesos.wire import Delivery
+from tests.integration.unix_api_kit import answering
 
 ONE = Delivery(
     attempt="7.hpcm#1", stream="stdout", owner="ann", path="/home/ann/out", name="out",
@@ -25,42 +24,17 @@ ONE = Delivery(
 )  # fmt: skip
 
 
-class Request(BaseHTTPRequestHandler):
-    """404 from a master without content."""
-
-    content: bytes | None = None
-
-    def do_GET(self) -> None:
-        body = self.content
-        if body is None:
-            body = json.dumps({"code": "unknown-job", "message": "none here"}).encode()
-        self.send_response(404 if self.content is None else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def address_string(self) -> str:
-        return "unix"
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[[str, bytes | None], None]]:
-    """Starts a master with this name, which has this content."""
-    servers = []
+    """Starts a master with this name, which has this content; None: it answers 404."""
+    nothing = json.dumps({"code": "unknown-job", "message": "none here"}).encode()
+    with ExitStack() as stack:
 
-    def start(name: str, content: bytes | None) -> None:
-        handler = type("One", (Request,), {"content": content})
-        server = socketserver.ThreadingUnixStreamServer(str(tmp_path / name), handler)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        servers.append(server)
+        def start(name: str, content: bytes | None) -> None:
+            answer = (404, nothing) if content is None else (200, content)
+            stack.enter_context(answering(tmp_path / name, lambda *asked: answer))
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 @pytest.fixture

@@ -242,3 +242,16 @@ def test_an_attempt_that_is_gone_is_no_fault_of_the_starters() -> None:
     assert error.errno in (errno.ENOENT, errno.ENODEV)  # gone before the kernel looks, or while it does
     assert not asked_again
     assert cgroup.empty()
+
+
+def test_the_cgroups_above_may_have_gone() -> None:
+    """As when the unit that keeps the jobs' part of the tree is stopped and started."""
+    assert kit.UNIFIED is not None
+    above = Path(kit.UNIFIED) / f"hpcmesos-test-{os.getpid()}"
+    cgroup = Cgroup(str(above / "attempts"), "1.hpcm#1", {}, {})
+    try:
+        assert cgroup.empty()
+    finally:
+        cgroup.remove()
+        (above / "attempts").rmdir()
+        above.rmdir()

@@ -319,6 +319,14 @@ _HOSTS_OF_QUEUES = {
     "friend": "friend",
     "trusted-domain": "*.trusted.example",
     "example-domain": "*.example",
+    "not-here": "-127.*,*",
+    "not-there": "-10.*,*",
+}
+_USERS_OF_QUEUES = {
+    "login-users": f"{STRANGER}@login*",
+    "friend-users": f"{STRANGER}@fr*",
+    "no-fiends": f"-{STRANGER}@*.fiend.example,{STRANGER}",
+    "no-tens": f"-{STRANGER}@10.*,{STRANGER}",
 }
 
 
@@ -333,8 +341,8 @@ def _leading(database: Database) -> Iterator[LeaderStore]:
         tx.put_queue(QueueRecord(name="long"))
         for name, hosts in _HOSTS_OF_QUEUES.items():
             tx.put_queue(QueueRecord(name=name, attributes={"acl_host_enable": "True", "acl_hosts": hosts}))
-        for name, host in (("login-users", "login*"), ("friend-users", "fr*")):
-            of_users = {"acl_user_enable": "True", "acl_users": f"{STRANGER}@{host}"}
+        for name, users in _USERS_OF_QUEUES.items():
+            of_users = {"acl_user_enable": "True", "acl_users": users}
             tx.put_queue(QueueRecord(name=name, attributes=of_users))
         tx.upsert_node(NodeRecord(name="node1", cpus=10_000, mem=1 << 50, address="127.0.0.1"))
     try:

@@ -1,4 +1,4 @@
-"""Fixtures of the attacks: a PostgreSQL, and an API in this process."""
+"""Fixtures of the attacks: a PostgreSQL, an API in this process, and a node."""
 
 from tests.integration.database_kit import (
     database,
@@ -8,5 +8,6 @@ from tests.integration.database_kit import (
     store,
 )
 from tests.security.api_stage import stage
+from tests.security.node_stage import node
 
-__all__ = ["database", "leader", "patient_leader", "postgres_sockets", "stage", "store"]
+__all__ = ["database", "leader", "node", "patient_leader", "postgres_sockets", "stage", "store"]

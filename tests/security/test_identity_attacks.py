@@ -14,7 +14,7 @@ from hpcmesos.client import Client
 from hpcmesos.master import api as api_module
 from hpcmesos.master import auth, oidc, pki
 from hpcmesos.master.auth import Authority, Caller
-from hpcmesos.master.services import control, hosts, submit, tokens
+from hpcmesos.master.services import admission, control, hosts, submit, tokens
 from hpcmesos.pbs import submission
 from hpcmesos.queue import store as store_module
 from hpcmesos.queue.store import Store
@@ -109,6 +109,22 @@ def from_host(queue: str, claimed: str, reverse: str = "") -> Try[ApiStage]:
 def believing_host(name: str) -> Switch:
     """What a client says of its host is certain, with its first part."""
     return replaced(submit, "peer_of", lambda caller: name)
+
+
+def asking_how_it_is_called(patch: pytest.MonkeyPatch) -> None:
+    """What bars asks the name service for the names of an address, as what lets in does."""
+    real = hosts.Whereabouts.fits
+    patch.setattr(hosts.Whereabouts, "fits", lambda self, entry, bars=False: real(self, entry))
+
+
+def only_those_let_in(patch: pytest.MonkeyPatch) -> None:
+    """Entries that bar are passed over."""
+    real = admission._lets_in
+    patch.setattr(
+        admission,
+        "_lets_in",
+        lambda entries, fits: real(",".join(e for e in entries.split(",") if e[0] != "-"), fits),
+    )
 
 
 def trusting_origin(patch: pytest.MonkeyPatch) -> None:
@@ -273,6 +289,13 @@ CASES = [
         from_host("example-domain", "x", "friend.example"),
         replaced(hosts, "_has", lambda name, address: True),
     ),
+    Case(
+        "user@*.domain that is barred, by a reverse entry of one's own",
+        from_host("no-fiends", "x", "friend.example"),
+        from_host("no-tens", "x", "friend.example"),
+        asking_how_it_is_called,
+    ),
+    Case("a host that is barred", from_host("not-here", "x"), from_host("not-there", "x"), only_those_let_in),
     Case("a revoked token, replayed", shown("revoked"), shown("good"), good_for(0, 1, 2)),
     Case("a token made by a revoked one", shown("child"), shown("good"), good_for(0, 1, 2)),
     Case("an expired token", shown("expired"), shown("good"), good_for(0, 1, 3)),

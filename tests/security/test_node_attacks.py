@@ -1,124 +1,22 @@
-"""Attacks on a node: by jobs on the shepherd and on other users' jobs, by other nodes, by names and links."""
+"""Attacks on a node: by jobs on the shepherd and on other users' jobs, by names and links."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import os
 import pwd
 import shutil
-import signal
-import socket
-import ssl
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from hpcmesos import pidfile
 from hpcmesos.agent import isolation
-from hpcmesos.launch import enclosure, protocol
+from hpcmesos.launch import protocol
 from tests.integration import shepherd_kit as kit
-from tests.security.cases import Case, Switch, Told, Try, check, replaced
-
-IS_ROOT = os.geteuid() == 0
-OWNER = "nobody" if IS_ROOT else kit.ME
-STRANGER = "daemon"
-_code = {"of the shepherd": ""}
-_UNGUARDED = str(Path(__file__).with_name("unguarded.py"))
-
-
-def without(code: str) -> Switch:
-    """``code`` runs in the shepherd before it begins."""
-    return lambda patch: patch.setitem(_code, "of the shepherd", code)
-
-
-@dataclass
-class NodeStage:
-    """Shepherds that are started anew for every try. ``home``: the owner's; ``root``: what he may only pass."""
-
-    root: Path
-    home: Path = field(init=False)
-
-    def renew(self) -> None:
-        for left in self.root.iterdir():
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
-        self.home = self.root / "home"
-        self.home.mkdir()
-        (self.root / "private").mkdir(mode=0o700)
-        (self.root / "private" / "secret").write_text("secret")
-        if IS_ROOT:
-            os.chown(self.home, pwd.getpwnam(OWNER).pw_uid, pwd.getpwnam(OWNER).pw_gid)
-
-    def counts(self) -> Any:
-        return sorted(str(path) for path in (self.root / "private").iterdir()), (
-            self.root / "private" / "secret"
-        ).read_text()
-
-    @contextlib.contextmanager
-    def nodes(self, count: int = 1, cgroups: bool = False, **settings: Any) -> Iterator[list[kit.Node]]:
-        def prefix(words: list[str]) -> list[str]:
-            return [sys.executable, "-IS", _UNGUARDED, _code["of the shepherd"], *words[3:]]
-
-        names = [f"node{number + 1}" for number in range(count)]
-        with kit.cluster(self.root, names, cgroups, prefix=prefix, **settings) as nodes:
-            yield nodes
-
-    def run(self, node: kit.Node, script: str, **changes: Any) -> kit.Run:
-        given = {"owner": OWNER, "shell": "/bin/sh", **changes}
-        return kit.Run([node], kit.spec([node], self.home, script, **given))
-
-
-@pytest.fixture
-def node() -> Iterator[NodeStage]:
-    place = Path(tempfile.mkdtemp(prefix="hpcm-", dir="/tmp"))
-    place.chmod(0o711)
-    yield NodeStage(place)
-    shutil.rmtree(place)
-
-
-def by_job(script: str, wanted: Callable[[str], bool], **changes: Any) -> Try[NodeStage]:
-    """A job that tries something, and writes what came of it."""
-
-    def run(stage: NodeStage) -> Told:
-        with stage.nodes() as [node]:
-            words = script.replace("ROOT", str(stage.root))
-            given = {name: _filled(value, stage) for name, value in changes.items()}
-            run = stage.run(node, words, **given)
-            ended = run.ended()
-            said = run.tail("stdout")
-            node.agent.send(op="forget", attempt=run.attempt)
-            return Told(wanted(said), f"{ended.get('undelivered', '')}")
-
-    return run
-
-
-def _filled(value: Any, stage: NodeStage) -> Any:
-    if isinstance(value, dict):
-        return {name: _filled(item, stage) for name, item in value.items()}
-    return value.replace("ROOT", str(stage.root)) if isinstance(value, str) else value
-
-
-def wrote(path: str) -> Callable[[Try[NodeStage]], Try[NodeStage]]:
-    """Judges by a file that is there afterwards, and not by what the job said."""
-
-    def judged(action: Try[NodeStage]) -> Try[NodeStage]:
-        def run(stage: NodeStage) -> Told:
-            told = action(stage)
-            return Told((stage.root / path).exists(), told.said)
-
-        return run
-
-    return judged
-
-
-AS_ROOT = "from hpcmesos.launch import child; child._become = lambda owner: None"
-"""Nobody becomes the owner."""
+from tests.security.cases import Case, Told, Try, check
+from tests.security.node_stage import AS_ROOT, IS_ROOT, OWNER, STRANGER, NodeStage, by_job, without, wrote
 
 
 def linked(target: str) -> Try[NodeStage]:
@@ -286,113 +184,6 @@ def forks(count: int) -> Try[NodeStage]:
     return run
 
 
-# --- other nodes at this one's door
-
-
-def asks(organization: str, name: str, request: dict[str, Any], foreign: bool = False) -> Try[NodeStage]:
-    """A peer asks something of a gang on node1 and node2."""
-
-    def run(stage: NodeStage) -> Told:
-        with stage.nodes(2) as nodes:
-            script = f"echo inside; until test -e {stage.home}/stop; do sleep 0.02; done\n"
-            value = kit.spec(nodes, stage.home, script, owner=OWNER)
-            gang = kit.Run(nodes, value)
-            gang.started()
-            kit.wait_until(lambda: (stage.home / "out").read_text(), "the first line")
-            authority = kit.Authority(stage.root / "private") if foreign else nodes[0].authority
-            said = _ask(nodes[0], authority.issue(organization, name), {**request, "attempt": gang.attempt})
-            for made in (stage.root / "private").glob("*.[pk]e[my]"):
-                made.unlink()
-            (stage.home / "stop").touch()
-            gang.ended()
-            return Told(b"inside" in said or b"joined" in said, "refused" if said else "")
-
-    return run
-
-
-def _ask(node: kit.Node, tls: dict[str, str], request: dict[str, Any]) -> bytes:
-    context = ssl.create_default_context(cafile=node.authority.ca)
-    context.check_hostname = False
-    context.load_cert_chain(tls["certificate"], tls["key"])
-    said = b""
-    with (
-        contextlib.suppress(OSError),
-        socket.create_connection((node.address, node.agent.hello["peer_port"]), timeout=10) as plain,
-        context.wrap_socket(plain) as connection,
-    ):
-        connection.settimeout(1.0)
-        connection.sendall(protocol.message(request))
-        while b'"exit"' not in said and (data := connection.recv(65536)):
-            said += data
-    return said
-
-
-SHELL = {"op": "shell", "command": "echo inside"}
-LOG = {"op": "log", "stream": "stdout"}
-
-
-def taken_for(organization: str, name: str, when: str, before: str = "") -> Switch:
-    """Who asks for ``when`` (of ``request`` and ``identity``) is taken for the holder of that certificate."""
-    return without(
-        f"{before}\nfrom hpcmesos.launch import peers, shepherd\n"
-        "real = shepherd.Shepherd._answer_peer\n"
-        f"forged = peers.Identity(({organization!r}, {name!r}))\n"
-        "shepherd.Shepherd._answer_peer = lambda self, channel, identity, request: real("
-        f"self, channel, forged if {when} else identity, request)"
-    )
-
-
-NO_CERTIFICATES = """
-import ssl
-from hpcmesos.launch import peers
-strict = peers.Peers._contexts
-def lax(self):
-    server, client = strict(self)
-    server.verify_mode = ssl.CERT_NONE
-    return server, client
-peers.Peers._contexts = lax
-"""
-
-PEERS = [
-    Case(
-        "a shell by a node without a part",
-        asks("agent", "node3", SHELL),
-        asks("agent", "node2", SHELL),
-        without("from hpcmesos.launch import shepherd; shepherd._is_member = lambda attempt, node: True"),
-    ),
-    Case(
-        "a shell by a master",
-        asks("master", "m1", SHELL),
-        asks("agent", "node2", SHELL),
-        taken_for("agent", "node2", "request['op'] == 'shell'"),
-    ),
-    Case(
-        "a log by a node",
-        asks("agent", "node2", LOG),
-        asks("master", "m1", LOG),
-        taken_for("master", "m1", "request['op'] == 'log'"),
-    ),
-    Case(
-        "a join under another node's name",
-        asks("agent", "node3", {"op": "join", "node": "node2"}),
-        asks("agent", "node2", {"op": "join", "node": "node2"}),
-        taken_for("agent", "node2", "identity == ('agent', 'node3')"),
-    ),
-    Case(
-        "a shell with a certificate of another authority",
-        asks("agent", "node2", SHELL, foreign=True),
-        asks("agent", "node2", SHELL),
-        taken_for("agent", "node2", "identity == ('', '')", NO_CERTIFICATES),
-        silent=True,
-    ),
-]
-
-
-@pytest.mark.parametrize("case", PEERS, ids=lambda case: case.name)
-def test_peer(case: Case[NodeStage], node: NodeStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(case, node, monkeypatch)
-
-
 # --- the agent's door, and what a dead shepherd left
 
 
@@ -464,89 +255,6 @@ LEFT = [
 @pytest.mark.parametrize("case", LEFT, ids=lambda case: case.name)
 def test_left(case: Case[NodeStage], node: NodeStage, monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, node, monkeypatch)
-
-
-# --- numbers of processes that came round again
-
-
-class Numbers:
-    """A process that has the number of another one that is over."""
-
-    def renew(self) -> None:
-        pass
-
-    def counts(self) -> Any:
-        return None
-
-    def signals(self, ours: bool) -> Told:
-        """The attempt to whom the process belonged before (``ours``: to whom it belongs) is told to end."""
-        trees = enclosure.Trees("HPCMESOS_SOCKET=/of/this/test")
-        before, now = (enclosure.Tree(trees, f"{number}.hpcm#1", os.getuid()) for number in (1, 2))
-        with subprocess.Popen(["/bin/sleep", "60"], start_new_session=True) as process:
-            before.adopt(process.pid)
-            now.adopt(process.pid)
-            (now if ours else before).signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=5 if ours else 0.5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                return Told(False)
-        return Told(True)
-
-    def ends(self, started: int) -> Told:
-        """A daemon of a pid file is stopped; ``started``: ticks by which its start differs from the process'."""
-        with subprocess.Popen(["/bin/sleep", "60"]) as process:
-            begun = pidfile.start_time(process.pid)
-            assert begun is not None
-            pidfile.end(pidfile.Daemon(process.pid, begun + started), 5.0)
-            try:
-                process.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                return Told(False)
-        return Told(True)
-
-
-def adopt_alone(self: enclosure.Tree, pid: int) -> None:
-    self._sessions.add(pid)
-
-
-NUMBERS: list[Case[Numbers]] = [
-    Case(
-        "a signal to a number that came round again",
-        lambda n: n.signals(False),
-        lambda n: n.signals(True),
-        replaced(enclosure.Tree, "adopt", adopt_alone),
-        silent=True,
-    ),
-    Case(
-        "a stale pid file",
-        lambda n: n.ends(-7),
-        lambda n: n.ends(0),
-        replaced(pidfile, "start_time", lambda pid: _Any()),
-        silent=True,
-    ),
-]
-
-
-class _Any(int):
-    """A start time that is like any other."""
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    def __ne__(self, other: object) -> bool:
-        return False
-
-    def __add__(self, other: int) -> int:
-        return self
-
-    __hash__ = int.__hash__
-
-
-@pytest.mark.parametrize("case", NUMBERS, ids=lambda case: case.name)
-def test_number(case: Case[Numbers], monkeypatch: pytest.MonkeyPatch) -> None:
-    check(case, Numbers(), monkeypatch)
 
 
 CASES = [

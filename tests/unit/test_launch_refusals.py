@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from hpcmesos.launch import protocol, remote_shell, run, shells
+from hpcmesos.launch.settings import Refusal
 
 REASON = "this process belongs to no job on this node"
 
@@ -36,3 +37,11 @@ def test_the_remote_shell_says_why(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_direct_launch_says_why() -> None:
     with pytest.raises(run.Refused, match=REASON):
         run.begin(["true"])
+
+
+def test_a_refusal_names_the_file_that_is_not_there() -> None:
+    missing = FileNotFoundError(2, "No such file or directory", "/sys/fs/cgroup/attempts")
+    assert str(Refusal.of(missing)) == "cannot prepare: /sys/fs/cgroup/attempts: No such file or directory"
+    assert str(Refusal.of(KeyError("owner"))) == "cannot prepare: KeyError('owner')"
+    why = Refusal("no such user", "node2")
+    assert Refusal.of(why) is why

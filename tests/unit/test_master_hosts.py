@@ -8,9 +8,10 @@ import time
 
 import pytest
 
+from hpcmesos.errors import QueueDenied
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import hosts
-from hpcmesos.master.services.admission import Applicant, _user_listed
+from hpcmesos.master.services.admission import Applicant, _check_access
 from hpcmesos.master.services.hosts import Whereabouts, peer_of
 from hpcmesos.model import Role
 from tests.integration.name_kit import naming, settle
@@ -73,7 +74,7 @@ def test_a_silent_name_service_is_waited_for_once_and_a_moment_only(monkeypatch:
     begun = time.monotonic()
     try:
         assert not any(place.fits(entry) for entry in ("login1", "login2", "*.site.org") * 10)
-        assert place.fits("login1", unsure=True)
+        assert place.fits("login1", bars=True)
         assert not Whereabouts("10.0.0.1").fits("login1"), "known to be silent"
         assert time.monotonic() - begun < 10
         assert sorted(asked) == ["10.0.0.1", "login1", "login2"], "each is asked for once"
@@ -93,14 +94,54 @@ def test_who_is_barred_stays_out_where_nobody_knows_the_host(monkeypatch: pytest
     answer = threading.Event()
     naming(monkeypatch, FORWARD, REVERSE, wait=lambda name: answer.wait(60))
     monkeypatch.setattr(hosts, "_PATIENCE", 0.1)
-    applicant = Applicant(user="ann", peer="10.0.0.2", resources={})
     try:
-        assert not _user_listed(["-ann@login2", "ann"], applicant)
-        assert not _user_listed(["ann@login2"], applicant)
-        assert _user_listed(["-bob@login2", "ann"], applicant)
+        assert not lets_in("-ann@login2,ann", "10.0.0.2")
+        assert not lets_in("ann@login2", "10.0.0.2")
+        assert lets_in("-bob@login2,ann", "10.0.0.2")
     finally:
         answer.set()
         settle()
+
+
+def lets_in(entries: str, peer: str, of: str = "user") -> bool:
+    """Whether a queue with this list is open to ann."""
+    attributes = {f"acl_{of}_enable": "True", f"acl_{of}s": entries}
+    try:
+        _check_access("queue q", attributes, Applicant(user="ann", peer=peer, resources={}))
+    except QueueDenied:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("peer", "barred", "enters"),
+    [
+        ("10.9.9.9", "*.nip.io", False),
+        ("10.9.9.8", "*.site.org", False),  # he has given his address a name that has another
+        ("10.9.9.7", "*.nip.io", False),  # he may have had that name a minute ago
+        ("10.9.9.6", "login*", False),  # no name at all
+        ("10.9.9.7", "10.0.*", True),
+        ("10.9.9.7", "10.9.*", False),
+        ("10.9.9.7", "fd00:*", True),
+        ("10.9.9.7", "login2", True),
+        ("gateway1", "*.site.org", True),  # by its certificate
+        ("gateway1.site.org", "*.site.org", False),
+    ],
+)
+def test_what_bars_does_not_ask_how_an_address_is_called(
+    peer: str, barred: str, enters: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner names it as he likes."""
+    naming(monkeypatch, FORWARD, REVERSE)
+    monkeypatch.setattr(hosts, "_PATIENCE", 30.0)
+    assert lets_in(f"-ann@{barred},ann", peer) is enters
+    assert lets_in(f"-{barred},*", peer, "host") is enters
+
+
+def test_the_first_entry_that_fits_decides() -> None:
+    assert lets_in("+10.0.0.1,-10.0.*,*", "10.0.0.1", "host")
+    assert not lets_in("-10.0.*,+10.0.0.1,*", "10.0.0.1", "host")
+    assert not lets_in("-10.0.*", "10.9.9.9", "host"), "nobody is let in but those that are named"
 
 
 def test_what_is_certain() -> None:

@@ -111,6 +111,13 @@ def test_a_queue_may_demand_the_ring(asked: dict[str, str]) -> None:
     assert build_spec(*about, ring_demanded=True)["ring"] == "check"
 
 
+@pytest.mark.parametrize(("of_queue", "stays"), [(None, 2 << 20), (1 << 20, 1 << 20), (1 << 40, 2 << 20)])
+def test_a_queue_may_let_less_of_the_output_stay(of_queue: int | None, stays: int) -> None:
+    settings = replace(SETTINGS, log_stream_mib=2)
+    spec = build_spec(job(), [(share(), node())], b"", settings, log_limit=of_queue)
+    assert spec["log_limit"] == stays - 4096  # room for the line that says how much is left out
+
+
 def test_the_spec_has_every_key_of_the_contract() -> None:
     submission = {
         "environment": {"A": "1"},

@@ -105,6 +105,7 @@ def test_values_are_kept_as_they_are_shown() -> None:
             Change("acl_users", "-=", "ann"),
             Change("max_user_run", "=", "4"),
             Change("silence", "=", "fence:300"),
+            Change("log_limit", "=", "64MB"),
         ],
     )
     assert now == {
@@ -115,6 +116,7 @@ def test_values_are_kept_as_they_are_shown() -> None:
         "acl_users": "bob",
         "max_user_run": "4",
         "silence": "fence:300",
+        "log_limit": "64mb",
     }
     assert apply("queue", now, [Change("resources_max"), Change("acl_users")]).keys() == {
         "queue_type",
@@ -122,6 +124,7 @@ def test_values_are_kept_as_they_are_shown() -> None:
         "resources_default.mem",
         "max_user_run",
         "silence",
+        "log_limit",
     }
     assert resources(now, "resources_default") == {"mem": "4gb"}
 
@@ -137,6 +140,9 @@ def test_values_are_kept_as_they_are_shown() -> None:
         (Change("Priority", "=", "high"), InvalidValue),
         (Change("resources_max", "=", "1"), InvalidValue),
         (Change("resources_max.mem", "=", "much"), InvalidValue),
+        (Change("log_limit", "=", "much"), InvalidValue),
+        (Change("log_limit", "=", "1kb"), InvalidValue),  # nothing would stay between head and tail
+        (Change("log_limit", "+=", "1mb"), InvalidValue),
         (Change("enabled", "+=", "true"), InvalidValue),
         (Change("silence", "=", "fence"), InvalidValue),
         (Change("max_run", "=", "four"), InvalidValue),

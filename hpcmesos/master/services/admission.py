@@ -5,9 +5,10 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 
 from hpcmesos.errors import InvalidValue, QueueDenied, QueueDisabled, QueueLimit, TooManyJobs, UnknownQueue
 from hpcmesos.master.services.hosts import Whereabouts
@@ -218,16 +219,20 @@ def _check_types(queue: QueueRecord, applicant: Applicant) -> None:
 def _check_access(where: str, attributes: Mapping[str, str], applicant: Applicant) -> None:
     """The access lists that are switched on; all must let the job in, with ``acl_logic_or`` one of them."""
     verdicts: list[bool] = []
+    place = Whereabouts(applicant.peer)
     if attributes.get("acl_user_enable") == "True":
-        verdicts.append(_user_listed(members(attributes.get("acl_users", "")), applicant))
+        verdicts.append(_lets_in(attributes.get("acl_users", ""), partial(_is_user, applicant.user, place)))
     if attributes.get("acl_group_enable") == "True":
-        groups = applicant.all_groups
+        groups = set(applicant.all_groups)
         if attributes.get("acl_group_sloppy") == "True":
-            groups = [*groups, *groups_of(applicant.user)]
-        verdicts.append(not set(groups).isdisjoint(_names(members(attributes.get("acl_groups", "")))))
+            groups |= set(groups_of(applicant.user))
+        verdicts.append(
+            _lets_in(attributes.get("acl_groups", ""), lambda entry, bars: entry.partition("@")[0] in groups)
+        )
     if attributes.get("acl_host_enable") == "True":
-        place = Whereabouts(applicant.peer)
-        verdicts.append(any(place.fits(entry) for entry in members(attributes.get("acl_hosts", ""))))
+        verdicts.append(
+            _lets_in(attributes.get("acl_hosts", ""), lambda entry, bars: place.fits(entry, bars=bars))
+        )
     if not verdicts:
         return
     together = any if attributes.get("acl_logic_or") == "True" else all
@@ -237,19 +242,21 @@ def _check_access(where: str, attributes: Mapping[str, str], applicant: Applican
         )
 
 
-def _user_listed(entries: Sequence[str], applicant: Applicant) -> bool:
-    """``[+|-]user[@host]``: the first entry that fits decides; one that bars holds where nobody knows the host."""
-    place = Whereabouts(applicant.peer)
-    for entry in entries:
-        user, _, host = entry.lstrip("+-").partition("@")
+def _lets_in(entries: str, fits: Callable[[str, bool], bool]) -> bool:
+    """``[+|-]WHO,...``: the first entry that fits decides; none: no.
+
+    ``fits(WHO, BARS)``; BARS: the entry has a minus, and fits where that is not certain.
+    """
+    for entry in members(entries):
         bars = entry.startswith("-")
-        if fnmatchcase(applicant.user, user) and (not host or place.fits(host, unsure=bars)):
+        if fits(entry.lstrip("+-"), bars):
             return not bars
     return False
 
 
-def _names(entries: Iterable[str]) -> set[str]:
-    return {entry.lstrip("+").partition("@")[0] for entry in entries}
+def _is_user(name: str, place: Whereabouts, entry: str, bars: bool) -> bool:
+    user, _, host = entry.partition("@")
+    return fnmatchcase(name, user) and (not host or place.fits(host, bars=bars))
 
 
 def execution_group(user: str, asked: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ _MOST = 1000  # answers that are kept
 _THREADS = 16  # questions under way
 _ALIASES = 4  # names of one address that are looked at
 _WILD = frozenset("*?[")
+_ADDRESSES = re.compile(r"[\d.*?!\[\]-]*|.*:.*")  # of a pattern: no name fits it
 # There is no such name; 1 and 4: HOST_NOT_FOUND and NO_DATA of <netdb.h>.
 _ABSENT = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, 1, 4})
 
@@ -115,14 +117,15 @@ class Whereabouts:
         self._peer = peer.lower()
         self._until = time.monotonic() + _PATIENCE
 
-    def fits(self, entry: str, *, unsure: bool = False) -> bool:
+    def fits(self, entry: str, *, bars: bool = False) -> bool:
         """Whether the entry, a name or an address, maybe with wildcards, is where he is.
 
         A name without wildcards is, when it has his address. With wildcards it is compared with his address and with
         names of his address that have it, too; where the wildcard is in its last part (``login*``), with those that
         have no domain: anybody may have a ``login1`` in a domain of his own.
 
-        ``unsure``: the answer where the name service has none in time.
+        ``bars``: the entry keeps people out, so it fits unless it is certain that he is elsewhere. The name service
+        has no such answer for a name with wildcards: whoever has an address names it, or not, as he likes.
         """
         entry = entry.lower()
         if not self._address:
@@ -130,17 +133,16 @@ class Whereabouts:
         if fnmatchcase(self._address, entry):
             return True
         if not _WILD.isdisjoint(entry):
-            found = _reverse.of(self._address, self._until)
-            short = not _WILD.isdisjoint(entry.rpartition(".")[2])
-            return (
-                unsure
-                if found is None
-                else any(fnmatchcase(name, entry) for name in found if not (short and "." in name))
-            )
+            return not _ADDRESSES.fullmatch(entry) and (bars or self._is_named_like(entry))
         if _plain(entry):
             return _plain(entry) == self._address
         found = _entries.of(entry, self._until)
-        return unsure if found is None else self._address in found
+        return bars if found is None else self._address in found
+
+    def _is_named_like(self, pattern: str) -> bool:
+        short = not _WILD.isdisjoint(pattern.rpartition(".")[2])
+        found = _reverse.of(self._address, self._until) or ()
+        return any(fnmatchcase(name, pattern) for name in found if not (short and "." in name))
 
     def _certain(self) -> Names:
         """His host's names: the short one counts, for the name is no word of his."""
