@@ -59,7 +59,6 @@ log = logging.getLogger(__name__)
 POLL = 0.5  # seconds after which the inbox is looked at without a hint
 _GATHER = 0.02  # seconds between two transactions under load, at least
 _LONGEST_GATHER = 0.1  # at most: as long as the last turn took, so that a slow machine writes more at once
-_FEW_ENDS = 4  # a turn waits as long for more ends when so many times as many attempts still hold something
 _ROWS, _FEWEST_ROWS = 1000, 50  # events and rows of the inbox in one transaction
 _SLOW, _QUICK = 0.5, 0.1  # seconds of a transaction that make the next ones smaller, or larger again
 _LONG = (
@@ -168,31 +167,24 @@ class Planner:
         if self._recheck or self._passes.again:
             longest = 0.0
         batch: list[Event] = []
-        gather = _LONGEST_GATHER
+        unhurried = True
         try:
             timeout = self._alarms.next_delay(longest)
             batch.append(self.events.get(timeout=timeout) if timeout > 0 else self.events.get_nowait())
             while len(batch) < self._rows:
-                gather = min(gather, self._patience(batch[-1], len(batch)))
-                left = self._written + gather - self._alarms.clock() if gather else 0.0
-                batch.append(self.events.get(timeout=left) if left > 0 else self.events.get_nowait())
+                unhurried = unhurried and _can_wait(batch[-1])
+                batch.append(self._next_event(unhurried))
         except Empty:
             pass
         return batch
 
-    def _patience(self, event: Event, number: int) -> float:
-        """Seconds after the last transaction that this event, the ``number``th of its turn, lets others join it.
+    def _next_event(self, unhurried: bool) -> Event:
+        """What has come; while nothing is in a hurry, also what comes for a while after the last transaction.
 
-        So a burst of submissions and ends shares transactions, and a single one is served at once. Ends that are few
-        for what is under way wait longest: a turn costs the same, here and on the nodes, for one as for many, and
-        most of what runs goes on meanwhile.
+        So a burst of submissions and ends shares transactions, and a single one is served at once.
         """
-        if isinstance(event, InboxHint):
-            return self._gather
-        if isinstance(event, Received) and isinstance(event.message, wire.Ended):
-            few = number * _FEW_ENDS < len(self._desk.cluster.attempts)
-            return _LONGEST_GATHER if few else self._gather
-        return 0.0
+        left = self._written + self._gather - self._alarms.clock() if unhurried else 0.0
+        return self.events.get(timeout=left) if left > 0 else self.events.get_nowait()
 
     def _attempt(
         self,
@@ -457,6 +449,13 @@ def _together(work: Iterable[tuple[str, Effects]]) -> Effects:
     for _, effects in work:
         total.add(effects)
     return total
+
+
+def _can_wait(event: Event) -> bool:
+    """Submissions, wishes and ends: their users do not notice some milliseconds."""
+    return isinstance(event, InboxHint) or (
+        isinstance(event, Received) and isinstance(event.message, wire.Ended)
+    )
 
 
 def _label(event: Event) -> str:
