@@ -55,7 +55,7 @@ def qstat(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     if query.format in (QstatFormat.WHY_FULL, QstatFormat.WHY_JSON):
         return refusals.reply(_explained(site, query, [one.job for one in listed], zone))
     facts = _facts(site, caller, query, listed, zone, now)
-    if _is_brief(query):
+    if _is_brief(query) and not query.arrays_only:
         jobs = [one.job for one in listed]
         facts = with_elements(jobs, facts, _brief_elements(site, query, personality, jobs, now))
     return refusals.reply(_rendered(site, query, personality, facts, zone, now))
@@ -233,8 +233,6 @@ def _brief_elements(
     site: Site, query: QstatQuery, personality: Personality, jobs: Sequence[JobRecord], now: datetime
 ) -> list[BriefElements]:
     """The elements with a row that the words name."""
-    if query.arrays_only:
-        return []
     if query.ids:
         seqs = tuple({job.seq for job in jobs if job.array_spec is not None})
         return site.store.brief_elements(JobFilter(seqs=seqs, history=True)) if seqs else []
