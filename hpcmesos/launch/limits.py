@@ -57,7 +57,7 @@ def _closed(caps: dict[str, Any] | None, spec: dict[str, Any]) -> list[tuple[int
     for directory, _, files in os.walk(caps["directory"]):
         for name in files:
             path = os.path.join(directory, name)
-            words = _read(path).split()
+            words = read(path).split()
             if "mig" in path.split("/") and "DeviceFileMinor:" in words:
                 told[path] = int(words[words.index("DeviceFileMinor:") + 1])
     for card, gpu, compute in spec.get("instances") or ():
