@@ -20,6 +20,8 @@ NVIDIA = 195
 """The driver's fixed major: /dev/nvidiaN has minor N; 254 and 255 are of no card (the kernel's devices.txt)."""
 _MOST_CARDS = 64
 """More than any node has."""
+_SMALL = 64 * 1024
+"""Bytes, more than any file of a cgroup that is read here."""
 
 
 def wanted(config: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def _instances(caps: dict[str, Any] | None, spec: dict[str, Any]) -> tuple[list[
     for directory, _, files in os.walk(caps["directory"]):
         for name in files:
             path = os.path.join(directory, name)
-            words = _read(path).split()
+            words = read(path).split()
             if "mig" in path.split("/") and "DeviceFileMinor:" in words:
                 told[path] = int(words[words.index("DeviceFileMinor:") + 1])
     for card, gpu, compute in spec.get("instances") or ():
@@ -128,8 +130,8 @@ class Limits:
     def _memory(self, v2: str, v1: str) -> str:
         """The file of the hierarchy that counts this attempt's memory; empty: none does."""
         if group := self._groups.get("memory"):
-            return _read(os.path.join(group, v1))
-        return _read(os.path.join(self._directory, v2))
+            return read(os.path.join(group, v1))
+        return read(os.path.join(self._directory, v2))
 
     def remove(self) -> None:
         for group in self._groups.values():
@@ -168,9 +170,15 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def _read(path: str) -> str:
+def read(path: str) -> str:
+    """What a small file of the kernel says; empty when it cannot be read. Several for each attempt: no file object."""
     try:
-        with open(path, encoding="ascii") as file:
-            return file.read()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        return os.read(fd, _SMALL).decode("ascii", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
