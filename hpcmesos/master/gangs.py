@@ -518,7 +518,7 @@ class Gangs:
         changes: dict[str, Any] = {"exit_status": status, "cause": cause}
         if record.undelivered:
             changes["comment"] = record.undelivered[:1000]
-        elif record.cause in _TROUBLE:
+        elif record.cause in _TROUBLE or record.cause is Cause.GPU_IDLE:
             changes["comment"] = f"{record.cause}: {record.message}"[:1000]
         elif record.message and record.cause in _BY_ITS_NODE and not attempt.deleted:
             changes["comment"] = record.message[:1000]
