@@ -33,6 +33,9 @@ _HOLD = ["/bin/sh", "-c", "kill -STOP $$"]
 """Keeps the container's file systems mounted, at no cost: a process that never runs again."""
 _HOLD_MEMORY = "32m"
 _HOLD_PROCESSES = 4
+_SYSTEM_CALLS_OF = ("SYS_PTRACE", "SYS_NICE")
+"""Capabilities without which Docker's default profile forbids what MPI does between processes of one user, on Docker 20
+at least: process_vm_readv(2), by which ranks copy, and mbind(2), by which hwloc places memory."""
 _UNREADABLE = (
     "Docker's seccomp profile cannot be read from its container ({}), so it would not hold for the job; a site that"
     " does without it starts dockerd with --seccomp-profile=unconfined"
@@ -151,6 +154,8 @@ def _options(request: dict[str, Any]) -> dict[str, Any]:
         "uts_mode": "host",
         "userns_mode": "host",
         "cap_drop": ["ALL"],
+        # Nobody has them, for he is no root and cannot become it; but Docker's profile follows them.
+        "cap_add": list(_SYSTEM_CALLS_OF) if owner["uid"] else [],
         "security_opt": ["no-new-privileges"],
         "device_requests": [DeviceRequest(device_ids=gpus, capabilities=[["gpu"]])] if gpus else [],
         # An image may name all GPUs, and the NVIDIA runtime may be the Engine's default.

@@ -200,8 +200,12 @@ def test_the_holding_process_has_next_to_nothing(cluster: LiveCluster, engine: E
     job = contained_job(cluster, "sleep 600\n")
     cluster.wait_state(job, "R")
     (container,) = wait_until(engine.containers, "its container", 60)
-    host = json.loads(engine.ask("GET", f"/containers/{container}/json"))["HostConfig"]
+    wait_until(lambda: cluster.job(job)["job_state"] == "R" and cluster.job_processes(), "it runs")
+    found = json.loads(engine.ask("GET", f"/containers/{container}/json"))
+    host = found["HostConfig"]
     assert (host["Memory"], host["PidsLimit"], host["CpuShares"]) == (32 << 20, 4, 2)
+    status = Path(f"/proc/{found['State']['Pid']}/status").read_text()
+    assert re.findall(r"Cap(?:Prm|Eff|Amb):\t(\w+)", status) == ["0" * 16] * 3
     cluster.run("qdel", job, check=True)
 
 

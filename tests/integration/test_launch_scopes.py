@@ -69,7 +69,9 @@ def shepherd(host: Systemd, place: Path, limits: dict[str, Any]) -> Iterator[Nod
 
 
 def scopes_of(host: Systemd) -> list[str]:
-    return sorted(path.name for path in (host.group / "hpcmesos.slice").rglob("hpcmesos-*.scope"))
+    """Those that are there; systemd may just remove one."""
+    found = (name for _, names, _ in os.walk(host.group / "hpcmesos.slice") for name in names)
+    return sorted(name for name in found if name.startswith("hpcmesos-") and name.endswith(".scope"))
 
 
 def job(node: Node, minors: tuple[int, ...]) -> dict[str, Any]:
