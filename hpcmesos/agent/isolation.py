@@ -14,11 +14,11 @@ from typing import Any
 
 from hpcmesos.errors import ConfigError
 from hpcmesos.launch import scopes
+from hpcmesos.launch.limits import CONTROLLERS, hand_down
 
 log = logging.getLogger(__name__)
 
-_CONTROLLERS = ("cpu", "memory", "pids")
-_LIMITS = (*_CONTROLLERS, "devices")
+_LIMITS = (*CONTROLLERS, "devices")
 _SYSTEMD = Path("/run/systemd/system")
 """There where systemd runs the host (sd_booted(3))."""
 _HELD = 11
@@ -189,7 +189,7 @@ def _usable(directory: Path) -> bool:
     trial = directory / "trial"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _delegate(directory)
+        hand_down(str(directory))  # without: accounting is lost, killing is not
         trial.mkdir(exist_ok=True)
         try:
             with (trial / "cgroup.kill").open("r+") as file:  # never made where it is not
@@ -200,18 +200,6 @@ def _usable(directory: Path) -> bool:
         log.info("no cgroups under %s: %s", directory, error)
         return False
     return True
-
-
-def _delegate(directory: Path) -> None:
-    """Hands the controllers down to the children, as far as the levels above allow it."""
-    for level in (directory.parent.parent.parent, directory.parent.parent, directory.parent, directory):
-        try:
-            present = (level / "cgroup.controllers").read_text().split()
-            wanted = " ".join(f"+{c}" for c in _CONTROLLERS if c in present)
-            if wanted:
-                (level / "cgroup.subtree_control").write_text(wanted)
-        except OSError:
-            continue  # accounting is lost, killing is not
 
 
 def _words(path: Path) -> list[str]:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 
-from hpcmesos.launch.limits import NVIDIA, Device
+from hpcmesos.launch.limits import NVIDIA, Device, hand_down
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch
 from hpcmesos.launch.settings import Config, Refusal
@@ -27,7 +27,6 @@ echo "$place"
 exec cat >/dev/null"""
 """Ends with its standard input, whose other end the shepherd has."""
 _PATIENCE = 20.0
-_CONTROLLERS = ("cpu", "memory", "pids")
 _INSTANCES = "nvidia-caps"
 """The driver's name for the devices of MIG instances: as its cards', each is one job's."""
 _CONTROL = (254, 255)
@@ -125,7 +124,7 @@ class Scopes:
             os.close(keeping)
             raise Refusal(f"systemd makes no scope to hold the GPU devices: {said or 'no answer'}")
         self._keeping.append(keeping)
-        _delegate(said)
+        hand_down(said)
         return said
 
 
@@ -140,14 +139,6 @@ def _launch(words: list[str], stdin: int, output: int) -> Launch:
         cgroups=(),
         stdio=(stdin, output, output),
     )
-
-
-def _delegate(directory: str) -> None:
-    """Hands down to the attempts what systemd has handed to the scope."""
-    with open(os.path.join(directory, "cgroup.controllers"), encoding="ascii") as file:
-        present = file.read().split()
-    with open(os.path.join(directory, "cgroup.subtree_control"), "w", encoding="ascii") as file:
-        file.write(" ".join(f"+{name}" for name in _CONTROLLERS if name in present))
 
 
 async def _first_line(fd: int) -> str:
