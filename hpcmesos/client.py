@@ -66,6 +66,8 @@ class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool = False
     job: str | None = None
     note: str = ""  # why it is not given out
+    parent: str = ""  # of a MIG instance, as the next: the UUID of its card
+    profile: str = ""
     memory: int = 0  # bytes; 0: not known
     figures: dict[str, float] = {}
     """As the card has them, of the last 10 s: utilization (percent), memory_used (bytes), temperature (Celsius),

@@ -23,7 +23,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
-    """One whole GPU as its node sees it."""
+    """One whole GPU, or one MIG instance, as its node sees it."""
 
     uuid: str
     index: int
@@ -37,7 +37,10 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
         int, ...
     ] = ()  # quality to each GPU of this node, in index order; higher is better, empty: unknown
     note: str = ""
-    minor: int | None = None  # N of /dev/nvidiaN
+    minor: int | None = None  # N of /dev/nvidiaN; of an instance its card's
+    parent: str = ""  # of a MIG instance: the UUID of its card
+    profile: str = ""  # of a MIG instance: 1g.10gb, 1c.3g.40gb, 1g.10gb.me
+    instance: tuple[int, ...] = ()  # of a MIG instance: the numbers of its GPU instance and compute instance
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +122,8 @@ class GpuReport(Message, frozen=True, kw_only=True):
 
 class GpuFigures(Message, frozen=True, kw_only=True):
     """Each 10 s, of real GPUs. ``gpus``: by UUID, what `agent.health.FIGURES` names. ``uses``: by attempt, what it has
-    used of this node's GPUs since it runs: samples, busy_sum and busy_max (percent), memory_max (bytes), energy (J).
+    used of this node's GPUs since it runs: samples, busy (those with utilisation), busy_sum and busy_max (percent),
+    memory_max (bytes), energy (J).
     """
 
     gpus: dict[str, dict[str, float]]

@@ -67,6 +67,8 @@ def limits(
         found[controller] = value
     if "devices" in found:
         found["devices"] = gpu_majors(proc)
+        if (major := _majors(proc).get("nvidia-caps")) is not None:
+            found["caps"] = {"major": major, "directory": str(proc / "driver/nvidia/capabilities")}
     return {**found, "v1": v1}
 
 
@@ -84,9 +86,14 @@ def below_tmp(paths: Iterable[Path]) -> bool:
 
 def gpu_majors(proc: Path = Path("/proc")) -> list[int]:
     """Majors of the NVIDIA driver's character devices; empty: it is not loaded."""
+    return sorted({major for name, major in _majors(proc).items() if name.startswith("nvidia")})
+
+
+def _majors(proc: Path) -> dict[str, int]:
+    """Of character devices, by the name of their driver."""
     lines = (proc / "devices").read_text().partition("Block devices:")[0].splitlines()
     words = (line.split() for line in lines)
-    return sorted({int(pair[0]) for pair in words if len(pair) == 2 and pair[1].startswith("nvidia")})
+    return {pair[1]: int(pair[0]) for pair in words if len(pair) == 2 and pair[0].isdigit()}
 
 
 def _parse(setting: tuple[str, ...]) -> dict[str, Any]:

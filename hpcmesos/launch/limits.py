@@ -37,8 +37,33 @@ def wanted(config: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
         minors = tuple(spec.get("minors") or ())
         if len(minors) != sum(not gpu["simulated"] for gpu in member["gpus"]):
             raise ValueError("NVML does not tell the devices of the granted GPUs")
-        limits["devices"] = (tuple(config["devices"]), minors)
+        limits["devices"] = (tuple(config["devices"]), minors, _closed(config.get("caps"), spec))
     return limits
+
+
+def _closed(caps: dict[str, Any] | None, spec: dict[str, Any]) -> list[tuple[int, int]]:
+    """(major, minor) of the MIG instances' devices, /dev/nvidia-caps/nvidia-capN, but for those of granted ones.
+
+    ``caps``: their ``major``, and the ``directory`` in which the driver tells their minors; None: it has no MIG.
+
+    Raises:
+        ValueError: the device of a granted instance is not known.
+    """
+    if caps is None:
+        return []
+    told = {}
+    for directory, _, files in os.walk(caps["directory"]):
+        for name in files:
+            path = os.path.join(directory, name)
+            words = _read(path).split()
+            if "mig" in path.split("/") and "DeviceFileMinor:" in words:
+                told[path] = int(words[words.index("DeviceFileMinor:") + 1])
+    for card, gpu, compute in spec.get("instances") or ():
+        own = f"{caps['directory']}/gpu{card}/mig/gi{gpu}"
+        for path in (f"{own}/access", f"{own}/ci{compute}/access"):
+            if told.pop(path, None) is None:
+                raise ValueError(f"the driver does not tell the devices of the granted GPUs: {path}")
+    return [(int(caps["major"]), minor) for minor in sorted(told.values())]
 
 
 class Limits:
@@ -117,12 +142,13 @@ def _in_v1(controller: str, value: Any) -> list[tuple[str, str]]:
             return [("cpu.shares", str(_SHARES * value))]
         case "pids":
             return [("pids.max", str(value))]
-    majors, granted = value
+    majors, granted, closed = value
     if not granted:
         return [("devices.deny", f"c {major}:* rwm") for major in majors]
     # An allowed minor cannot be taken out of a denied range, so the others are denied one by one.
     return [
-        ("devices.deny", f"c {_NVIDIA}:{minor} rwm") for minor in range(_MOST_CARDS) if minor not in granted
+        ("devices.deny", f"c {major}:{minor} rwm")
+        for major, minor in [*((_NVIDIA, m) for m in range(_MOST_CARDS) if m not in granted), *closed]
     ]
 
 

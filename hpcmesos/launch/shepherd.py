@@ -13,7 +13,7 @@ from collections import OrderedDict
 from typing import Any
 
 from hpcmesos import pidfile
-from hpcmesos.launch import control, enclosure, files, gangs, logs, prolog, ranks, shells, terminal
+from hpcmesos.launch import control, enclosure, files, gangs, logs, mps, prolog, ranks, shells, terminal
 from hpcmesos.launch.attempt import Attempt, Order, Services
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.containers import Containers
@@ -100,7 +100,7 @@ class Shepherd:
         self._arrived(name)
         if attempt.head and len(spec["members"]) > 1:
             attempt.gang = gangs.HeadGang(attempt)
-        if spec.get("image") or self.config.prolog:
+        if spec.get("image") or self.config.prolog or mps.wanted(spec):
             task = asyncio.get_running_loop().create_task(self._get_ready(attempt))
             self.services.tasks.add(task)
             task.add_done_callback(self.services.tasks.discard)
@@ -112,6 +112,8 @@ class Shepherd:
         try:
             if self.config.prolog:
                 await prolog.run(attempt)
+            if mps.wanted(attempt.spec) and attempt.phase == "preparing":
+                await mps.start(attempt)
             if attempt.spec.get("image"):
                 attempt.container = await self._containers.make(attempt)
         except Exception as error:  # whatever it is, it costs this attempt
@@ -120,6 +122,7 @@ class Shepherd:
                 if attempt.gang:
                     attempt.gang.end(Order("START_FAILED", 0.0, str(refusal)))
                 self._withdraw(attempt, refusal)
+                return
         if attempt.phase == "preparing":
             self._prepared(attempt)
         else:
@@ -141,6 +144,20 @@ class Shepherd:
 
     def _withdraw(self, attempt: Attempt, refusal: Refusal) -> None:
         """It cannot get ready after all: as if it had been refused at once."""
+        if attempt.enclosure.empty() or not mps.wanted(attempt.spec):
+            self._discard(attempt, refusal)
+            return
+        task = asyncio.get_running_loop().create_task(self._clear(attempt, refusal))
+        self.services.tasks.add(task)
+        task.add_done_callback(self.services.tasks.discard)
+
+    async def _clear(self, attempt: Attempt, refusal: Refusal) -> None:
+        """Ends what runs for it already; it may be over meanwhile."""
+        await enclosure.clear(attempt.enclosure)
+        if attempt.phase == "preparing":
+            self._discard(attempt, refusal)
+
+    def _discard(self, attempt: Attempt, refusal: Refusal) -> None:
         del self.attempts[attempt.id]
         attempt.discard()
         self._refuse(attempt.id, refusal)

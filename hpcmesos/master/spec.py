@@ -19,6 +19,7 @@ _SUBMITTED: Mapping[str, Any] = {
     "environment": {},
     "gpubind": "rank",
     "ring": None,
+    "mps": False,
     "image": None,
     "image_pull": None,
     "image_secret": None,

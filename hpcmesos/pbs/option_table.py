@@ -71,7 +71,7 @@ _JOB = {
         Option(
             "W",
             "attribute=value,...",
-            "depend, umask, block, group_list, stagein, gpubind, ring, constraints, secret, image_pull, ...",
+            "depend, umask, block, group_list, stagein, gpubind, gpu_idle, mps, ring, constraints, secret, ...",
         ),
     )
 }

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from hpcmesos.errors import InvalidScript, InvalidValue, UsageError
 from hpcmesos.gang import constraints, frameworks
-from hpcmesos.model import Request
+from hpcmesos.model import MIG_FEATURE, Request
 from hpcmesos.pbs import resources
 from hpcmesos.pbs.arrays import parse_array
 from hpcmesos.pbs.directives import DEFAULT_PREFIX, MAX_SCRIPT_BYTES, check_script, scan_directives
@@ -58,6 +58,7 @@ _PREFIX_VARIABLE = "PBS_DPREFIX"
 _ATTRIBUTE_CHOICES = {
     "ring": ("check", "none"),
     "gpubind": ("rank", "none"),
+    "gpu_idle": ("allowed", "watched"),
     "image_pull": ("always", "missing", "never"),
 }
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._\-/:@]*", re.IGNORECASE)
@@ -72,7 +73,7 @@ _KEPT_OPTIONS = {
 _TYPED_ATTRIBUTES = frozenset(
     {"depend", "umask", "block", "interactive", "group_list", "ring", "gpubind", "image", "job_array_request"}
     | {"max_run_subjobs"}
-    | {"framework", "capture", "constraints", "image_pull", "image_secret", "secret"}
+    | {"framework", "capture", "constraints", "image_pull", "image_secret", "secret", "gpu_idle", "mps"}
 )
 
 
@@ -157,6 +158,8 @@ class Submission:
     extra: Mapping[str, str] = field(default_factory=dict)  # -W attributes that we only keep
     ring: str | None = None  # -W ring=
     gpubind: str | None = None  # rank, none; None: the launcher's default
+    mps: bool = False  # -W mps=true: the ranks share its GPUs by NVIDIA's Multi-Process Service
+    gpu_idle: str | None = None  # -W gpu_idle=: allowed or watched
     image: str | None = None  # --image, -W image=: run in this container image
     image_pull: str | None = None  # -W image_pull=: always, missing or never; None: as the node is set
     image_secret: str | None = (
@@ -285,6 +288,8 @@ class _Merged:
             extra=self._extra(),
             ring=self.attributes.get("ring"),
             gpubind=self.attributes.get("gpubind"),
+            mps=self._mps(asked.request),
+            gpu_idle=self.attributes.get("gpu_idle"),
             image=self.image,
             image_pull=self.attributes.get("image_pull"),
             image_secret=self._image_secret,
@@ -376,6 +381,18 @@ class _Merged:
                 "ring=check and image: the ring runs outside of containers; leave one of them out"
             )
         return request.in_containers()
+
+    def _mps(self, request: Request) -> bool:
+        """Of whole GPUs, and on the host: its programs have to be where the service is."""
+        if not self._flag("mps"):
+            return False
+        if not request.gpus or any(
+            word.startswith(MIG_FEATURE) for c in request.chunks for word in c.features
+        ):
+            raise InvalidValue("mps=true is for jobs with whole GPUs: ask for some, e.g. -l nodes=1:gpus=1")
+        if self.image is not None:
+            raise InvalidValue("mps=true and image: the service runs outside of containers; drop one of them")
+        return True
 
     def _with_rules(self, request: Request) -> Request:
         text = self.attributes.get("constraints")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, Table, func, select, text, union_all
@@ -181,6 +182,18 @@ class Reads:
         with begin(self._single) as connection:
             rows = connection.execute(wanted.order_by(t.events.c.id).limit(limit))
             return [event_record(row) for row in rows]
+
+    def last_events(
+        self, jobs: Iterable[JobKey], kinds: Sequence[str], since: datetime
+    ) -> dict[JobKey, EventRecord]:
+        """Of each of these jobs the last event of one of these kinds, if it has had one ``since``."""
+        keys = {(job.seq, element(job.index)) for job in jobs}
+        told = t.events.c
+        seqs = {seq for seq, _ in keys}
+        wanted = select(t.events).where(told.seq.in_(seqs), told.kind.in_(kinds), told.at >= since)
+        with begin(self._single) as connection:
+            rows = [r for r in connection.execute(wanted.order_by(told.id)) if (r.seq, r.element) in keys]
+        return {job_key(row): event_record(row) for row in rows}
 
     # cluster
 

@@ -249,6 +249,7 @@ def _new_job(
         interactive=built.interactive,
         array=built.array is not None,
         rerunable=built.rerunable,
+        lets_idle=built.gpu_idle == "allowed",
         project=project,
         group=group,
     )
@@ -412,6 +413,8 @@ def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Subm
         "keep": built.keep,
         "gpubind": built.gpubind,
         "ring": built.ring,
+        "mps": built.mps or None,
+        "gpu_idle": built.gpu_idle,
         "secrets": list(built.secrets) or None,
         "image": built.image,
         "image_pull": built.image_pull,
