@@ -315,13 +315,6 @@ OF_ROOT = [
         staged(READABLE, "home/made"),
         without(AS_ROOT),
     ),
-    Case(
-        "more descriptors than the limit",
-        by_job("ulimit -n 64; ulimit -n 65 && echo more\n", lambda said: said == "more\n"),
-        by_job("ulimit -n 64 && echo more\n", lambda said: said == "more\n"),
-        without(AS_ROOT),
-        silent=True,
-    ),
     Case("BASH_ENV", sourced("0"), sourced(str(pwd.getpwnam(OWNER).pw_uid)), without(AS_ROOT), silent=True),
     Case("LD_PRELOAD", preloaded("0"), preloaded(str(pwd.getpwnam(OWNER).pw_uid)), without(AS_ROOT)),
     Case(
