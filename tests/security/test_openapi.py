@@ -83,9 +83,3 @@ def test_without_a_credential(label: str, stage: ApiStage) -> None:
 def test_at_length(label: str, mode: GenerationMode, stage: ApiStage) -> None:
     """30 examples of each operation, half of them against the schema."""
     tried(label, stage, credential(stage), mode, MANY)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(("label", "mode"), TRIES)
-def test_at_length_without_a_credential(label: str, mode: GenerationMode, stage: ApiStage) -> None:
-    tried(label, stage, {}, mode, MANY)
