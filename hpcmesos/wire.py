@@ -8,9 +8,12 @@ Times are seconds since the epoch (UTC), sizes bytes, durations seconds.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import msgspec
+
+from hpcmesos.errors import ProtocolError
 
 PROTOCOL = 2
 """1: the first. 2: a hello names the node's journal."""
@@ -274,6 +277,23 @@ def decode_to_leader(body: bytes) -> ToLeader:
 
 def decode_to_agent(body: bytes) -> ToAgent:
     return _to_agent.decode(body)
+
+
+def frames(buffer: bytearray) -> Iterator[bytes]:
+    """Takes the bodies of whole frames off the front of ``buffer``.
+
+    Raises:
+        ProtocolError: a frame is larger than MAX_FRAME.
+    """
+    while len(buffer) >= 4:
+        size = int.from_bytes(buffer[:4], "big")
+        if size > MAX_FRAME:
+            raise ProtocolError(f"a frame of {size} bytes")
+        if len(buffer) < 4 + size:
+            return
+        body = bytes(buffer[4 : 4 + size])
+        del buffer[: 4 + size]
+        yield body
 
 
 # --- the HTTP API (JSON) -----------------------------------------------------------------------------------------

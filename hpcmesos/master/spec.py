@@ -30,6 +30,7 @@ _SUBMITTED: Mapping[str, Any] = {
     "script_args": [],
     "join": "n",
     "interactive": False,
+    "x11": False,
     "secrets": [],
 }
 """Keys that the submission has under the same name, and what holds when it lacks them."""

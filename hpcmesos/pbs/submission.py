@@ -152,6 +152,7 @@ class Submission:
     checkpoint: str = "u"
     array: ArraySpec | None = None
     interactive: bool = False
+    x11: bool = False  # with a display on the submitter's X server
     silent: bool = False  # -z
     dry_run: bool = False  # --dry-run: check and tell, but submit nothing
     submit_args: str = ""
@@ -202,7 +203,7 @@ def environment_names(argv: Sequence[str], script: str | None) -> EnvNeeds:
     command = parse("qsub", argv)
     sources = [*_directive_commands(script or "", command.last("C") or DEFAULT_PREFIX), command]
     listed = (name for source in sources for value in source.all("v") for name in bare_names(value))
-    terminal = ("TERM",) if any(_is_interactive(source) for source in sources) else ()
+    terminal = ("TERM", "DISPLAY") if any(_is_interactive(source) for source in sources) else ()
     names = tuple(dict.fromkeys((*_ASKED_NAMES, *terminal, *listed)))
     return EnvNeeds(any(source.has("V") for source in sources), names)
 
@@ -282,6 +283,7 @@ class _Merged:
             checkpoint=self.last("c") or "u",
             array=self._array(array) if array else None,
             interactive=self.interactive,
+            x11=self.interactive and self.has("X"),
             silent=self.has("z"),
             dry_run=self.has("dry-run"),
             submit_args=submit_args,
@@ -303,8 +305,8 @@ class _Merged:
             raise UsageError("an interactive job cannot be an array")
         if self._flag("block"):
             raise UsageError("an interactive job cannot block; qsub stays with it anyhow")
-        if self.has("X"):
-            raise UsageError("X11 forwarding (-X) is not served; run the program with ssh -X on a login host")
+        if self.has("X") and not self.context.environ.get("DISPLAY"):
+            raise UsageError("DISPLAY not set")
         if self.has("x") and not self.operands:
             raise UsageError("-x needs the command to run: qsub -I -x 'PROGRAM ARGUMENTS'")
 

@@ -211,6 +211,42 @@ def test_private_tmp(limits: dict[str, Any], place: Path) -> None:
     assert not Path("/tmp", mark).exists()
 
 
+def test_files_are_staged_into_and_out_of_the_private_tmp(limits: dict[str, Any], place: Path) -> None:
+    """What the job calls /tmp/... is its own; what comes and goes there is the host's."""
+    state, mark = place / "state", f"hpcm-{os.getpid()}"
+    state.mkdir()
+    source, target = Path("/tmp", f"{mark}.source"), Path("/var/tmp", f"{mark}.target")
+    source.write_text("from the host\n")
+    try:
+        with kit.cluster(state, ["n1"], cgroups=True, private_tmp=True) as (node,):
+            ended = end(
+                node,
+                place,
+                f"ls /tmp; cat /tmp/{mark} && echo 'from the job' > /var/tmp/{mark}.made\n",
+                stagein=[{"local": f"/tmp/{mark}", "host": None, "remote": str(source)}],
+                stageout=[{"local": f"/var/tmp/../tmp/{mark}.made", "host": None, "remote": str(target)}],
+            )
+        assert (ended["text"], ended["code"]) == (f"{mark}\nfrom the host\n", 0), ended
+        assert target.read_text() == "from the job\n"
+        assert not Path("/tmp", mark).exists()
+        assert not Path("/var/tmp", f"{mark}.made").exists()
+    finally:
+        source.unlink()
+        target.unlink(missing_ok=True)
+
+
+def test_the_owners_prologue_sees_the_private_tmp(limits: dict[str, Any], place: Path) -> None:
+    state, mark = place / "state", f"hpcm-{os.getpid()}.prologue"
+    state.mkdir()
+    prologue = place / "prologue.sh"
+    prologue.write_text(f"#!/bin/sh\necho prepared > /tmp/{mark}\n")
+    prologue.chmod(0o755)
+    with kit.cluster(state, ["n1"], cgroups=True, private_tmp=True) as (node,):
+        ended = end(node, place, f"cat /tmp/{mark}\n", resource_list={"prologue": str(prologue)})
+    assert ended["text"] == "prepared\n", ended
+    assert not Path("/tmp", mark).exists()
+
+
 def test_a_dead_shepherd_leaves_no_group(node: Node, place: Path, limits: dict[str, Any]) -> None:
     with kit.runs([node], place) as start:
         member = node.member() | {"mem": 64 * MIB}

@@ -422,6 +422,7 @@ def _stored(site: Site, request: CommandRequest | SubmitRequest, built: pbs.Subm
         "submit_host": request.host,
         "submit_dir": request.cwd,
         "interactive": built.interactive or None,
+        "x11": built.x11 or None,
         "stdout_template": None if silent else output_paths.stored(paths[0]),
         "stderr_template": None if silent else output_paths.stored(paths[1]),
         "gateways": gateways or None,
