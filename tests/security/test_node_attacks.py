@@ -18,6 +18,9 @@ from tests.integration import shepherd_kit as kit
 from tests.security.cases import Case, Told, Try, check
 from tests.security.node_stage import AS_ROOT, IS_ROOT, OWNER, STRANGER, NodeStage, by_job, without, wrote
 
+READABLE = "/etc/passwd"
+"""A file that everybody may read."""
+
 
 def linked(target: str) -> Try[NodeStage]:
     """The output goes to a link in the owner's directory."""
@@ -27,6 +30,12 @@ def linked(target: str) -> Try[NodeStage]:
         return wrote(target)(by_job("echo mine\n", bool, stdout="ROOT/home/link"))(stage)
 
     return run
+
+
+def staged(remote: str, local: str) -> Try[NodeStage]:
+    """A file that comes before the script."""
+    transfer = {"local": f"ROOT/{local}", "host": None, "remote": remote}
+    return wrote(local)(by_job("true\n", bool, stagein=[transfer]))
 
 
 def preloaded(uid: str) -> Try[NodeStage]:
@@ -292,6 +301,18 @@ OF_ROOT = [
         "an output by a path that climbs",
         wrote("private/made")(by_job("echo mine\n", bool, stdout="ROOT/home/../private/made")),
         wrote("home/made")(by_job("echo mine\n", bool, stdout="ROOT/home/../home/made")),
+        without(AS_ROOT),
+    ),
+    Case(
+        "a stage-in to a path that climbs",
+        staged(READABLE, "home/../private/made"),
+        staged(READABLE, "home/../home/made"),
+        without(AS_ROOT),
+    ),
+    Case(
+        "a stage-in of a private file",
+        staged("ROOT/private/secret", "home/made"),
+        staged(READABLE, "home/made"),
         without(AS_ROOT),
     ),
     Case("BASH_ENV", sourced("0"), sourced(str(pwd.getpwnam(OWNER).pw_uid)), without(AS_ROOT), silent=True),
