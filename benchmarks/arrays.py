@@ -1,4 +1,5 @@
-"""Arrays: how soon a million elements are accepted, qstat on 100,000 of them, the CPU that an element of `true` costs.
+"""Arrays: how soon a million elements are accepted, qstat on 100,000 of them before they start and when most of them
+are done, the CPU that an element of `true` costs.
 
 Brings up a cluster of its own (4 agents, fsync on), prints a table and, with ``--json FILE``, JSON. CPU suffers less
 than wall time from what else a machine does; both grow when few elements share a transaction: when it is slow.
@@ -13,11 +14,17 @@ import statistics
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
+
+import psycopg
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from first_figures import Bench, command_latency, cpu_seconds, timed
+
+COPIED = "server, name, owner, queue, priority, request, created_at, queued_at, rerunable, submit_host"
+"""Columns of jobs that an element has from its array."""
 
 
 def accepted(bench: Bench, elements: str) -> float:
@@ -29,17 +36,49 @@ def listed(bench: Bench, size: int) -> dict[str, object]:
     """qstat while an array of ``size`` runs, 50 at once at most."""
     quiet = ("-o", "/dev/null", "-e", "/dev/null")
     array = bench.run("qsub", "-t", f"1-{size}%50", *quiet, "--", "/bin/sleep", "1")
+    found = seen(bench, array, size, "runs")
+    bench.run("qdel", array)
+    bench.hpcmesos("wait", array)
+    return found
+
+
+def seen(bench: Bench, array: str, size: int, first: str) -> dict[str, object]:
+    """Latencies of qstat; ``first``: what the first element does."""
     seq = array.partition("[")[0]
     views = {
         "one element that waits": ["qstat", f"{seq}[{size}]"],
-        "one element that runs": ["qstat", f"{seq}[1]"],
+        f"one element that {first}": ["qstat", f"{seq}[1]"],
         "folded": ["qstat"],
         "expanded": ["qstat", "-t", array],
     }
-    found = {name: command_latency(bench, command, 10) for name, command in views.items()}
-    bench.run("qdel", array)
-    bench.hpcmesos("wait", array)
-    return dict(found)
+    return {name: command_latency(bench, command, 10) for name, command in views.items()}
+
+
+def midway(bench: Bench, size: int, done: int) -> dict[str, object]:
+    """qstat of an array of which ``done`` elements are over, written into the database: to run them takes minutes."""
+    array = bench.run("qsub", "-h", "-t", f"1-{size}", "--", "/bin/true")
+    seq = int(array.partition("[")[0])
+    settings = tomllib.loads((bench.state / "master" / "master.toml").read_text())
+    values = {"seq": seq, "done": done, "left": f"{{[{done + 1},{size + 1})}}"}
+    with psycopg.connect(settings["database_url"]) as connection:
+        connection.execute(
+            f"INSERT INTO jobs (seq, element, state, attempt, started_at, ended_at, exit_status, cause, {COPIED})"
+            f" SELECT seq, i, 'C', 1, now(), now(), 0, 'OK', {COPIED} FROM jobs, generate_series(1, %(done)s) i"
+            " WHERE seq = %(seq)s AND element = -1",
+            values,
+        )
+        connection.execute(
+            "INSERT INTO attempts (seq, element, number, started_at, ended_at, cause, code, usage)"
+            " SELECT %(seq)s, i, 1, now(), now(), 'OK', 0, jsonb_build_object('cput', i %% 7 * 0.3, 'walltime', 1)"
+            " FROM generate_series(1, %(done)s) i",
+            values,
+        )
+        connection.execute(
+            "UPDATE jobs SET todo = %(left)s::int4multirange, succeeded = %(done)s"
+            " WHERE seq = %(seq)s AND element = -1",
+            values,
+        )
+    return seen(bench, array, size, "is over")
 
 
 def throughput(bench: Bench, size: int) -> dict[str, float]:
@@ -75,6 +114,7 @@ def main() -> None:
                 "a million accepted, s": accepted(bench, "1-1000000"),
                 "every second of a million accepted, s": accepted(bench, "1-1000000:2"),
                 "qstat": listed(bench, arguments.listed),
+                "qstat midway": midway(bench, arguments.listed, int(0.62 * arguments.listed)),
             }
         finally:
             bench.hpcmesos("down", "--state", str(bench.state))

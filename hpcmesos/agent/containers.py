@@ -2,12 +2,14 @@
 
 A process of its own, started by the shepherd, who ends it when the Engine does not answer. Requests:
 ``{"op": "make", "docker", "image", "pull", "login", "state", "token", "attempt", "owner", "mounts", "gpus"}`` ->
-``{"pid", "environ"}``; ``{"op": "remove", "docker", "state", "token", "attempts"}`` -> ``{"removed"}``: the containers
-of these attempts, and those that a shepherd with another token left of this state directory. Else ``{"error"}``.
+``{"pid", "environ", "filters": [BASE64...]}``; ``{"op": "remove", "docker", "state", "token", "attempts"}`` ->
+``{"removed"}``: the containers of these attempts, and those that a shepherd with another token left of this state
+directory. Else ``{"error"}``.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import sys
@@ -21,6 +23,8 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, LogConfig, Mount
 from requests.exceptions import RequestException
 
+from hpcmesos.agent import seccomp
+
 _TIMEOUT = 20
 """Seconds that the Engine may take for anything but to get an image."""
 _PULL_TIMEOUT = 600
@@ -29,6 +33,13 @@ _HOLD = ["/bin/sh", "-c", "kill -STOP $$"]
 """Keeps the container's file systems mounted, at no cost: a process that never runs again."""
 _HOLD_MEMORY = "32m"
 _HOLD_PROCESSES = 4
+_SYSTEM_CALLS_OF = ("SYS_PTRACE", "SYS_NICE")
+"""Capabilities without which Docker's default profile forbids what MPI does between processes of one user, on Docker 20
+at least: process_vm_readv(2), by which ranks copy, and mbind(2), by which hwloc places memory."""
+_UNREADABLE = (
+    "Docker's seccomp profile cannot be read from its container ({}), so it would not hold for the job; a site that"
+    " does without it starts dockerd with --seccomp-profile=unconfined"
+)
 
 
 def main() -> int:
@@ -73,7 +84,13 @@ def make(client: Any, request: dict[str, Any]) -> dict[str, Any]:
         if _HOLD[0] in why:
             why = f"it has no {_HOLD[0]}, which a job needs"
         return {"error": f"image {name}: {why}"}
-    return {"pid": pid, "environ": _variables(image.attrs["Config"].get("Env") or ())}
+    try:
+        filters = [base64.b64encode(program).decode() for program in seccomp.filters(pid)]
+    except OSError as error:
+        container.remove(force=True)
+        return {"error": _UNREADABLE.format(error.strerror)}
+    environ = _variables(image.attrs["Config"].get("Env") or ())
+    return {"pid": pid, "environ": environ, "filters": filters}
 
 
 def remove(client: Any, request: dict[str, Any]) -> dict[str, Any]:
@@ -137,6 +154,8 @@ def _options(request: dict[str, Any]) -> dict[str, Any]:
         "uts_mode": "host",
         "userns_mode": "host",
         "cap_drop": ["ALL"],
+        # Nobody has them, for he is no root and cannot become it; but Docker's profile follows them.
+        "cap_add": list(_SYSTEM_CALLS_OF) if owner["uid"] else [],
         "security_opt": ["no-new-privileges"],
         "device_requests": [DeviceRequest(device_ids=gpus, capabilities=[["gpu"]])] if gpus else [],
         # An image may name all GPUs, and the NVIDIA runtime may be the Engine's default.

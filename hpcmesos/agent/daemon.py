@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,8 @@ class Agent:
         self._uplink = Uplink(settings.master, settings.state, self.handle, inventory.load, self._contact)
         self._probe: Probe | None = None
         if inventory.wants_probe(settings.gpus):
-            self._probe = Probe(lambda uuid: self._ours(settings.gpus, uuid), self.handle)
-        self._refused_claims: set[str] = set()
+            self._probe = Probe(lambda found: self._ours(settings.gpus, found), self.handle)
+        self._left_out: set[str] = set()  # what was said of GPUs that this agent does not take
         self._alarm = Alarm(self._loop, lambda: self.handle(Tick()))
 
     async def run(self) -> None:
@@ -149,15 +149,20 @@ class Agent:
         """Hello tells the leader what is here; it waits until shepherd and probe have said so."""
         return self.state.shepherd is not None and (self._probe is None or self._probe.answered.is_set())
 
-    def _ours(self, setting: str, uuid: str) -> bool:
-        if not inventory.chosen(setting, uuid):
-            return False
-        if self._claims.claim(uuid):
-            return True
-        if uuid not in self._refused_claims:
-            self._refused_claims.add(uuid)
-            log.warning("GPU %s belongs to another agent of this host: left out here", uuid)
-        return False
+    def _ours(self, setting: str, found: Sequence[wire.Gpu]) -> set[str]:
+        meant, others = inventory.choose(setting, found)
+        if others:
+            self._say_once(f'left out: {others}: an agent with gpus = "mig:PROFILE" takes them')
+        ours = {gpu.uuid for gpu in meant if self._claims.claim(gpu.uuid, gpu.parent)}
+        for gpu in meant:
+            if gpu.uuid not in ours:
+                self._say_once(f"GPU {gpu.uuid} belongs to another agent of this host: left out here")
+        return ours
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._left_out:
+            self._left_out.add(text)
+            log.warning("%s", text)
 
 
 def shepherd_config(settings: AgentSettings, cluster: str) -> dict[str, Any]:

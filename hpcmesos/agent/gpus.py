@@ -1,10 +1,11 @@
 """The probe: ``python -m hpcmesos.agent.gpus`` answers what NVML says, one JSON line for each line that it is asked.
 
 A process of its own, for a sick card can block an NVML call for ever. Question ``{"id": n}``; answer ``{"id": n,
-"gpus": [...], "error": text}``, each GPU ``{uuid, index, model, memory, pci, numa, minor, links, lost, error,
-processes: [[pid, user]], xids, figures}``; memory in bytes. ``xids``: errors of the driver since the last question.
-``figures``: `health.FIGURES`, as far as this card has them. ``error`` beside an empty list: NVML cannot be used here.
-Ends with its standard input.
+"gpus": [...], "error": text}``, each GPU ``{uuid, index, model, memory, pci, numa, minor, parent, profile, instance,
+links, lost, error, processes: [[pid, user]], xids, figures}``; memory in bytes. ``xids``: errors of the driver since
+the last question. ``figures``: `health.FIGURES`, as far as this card has them. ``error`` beside an empty list: NVML
+cannot be used here. A card in MIG mode is not told itself, but each of its instances is; what befalls the card befalls
+them. Ends with its standard input.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import json
 import os
 import pwd
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import pynvml
@@ -32,13 +34,29 @@ _MOST_EVENTS = 1000  # of one answer
 _GONE = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_RESET_REQUIRED)
 
 
+@dataclass(frozen=True, slots=True)
+class _Device:
+    """What is given out: a card, or a MIG instance of ``card``. ``links``: active NVLinks of the card."""
+
+    handle: Any
+    card: Any
+    facts: dict[str, Any]
+    links: list[int]
+
+    @property
+    def cut(self) -> bool:
+        return bool(self.facts["parent"])
+
+    @property
+    def card_uuid(self) -> str:
+        return str(self.facts["parent"] or self.facts["uuid"])
+
+
 class Probe:
     """NVML's GPUs; facts that do not change are read once."""
 
     def __init__(self) -> None:
-        self._handles: list[Any] = []
-        self._facts: list[dict[str, Any]] = []
-        self._links: list[list[int]] = []  # of each card, its active NVLinks
+        self._devices: list[_Device] = []
         self._events: Any = None
 
     def start(self) -> None:
@@ -46,25 +64,21 @@ class Probe:
         pynvml.nvmlInit()
         for index in range(pynvml.nvmlDeviceGetCount()):
             try:
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                facts = _facts(handle, index)
+                card = pynvml.nvmlDeviceGetHandleByIndex(index)
+                found = list(_devices(card))
             except pynvml.NVMLError as error:
                 print(f"GPU {index} is left out: {error}", file=sys.stderr, flush=True)
                 continue
-            self._handles.append(handle)
-            self._facts.append(facts)
-            self._links.append(_active_nvlinks(handle))
-            self._register(handle)
-        for a, facts in zip(self._handles, self._facts, strict=True):
-            facts["links"] = [_quality(a, b) for b in self._handles]
+            self._devices += found
+            self._register(card)
+        for place, device in enumerate(self._devices):
+            device.facts["index"] = place if any(d.cut for d in self._devices) else device.facts["index"]
+            device.facts["links"] = [_quality(device.card, other.card) for other in self._devices]
 
     def look(self) -> list[dict[str, Any]]:
         """All GPUs with the processes that compute on them now."""
         xids = self._xids()
-        return [
-            facts | _now(handle, links) | {"xids": xids.get(facts["uuid"], [])}
-            for handle, facts, links in zip(self._handles, self._facts, self._links, strict=True)
-        ]
+        return [d.facts | _now(d) | {"xids": xids.get(d.card_uuid, [])} for d in self._devices]
 
     def _register(self, handle: Any) -> None:
         """Asks for the card's XIDs; a card or driver that has none goes without."""
@@ -101,17 +115,45 @@ def main() -> int:
     return 0
 
 
-def _facts(handle: Any, index: int) -> dict[str, Any]:
-    pci = _text(pynvml.nvmlDeviceGetPciInfo(handle).busId)
+def _devices(card: Any) -> Iterator[_Device]:
+    """The card, or in MIG mode its instances: a card that is cut up is of no use itself."""
+    links = _active_nvlinks(card)
+    if not _mig(card):
+        yield _Device(card, card, _facts(card, card), links)
+        return
+    for place in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
+        with suppress(pynvml.NVMLError_NotFound):
+            part = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, place)
+            yield _Device(part, card, _facts(part, card) | _facts_of_part(part, card), links)
+
+
+def _mig(card: Any) -> bool:
+    """Whether the card is in MIG mode. Raises pynvml.NVMLError for a card that does not answer."""
+    try:
+        return bool(pynvml.nvmlDeviceGetMigMode(card)[0] == pynvml.NVML_DEVICE_MIG_ENABLE)
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        return False
+
+
+def _facts(handle: Any, card: Any) -> dict[str, Any]:
+    pci = _text(pynvml.nvmlDeviceGetPciInfo(card).busId)
     return {
         "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)),
-        "index": index,
+        "index": int(pynvml.nvmlDeviceGetIndex(card)),
         "model": _text(pynvml.nvmlDeviceGetName(handle)),
         "memory": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
         "pci": pci,
         "numa": _numa(pci),
-        "minor": _minor(handle),
+        "minor": _minor(card),
+        "parent": "",
     }
+
+
+def _facts_of_part(part: Any, card: Any) -> dict[str, Any]:
+    """NVML names instances "NVIDIA H100 80GB HBM3 MIG 1g.10gb"; a + in a profile would not go into ``-l nodes=``."""
+    profile = _text(pynvml.nvmlDeviceGetName(part)).rpartition("MIG ")[2].replace("+", ".")
+    ids = pynvml.nvmlDeviceGetGpuInstanceId(part), pynvml.nvmlDeviceGetComputeInstanceId(part)
+    return {"parent": _text(pynvml.nvmlDeviceGetUUID(card)), "profile": profile, "instance": list(ids)}
 
 
 def _minor(handle: Any) -> int | None:
@@ -121,13 +163,17 @@ def _minor(handle: Any) -> int | None:
         return None
 
 
-def _now(handle: Any, links: list[int]) -> dict[str, Any]:
+def _now(device: _Device) -> dict[str, Any]:
+    nothing: dict[str, Any] = {"processes": [], "figures": {}}
     try:
-        pids = {p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+        if _mig(device.card) is not device.cut:
+            return nothing | {"lost": True, "error": "MIG was switched on or off: restart the agent"}
+        pids = {p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(device.handle)}
     except pynvml.NVMLError as error:
-        return {"lost": error.value in _GONE, "error": str(error), "processes": [], "figures": {}}
+        gone = error.value in _GONE or (device.cut and error.value == pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        return nothing | {"lost": gone, "error": str(error)}
     processes = [[pid, _user(pid)] for pid in sorted(pids)]
-    return {"lost": False, "error": "", "processes": processes, "figures": _figures(handle, links)}
+    return {"lost": False, "error": "", "processes": processes, "figures": _figures(device)}
 
 
 _FIGURES: dict[str, Callable[[Any], float]] = {
@@ -151,14 +197,21 @@ _NVLINK_ERRORS = (
 )
 
 
-def _figures(handle: Any, links: list[int]) -> dict[str, float]:
+_OF_THE_CARD = frozenset({"temperature", "ecc_errors", "rows_failed"})
+"""Figures that an instance has from its card. Power and energy would be counted several times."""
+_OF_A_PART = _OF_THE_CARD | {"memory_used"}
+
+
+def _figures(device: _Device) -> dict[str, float]:
     found = {}
-    if links:
+    if device.links:
         with suppress(pynvml.NVMLError):
-            found["nvlink_errors"] = _nvlink_errors(handle, links)
+            found["nvlink_errors"] = _nvlink_errors(device.card, device.links)
     for name, ask in _FIGURES.items():
+        if device.cut and name not in _OF_A_PART:
+            continue
         try:
-            found[name] = float(ask(handle))
+            found[name] = float(ask(device.card if name in _OF_THE_CARD else device.handle))
         except pynvml.NVMLError:  # not every card has every figure
             continue
     return found

@@ -77,6 +77,7 @@ class Use:
     """What an attempt has used of one node's GPUs, from samples; sums are over samples of each GPU."""
 
     samples: int = 0
+    busy: int = 0  # samples with utilisation: MIG instances have none
     busy_sum: float = 0.0  # percent
     busy_max: float = 0.0
     memory_max: float = 0.0  # bytes, of one GPU
@@ -88,6 +89,7 @@ class Use:
         return replace(
             self,
             samples=self.samples + 1,
+            busy=self.busy + ("utilization" in figures),
             busy_sum=self.busy_sum + busy,
             busy_max=max(self.busy_max, busy),
             memory_max=max(self.memory_max, figures.get("memory_used", 0.0)),

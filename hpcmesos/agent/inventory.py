@@ -10,6 +10,8 @@ import re
 import socket
 import stat
 import uuid
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,7 +51,7 @@ def simulated(setting: str, cluster: str, node: str) -> tuple[wire.Gpu, ...]:
     kind, _, count = setting.partition(":")
     if kind != "simulated" or not count.isdigit():
         raise ConfigError(
-            f'gpus: \'{setting}\' is none of "none", "auto", "simulated:N", "uuid:GPU-...,GPU-..."'
+            f'gpus: \'{setting}\' is none of "none", "auto", "simulated:N", "uuid:GPU-...,GPU-...", "mig:PROFILE"'
         )
     return tuple(
         wire.Gpu(
@@ -64,12 +66,27 @@ def simulated(setting: str, cluster: str, node: str) -> tuple[wire.Gpu, ...]:
 
 def wants_probe(setting: str) -> bool:
     """Whether the setting means real GPUs."""
-    return setting == "auto" or setting.startswith("uuid:")
+    return setting == "auto" or setting.startswith(("uuid:", "mig:"))
 
 
-def chosen(setting: str, found: str) -> bool:
-    """Whether a real GPU's UUID is one that the setting means."""
-    return setting == "auto" or found in setting.removeprefix("uuid:").split(",")
+def choose(setting: str, found: Sequence[wire.Gpu]) -> tuple[list[wire.Gpu], str]:
+    """The real GPUs that the setting means, all of one kind; and which others it meant, or "".
+
+    Jobs name kinds by a feature of nodes, so a node has whole cards, or MIG instances of one profile. Of several kinds
+    the cards count, else the profile of which there is most. A card's UUID stands for its instances as well.
+    """
+    kind, _, rest = setting.partition(":")
+    words = rest.split(",")
+    named = {"auto": [], "uuid": ["uuid", "parent"], "mig": ["profile"]}[kind]
+    asked = [gpu for gpu in found if not named or any(getattr(gpu, name) in words for name in named)]
+    profiles = Counter(gpu.profile for gpu in asked)
+    if len(profiles) < 2:
+        return asked, ""
+    ours = "" if "" in profiles else max(profiles, key=lambda profile: (profiles[profile], profile))
+    others = ", ".join(
+        f"{count} x {profile}" for profile, count in sorted(profiles.items()) if profile != ours
+    )
+    return [gpu for gpu in asked if gpu.profile == ours], others
 
 
 def docker_engine(setting: str) -> str | None:
@@ -124,18 +141,24 @@ class Claims:
         self._directory = directory or _claims_directory()
         self._held: dict[str, int] = {}
 
-    def claim(self, gpu: str) -> bool:
-        """False: another living agent of this host has it.
+    def claim(self, gpu: str, parent: str = "") -> bool:
+        """False: another living agent of this host has it, or its ``parent``, the card of a MIG instance; agents share
+        the card if all of them have instances of it.
 
         Raises StateError when somebody else has the directory of the locks.
         """
+        if parent and not self._lock(parent, fcntl.LOCK_SH):
+            return False
+        return self._lock(gpu, fcntl.LOCK_EX)
+
+    def _lock(self, gpu: str, kind: int) -> bool:
         if gpu in self._held:
             return True
         _make_private(self._directory)
         path = self._directory / gpu
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             return False

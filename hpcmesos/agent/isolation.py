@@ -4,18 +4,26 @@ which limits can be set there, or in v1's hierarchies.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from hpcmesos.errors import ConfigError
+from hpcmesos.launch import scopes
 
 log = logging.getLogger(__name__)
 
 _CONTROLLERS = ("cpu", "memory", "pids")
 _LIMITS = (*_CONTROLLERS, "devices")
+_SYSTEMD = Path("/run/systemd/system")
+"""There where systemd runs the host (sd_booted(3))."""
+_HELD = 11
+_TRIAL = f"(: </dev/zero) 2>/dev/null && exit 10; exit {_HELD}"
+_PATIENCE = 20.0
 
 
 def choose(
@@ -56,10 +64,14 @@ def limits(
     if directory is None:
         return {}
     v2 = _words(directory / "cgroup.controllers")
-    v1, found = {}, {}
+    v1: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for controller, value in asked.items():
         if controller not in v2:
             group = _v1_group(controller, cluster, node, proc)
+            if group is None and controller == "devices" and (scope := _scopes(directory, cluster, node)):
+                found |= {"scopes": scope, "devices": value}
+                continue
             if group is None:
                 log.warning("%s is not limited here: no such controller that this agent may use", controller)
                 continue
@@ -67,6 +79,8 @@ def limits(
         found[controller] = value
     if "devices" in found:
         found["devices"] = gpu_majors(proc)
+        if (major := _majors(proc).get("nvidia-caps")) is not None:
+            found["caps"] = {"major": major, "directory": str(proc / "driver/nvidia/capabilities")}
     return {**found, "v1": v1}
 
 
@@ -84,9 +98,14 @@ def below_tmp(paths: Iterable[Path]) -> bool:
 
 def gpu_majors(proc: Path = Path("/proc")) -> list[int]:
     """Majors of the NVIDIA driver's character devices; empty: it is not loaded."""
+    return sorted({major for name, major in _majors(proc).items() if name.startswith("nvidia")})
+
+
+def _majors(proc: Path) -> dict[str, int]:
+    """Of character devices, by the name of their driver."""
     lines = (proc / "devices").read_text().partition("Block devices:")[0].splitlines()
     words = (line.split() for line in lines)
-    return sorted({int(pair[0]) for pair in words if len(pair) == 2 and pair[1].startswith("nvidia")})
+    return {pair[1]: int(pair[0]) for pair in words if len(pair) == 2 and pair[0].isdigit()}
 
 
 def _parse(setting: tuple[str, ...]) -> dict[str, Any]:
@@ -118,6 +137,28 @@ def _v1_group(controller: str, cluster: str, node: str, proc: Path) -> Path | No
         log.info("no group under %s: %s", group, error)
         return None
     return group
+
+
+def _scopes(directory: Path, cluster: str, node: str) -> dict[str, str] | None:
+    """Where systemd holds the devices of attempts: the slice of this node, its directory, the hierarchy; None: not.
+
+    Tried for real: without BPF systemd makes the scope all the same, and says so in its log only.
+    """
+    root = find_v2()
+    if root is None or directory.parts[: len(root.parts)] != root.parts or not _SYSTEMD.is_dir():
+        return None
+    words = [*scopes.COMMAND, *scopes.policy(()), "sh", "-c", _TRIAL]
+    try:
+        code = subprocess.run(words, capture_output=True, timeout=_PATIENCE, check=False).returncode
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("no scopes of systemd: %s", error)
+        return None
+    if code != _HELD:
+        log.info("systemd does not hold devices here: its trial ended with %d", code)
+        return None
+    digest = hashlib.sha256(f"{cluster}/{node}".encode()).hexdigest()[:12]
+    name = f"hpcmesos-{digest}.slice"
+    return {"slice": name, "directory": str(root / "hpcmesos.slice" / name), "root": str(root)}
 
 
 def remove(directory: Path) -> None:

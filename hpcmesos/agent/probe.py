@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -23,18 +23,18 @@ _LONGEST_PAUSE = 80.0
 
 
 class Probe:
-    """One child at a time. ``accept`` says which UUIDs are this agent's; answers go to ``sink`` as events."""
+    """One child at a time. ``ours`` says which GPUs are this agent's; answers go to ``sink`` as events."""
 
     def __init__(
         self,
-        accept: Callable[[str], bool],
+        ours: Callable[[Sequence[wire.Gpu]], Collection[str]],
         sink: Callable[[Event], None],
         first_timeout: float = FIRST_TIMEOUT,
     ) -> None:
         self.answered = (
             asyncio.Event()
         )  # set with the first answer or silence: GPUs are known as far as they can be
-        self._accept = accept
+        self._ours = ours
         self._sink = sink
         self._first_timeout = self._timeout = first_timeout
         self._wanted = asyncio.Event()
@@ -81,8 +81,9 @@ class Probe:
             if answer["error"]:
                 log.info("no GPUs: %s", answer["error"])
                 return False
-            readings = (reading(g) for g in answer["gpus"])
-            self._sink(ProbeReport(asked, tuple(r for r in readings if self._accept(r.gpu.uuid))))
+            readings = [reading(g) for g in answer["gpus"]]
+            ours = self._ours([r.gpu for r in readings])
+            self._sink(ProbeReport(asked, tuple(r for r in readings if r.gpu.uuid in ours)))
             self.answered.set()
             self._timeout = TIMEOUT
 

@@ -35,7 +35,7 @@ from hpcmesos.agent.events import (
 from hpcmesos.agent.gpu_health import GpuHealth
 from hpcmesos.agent.health import Fault
 from hpcmesos.agent.state import FIRST_OPERATIONS, NEVER_TOLD, Attempt, Phase, Shepherd, Slot, State
-from hpcmesos.model import Cause, GpuState
+from hpcmesos.model import MIG_FEATURE, Cause, GpuState
 
 CHECK_TIMEOUT = 10.0  # s that NVML has to answer before PREPARE is refused
 REPEAT_ENDED = 5.0  # s until an end that is not acknowledged is told again
@@ -408,10 +408,15 @@ class _Step(GpuHealth):
             self._command("go", attempt.name)
 
     def _with_minors(self, attempt: Attempt) -> Mapping[str, Any] | None:
-        """The spec, with the device numbers of its real GPUs here: only their node knows them."""
-        held = (self.state.gpus[uuid].told for uuid in attempt.gpus)
+        """The spec, with the device numbers of its real GPUs here: only their node knows them. Of a MIG instance
+        they are its card's and, in ``instances``, (card, GPU instance, compute instance).
+        """
+        held = [self.state.gpus[uuid].told for uuid in attempt.gpus]
         minors = [gpu.minor for gpu in held if not gpu.simulated and gpu.minor is not None]
-        return {**attempt.spec, "minors": minors} if minors and attempt.spec else attempt.spec
+        if not (minors and attempt.spec):
+            return attempt.spec
+        parts = [[gpu.minor, *gpu.instance] for gpu in held if gpu.parent]
+        return {**attempt.spec, "minors": minors} | ({"instances": parts} if parts else {})
 
     # --- GPUs ----------------------------------------------------------------------------------------------------
 
@@ -456,7 +461,9 @@ class _Step(GpuHealth):
 
     def _inventory(self) -> wire.Inventory:
         gpus = tuple(s.now for s in self.state.gpus.values())
-        return msgspec.structs.replace(self.state.hello.inventory, gpus=gpus)
+        inventory = self.state.hello.inventory
+        profiles = dict.fromkeys(f"{MIG_FEATURE}{gpu.profile}" for gpu in gpus if gpu.profile)
+        return msgspec.structs.replace(inventory, gpus=gpus, features=(*inventory.features, *profiles))
 
     def _look(self, slot: Slot, reading: Reading | None) -> None:
         """One GPU's next state from what the probe saw of it."""

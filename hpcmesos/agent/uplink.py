@@ -31,6 +31,7 @@ _DIAL_TIMEOUT = 5.0
 _LATE_PINGS = 2  # pings that fail to come until the masters are asked whether somebody else leads
 _SILENT_PINGS = 5  # the same until the link counts as dead
 _HELLO = 0  # stands for the hello among the nonces of pings
+_CHUNK = 256 * 1024  # bytes read at once
 _MAX_UNSENT = 64 * 1024 * 1024
 
 
@@ -64,6 +65,7 @@ class Uplink:
         self._last = 0.0  # when the leader was heard last, by the loop's clock
         self._doubts: asyncio.Task[None] | None = None
         self._redirect: str | None = None
+        self._silence = _DIAL_TIMEOUT  # s without a word of the leader until the link counts as dead
         self._unheard = -1  # term of a leader that does not answer
         self._waited = False  # the masters have waited for an election, so the next question need not
 
@@ -191,38 +193,43 @@ class Uplink:
                     self.close(self._link, f"term {welcome.term} is silent, {term} has begun")
 
     async def _converse(self, reader: asyncio.StreamReader) -> None:
-        silence = _DIAL_TIMEOUT
+        self._silence = _DIAL_TIMEOUT
+        buffer = bytearray()
         while True:
-            async with asyncio.timeout(silence):
-                size = int.from_bytes(await reader.readexactly(4), "big")
-                if size > wire.MAX_FRAME:
-                    raise ProtocolError(f"the leader sent a frame of {size} bytes")
-                message = wire.decode_to_agent(await reader.readexactly(size))
-            self._last = asyncio.get_running_loop().time()
-            match message:
-                case wire.Ping(nonce=nonce, heard=heard, trusts=trusts):
-                    self._heard(heard)
-                    if trusts not in ("", self._trusts):
-                        self.outdated.set()
-                    self._sent[nonce] = boottime()
-                    load, memory = self._load()
-                    self.send(self._link, wire.Pong(nonce=nonce, load=load, memory_free=memory))
-                case wire.Rejected(reason=reason, leader=leader):
-                    self._redirect = leader
-                    raise ProtocolError(f"the leader rejects this agent: {reason}")
-                case wire.Welcome():
-                    if message.protocol not in wire.SPOKEN:
-                        raise ProtocolError(
-                            f"the leader speaks protocol {message.protocol}, this agent {wire.PROTOCOL}"
-                        )
-                    silence = max(_DIAL_TIMEOUT, _SILENT_PINGS * message.ping_interval)
-                    self._welcome = message
-                    self._doubts = asyncio.create_task(self._doubt(message))
-                    log.info("link %d: cluster=%s term=%d", self._link, message.cluster, message.term)
-                    self._sink(FromLeader(self._link, message))
-                    self._heard(_HELLO)
-                case _:
-                    self._sink(FromLeader(self._link, message))
+            async with asyncio.timeout(self._silence):
+                data = await reader.read(_CHUNK)
+            if not data:
+                raise EOFError("the leader has closed the link")
+            buffer += data
+            for body in wire.frames(buffer):
+                self._take(wire.decode_to_agent(body))
+
+    def _take(self, message: wire.ToAgent) -> None:
+        self._last = asyncio.get_running_loop().time()
+        match message:
+            case wire.Ping(nonce=nonce, heard=heard, trusts=trusts):
+                self._heard(heard)
+                if trusts not in ("", self._trusts):
+                    self.outdated.set()
+                self._sent[nonce] = boottime()
+                load, memory = self._load()
+                self.send(self._link, wire.Pong(nonce=nonce, load=load, memory_free=memory))
+            case wire.Rejected(reason=reason, leader=leader):
+                self._redirect = leader
+                raise ProtocolError(f"the leader rejects this agent: {reason}")
+            case wire.Welcome():
+                if message.protocol not in wire.SPOKEN:
+                    raise ProtocolError(
+                        f"the leader speaks protocol {message.protocol}, this agent {wire.PROTOCOL}"
+                    )
+                self._silence = max(_DIAL_TIMEOUT, _SILENT_PINGS * message.ping_interval)
+                self._welcome = message
+                self._doubts = asyncio.create_task(self._doubt(message))
+                log.info("link %d: cluster=%s term=%d", self._link, message.cluster, message.term)
+                self._sink(FromLeader(self._link, message))
+                self._heard(_HELLO)
+            case _:
+                self._sink(FromLeader(self._link, message))
 
 
 def link_context(state: Path) -> ssl.SSLContext:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hpcmesos.cli import display
 from hpcmesos.cli.connect import connect
 from hpcmesos.cli.pbs_commands import submit_interactive
 from hpcmesos.client import Client
@@ -164,6 +165,8 @@ class Session:
             tty.setraw(0, termios.TCSADRAIN)
             self._ready.set()
             os.write(self._woken, b"\0")
+        elif event == "display":
+            threading.Thread(target=self._display, args=(value,), daemon=True).start()
         elif event == "waiting" and (not self._waited or self._ready.is_set()):
             if self._ready.is_set():  # a failed start, or a lost node: once more
                 self._ready.clear()
@@ -173,6 +176,25 @@ class Session:
             self._waited = True
             print(f"qsub: waiting for job {self._job} to start", flush=True)
         return value if event == "ended" else None
+
+    def _display(self, connection: dict[str, Any]) -> None:
+        """A program of the job has a connection for the X server here."""
+        from websockets.exceptions import WebSocketException
+
+        attempt, number = int(connection["attempt"]), int(connection["connection"])
+        try:
+            with connect().terminal(self._job, "display", attempt=attempt, connection=number) as socket:
+
+                def answer(data: bytes) -> None:
+                    with suppress(WebSocketException):
+                        socket.send(data) if data else socket.close()
+
+                incoming = (message for message in socket if isinstance(message, bytes))
+                display.forward(os.environ.get("DISPLAY", ""), incoming, answer)
+        except (WebSocketException, HpcmesosError):
+            return  # the program is gone, or the job
+        except (OSError, ValueError) as error:
+            _write(f"\r\nqsub: the X server cannot be reached: {error}\r\n".encode())
 
     # --- what goes ----------------------------------------------------------------------------------------------
 

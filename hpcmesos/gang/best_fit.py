@@ -43,7 +43,7 @@ class BestFit:
 
     def __init__(self, kind: Chunk, room: Room, usable: Mask) -> None:
         self._kind, self.room = kind, room
-        self._named = usable & room.site.named(kind) if kind.features or kind.host else usable
+        self._named = usable & room.site.named(kind) if room.site.matters(kind) else usable
         self._seen = 0  # of the changes
         self._keys: Ints | None = None
 

@@ -250,7 +250,8 @@ def _never(request: Request, room: Room, everywhere: Mask) -> str:
         return f"{text}the cluster has {'room for ' if request.placement is Placement.FREE else ''}{number}"
     named = room.site.named(kind)
     if not named.any():
-        return text + ("no node has that name" if kind.host is not None else "no node has these features")
+        what = "has that name" if kind.host is not None else "has these features"
+        return f"{text}no node {'has whole GPUs' if not (kind.host or kind.features) else what}"
     want = np.array([kind.gpus, kind.cpus, kind.mem])
     have = np.minimum(np.stack([room.gpus, room.cpus, room.mem], axis=1), want)
     most = max(np.flatnonzero(named).tolist(), key=lambda row: have[row].tolist())

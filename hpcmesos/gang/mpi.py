@@ -128,12 +128,23 @@ def host_overlay(spec: Spec, paths: JobPaths) -> dict[str, str]:
         "PRTE_MCA_prte_default_hostfile": paths.ompi_hostfile,
         "OMPI_MCA_plm_rsh_agent": agent,
         "OMPI_MCA_orte_default_hostfile": paths.ompi_hostfile,
+        **mps_directories(spec, paths.tmpdir),
         **({"HPCMESOS_TASKS": paths.tasks} if spec.get("framework") else {}),
         **({"HPCMESOS_SECRETS": paths.secrets} if spec.get("secrets") else {}),
     }
     if any(other["gpus"] for other in spec["members"]):  # as Torque: no file that says nothing
         variables["PBS_GPUFILE"] = paths.gpufile
     return variables
+
+
+def mps_directories(spec: Spec, tmpdir: str) -> dict[str, str]:
+    """Where NVIDIA's Multi-Process Service of this node's part is found (``-W mps=true``); nothing: there is none."""
+    if not (spec.get("mps") and spec["members"][spec["me"]]["gpus"]):
+        return {}
+    return {
+        "CUDA_MPS_PIPE_DIRECTORY": f"{tmpdir}/.mps",
+        "CUDA_MPS_LOG_DIRECTORY": f"{tmpdir}/.mps-log",
+    }
 
 
 def rank_gpus(gpus: Sequence[str], local_rank: int, local_size: int) -> tuple[list[str], bool]:

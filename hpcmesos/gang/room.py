@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from hpcmesos.gang import words
 from hpcmesos.gang.snapshot import NodeView
-from hpcmesos.model import Chunk, Constraint, NodeName
+from hpcmesos.model import MIG_FEATURE, Chunk, Constraint, NodeName
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -56,12 +56,13 @@ class Attribute:
 class Site:
     """What the rows are, whatever is free of them: names, features, switches. Unchanging."""
 
-    __slots__ = ("_attributes", "_masks", "_paths", "everywhere", "masks", "nodes", "rows", "switch")
+    __slots__ = ("_attributes", "_masks", "_paths", "cut", "everywhere", "masks", "nodes", "rows", "switch")
 
     def __init__(self, nodes: Iterable[NodeView]) -> None:
         self.nodes = tuple(sorted(nodes, key=lambda node: words.natural_key(node.name)))
         self.rows: dict[NodeName, int] = {node.name: row for row, node in enumerate(self.nodes)}
-        self._masks: dict[tuple[str | None, tuple[str, ...]], Mask] = {}
+        self.cut = any(_is_cut(node) for node in self.nodes)  # whether some have MIG instances
+        self._masks: dict[tuple[str | None, tuple[str, ...], bool], Mask] = {}
         self.masks: dict[Constraint, Mask] = {}  # rows that pass, by rule
         self._attributes: dict[str, Attribute] = {}
         self.everywhere: Mask = np.ones(len(self.nodes), np.bool_)
@@ -93,13 +94,16 @@ class Site:
             self._attributes[field] = Attribute(_value(node, field) for node in self.nodes)
         return self._attributes[field]
 
+    def matters(self, chunk: Chunk) -> bool:
+        """Whether some rows have not what ``named`` asks for."""
+        return bool(chunk.features or chunk.host or (chunk.gpus and self.cut))
+
     def named(self, chunk: Chunk) -> Mask:
-        """The rows whose node has the chunk's host name and features, whatever its size."""
-        key = (chunk.host, chunk.features)
+        """The rows whose node has the chunk's host name, features and kind of GPU, whatever its size."""
+        key = (chunk.host, chunk.features, chunk.gpus > 0)
         if key not in self._masks:
-            wanted = frozenset(chunk.features)
             self._masks[key] = self.mask(
-                lambda node: wanted <= node.features and chunk.host in (None, node.name)
+                lambda node: chunk.host in (None, node.name) and _has_features(node, chunk)
             )
         return self._masks[key]
 
@@ -143,7 +147,7 @@ class Room:
 
     def fits(self, chunk: Chunk, usable: Mask) -> Mask:
         """The usable rows on which one piece fits."""
-        mask = usable & self.site.named(chunk) if chunk.features or chunk.host else usable.copy()
+        mask = usable & self.site.named(chunk) if self.site.matters(chunk) else usable.copy()
         if chunk.gpus:
             mask &= self.gpus >= chunk.gpus
         if chunk.cpus:
@@ -171,7 +175,7 @@ class Room:
         node = self.site.nodes[row]
         if chunk.host not in (None, node.name):
             return Refusal.HOST
-        if not frozenset(chunk.features) <= node.features:
+        if not _has_features(node, chunk):
             return Refusal.FEATURES
         if self.gpus[row] < chunk.gpus:
             return Refusal.GPUS
@@ -182,6 +186,19 @@ class Room:
 
 def column(values: Iterable[int]) -> Ints:
     return np.array(list(values), np.int64)
+
+
+def _is_cut(node: NodeView) -> bool:
+    """Whether its GPUs are MIG instances."""
+    return any(feature.startswith(MIG_FEATURE) for feature in node.features)
+
+
+def _has_features(node: NodeView, chunk: Chunk) -> bool:
+    """MIG instances are for those who name a profile: who asks for GPUs means whole ones."""
+    if not frozenset(chunk.features) <= node.features:
+        return False
+    whole = chunk.gpus > 0 and not any(feature.startswith(MIG_FEATURE) for feature in chunk.features)
+    return not (whole and _is_cut(node))
 
 
 def _value(node: NodeView, field: str) -> str | None:

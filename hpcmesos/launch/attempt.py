@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from hpcmesos.gang import mpi
-from hpcmesos.launch import enclosure, files, limits, ports, preflight, proxies, tasks
+from hpcmesos.launch import display, enclosure, files, limits, ports, preflight, proxies, scopes, tasks
 from hpcmesos.launch.births import Birth
 from hpcmesos.launch.clock import boottime
 from hpcmesos.launch.container import SHELL, Container, PrivateTmp, View
@@ -98,6 +98,7 @@ class Services:
     trees: enclosure.Trees
     emit: Callable[[dict[str, Any]], None]
     uncontain: Callable[[str], None]  # the container of an attempt is over
+    scopes: scopes.Scopes
     tasks: set[asyncio.Task[None]] = field(default_factory=set)  # the loop itself keeps none alive
 
 
@@ -116,6 +117,9 @@ class Attempt:
         if self.head and spec.get("interactive"):
             self.terminal = Terminal(self._start, self._abandon)
             self.output.sink = self.terminal.note
+            if spec.get("x11"):
+                path = os.path.join(files.attempt_directory(services.config, self.id), display.FILE)
+                self.terminal.display = display.Display(path, self.terminal.tell_of_display)
         self.steps = Steps(spec["me"])
         self.proxies = proxies.Watch(
             services.config.proxy_patience, lambda: self.enclosure.pids(), self.output.note
@@ -172,13 +176,29 @@ class Attempt:
             self.services.directories.make(self.spec, self.paths, self.owner, self.tasks)
             self.services.secrets.make(self.id, self.owner, secrets or {})
             if config.cgroup:
-                wanted = limits.wanted(config.limits, self.spec)
-                self.enclosure = enclosure.Cgroup(config.cgroup, self.id, config.limits.get("v1", {}), wanted)
+                self.enclosure = self._cgroup(self.services.scopes.known(self.devices) or config.cgroup)
             else:
                 self.enclosure = enclosure.Tree(self.services.trees, self.id, self.owner.uid)
         except BaseException:
             self.discard()
             raise
+
+    def _cgroup(self, parent: str) -> enclosure.Cgroup:
+        config = self.services.config
+        wanted = limits.wanted(config.limits, self.spec)
+        return enclosure.Cgroup(parent, self.id, config.limits.get("v1", {}), wanted)
+
+    @property
+    def devices(self) -> tuple[limits.Device, ...]:
+        """Those of the granted GPUs here."""
+        return limits.granted(self.services.config.limits, self.spec)
+
+    def hold_below(self, scope: str) -> None:
+        """Its cgroup shall be there; nothing of it runs yet. Raises OSError."""
+        held = self.enclosure
+        if isinstance(held, enclosure.Cgroup) and os.path.dirname(held.directory) != scope:
+            held.remove()
+            self.enclosure = self._cgroup(scope)
 
     def ready(self) -> None:
         if self.phase == "preparing":
@@ -336,12 +356,18 @@ class Attempt:
         marks = self._marks()
         if self.spec["argv"] is None and self.spec["shell"] is None:
             marks["HPCMESOS_ENTER"] = os.path.join(self.paths.directory, "enter")
+        if self.terminal and self.terminal.display:
+            marks |= self.terminal.display.open(self.owner)
         return {**environ, **identity, **marks}
 
     @property
     def view(self) -> View | None:
-        private = PrivateTmp(self.paths.tmpdir) if self.services.config.private_tmp else None
-        return self.container or private
+        return self.container or self.private_tmp
+
+    @property
+    def private_tmp(self) -> PrivateTmp | None:
+        """Laid over what the job sees, where the site wants it."""
+        return PrivateTmp(self.paths.tmpdir) if self.services.config.private_tmp else None
 
     def _base(self) -> dict[str, str]:
         """Who the owner is, and where programs are when nobody says so."""

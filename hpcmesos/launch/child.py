@@ -45,6 +45,8 @@ def run(launch: Any, report: Any) -> NoReturn:
             _connect(launch, report)
         _enter(launch.directories)
         if not launch.gated or report.recv(1):
+            if launch.view:
+                launch.view.restrict()
             code = _execute(launch)
     except BaseException as error:  # whatever it is: a copy of our process must not live on
         tell(report, {"pid": os.getpid(), "failure": f"cannot start the job: {error}"})

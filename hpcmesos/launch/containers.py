@@ -5,6 +5,7 @@ library is large. No job waits for the Engine but while it is prepared.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import sys
@@ -68,7 +69,12 @@ class Containers:
         }
         answer = await self._ask(request, float(spec["prepare_timeout"]))
         try:
-            return Container.of(int(answer["pid"]), dict(answer["environ"]))
+            return Container.of(
+                int(answer["pid"]),
+                dict(answer["environ"]),
+                map(base64.b64decode, answer["filters"]),
+                attempt.private_tmp,
+            )
         except (OSError, KeyError, ValueError) as error:
             raise Refusal(f"the container of image {spec['image']} did not stay: {error}") from error
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from hpcmesos.launch.limits import Limits
+from hpcmesos.launch.limits import Limits, read
 
 UNKILLABLE = 10.0
 """Seconds of SIGKILL after which what remains (blocked in the kernel) is named and left."""
@@ -159,17 +159,16 @@ class Cgroup:
         pass
 
     def remove(self) -> None:
-        for directory, _, _ in os.walk(self.directory, topdown=False):
-            with suppress(OSError):
-                os.rmdir(directory)
+        try:
+            os.rmdir(self.directory)
+        except OSError:  # the job has made groups of its own inside
+            for directory, _, _ in os.walk(self.directory, topdown=False):
+                with suppress(OSError):
+                    os.rmdir(directory)
         self.limits.remove()
 
     def _read(self, name: str) -> str:
-        try:
-            with open(os.path.join(self.directory, name), encoding="ascii") as file:
-                return file.read()
-        except OSError:
-            return ""
+        return read(os.path.join(self.directory, name))
 
 
 class Trees:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from hpcmesos.gang import mpi
+from hpcmesos.launch import display
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch
 from hpcmesos.launch.settings import Config, Refusal
@@ -28,7 +29,10 @@ _COMMANDS = {
 RING_FILES = ("ring.txt", "ring.json")
 """The table and the report of the ring, in the job's own directory."""
 _OURS = frozenset(
-    {"script", "enter", "nodes", "gpus", "hosts", "ompi_hosts", "tasks", "stdout", "stderr", *RING_FILES}
+    {
+        *("script", "enter", "nodes", "gpus", "hosts", "ompi_hosts", "tasks", "stdout", "stderr"),
+        *(*RING_FILES, display.FILE),
+    }
 )
 _ALL = _OURS | {"tmp"}
 _PROGRAM = (b"#!", b"\x7fELF")

@@ -2,7 +2,8 @@
 
 Each limit goes into the attempt's own v2 group where that has the controller, else into a group of the v1 hierarchy
 that is mounted beside it; a controller that is in neither is no limit, and the agent says so. Devices are limited
-through v1 only: v2 has no file for them. Groups are made for what is asked alone: a job of milliseconds pays for each.
+through v1, for v2 has no file for them, or by the scope of systemd in which the group is made (`scopes`). Groups are
+made for what is asked alone: a job of milliseconds pays for each.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import os
 from contextlib import suppress
 from typing import Any
 
+Device = tuple[int, int]
+"""Major and minor of a character device."""
 _SHARES = 1024
 """cpu.shares of one CPU; cpu.weight of v2: a hundred."""
-_NVIDIA = 195
+NVIDIA = 195
 """The driver's fixed major: /dev/nvidiaN has minor N; 254 and 255 are of no card (the kernel's devices.txt)."""
 _MOST_CARDS = 64
 """More than any node has."""
+_SMALL = 64 * 1024
+"""Bytes, more than any file of a cgroup that is read here."""
 
 
 def wanted(config: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
@@ -37,8 +42,41 @@ def wanted(config: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
         minors = tuple(spec.get("minors") or ())
         if len(minors) != sum(not gpu["simulated"] for gpu in member["gpus"]):
             raise ValueError("NVML does not tell the devices of the granted GPUs")
-        limits["devices"] = (tuple(config["devices"]), minors)
+        limits["devices"] = (tuple(config["devices"]), minors, _instances(config.get("caps"), spec)[1])
     return limits
+
+
+def granted(config: dict[str, Any], spec: dict[str, Any]) -> tuple[Device, ...]:
+    """The devices that this attempt may open and others may not. Raises ValueError as `wanted`."""
+    cards = [(NVIDIA, minor) for minor in sorted(spec.get("minors") or ())]
+    return (*cards, *_instances(config.get("caps"), spec)[0])
+
+
+def _instances(caps: dict[str, Any] | None, spec: dict[str, Any]) -> tuple[list[Device], list[Device]]:
+    """MIG instances' devices, /dev/nvidia-caps/nvidia-capN: those of granted ones, and all others.
+
+    ``caps``: their ``major``, and the ``directory`` in which the driver tells their minors; None: it has no MIG.
+
+    Raises:
+        ValueError: the device of a granted instance is not known.
+    """
+    if caps is None:
+        return [], []
+    told, own_minors = {}, []
+    for directory, _, files in os.walk(caps["directory"]):
+        for name in files:
+            path = os.path.join(directory, name)
+            words = read(path).split()
+            if "mig" in path.split("/") and "DeviceFileMinor:" in words:
+                told[path] = int(words[words.index("DeviceFileMinor:") + 1])
+    for card, gpu, compute in spec.get("instances") or ():
+        own = f"{caps['directory']}/gpu{card}/mig/gi{gpu}"
+        for path in (f"{own}/access", f"{own}/ci{compute}/access"):
+            if path not in told:
+                raise ValueError(f"the driver does not tell the devices of the granted GPUs: {path}")
+            own_minors.append(told.pop(path))
+    major = int(caps["major"])
+    return [(major, minor) for minor in sorted(own_minors)], [(major, m) for m in sorted(told.values())]
 
 
 class Limits:
@@ -92,8 +130,8 @@ class Limits:
     def _memory(self, v2: str, v1: str) -> str:
         """The file of the hierarchy that counts this attempt's memory; empty: none does."""
         if group := self._groups.get("memory"):
-            return _read(os.path.join(group, v1))
-        return _read(os.path.join(self._directory, v2))
+            return read(os.path.join(group, v1))
+        return read(os.path.join(self._directory, v2))
 
     def remove(self) -> None:
         for group in self._groups.values():
@@ -117,12 +155,13 @@ def _in_v1(controller: str, value: Any) -> list[tuple[str, str]]:
             return [("cpu.shares", str(_SHARES * value))]
         case "pids":
             return [("pids.max", str(value))]
-    majors, granted = value
+    majors, granted, closed = value
     if not granted:
         return [("devices.deny", f"c {major}:* rwm") for major in majors]
     # An allowed minor cannot be taken out of a denied range, so the others are denied one by one.
     return [
-        ("devices.deny", f"c {_NVIDIA}:{minor} rwm") for minor in range(_MOST_CARDS) if minor not in granted
+        ("devices.deny", f"c {major}:{minor} rwm")
+        for major, minor in [*((NVIDIA, m) for m in range(_MOST_CARDS) if m not in granted), *closed]
     ]
 
 
@@ -131,9 +170,15 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def _read(path: str) -> str:
+def read(path: str) -> str:
+    """What a small file of the kernel says; empty when it cannot be read. Several for each attempt: no file object."""
     try:
-        with open(path, encoding="ascii") as file:
-            return file.read()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        return os.read(fd, _SMALL).decode("ascii", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
 
-from hpcmesos.launch import enclosure, files
+from hpcmesos.launch import enclosure, files, scopes
 from hpcmesos.launch.attempt import NODE_LOST, Services
 from hpcmesos.launch.clock import boottime
 from hpcmesos.launch.output import PATIENCE, TAIL
@@ -37,8 +37,11 @@ class Recovered:
         return [self.ended]
 
     def forget(self, services: Services) -> bool:
-        if (parent := services.config.cgroup) and os.path.isdir(os.path.join(parent, self.name)):
-            _cgroup(services.config, self.name).remove()  # again: what could not be killed may have gone
+        for parent in scopes.directories(services.config):
+            if os.path.isdir(os.path.join(parent, self.name)):
+                _cgroup(
+                    services.config, parent, self.name
+                ).remove()  # again: what could not be killed may have gone
         services.directories.remove(files.attempt_directory(services.config, self.name))
         services.journal.remove(self.name)
         return True
@@ -69,24 +72,29 @@ async def recover(services: Services) -> dict[str, Recovered]:
 
 async def _kill_all(services: Services) -> dict[str, set[int]]:
     """Ends every process of every attempt; answers what could not be killed, by attempt."""
-    parent, stuck = services.config.cgroup, defaultdict[str, set[int]](set)
+    stuck = defaultdict[str, set[int]](set)
 
-    async def clear(name: str) -> None:
-        cgroup = _cgroup(services.config, name)
+    async def clear(parent: str, name: str) -> None:
+        cgroup = _cgroup(services.config, parent, name)
         stuck[name].update(await enclosure.clear(cgroup))
         cgroup.remove()
 
-    names = [entry.name for entry in os.scandir(parent) if entry.is_dir()] if parent else []
+    places = [
+        (parent, entry.name)
+        for parent in scopes.directories(services.config)
+        for entry in os.scandir(parent)
+        if entry.is_dir() and entry.name != scopes.HOLDER
+    ]
     strays = asyncio.create_task(enclosure.clear_by_environment(services.trees.marker))
-    await asyncio.gather(strays, *(clear(name) for name in names))
+    await asyncio.gather(strays, *(clear(*place) for place in places))
     for pid, name in strays.result().items():
         stuck[name].add(pid)
     return stuck
 
 
-def _cgroup(config: Config, name: str) -> enclosure.Cgroup:
+def _cgroup(config: Config, parent: str, name: str) -> enclosure.Cgroup:
     """What a dead shepherd left of an attempt's, limits included."""
-    return enclosure.Cgroup(config.cgroup or "", name, config.limits.get("v1", {}), {})
+    return enclosure.Cgroup(parent, name, config.limits.get("v1", {}), {})
 
 
 async def _end(

@@ -13,7 +13,19 @@ from collections import OrderedDict
 from typing import Any
 
 from hpcmesos import pidfile
-from hpcmesos.launch import control, enclosure, files, gangs, logs, prolog, ranks, shells, terminal
+from hpcmesos.launch import (
+    control,
+    display,
+    enclosure,
+    files,
+    gangs,
+    logs,
+    mps,
+    prolog,
+    ranks,
+    shells,
+    terminal,
+)
 from hpcmesos.launch.attempt import Attempt, Order, Services
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.containers import Containers
@@ -23,6 +35,7 @@ from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.peers import Identity, Peers
 from hpcmesos.launch.processes import Children
 from hpcmesos.launch.recovery import Recovered, recover
+from hpcmesos.launch.scopes import Scopes
 from hpcmesos.launch.secrets import Secrets
 from hpcmesos.launch.settings import Config, Refusal
 
@@ -53,6 +66,7 @@ class Shepherd:
             trees=enclosure.Trees(marker),
             emit=self.control.emit,
             uncontain=self._containers.over,
+            scopes=Scopes(config, self.children),
         )
         self.peers = Peers(config)
         self._ranks = ranks.Ranks(self.attempts, self.services.trees, self.peers, config.node)
@@ -100,7 +114,8 @@ class Shepherd:
         self._arrived(name)
         if attempt.head and len(spec["members"]) > 1:
             attempt.gang = gangs.HeadGang(attempt)
-        if spec.get("image") or self.config.prolog:
+        unheld = self.services.scopes.wanted and not self.services.scopes.known(attempt.devices)
+        if unheld or spec.get("image") or self.config.prolog or mps.wanted(spec):
             task = asyncio.get_running_loop().create_task(self._get_ready(attempt))
             self.services.tasks.add(task)
             task.add_done_callback(self.services.tasks.discard)
@@ -110,8 +125,14 @@ class Shepherd:
     async def _get_ready(self, attempt: Attempt) -> None:
         """What may take long; the attempt may be over meanwhile."""
         try:
+            if self.services.scopes.wanted:
+                scope = await self.services.scopes.make(attempt.devices)
+                if attempt.phase == "preparing":
+                    attempt.hold_below(scope)
             if self.config.prolog:
                 await prolog.run(attempt)
+            if mps.wanted(attempt.spec) and attempt.phase == "preparing":
+                await mps.start(attempt)
             if attempt.spec.get("image"):
                 attempt.container = await self._containers.make(attempt)
         except Exception as error:  # whatever it is, it costs this attempt
@@ -120,6 +141,7 @@ class Shepherd:
                 if attempt.gang:
                     attempt.gang.end(Order("START_FAILED", 0.0, str(refusal)))
                 self._withdraw(attempt, refusal)
+                return
         if attempt.phase == "preparing":
             self._prepared(attempt)
         else:
@@ -141,6 +163,20 @@ class Shepherd:
 
     def _withdraw(self, attempt: Attempt, refusal: Refusal) -> None:
         """It cannot get ready after all: as if it had been refused at once."""
+        if attempt.enclosure.empty() or not mps.wanted(attempt.spec):
+            self._discard(attempt, refusal)
+            return
+        task = asyncio.get_running_loop().create_task(self._clear(attempt, refusal))
+        self.services.tasks.add(task)
+        task.add_done_callback(self.services.tasks.discard)
+
+    async def _clear(self, attempt: Attempt, refusal: Refusal) -> None:
+        """Ends what runs for it already; it may be over meanwhile."""
+        await enclosure.clear(attempt.enclosure)
+        if attempt.phase == "preparing":
+            self._discard(attempt, refusal)
+
+    def _discard(self, attempt: Attempt, refusal: Refusal) -> None:
         del self.attempts[attempt.id]
         attempt.discard()
         self._refuse(attempt.id, refusal)
@@ -197,6 +233,9 @@ class Shepherd:
             await logs.serve_log(attempt, request, channel)
         elif operation == "terminal" and organization == "master":
             await terminal.serve(attempt.terminal if attempt else None, request, channel)
+        elif operation == "display" and organization == "master":
+            held = attempt.terminal if attempt else None
+            await display.serve(held.display if held else None, request, channel)
         elif operation == "join" and organization == "agent" and request["node"] == name:
             if attempt is None and not request.get("again"):
                 attempt = await self._expect(request["attempt"])

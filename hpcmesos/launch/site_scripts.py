@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcmesos.gang import mpi
 from hpcmesos.launch import streams
+from hpcmesos.launch.container import TEMPORARY, PrivateTmp
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Launch, Report, read_report
 
@@ -155,8 +156,12 @@ class Scripts:
         return list(self._attempt.spec.get(name, ())) if self._attempt.head else []
 
     async def _stage(self, name: str, transfer: dict[str, str | None]) -> Result:
-        """Copies as the owner, in his home; what lies on another host with scp."""
-        local, remote, host = transfer["local"] or "", transfer["remote"] or "", transfer["host"]
+        """Copies as the owner, in his home; what lies on another host with scp.
+
+        ``local`` is what the job means by it, ``remote`` what the host does, where /tmp is the job's own.
+        """
+        remote, host = transfer["remote"] or "", transfer["host"]
+        local = in_private_tmp(self._attempt, transfer["local"] or "")
         far = f"{host}:{remote}" if host else remote
         ends = [far, local] if name == "stagein" else [local, far]
         words = ["scp", "-Brpq", "--"] if host else ["cp", "-rp", "--"]
@@ -228,14 +233,17 @@ class Scripts:
             if as_owner
             else Owner("root", os.geteuid(), os.getegid(), (), "/", "", switch=False)
         )
-        return await self._execute([path, *arguments], ours, self._limit, in_job=as_owner)
+        view = self._attempt.private_tmp if as_owner else None
+        return await self._execute([path, *arguments], ours, self._limit, in_job=as_owner, view=view)
 
-    async def _execute(self, argv: list[str], owner: Owner, limit: float, *, in_job: bool) -> Result:
+    async def _execute(
+        self, argv: list[str], owner: Owner, limit: float, *, in_job: bool, view: PrivateTmp | None = None
+    ) -> Result:
         name = os.path.basename(argv[0])
         if self._ending():
             return Result(name, NO_END, trouble="not run: the job ends")
         try:
-            exited, report, outputs = self._start(argv, owner, in_job=in_job)
+            exited, report, outputs = self._start(argv, owner, in_job, view)
         except OSError as error:
             return Result(name, NO_END, trouble=f"cannot be started: {error.strerror}")
         pid, opened = self._pid, Report()
@@ -265,7 +273,9 @@ class Scripts:
         stdout, stderr = buffers
         return Result(name, code, stdout, stderr, opened.failure or trouble)
 
-    def _start(self, argv: list[str], owner: Owner, *, in_job: bool) -> tuple[Any, Any, list[int]]:
+    def _start(
+        self, argv: list[str], owner: Owner, in_job: bool, view: PrivateTmp | None
+    ) -> tuple[Any, Any, list[int]]:
         """What tells of its end, what tells of its start, and the reading ends of its output."""
         attempt = self._attempt
         pipes = [os.pipe(), os.pipe()]
@@ -280,6 +290,7 @@ class Scripts:
             # A site's script would count, and be killed, with the job.
             cgroups=attempt.enclosure.procs if in_job else (),
             stdio=(None, pipes[0][1], pipes[1][1]),
+            view=view,
         )
         try:
             self._pid, report = attempt.services.children.spawn(
@@ -293,6 +304,16 @@ class Scripts:
             for _, writing in pipes:
                 os.close(writing)
         return exited, report, [reading for reading, _ in pipes]
+
+
+def in_private_tmp(attempt: Attempt, path: str) -> str:
+    """Where the job's ``path``, absolute or below its owner's home, lies on the host."""
+    if attempt.private_tmp:
+        whole = os.path.normpath(os.path.join(attempt.owner.home, path))
+        for place in TEMPORARY:
+            if whole == place or whole.startswith(place + "/"):
+                return attempt.private_tmp.directory + whole.removeprefix(place)
+    return path
 
 
 def _kill(pid: int) -> None:

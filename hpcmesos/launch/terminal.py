@@ -2,7 +2,8 @@
 
 A master relays frames between the client and here: ``I`` what was typed, ``O`` what was shown, ``J`` {"rows",
 "columns"} and {"hangup": true}; the last one from here is ``J`` {"exit", "signal"}. A connection that ends without a
-hang-up is a relay that was lost: the client may come back, from the byte that it has seen last.
+hang-up is a relay that was lost: the client may come back, from the byte that it has seen last. ``J`` {"display": N}
+from here: a program's connection to the job's display waits to be fetched (`display`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from hpcmesos.launch import protocol
 from hpcmesos.launch.channel import Channel
+from hpcmesos.launch.display import Display
 from hpcmesos.launch.owners import Owner
 
 PATIENCE = 30.0
@@ -51,6 +53,15 @@ class Terminal:
         self._drained = asyncio.Event()
         self._end: dict[str, Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self.display: Display | None = None
+        """Of a job with ``qsub -X``."""
+
+    def tell_of_display(self, connection: int) -> bool:
+        """The client is to fetch this one; False: nobody is there who could."""
+        if self._channel is None:
+            return False
+        self._channel.say({"display": connection})
+        return True
 
     # --- the job's side -----------------------------------------------------------------------------------------
 
@@ -89,6 +100,8 @@ class Terminal:
                 async with asyncio.timeout(_LAST_WORDS):
                     await self._drained.wait()
         self._close()
+        if self.display:
+            self.display.close()
         self._stop_waiting()
         self._end = {"exit": code, "signal": number}
         self._news.set()

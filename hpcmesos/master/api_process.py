@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -89,6 +90,7 @@ async def _serve(config: Child, supervisor: int | None) -> None:
         asyncio.create_task(_keep_routing(Router(site))),
         asyncio.create_task(_keep_authorities(authorities.Keeper(site))),
     ]
+    gc.freeze()  # a collection that looks at all that was loaded stops every answer for 40 ms and more
     try:
         await asyncio.gather(*(server.serve([listener]) for server, listener in servers))
     finally:

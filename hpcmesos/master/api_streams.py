@@ -15,7 +15,7 @@ from litestar.response import Stream
 from hpcmesos import wire
 from hpcmesos.errors import HpcmesosError
 from hpcmesos.master.requests import ApiRequest, ApiSocket, actor_of, caller_of, peer_of, site_of
-from hpcmesos.master.services import logs, outputs, terminal, wait
+from hpcmesos.master.services import display, logs, outputs, terminal, wait
 from hpcmesos.master.services.lookup import find_own
 from hpcmesos.master.services.replies import one_line
 
@@ -55,9 +55,28 @@ async def attach_terminal(
             client = _TerminalClient(socket, local=peer_of(socket).uid is not None)
             await terminal.Relay(site, caller, job, client, (attempt, offset), (rows, columns)).run()
         except HpcmesosError as error:
-            reply = wire.ErrorReply(code=error.code, message=one_line(str(error)), exit_code=error.exit_code)
-            await socket.send_json({"event": "refused", **msgspec.to_builtins(reply)})
+            await _refuse(socket, error)
         await socket.close()
+
+
+@websocket("/v1/jobs/{job_id:str}/display")
+async def attach_display(job_id: str, socket: ApiSocket, attempt: int, connection: int) -> None:
+    """One connection to the display of an interactive job, for its owner. A refusal is an ErrorReply."""
+    await socket.accept()
+    with suppress(WebSocketDisconnect):
+        try:
+            site = site_of(socket)
+            caller = await wait.in_thread(actor_of, socket)
+            job = await wait.in_thread(terminal.find_terminal, site, caller, job_id)
+            await display.relay(site, job, attempt, connection, _TerminalClient(socket, local=True))
+        except HpcmesosError as error:
+            await _refuse(socket, error)
+        await socket.close()
+
+
+async def _refuse(socket: ApiSocket, error: HpcmesosError) -> None:
+    reply = wire.ErrorReply(code=error.code, message=one_line(str(error)), exit_code=error.exit_code)
+    await socket.send_json({"event": "refused", **msgspec.to_builtins(reply)})
 
 
 class _TerminalClient:
@@ -132,6 +151,7 @@ async def fetch_output(attempt: str, stream: str, request: ApiRequest) -> Stream
 STREAMS = [
     read_log,
     attach_terminal,
+    attach_display,
     vouch_for,
     list_deliveries,
     finish_delivery,

@@ -17,6 +17,7 @@ from hpcmesos.gang.predict import History
 from hpcmesos.gang.snapshot import NodeView, QueueView
 from hpcmesos.master import cycle
 from hpcmesos.master.holdings import Holdings
+from hpcmesos.master.idleness import Watch
 from hpcmesos.master.ports import Ports
 from hpcmesos.master.usage import Usage
 from hpcmesos.master.waiting import Waiting
@@ -74,6 +75,7 @@ class Attempt:
     begun: float = 0.0  # epoch seconds since which it holds its shares
     billing: Mapping[str, Any] = field(default_factory=dict)  # what accounting wants of the submission
     uses: dict[str, Mapping[str, float]] = field(default_factory=dict)  # by node, see wire.GpuFigures
+    watch: Watch | None = None  # of idle GPUs; None: its queue does not mind
 
     @property
     def head(self) -> str:

@@ -40,7 +40,7 @@ ACCUSED = 6.0
 LINKING = 2.0
 """Seconds that a new leader gives the nodes to link before it gives up the head of a gang that is lost already.
 
-Agents are there within one (docs/performance.md); a head that comes later has ended its part by its own clock.
+Nine of ten agents need less than 1.7 (docs/nodes.md, Chaos); a later head has ended its part by its own clock.
 """
 
 PREEMPT_GRACE = "preempt_grace"
@@ -518,7 +518,7 @@ class Gangs:
         changes: dict[str, Any] = {"exit_status": status, "cause": cause}
         if record.undelivered:
             changes["comment"] = record.undelivered[:1000]
-        elif record.cause in _TROUBLE:
+        elif record.cause in _TROUBLE or record.cause is Cause.GPU_IDLE:
             changes["comment"] = f"{record.cause}: {record.message}"[:1000]
         elif record.message and record.cause in _BY_ITS_NODE and not attempt.deleted:
             changes["comment"] = record.message[:1000]

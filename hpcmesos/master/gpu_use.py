@@ -11,7 +11,8 @@ def with_gpus(
     usage: Mapping[str, float], head: str, uses: Mapping[str, Mapping[str, float]]
 ) -> dict[str, float]:
     """``usage`` of the head's end report with figures of all GPUs, if any was sampled: ``gpu_percent`` (mean over the
-    samples), ``gpu_percent_max``, ``gpu_memory`` (bytes, the most of one GPU), ``gpu_energy`` (J).
+    samples), ``gpu_percent_max``, ``gpu_memory`` (bytes, the most of one GPU), ``gpu_energy`` (J). MIG instances have
+    memory only.
 
     ``uses``: by node, see `wire.GpuFigures`; the head's own is in its report, as ``gpu_NAME``.
     """
@@ -21,9 +22,10 @@ def with_gpus(
     samples = sum(part.get("samples", 0.0) for part in parts)
     if not samples:
         return found
-    return found | {
-        "gpu_percent": sum(part.get("busy_sum", 0.0) for part in parts) / samples,
-        "gpu_percent_max": max(part.get("busy_max", 0.0) for part in parts),
-        "gpu_memory": max(part.get("memory_max", 0.0) for part in parts),
-        "gpu_energy": sum(part.get("energy", 0.0) for part in parts),
-    }
+    found["gpu_memory"] = max(part.get("memory_max", 0.0) for part in parts)
+    if busy := sum(part.get("busy", part.get("samples", 0.0)) for part in parts):
+        found["gpu_percent"] = sum(part.get("busy_sum", 0.0) for part in parts) / busy
+        found["gpu_percent_max"] = max(part.get("busy_max", 0.0) for part in parts)
+    if energy := sum(part.get("energy", 0.0) for part in parts):
+        found["gpu_energy"] = energy
+    return found

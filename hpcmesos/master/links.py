@@ -16,6 +16,7 @@ from typing import cast
 import msgspec
 
 from hpcmesos import wire
+from hpcmesos.errors import ProtocolError
 from hpcmesos.master import links_client
 from hpcmesos.master.events import Asked, Event, LinkDown, LinkUp, Received
 from hpcmesos.master.pki import peer_name, serial
@@ -217,11 +218,16 @@ class Connection(asyncio.Protocol):
         self.heard = self.links._loop.time()
         self._buffer += data
         try:
-            for body in _frames(self._buffer):
+            for body in wire.frames(self._buffer):
                 if self._transport is None or self._transport.is_closing():
                     return
                 self._handle(body)
-        except (ValueError, msgspec.MsgspecError, RecursionError) as error:  # the last: nested without end
+        except (
+            ValueError,
+            ProtocolError,
+            msgspec.MsgspecError,
+            RecursionError,
+        ) as error:  # the last: nested without end
             log.warning("link broken node=%s error=%r", self.name, error)
             self.abort(f"protocol error: {error}")
 
@@ -268,16 +274,3 @@ class Connection(asyncio.Protocol):
 
     def _on_question(self, body: bytes) -> None:
         self.links.ask(self, links_client.decode_question.decode(body))
-
-
-def _frames(buffer: bytearray) -> Iterable[bytes]:
-    """Takes the whole frames off the front of ``buffer``."""
-    while len(buffer) >= 4:
-        size = int.from_bytes(buffer[:4], "big")
-        if size > wire.MAX_FRAME:
-            raise ValueError(f"a frame of {size} bytes")
-        if len(buffer) < 4 + size:
-            return
-        body = bytes(buffer[4 : 4 + size])
-        del buffer[: 4 + size]
-        yield body

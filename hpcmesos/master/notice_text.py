@@ -9,20 +9,27 @@ from typing import Any
 from hpcmesos.model import Cause
 from hpcmesos.queue.accounting import used
 from hpcmesos.queue.notices import MAIL, WEBHOOK, Notice
-from hpcmesos.queue.records import AttemptRecord, EventRecord, JobRecord
+from hpcmesos.queue.records import IDLE, AttemptRecord, EventRecord, JobRecord
 
 # No encoded words ("=?"): what they stand for may be no address at all.
 _ADDRESS = re.compile(r"(?!.*=\?)[\w.+=/~!#$%&'*?^{|}-]+(@[\w.-]+)?", re.ASCII)
 _BY_ITSELF = (Cause.OK, Cause.APP, Cause.SIGNAL)
 _LINES = 20
-_SENTENCES = {"b": "Begun execution", "e": "Execution terminated", "a": "Aborted by PBS Server"}
+_SENTENCES = {
+    "b": "Begun execution",
+    "e": "Execution terminated",
+    "a": "Aborted by PBS Server",
+    "w": "GPUs are idle",
+}
 NEVER = "never"
 
 
 def letter(event: EventRecord, job: JobRecord) -> str:
-    """b(egin), e(nd), a(bort), as -m names them; empty: nothing that one tells of."""
+    """b(egin), e(nd), a(bort), as -m names them, w(arning); empty: nothing that one tells of."""
     if event.kind == "started":
         return "b"
+    if event.kind == IDLE:
+        return "w"
     if event.target != "C" or event.source == "C":
         return ""
     array_ended = job.cause is None and job.exit_status is not None
@@ -34,7 +41,7 @@ def wanted(letter: str, job: JobRecord) -> bool:
     points = str(job.submission.get("mail_points") or "a")
     if letter == "" or "n" in points or "p" in points or (job.index is not None and "j" not in points):
         return False
-    if letter == "a":
+    if letter in ("a", "w"):
         return "a" in points or "e" in points or "f" in points
     return letter in points or (letter == "e" and "f" in points and job.exit_status not in (0, None))
 
@@ -58,30 +65,38 @@ def subject(job: JobRecord) -> str:
     return f"PBS JOB {job.id}"
 
 
-def text(letter: str, job: JobRecord, attempt: AttemptRecord | None, hosts: Sequence[str]) -> str:
+def text(
+    letter: str, job: JobRecord, attempt: AttemptRecord | None, hosts: Sequence[str], warning: str = ""
+) -> str:
     """The body of a mail; of a failure with its cause, culprit and last lines."""
     lines = [f"PBS Job Id: {job.id}", f"Job Name:   {_plain(job.name)}"]
     if hosts:
         lines.append(f"Exec host:  {'+'.join(hosts)}")
     lines.append(_SENTENCES[letter])
-    if letter != "b":
+    if letter == "w":
+        lines.append(_plain(warning))
+    elif letter != "b":
         lines += _end(job, attempt)
     return "\n".join(lines) + "\n"
 
 
-def body(letter: str, job: JobRecord, attempt: AttemptRecord | None, hosts: Sequence[str]) -> dict[str, Any]:
+def body(
+    letter: str, job: JobRecord, attempt: AttemptRecord | None, hosts: Sequence[str], warning: str = ""
+) -> dict[str, Any]:
     """What a webhook gets."""
-    ended = attempt is not None and letter != "b"
+    runs = letter in ("b", "w")
+    ended = attempt is not None and not runs
     return {
-        "event": {"b": "begin", "e": "end", "a": "abort"}[letter],
+        "event": {"b": "begin", "e": "end", "a": "abort", "w": "warning"}[letter],
         "job": str(job.id),
         "name": job.name,
         "owner": job.owner,
         "queue": job.queue,
         "project": job.project,
         "hosts": list(hosts),
-        "exit_status": None if letter == "b" else job.exit_status,
-        "cause": None if letter == "b" or job.cause is None else str(job.cause),
+        "warning": warning or None,
+        "exit_status": None if runs else job.exit_status,
+        "cause": None if runs or job.cause is None else str(job.cause),
         "culprit": attempt.culprit if ended and attempt else None,
         "succeeded": job.succeeded,
         "failed": job.failed,
@@ -98,14 +113,16 @@ def notices(
 ) -> list[Notice]:
     """What is to be sent. ``channels``: those that the site has; of mail with its domain."""
     kind = letter(event, job)
+    warning = str(event.payload.get("text", "")) if kind == "w" else ""
     found = []
     if MAIL in channels and wanted(kind, job):
-        content = {"subject": subject(job), "text": text(kind, job, attempt, hosts)}
+        content = {"subject": subject(job), "text": text(kind, job, attempt, hosts, warning)}
         found += [
             Notice(channel=MAIL, recipient=one, content=content) for one in recipients(job, channels[MAIL])
         ]
     if WEBHOOK in channels and kind and job.index is None:
-        found.append(Notice(channel=WEBHOOK, recipient=str(job.id), content=body(kind, job, attempt, hosts)))
+        content = body(kind, job, attempt, hosts, warning)
+        found.append(Notice(channel=WEBHOOK, recipient=str(job.id), content=content))
     return found
 
 

@@ -21,7 +21,7 @@ from hpcmesos.master.delivery import Delivery, Undelivered
 from hpcmesos.master.senders import Result, Senders
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.notices import MAIL, WEBHOOK, Notice
-from hpcmesos.queue.records import EventRecord, JobKey
+from hpcmesos.queue.records import IDLE, EventRecord, JobKey
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Notices:
             raise Undelivered(f"{type(error).__name__}: {error}") from error
 
     def _of(self, event: EventRecord, channels: dict[str, str]) -> list[Notice]:
-        if event.seq is None or not (event.kind == "started" or event.target == "C"):
+        if event.seq is None or not (event.kind in ("started", IDLE) or event.target == "C"):
             return []
         job = self._store.job(event.seq, event.index)
         if job is None:

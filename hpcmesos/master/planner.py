@@ -38,6 +38,7 @@ from hpcmesos.master.events import (
     Stop,
 )
 from hpcmesos.master.gangs import GANG_LOSS, Gangs
+from hpcmesos.master.idle_gpus import IdleGpus
 from hpcmesos.master.inbox import Inbox
 from hpcmesos.master.links_client import Answer, Question
 from hpcmesos.master.passes import POLICY, Passes
@@ -109,6 +110,7 @@ class Planner:
         self._plugins = Plugins(self._desk, events.put)
         self._passes = Passes(self._desk, self._gangs, self._reasons, runs, self._plugins)
         self._chores = Chores(self._desk)
+        self._idle_gpus = IdleGpus(self._desk, self._gangs)
         self._why = Why(self._desk, self._reasons, POLICY, self._plugins)
         self._polled = self._loaded = self._written = float("-inf")
         self._rows = _ROWS
@@ -420,6 +422,7 @@ class Planner:
             self._alarms.set(GANG_LOSS, partial(cluster.unblock, key))
         self._absence.watch_all()
         self._chores.begin()
+        self._idle_gpus.begin()
         work: list[tuple[str, Effects]] = []
         waiting = (JobState.WAITING, JobState.HELD, JobState.QUEUED)
         for job in list(cluster.jobs.values()):

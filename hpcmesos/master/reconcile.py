@@ -13,6 +13,7 @@ from hpcmesos.master.cluster import Attempt, Node, Phase
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.events import LinkDown, LinkUp
 from hpcmesos.master.gangs import Gangs, clean
+from hpcmesos.master.idle_gpus import take_samples
 from hpcmesos.master.strangers import Strangers
 from hpcmesos.model import AttemptId, Cause, GpuState
 from hpcmesos.queue.records import AttemptKey, GpuRecord, JobKey, NodeRecord
@@ -304,10 +305,13 @@ class Nodes:
         """Kept in memory alone: they come again in ten seconds."""
         node = self.desk.cluster.nodes[name]
         node.figures = {uuid: of_gpu for uuid, of_gpu in figures.items() if uuid in node.gpus}
+        here = []
         for attempt_name, use in uses.items():
             attempt = self.desk.cluster.attempts.get(attempt_name)
             if attempt is not None and name in attempt.nodes:
                 attempt.uses[name] = use
+                here.append(attempt)
+        take_samples(self.desk, name, here)
 
     def _on_progress(self, node: str, message: wire.Ready | wire.Refused | wire.Started) -> None:
         attempt = self.desk.cluster.attempts.get(message.attempt)
@@ -368,4 +372,6 @@ def _gpu_record(node: str, gpu: wire.Gpu, held: bool) -> GpuRecord:
         state=state,
         links=gpu.links,
         note=clean(gpu.note),
+        parent=clean(gpu.parent),
+        profile=clean(gpu.profile),
     )

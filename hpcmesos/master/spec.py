@@ -20,6 +20,7 @@ _SUBMITTED: Mapping[str, Any] = {
     "environment": {},
     "gpubind": "rank",
     "ring": None,
+    "mps": False,
     "image": None,
     "image_pull": None,
     "image_secret": None,
@@ -30,6 +31,7 @@ _SUBMITTED: Mapping[str, Any] = {
     "script_args": [],
     "join": "n",
     "interactive": False,
+    "x11": False,
     "secrets": [],
 }
 """Keys that the submission has under the same name, and what holds when it lacks them."""

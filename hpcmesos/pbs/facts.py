@@ -110,6 +110,8 @@ class GpuFacts:
     simulated: bool = False
     job_id: str | None = None
     note: str = ""  # why it is not given out
+    parent: str = ""  # of a MIG instance, as the next: the UUID of its card
+    profile: str = ""
     memory: int = 0  # bytes; 0: not known
     figures: Mapping[str, float] = field(default_factory=dict)  # `agent.health.FIGURES`, of the last seconds
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -51,6 +51,15 @@ def _all(kind: Kind, names: str, *, used: bool = True, pattern: str = "") -> dic
     return {name: Attribute(name, kind, pattern=pattern, used=used) for name in names.split()}
 
 
+_IDLE_GPUS: Mapping[str, Attribute] = {
+    "gpu_idle_action": Attribute("gpu_idle_action", Kind.CHOICE, ("none", "warn", "cancel")),
+    "gpu_idle_threshold": Attribute("gpu_idle_threshold", Kind.INTEGER),
+    "gpu_idle_window": Attribute("gpu_idle_window", Kind.DURATION),
+    "gpu_idle_exempt": Attribute(
+        "gpu_idle_exempt", Kind.LIST, pattern=r"[ugp]:[\w@.-]+|name:[^\s:]+|interactive|asked"
+    ),
+}
+
 QUEUE_ATTRIBUTES: Mapping[str, Attribute] = {
     "queue_type": Attribute("queue_type", Kind.CHOICE, ("Execution", "Route")),
     **_all(Kind.INTEGER, "Priority max_running max_queuable max_user_queuable max_user_run max_group_run"),
@@ -71,6 +80,7 @@ QUEUE_ATTRIBUTES: Mapping[str, Attribute] = {
     **_all(Kind.INTEGER, "checkpoint_min", used=False),
     **_all(Kind.TEXT, "alt_router comment", used=False),
     "ring": Attribute("ring", Kind.CHOICE, ("check", "none")),
+    **_IDLE_GPUS,
     "silence": Attribute("silence", Kind.TEXT, pattern=r"wait|fence:\d{1,6}"),
 }
 
@@ -90,6 +100,7 @@ SERVER_ATTRIBUTES: Mapping[str, Attribute] = {
     **_all(Kind.LIST, "submit_hosts", used=False),
     **_all(Kind.BOOLEAN, "acl_user_enable acl_host_enable"),
     **_all(Kind.TEXT, "mail_from mail_domain"),
+    **_IDLE_GPUS,
     **_all(Kind.TEXT, "comment", used=False),
     **_all(Kind.LIST, "acl_roots", used=False),
     **_all(Kind.INTEGER, "scheduler_iteration log_events log_level node_check_rate tcp_timeout", used=False),
@@ -138,6 +149,8 @@ _NOT_NEGATIVE = frozenset(
     {"keep_completed", "kill_delay", "route_retry_time", "route_lifetime", "preempt_grace", "max_running"}
     | {"max_user_run", "max_group_run", "max_queuable", "max_user_queuable"}
 )
+_BOUNDS: Mapping[str, tuple[int, int]] = {"gpu_idle_threshold": (1, 100), "gpu_idle_window": (20, 86400)}
+"""Of whole numbers and, in seconds, of durations."""
 _LEAST_LOG = 64 * 1024  # bytes; so much of each stream the database keeps anyway
 _DURATIONS = frozenset({"walltime", "cput", "pcput"})
 _SIZES = frozenset({"mem", "pmem", "vmem", "pvmem", "file"})
@@ -261,7 +274,7 @@ def _value(attribute: Attribute, resource: str, text: str) -> str:
         case Kind.INTEGER if name in _NOT_NEGATIVE and text.strip().startswith("-"):
             raise InvalidValue(f"{name} = {text}: write a whole number of at least 0")
         case Kind.INTEGER:
-            return _integer(name, text)
+            return _bounded(name, int(_integer(name, text)), str)
         case Kind.TEXT if name == "default_qsub_arguments":
             return _arguments(text)
         case Kind.OPENING:
@@ -272,7 +285,9 @@ def _value(attribute: Attribute, resource: str, text: str) -> str:
         case Kind.SIZE:
             return _size(text)
         case Kind.DURATION:
-            return format_duration(parse_duration(text))
+            return _bounded(name, int(parse_duration(text)), format_duration)
+        case Kind.LIST if attribute.pattern and (wrong := _unlike(text, attribute.pattern)):
+            raise InvalidValue(f"{name}: '{wrong}' is none of {attribute.pattern}")
         case Kind.LIST:
             return ",".join(dict.fromkeys(members(text)))
         case Kind.CHOICE:
@@ -285,6 +300,18 @@ def _value(attribute: Attribute, resource: str, text: str) -> str:
             raise InvalidValue(f"{name}: a text holds one kind of quote at most")
         case _:
             return text.strip()
+
+
+def _bounded(name: str, value: int, shown: Callable[[int], str]) -> str:
+    least, most = _BOUNDS.get(name, (value, value))
+    if not least <= value <= most:
+        raise InvalidValue(f"{name} = {shown(value)}: write {shown(least)} to {shown(most)}")
+    return shown(value)
+
+
+def _unlike(text: str, pattern: str) -> str:
+    """The first member of a list that is not as it must be; empty: none."""
+    return next((word for word in members(text) if not re.fullmatch(pattern, word, re.ASCII)), "")
 
 
 def _arguments(text: str) -> str:

@@ -121,6 +121,8 @@ def _status(node: NodeFacts, rectime: datetime) -> str:
 def _gpu_status(gpu: GpuFacts) -> str:
     fields = {
         "gpu_id": gpu.uuid,
+        "gpu_mig_profile": gpu.profile or None,
+        "gpu_mig_card": gpu.parent or None,
         "gpu_product_name": gpu.model.replace(",", " ").replace(";", " "),
         "gpu_state": _TORQUE_GPU_STATES.get(gpu.state, gpu.state),
         "job": gpu.job_id,
@@ -232,6 +234,7 @@ def _json_gpu(gpu: GpuFacts) -> dict[str, object]:
         "simulated": gpu.simulated,
         "job": gpu.job_id,
         **({"note": gpu.note} if gpu.note else {}),
+        **({"profile": gpu.profile, "card": gpu.parent} if gpu.parent else {}),
     }
 
 

@@ -71,7 +71,7 @@ _JOB = {
         Option(
             "W",
             "attribute=value,...",
-            "depend, umask, block, group_list, stagein, gpubind, ring, constraints, secret, image_pull, ...",
+            "depend, umask, block, group_list, stagein, gpubind, gpu_idle, mps, ring, constraints, secret, ...",
         ),
     )
 }
@@ -91,7 +91,7 @@ _SUBMIT_ONLY = (
     Option("V", None, "all variables of this environment"),
     Option("w", "path", "working directory, also told as PBS_O_WORKDIR"),
     Option("x", None, "with -I: run the operand instead of a shell"),
-    Option("X", None, "X11 forwarding (refused with -I, else not used)"),
+    Option("X", None, "with -I: its programs show their windows on the X server here"),
     Option("z", None, "do not print the job's id"),
     Option("image", "name", "run in containers of this Docker image, on every node of the job"),
     Option("dry-run", None, "tell what was understood, where and when it would start, and submit nothing"),

@@ -149,6 +149,8 @@ def state_count(counts: Mapping[str, int]) -> str:
 
 def _why_sentence(job: JobFacts) -> str:
     over = no_longer_waits(job.state, job.exit_status, job.cause, [node for node, _ in job.exec_host])
+    if over and job.state == "R" and job.comment:
+        return f"{over}; {_one_line(job.comment)}"
     return over or _one_line(job.pending_reason or job.comment or "has not been considered yet")
 
 

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from hpcmesos.errors import InvalidScript, InvalidValue, UsageError
 from hpcmesos.gang import constraints, frameworks
-from hpcmesos.model import Request
+from hpcmesos.model import MIG_FEATURE, Request
 from hpcmesos.pbs import resources
 from hpcmesos.pbs.arrays import parse_array
 from hpcmesos.pbs.directives import DEFAULT_PREFIX, MAX_SCRIPT_BYTES, check_script, scan_directives
@@ -58,6 +58,7 @@ _PREFIX_VARIABLE = "PBS_DPREFIX"
 _ATTRIBUTE_CHOICES = {
     "ring": ("check", "none"),
     "gpubind": ("rank", "none"),
+    "gpu_idle": ("allowed", "watched"),
     "image_pull": ("always", "missing", "never"),
 }
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._\-/:@]*", re.IGNORECASE)
@@ -72,7 +73,7 @@ _KEPT_OPTIONS = {
 _TYPED_ATTRIBUTES = frozenset(
     {"depend", "umask", "block", "interactive", "group_list", "ring", "gpubind", "image", "job_array_request"}
     | {"max_run_subjobs"}
-    | {"framework", "capture", "constraints", "image_pull", "image_secret", "secret"}
+    | {"framework", "capture", "constraints", "image_pull", "image_secret", "secret", "gpu_idle", "mps"}
 )
 
 
@@ -151,12 +152,15 @@ class Submission:
     checkpoint: str = "u"
     array: ArraySpec | None = None
     interactive: bool = False
+    x11: bool = False  # with a display on the submitter's X server
     silent: bool = False  # -z
     dry_run: bool = False  # --dry-run: check and tell, but submit nothing
     submit_args: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)  # -W attributes that we only keep
     ring: str | None = None  # -W ring=
     gpubind: str | None = None  # rank, none; None: the launcher's default
+    mps: bool = False  # -W mps=true: the ranks share its GPUs by NVIDIA's Multi-Process Service
+    gpu_idle: str | None = None  # -W gpu_idle=: allowed or watched
     image: str | None = None  # --image, -W image=: run in this container image
     image_pull: str | None = None  # -W image_pull=: always, missing or never; None: as the node is set
     image_secret: str | None = (
@@ -199,7 +203,7 @@ def environment_names(argv: Sequence[str], script: str | None) -> EnvNeeds:
     command = parse("qsub", argv)
     sources = [*_directive_commands(script or "", command.last("C") or DEFAULT_PREFIX), command]
     listed = (name for source in sources for value in source.all("v") for name in bare_names(value))
-    terminal = ("TERM",) if any(_is_interactive(source) for source in sources) else ()
+    terminal = ("TERM", "DISPLAY") if any(_is_interactive(source) for source in sources) else ()
     names = tuple(dict.fromkeys((*_ASKED_NAMES, *terminal, *listed)))
     return EnvNeeds(any(source.has("V") for source in sources), names)
 
@@ -279,12 +283,15 @@ class _Merged:
             checkpoint=self.last("c") or "u",
             array=self._array(array) if array else None,
             interactive=self.interactive,
+            x11=self.interactive and self.has("X"),
             silent=self.has("z"),
             dry_run=self.has("dry-run"),
             submit_args=submit_args,
             extra=self._extra(),
             ring=self.attributes.get("ring"),
             gpubind=self.attributes.get("gpubind"),
+            mps=self._mps(asked.request),
+            gpu_idle=self.attributes.get("gpu_idle"),
             image=self.image,
             image_pull=self.attributes.get("image_pull"),
             image_secret=self._image_secret,
@@ -298,8 +305,8 @@ class _Merged:
             raise UsageError("an interactive job cannot be an array")
         if self._flag("block"):
             raise UsageError("an interactive job cannot block; qsub stays with it anyhow")
-        if self.has("X"):
-            raise UsageError("X11 forwarding (-X) is not served; run the program with ssh -X on a login host")
+        if self.has("X") and not self.context.environ.get("DISPLAY"):
+            raise UsageError("DISPLAY not set")
         if self.has("x") and not self.operands:
             raise UsageError("-x needs the command to run: qsub -I -x 'PROGRAM ARGUMENTS'")
 
@@ -376,6 +383,18 @@ class _Merged:
                 "ring=check and image: the ring runs outside of containers; leave one of them out"
             )
         return request.in_containers()
+
+    def _mps(self, request: Request) -> bool:
+        """Of whole GPUs, and on the host: its programs have to be where the service is."""
+        if not self._flag("mps"):
+            return False
+        if not request.gpus or any(
+            word.startswith(MIG_FEATURE) for c in request.chunks for word in c.features
+        ):
+            raise InvalidValue("mps=true is for jobs with whole GPUs: ask for some, e.g. -l nodes=1:gpus=1")
+        if self.image is not None:
+            raise InvalidValue("mps=true and image: the service runs outside of containers; drop one of them")
+        return True
 
     def _with_rules(self, request: Request) -> Request:
         text = self.attributes.get("constraints")

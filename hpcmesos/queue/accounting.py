@@ -66,13 +66,16 @@ def used(attempt: AttemptRecord) -> dict[str, str]:
 
 def gpu_used(usage: Mapping[str, float]) -> dict[str, str]:
     """What was measured of an attempt's real GPUs, as it is shown; empty: nothing was."""
-    if "gpu_percent" not in usage:
-        return {}
+    forms = {
+        "gpu_percent": ("gpu_percent", "{:.0f}", 1),
+        "gpu_percent_max": ("gpu_percent_max", "{:.0f}", 1),
+        "gpu_mem": ("gpu_memory", "{:.0f}kb", 1024),
+        "gpu_energy": ("gpu_energy", "{:.0f}J", 1),
+    }
     return {
-        "gpu_percent": f"{usage['gpu_percent']:.0f}",
-        "gpu_percent_max": f"{usage['gpu_percent_max']:.0f}",
-        "gpu_mem": f"{int(usage['gpu_memory']) // 1024}kb",
-        "gpu_energy": f"{usage['gpu_energy']:.0f}J",
+        name: form.format(usage[figure] // unit if unit > 1 else usage[figure])
+        for name, (figure, form, unit) in forms.items()
+        if figure in usage
     }
 
 

@@ -82,7 +82,10 @@ _SKIP_IDS = text(
     "SELECT setval('job_ids', :past + 10000) FROM job_ids"
     " WHERE last_value < :past AND :past - last_value < :believed"
 )
-_GPU_FIELDS = ("node", "index", "model", "memory", "numa", "pci", "simulated", "links", "note")
+_GPU_FIELDS = (
+    *("node", "index", "model", "memory", "numa", "pci", "simulated", "links", "note"),
+    *("parent", "profile"),
+)
 
 
 class LeaderTransaction:

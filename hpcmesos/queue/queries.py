@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import (
@@ -20,8 +20,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
 
+from hpcmesos.model import JobState
 from hpcmesos.queue import tables as t
-from hpcmesos.queue.records import JobKey
+from hpcmesos.queue.records import JobFilter, JobKey
 from hpcmesos.queue.rows import element
 
 _SEQS = bindparam("seqs", type_=ARRAY(BigInteger))
@@ -42,6 +43,22 @@ def job_keys(jobs: Iterable[int | JobKey]) -> dict[str, list[int]]:
         seqs.append(job if isinstance(job, int) else job.seq)
         elements.append(_ALL if isinstance(job, int) else element(job.index))
     return {"seqs": seqs, "elements": elements}
+
+
+def matching(columns: Any, wanted: JobFilter) -> Iterator[Any]:
+    """The conditions on rows with these ``columns`` of jobs."""
+    if wanted.seqs is not None:
+        yield columns.seq == func.any(list(wanted.seqs))
+    if wanted.owners is not None:
+        yield columns.owner.in_(wanted.owners)
+    if wanted.queues is not None:
+        yield columns.queue.in_(wanted.queues)
+    if wanted.states is not None:
+        yield columns.state.in_(sorted(wanted.states))
+        if JobState.COMPLETE not in wanted.states:
+            yield columns.ended_at.is_(None)
+    if not wanted.elements:
+        yield columns.element == t.WHOLE_JOB
 
 
 def _wanted(table: Table) -> tuple[Any, Any]:

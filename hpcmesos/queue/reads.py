@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, Table, func, select, text, union_all
@@ -16,6 +17,7 @@ from sqlalchemy import Connection, Engine, Select, Table, func, select, text, un
 from hpcmesos.model import JobState
 from hpcmesos.queue import documents, elements, queries
 from hpcmesos.queue import tables as t
+from hpcmesos.queue.brief import BriefElements, Forgotten, read_brief_elements
 from hpcmesos.queue.engine import begin
 from hpcmesos.queue.records import (
     AttemptRecord,
@@ -75,6 +77,11 @@ class Reads:
         """Jobs in the order of their ids."""
         with begin(self._single) as connection:
             return read_jobs(connection, wanted)
+
+    def brief_elements(self, wanted: JobFilter, forgotten: Forgotten | None = None) -> list[BriefElements]:
+        """Elements of arrays that have a row, as far as short lists show them, those that look alike as one."""
+        with begin(self._single) as connection:
+            return read_brief_elements(connection, wanted, forgotten)
 
     def certificates(self) -> list[CertificateRecord]:
         """Of nodes, those that have not run out, by node and time; revoked ones too."""
@@ -182,6 +189,18 @@ class Reads:
             rows = connection.execute(wanted.order_by(t.events.c.id).limit(limit))
             return [event_record(row) for row in rows]
 
+    def last_events(
+        self, jobs: Iterable[JobKey], kinds: Sequence[str], since: datetime
+    ) -> dict[JobKey, EventRecord]:
+        """Of each of these jobs the last event of one of these kinds, if it has had one ``since``."""
+        keys = {(job.seq, element(job.index)) for job in jobs}
+        told = t.events.c
+        seqs = {seq for seq, _ in keys}
+        wanted = select(t.events).where(told.seq.in_(seqs), told.kind.in_(kinds), told.at >= since)
+        with begin(self._single) as connection:
+            rows = [r for r in connection.execute(wanted.order_by(told.id)) if (r.seq, r.element) in keys]
+        return {job_key(row): event_record(row) for row in rows}
+
     # cluster
 
     def nodes(self) -> list[NodeRecord]:
@@ -269,19 +288,7 @@ def read_jobs(connection: Connection, wanted: JobFilter) -> list[JobRecord]:
     columns = [c.name for c in t.jobs.c if not (wanted.brief and c.name == "submission")]
     history = t.jobs_history if wanted.history else None
     rows = _both(t.jobs, history, *columns).subquery()
-    query = select(rows)
-    if wanted.seqs is not None:
-        query = query.where(rows.c.seq == func.any(list(wanted.seqs)))
-    if wanted.owners is not None:
-        query = query.where(rows.c.owner.in_(wanted.owners))
-    if wanted.queues is not None:
-        query = query.where(rows.c.queue.in_(wanted.queues))
-    if wanted.states is not None:
-        query = query.where(rows.c.state.in_(sorted(wanted.states)))
-        if JobState.COMPLETE not in wanted.states:
-            query = query.where(rows.c.ended_at.is_(None))
-    if not wanted.elements:
-        query = query.where(rows.c.element == t.WHOLE_JOB)
+    query = select(rows).where(*queries.matching(rows.c, wanted))
     query = query.order_by(rows.c.seq, rows.c.element).limit(wanted.limit)
     jobs = [job_record(row) for row in connection.execute(query)]
     return jobs if wanted.brief else _with_submissions(connection, jobs)

@@ -60,6 +60,10 @@ class NewJob:
     array_spec: ArraySpec | None = None  # None: no array
 
 
+IDLE, USED_AGAIN = "GPUs idle", "GPUs used again"
+"""Kinds of events of a job that runs: it was warned, or is no longer."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
     """A job, an array's parent or an array's element, as stored; an element has the submission of its parent."""
@@ -213,6 +217,8 @@ class GpuRecord:
     state: GpuState = GpuState.FREE
     links: tuple[int, ...] = ()
     note: str = ""
+    parent: str = ""  # of a MIG instance, as the next: the UUID of its card
+    profile: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,7 +79,7 @@ def exit_status(
     An end that reports neither code nor signal is -1.
     """
     match cause:
-        case Cause.DELETED:
+        case Cause.DELETED | Cause.GPU_IDLE:
             return _DELETED_BY_KILL if forced else _DELETED
         case Cause.WALLTIME:
             return _WALLTIME[personality]

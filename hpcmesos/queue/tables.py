@@ -350,6 +350,8 @@ gpus = Table(
     _text("state", GpuState.FREE.value),
     _array("links", Integer),
     _text("note"),
+    _text("parent"),
+    _text("profile"),
     PrimaryKeyConstraint("uuid"),
     CheckConstraint(_one_of("state", GpuState), "state"),
     postgresql_with={"fillfactor": 50},

@@ -61,6 +61,7 @@ def _as_json(planned: plan.Plan, done: Run) -> dict[str, object]:
         "seed": planned.seed,
         "seconds": round(done.seconds, 1),
         "counts": dict(done.verdict.counts),
+        "slowest_node_lost": round(done.verdict.slowest, 1),
         "violations": {promise: found for promise, found in done.verdict.violations.items() if found},
         "faults": [asdict(fault) for fault in done.faults],
         "invariants_looked_at": done.looks,

@@ -50,9 +50,12 @@ class Outcome:
 
 @dataclass(slots=True)
 class Verdict:
-    """``violations``: by promise, one line each; none: all were kept."""
+    """``violations``: by promise, one line each; none: all were kept. ``slowest``: s from the end of a fault to the
+    end that it explains with NODE_LOST, at most.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
+    slowest: float = 0.0
     violations: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     @property
@@ -67,6 +70,10 @@ def judge(outcomes: Sequence[Outcome], faults: Sequence[Fault]) -> Verdict:
         for promise, text in _wrongs(outcome, faults):
             verdict.violations[promise].append(f"{outcome.id} ({outcome.plan.key}): {text}")
         _count(verdict.counts, outcome)
+        late = [
+            _lateness(a, outcome.members(a), faults) for a in outcome.attempts if a.cause is Cause.NODE_LOST
+        ]
+        verdict.slowest = max([verdict.slowest, *(seconds for seconds in late if seconds is not None)])
     for text in _shared_gpus(outcomes):
         verdict.violations["a GPU shared"].append(text)
     rerunnable = [outcome for outcome in outcomes if outcome.plan.rerunnable]
@@ -93,7 +100,8 @@ def _wrongs(outcome: Outcome, faults: Sequence[Fault]) -> Iterator[tuple[str, st
     if text := _wrong_status(outcome, job):
         yield "a wrong exit status", text
     for attempt in outcome.attempts:
-        if attempt.cause is Cause.NODE_LOST and not _explained(attempt, outcome.members(attempt), faults):
+        late = _lateness(attempt, outcome.members(attempt), faults)
+        if attempt.cause is Cause.NODE_LOST and (late is None or late > NOTICED + _SLACK):
             at = attempt.ended_at.timestamp() if attempt.ended_at else 0
             text = f"attempt {attempt.key.number}: {attempt.culprit}: {attempt.message} at {at:.1f}"
             yield "a NODE_LOST without a fault", text
@@ -130,19 +138,23 @@ def _overlaps(lines: Sequence[Line]) -> Iterator[str]:
                     yield f"attempt {line.attempt} began before attempt {attempt} ended"
 
 
-def _explained(attempt: AttemptRecord, members: set[str], faults: Iterable[Fault]) -> bool:
-    """Whether a fault hit the culprit's node not long before, or a cut one of its gang: of two nodes that no longer
-    hear each other nobody can say which one is away.
+def _lateness(attempt: AttemptRecord, members: set[str], faults: Iterable[Fault]) -> float | None:
+    """Seconds from the end of the fault that explains the attempt's end, 0 before it; None: no fault does.
+
+    It hit the culprit's node, or was a cut one of its gang: of two nodes that no longer hear each other nobody can say
+    which one is away.
     """
     if attempt.ended_at is None:
-        return False
+        return None
     at = attempt.ended_at.timestamp()
     culprits = set((attempt.culprit or "").split("+"))
-    return any(
-        set(fault.nodes) & (culprits | (members if fault.kind in LINKS else set()))
-        and fault.began - 1.0 <= at <= fault.ended + NOTICED + _SLACK
+    found = [
+        max(0.0, at - fault.ended)
         for fault in faults
-    )
+        if set(fault.nodes) & (culprits | (members if fault.kind in LINKS else set()))
+        and fault.began - 1.0 <= at
+    ]
+    return min(found, default=None)
 
 
 def _shared_gpus(outcomes: Iterable[Outcome]) -> Iterator[str]:
@@ -198,6 +210,7 @@ def table(verdict: Verdict, faults: Sequence[Fault], seed: int, notes: Mapping[s
     kinds = Counter(fault.kind for fault in faults)
     rows += [(f"fault {kind}", str(count)) for kind, count in sorted(kinds.items())]
     rows.append(("faults", str(len(faults))))
+    rows.append(("slowest NODE_LOST after its fault, s", f"{verdict.slowest:.1f}"))
     lines = [f"{what:<44} {value}" for what, value in rows]
     for promise, found in ((promise, found) for promise, found in verdict.violations.items() if found):
         lines += [f"BROKEN: {promise}: {len(found)}", *(f"    {text}" for text in found[:20])]

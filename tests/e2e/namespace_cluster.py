@@ -16,13 +16,13 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from hpcmesos import pidfile, wire
 from hpcmesos.agent import isolation
@@ -126,15 +126,27 @@ class Job:
 
 
 class NamespaceCluster(LiveCluster):
-    """Hosts, PostgreSQL, one master, an agent on each of the nodes."""
+    """Hosts, PostgreSQL, one master, an agent on each of the nodes.
 
-    def __init__(self, nodes: Sequence[str], gpus: int = 4, cpus: int = CPUS, masters: int = 1) -> None:
+    ``others``: hosts on which nothing runs yet; ``site``: settings of the masters.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[str],
+        gpus: int = 4,
+        cpus: int = CPUS,
+        masters: int = 1,
+        others: Sequence[str] = (),
+        site: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(len(nodes), gpus * len(nodes))
         self.nodes = list(nodes)
         self.gpus = gpus
         self.cpus = cpus
         self.heads = {"master": "head"} | {f"master{n}": f"head{n}" for n in range(2, masters + 1)}
-        self.hosts = Hosts([*self.heads.values(), *nodes])
+        self.hosts = Hosts([*self.heads.values(), *nodes, *others])
+        self.site = site or {}
         self.agents: dict[str, AgentSettings] = {}
         self.count = 0
 
@@ -205,6 +217,7 @@ class NamespaceCluster(LiveCluster):
             root_jobs=True,
             prepare_timeout=PREPARE_TIMEOUT,
             migrate=True,
+            **self.site,
         )
         write_settings(settings, state / "master.toml")
         self._spawn(head, "master", state / "master.toml")

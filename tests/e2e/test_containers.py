@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from tests.e2e import docker_kit, registry_kit
-from tests.e2e.cluster_kit import LiveCluster, wait_until
+from tests.e2e.cluster_kit import USERS, LiveCluster, wait_until
 from tests.e2e.conftest import check_clean, running
 from tests.e2e.docker_kit import IMAGE, Engine
+from tests.integration import shepherd_kit
 
 pytestmark = pytest.mark.full
 
@@ -196,9 +200,73 @@ def test_the_holding_process_has_next_to_nothing(cluster: LiveCluster, engine: E
     job = contained_job(cluster, "sleep 600\n")
     cluster.wait_state(job, "R")
     (container,) = wait_until(engine.containers, "its container", 60)
-    host = json.loads(engine.ask("GET", f"/containers/{container}/json"))["HostConfig"]
+    wait_until(lambda: cluster.job(job)["job_state"] == "R" and cluster.job_processes(), "it runs")
+    found = json.loads(engine.ask("GET", f"/containers/{container}/json"))
+    host = found["HostConfig"]
     assert (host["Memory"], host["PidsLimit"], host["CpuShares"]) == (32 << 20, 4, 2)
+    status = Path(f"/proc/{found['State']['Pid']}/status").read_text()
+    assert re.findall(r"Cap(?:Prm|Eff|Amb):\t(\w+)", status) == ["0" * 16] * 3
     cluster.run("qdel", job, check=True)
+
+
+KEYRING = "import ctypes; libc = ctypes.CDLL(None, use_errno=True)\n"
+KEYRING += "print(libc.syscall(250, 0, -3, 1) >= 0, ctypes.get_errno())"  # KEYCTL_GET_KEYRING_ID, own session
+
+
+def test_system_calls_are_those_that_docker_allows(cluster: LiveCluster, engine: Engine) -> None:
+    """keyctl(2) stands for what Docker's default profile forbids and the kernel lets any user do."""
+    words = f"python3 -c '{KEYRING}'\ngrep Seccomp /proc/self/status\n"
+    job = contained_job(cluster, words + "sleep 600\n")
+    cluster.wait_state(job, "R")
+    place = cluster.work() / f"STDIN.o{job.partition('.')[0]}"
+    wait_until(lambda: place.exists() and "_filters" in place.read_text(), "what it wrote", 60)
+    text = place.read_text()
+    (container,) = engine.containers()
+    holder = json.loads(engine.ask("GET", f"/containers/{container}/json"))["State"]["Pid"]
+    of_docker = re.findall("Seccomp.*", Path(f"/proc/{holder}/status").read_text())
+    assert text.splitlines() == ["False 1", *of_docker], "EPERM"
+    assert "Seccomp:\t2" in text
+    cluster.run("qdel", job, check=True)
+    outside = cluster.qsub("#!/bin/sh\n" + words, "-d", str(cluster.work()))
+    assert cluster.wait(outside)["Exit_status"] == 0
+    assert cluster.output(outside).splitlines()[:2] == ["True 0", "Seccomp:\t0"]
+
+
+def test_ranks_have_the_filters_too(cluster: LiveCluster) -> None:
+    job = contained_job(cluster, "hpcmesos run -n 2 grep Seccomp: /proc/self/status\n", "-l", "nodes=2:ppn=1")
+    assert cluster.wait(job, 120)["Exit_status"] == 0
+    assert cluster.output(job) == "Seccomp:\t2\n" * 2
+
+
+def test_private_tmp_holds_in_an_image(engine: Engine, users_of_tests: None) -> None:
+    """Two jobs at once, whose image sees the node's /tmp: each has its own, and the node's is as it was."""
+    place = Path(tempfile.mkdtemp(prefix="hpcm-image-", dir="/var/lib"))
+    place.chmod(0o777)
+    served = {
+        "command": [sys.executable, "-m", "hpcmesos.agent.containers"],
+        "docker": engine.url,
+        "paths": ["/tmp", "/var/tmp"],
+        "pull": "never",
+    }
+    mark = f"hpcm-{os.getpid()}"
+    words = f"#!/bin/sh\ncat /etc/image\nls /tmp /var/tmp\ntouch /tmp/{mark}\nls $TMPDIR\n"
+    try:
+        with (
+            shepherd_kit.cluster(place, ["n1"], cgroups=True, private_tmp=True, containers=served) as (node,),
+            shepherd_kit.runs([node], place) as start,
+        ):
+            runs = [
+                start(words, owner=USERS[0], workdir="/", image=IMAGE, prepare_timeout=60) for _ in range(2)
+            ]
+            for run in runs:
+                ended = run.ended(timeout=60)
+                assert ended["code"] == 0, (ended, node.log())
+                seen = run.tail("stdout").splitlines()
+                assert seen == ["this is the image", "/tmp:", "", "/var/tmp:", mark], seen
+            assert not Path("/tmp", mark).exists()
+            wait_until(lambda: not engine.containers(), "no container is left", 60)
+    finally:
+        shutil.rmtree(place)
 
 
 def test_wrong_words_are_refused(cluster: LiveCluster) -> None:

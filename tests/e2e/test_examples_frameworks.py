@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,21 +18,37 @@ from tests.e2e.namespace_cluster import Job, NamespaceCluster
 pytestmark = [pytest.mark.hosts, pytest.mark.root, pytest.mark.full]
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "frameworks"
-ENVIRONMENT = ROOT / ".venv-frameworks"
 PATIENCE = 300.0
 """Seconds; TensorFlow alone takes half a minute to be imported on a busy machine."""
 
 
+def scripts(words: str) -> subprocess.CompletedProcess[str]:
+    program = f"source {ROOT}/scripts/lib.sh\n{words}\n"
+    return subprocess.run(["bash", "-c", program, "tests"], capture_output=True, text=True, check=False)
+
+
+@cache
+def environment(framework: str) -> tuple[Path, str]:
+    """Where TensorFlow or PyTorch is, installed if need be; and why it is not."""
+    place = ROOT / ".cache" / framework
+    if framework == "torch" and not place.exists() and scripts("torch_is_for_cpus").returncode:
+        return place, "no PyTorch for CPUs: pip would bring CUDA; scripts/frameworks gets it"
+    done = scripts(f"install_{framework} {place}")
+    name = {"torch": "PyTorch", "tensorflow": "TensorFlow"}[framework]
+    return place, f"no {name}: {done.stderr.splitlines()[-1]}" if done.returncode else ""
+
+
 def submit(cluster: NamespaceCluster, name: str) -> Job:
     """One of the examples, as a user would."""
-    if not (ENVIRONMENT / "bin" / "torchrun").exists():
-        pytest.skip("no TensorFlow and PyTorch: scripts/frameworks")
+    place, missing = environment("torch" if name.startswith("torch") else "tensorflow")
+    if missing:
+        pytest.skip(missing)
     cluster.count += 1
     directory = cluster.work() / str(cluster.count)
     shutil.copytree(EXAMPLES, directory)
     status = cluster.work().stat()
     os.chown(directory, status.st_uid, status.st_gid)
-    variables = f"PATH={ENVIRONMENT}/bin:/usr/bin:/bin"
+    variables = f"PATH={place}/bin:/usr/bin:/bin"
     done = cluster.run("qsub", "-v", variables, "-o", "STDIN.o", name, check=True, cwd=directory)
     return Job(cluster, done.stdout.strip(), directory)
 

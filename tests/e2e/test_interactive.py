@@ -200,7 +200,7 @@ def test_without_a_terminal_it_is_refused(cluster: LiveCluster, words: list[str]
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["-X"], "X11 forwarding (-X) is not served"),
+        (["-X"], "DISPLAY not set"),
         (["-t", "1-3"], "an interactive job cannot be an array"),
         (["-W", "block=true"], "cannot block"),
         (["-x"], "-x needs the command"),

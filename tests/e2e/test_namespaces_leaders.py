@@ -96,9 +96,7 @@ def test_two_leaders_are_killed_while_the_loss_is_waited_for(
     record_property("seconds", known_in_time(pair, job, head, began))
 
 
-def test_the_leader_hangs_while_the_member_notices(
-    pair: NamespaceCluster, record_property: Note
-) -> None:
+def test_the_leader_hangs_while_the_member_notices(pair: NamespaceCluster, record_property: Note) -> None:
     """The member tells a leader that is frozen; the next one has to hear it soon, and wait no longer for that."""
     job = gang(pair)
     head = job.nodes[0]

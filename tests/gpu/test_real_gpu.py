@@ -162,7 +162,7 @@ def test_a_programs_fault_is_logged_and_costs_no_card(node: LiveCluster) -> None
 
 def test_torch_trains_over_all_cards(node: LiveCluster, cards: list[dict[str, Any]]) -> None:
     """The example, its sizes changed to this machine's: a rank for each card, joined by NCCL."""
-    environment = ROOT / ".venv-frameworks" / "bin"
+    environment = ROOT / ".cache" / "torch" / "bin"
     if find_spec("torch") is not None:
         environment = Path(sys.executable).parent
     elif not (environment / "torchrun").exists():

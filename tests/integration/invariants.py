@@ -186,3 +186,15 @@ def most_at_once(url: str, seq: int) -> int:
     with psycopg.connect(url) as connection:
         [(most,)] = connection.execute(_PEAK, [seq]).fetchall()
     return int(most or 0)
+
+
+def element_codes(url: str, seq: int) -> dict[int, int | None]:
+    """Exit statuses of an array's elements that have a row, in history too."""
+    places = ("jobs", "jobs_history")
+    query = " UNION ALL ".join(
+        f"SELECT element, exit_status FROM {place} WHERE seq = %(seq)s AND element >= 0" for place in places
+    )
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(query, {"seq": seq}).fetchall()
+    assert len(rows) == len({element for element, _ in rows}), "an element has two rows"
+    return dict(rows)

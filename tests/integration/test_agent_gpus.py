@@ -7,9 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from hpcmesos import wire
 from hpcmesos.agent.events import Event, ProbeReport, ProbeSilent, Process
 from hpcmesos.agent.probe import Probe
 
@@ -84,7 +85,7 @@ def test_no_nvml_is_said_and_is_no_failure() -> None:
 
 
 def collect(
-    count: int, environ: dict[str, str], monkeypatch: Any, accept: Callable[[str], bool]
+    count: int, environ: dict[str, str], monkeypatch: Any, ours: Callable[[Sequence[wire.Gpu]], set[str]]
 ) -> list[Event]:
     """The first events of the agent's side."""
     for name, value in environ.items():
@@ -92,7 +93,7 @@ def collect(
 
     async def work() -> list[Event]:
         events: asyncio.Queue[Event] = asyncio.Queue()
-        probe = Probe(accept, events.put_nowait, first_timeout=2.0)
+        probe = Probe(ours, events.put_nowait, first_timeout=2.0)
         task = asyncio.create_task(probe.run())
         try:
             async with asyncio.timeout(LIMIT):
@@ -112,7 +113,7 @@ def test_reports_become_events_of_our_cards_only(
     fake_nvml: Callable[..., dict[str, str]], monkeypatch: Any
 ) -> None:
     environ = fake_nvml([{"uuid": "GPU-a", "processes": {1: 5}}, {"uuid": "GPU-b"}])
-    events = collect(2, environ, monkeypatch, lambda uuid: uuid == "GPU-a")
+    events = collect(2, environ, monkeypatch, lambda gpus: {"GPU-a"})
     for event in events:
         assert isinstance(event, ProbeReport)
         assert [(r.gpu.uuid, r.processes) for r in event.readings] == [("GPU-a", (Process(1, "root"),))]
@@ -122,7 +123,7 @@ def test_a_blocked_card_blocks_the_probe_only(
     fake_nvml: Callable[..., dict[str, str]], monkeypatch: Any
 ) -> None:
     environ = fake_nvml([{}], hang=["nvmlDeviceGetComputeRunningProcesses_v3"])
-    (event,) = collect(1, environ, monkeypatch, lambda uuid: True)
+    (event,) = collect(1, environ, monkeypatch, lambda gpus: {gpu.uuid for gpu in gpus})
     assert event == ProbeSilent(2.0)
 
 
@@ -147,3 +148,29 @@ def test_figures_and_each_error_of_the_driver_once(fake_nvml: Callable[..., dict
     assert (second["figures"]["rows_failed"], second["figures"]["ecc_errors"]) == (1, 2)
     assert (first["minor"], second["minor"]) == (0, 1)
     assert [answer["gpus"][0]["xids"] for answer in answers] == [[], [48], [], [43, 79]]
+
+
+def test_instances_stand_for_a_card_in_mig_mode(fake_nvml: Callable[..., dict[str, str]]) -> None:
+    parts: list[dict[str, Any]] = [
+        {"uuid": "MIG-x", "used": 1 << 30, "processes": {os.getpid(): 5}},
+        {"uuid": "MIG-y", "gpu": 9, "compute": 1, "profile": "1g.10gb+me"},
+    ]
+    cut = {"uuid": "GPU-b", "temperature": 71, "rows_failed": True, "mig": parts}
+    whole = {"uuid": "GPU-a"}
+    environ = fake_nvml([whole, cut, {"mig": []}])
+    lost = [whole, cut | {"lost": True}]
+    later = iter([[whole, cut | {"xids": [48]}], [whole, {"uuid": "GPU-b"}], lost])
+    answers = ask(environ, 4, lambda: fake_nvml([*next(later), {"mig": []}]))
+    uncut, first, second = answers[0]["gpus"]
+    assert (uncut["uuid"], uncut["parent"], first["uuid"], second["uuid"]) == ("GPU-a", "", "MIG-x", "MIG-y")
+    assert [g["index"] for g in (uncut, first, second)] == [0, 1, 2]
+    assert (first["parent"], first["profile"], first["instance"]) == ("GPU-b", "1g.10gb", [7, 0])
+    assert (second["profile"], second["instance"], second["minor"]) == ("1g.10gb.me", [9, 1], 1)
+    assert (first["memory"], first["processes"][0][0], second["processes"]) == (10 << 30, os.getpid(), [])
+    assert first["figures"] == {"memory_used": 1 << 30, "temperature": 71, "ecc_errors": 0, "rows_failed": 1}
+    assert [g["xids"] for g in answers[1]["gpus"]] == [[], [48], [48]], (
+        "the card's fault is that of its instances"
+    )
+    assert [g["lost"] for g in answers[2]["gpus"]] == [False, True, True], "MIG was switched off under them"
+    assert [g["lost"] for g in answers[3]["gpus"]] == [False, True, True], "the card has fallen off the bus"
+    assert answers[3]["gpus"][1]["error"] == "GPU is lost"

@@ -150,6 +150,37 @@ def test_a_job_opens_its_own_cards_alone(
         assert outcome in (("opened", "ENXIO") if number in allowed else ("EPERM",)), (number, seen)
 
 
+CAPS = 511
+"""A major that no driver has."""
+
+
+def test_a_job_opens_its_own_instances_alone(limits: dict[str, Any], place: Path, cards: list[str]) -> None:
+    """Of two MIG instances of a card and one of another: the card, and the devices of the granted instance."""
+    if not limits["devices"]:
+        pytest.skip("no devices controller of v1")
+    told = place / "capabilities"
+    files = ["gpu0/mig/gi7/access", "gpu0/mig/gi7/ci0/access", "gpu0/mig/gi9/access", "gpu1/mig/gi7/access"]
+    for minor, name in enumerate(files, 3):
+        (told / name).parent.mkdir(parents=True, exist_ok=True)
+        (told / name).write_text(f"DeviceFileMinor: {minor}\nDeviceFileMode: 292\nDeviceFileModify: 1\n")
+        path = place / f"cap{minor}"
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(CAPS, minor))
+        path.chmod(0o666)
+        cards.append(str(path))
+    (place / "open.py").write_text(OPEN)
+    state = place / "state"
+    state.mkdir()
+    caps = limits | {"caps": {"major": CAPS, "directory": str(told)}}
+    gpus = [{"uuid": "MIG-1", "index": 0, "model": "", "simulated": False}]
+    words = f"{sys.executable} {place}/open.py {' '.join(cards)}\n"
+    with kit.cluster(state, ["n1"], cgroups=True, limits=caps) as (one,):
+        ended = end(one, place, words, minors=[0], instances=[[0, 7, 0]], member={"gpus": gpus})
+        whole = end(one, place, words, minors=[0], member={"gpus": gpus}, attempt="99.hpcm#1")
+    denied = [outcome == "EPERM" for outcome in ended["text"].split()]
+    assert denied == [False, True, False, False, False, True, True], ended
+    assert [o == "EPERM" for o in whole["text"].split()] == [False, True, False, True, True, True, True]
+
+
 def test_card_without_a_known_device_is_refused(node: Node, place: Path, limits: dict[str, Any]) -> None:
     if not limits["devices"]:
         pytest.skip("no devices controller of v1")
@@ -177,6 +208,42 @@ def test_private_tmp(limits: dict[str, Any], place: Path) -> None:
     assert own[:4] == ["/tmp:", mark, "", "/var/tmp:"], ended
     assert own[-2].startswith(str(state))
     assert own[-1] == str(pwd.getpwnam(OWNER).pw_uid)
+    assert not Path("/tmp", mark).exists()
+
+
+def test_files_are_staged_into_and_out_of_the_private_tmp(limits: dict[str, Any], place: Path) -> None:
+    """What the job calls /tmp/... is its own; what comes and goes there is the host's."""
+    state, mark = place / "state", f"hpcm-{os.getpid()}"
+    state.mkdir()
+    source, target = Path("/tmp", f"{mark}.source"), Path("/var/tmp", f"{mark}.target")
+    source.write_text("from the host\n")
+    try:
+        with kit.cluster(state, ["n1"], cgroups=True, private_tmp=True) as (node,):
+            ended = end(
+                node,
+                place,
+                f"ls /tmp; cat /tmp/{mark} && echo 'from the job' > /var/tmp/{mark}.made\n",
+                stagein=[{"local": f"/tmp/{mark}", "host": None, "remote": str(source)}],
+                stageout=[{"local": f"/var/tmp/../tmp/{mark}.made", "host": None, "remote": str(target)}],
+            )
+        assert (ended["text"], ended["code"]) == (f"{mark}\nfrom the host\n", 0), ended
+        assert target.read_text() == "from the job\n"
+        assert not Path("/tmp", mark).exists()
+        assert not Path("/var/tmp", f"{mark}.made").exists()
+    finally:
+        source.unlink()
+        target.unlink(missing_ok=True)
+
+
+def test_the_owners_prologue_sees_the_private_tmp(limits: dict[str, Any], place: Path) -> None:
+    state, mark = place / "state", f"hpcm-{os.getpid()}.prologue"
+    state.mkdir()
+    prologue = place / "prologue.sh"
+    prologue.write_text(f"#!/bin/sh\necho prepared > /tmp/{mark}\n")
+    prologue.chmod(0o755)
+    with kit.cluster(state, ["n1"], cgroups=True, private_tmp=True) as (node,):
+        ended = end(node, place, f"cat /tmp/{mark}\n", resource_list={"prologue": str(prologue)})
+    assert ended["text"] == "prepared\n", ended
     assert not Path("/tmp", mark).exists()
 
 

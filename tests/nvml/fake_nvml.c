@@ -11,6 +11,8 @@
  *   xid N                       an event, told once to each program that has registered; new ones are added at the end
  *   rows_failed                 a row of its memory cannot be remapped
  *   lost                        the card has fallen off the bus
+ *   mig_mode                    MIG is switched on
+ *   mig UUID GI CI MEMORY USED PROFILE   begins an instance of the card (PROFILE as 1g.10gb); processes below are on it
  */
 
 #include <stdio.h>
@@ -18,11 +20,12 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9,
+enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9,
        TIMEOUT = 10, LOST = 15 };
 enum { INTERNAL = 0, SINGLE = 10, NODE = 40, SYSTEM = 50 };
 enum { P2P_OK = 0, P2P_NOT_SUPPORTED = 5, P2P_NVLINK = 2 };
-enum { MOST_GPUS = 64, MOST_PROCESSES = 64, MOST_LINKS = 18, MOST_XIDS = 32 };
+enum { MOST_GPUS = 64, MOST_PROCESSES = 64, MOST_LINKS = 18, MOST_XIDS = 32, MOST_PARTS = 8 };
+enum { PART_BITS = 8 }; /* a handle is 1 + the card, or that and 1 + the instance above PART_BITS */
 enum { XID_EVENT = 8 };
 
 typedef void *device;
@@ -33,7 +36,16 @@ struct utilization { unsigned gpu, memory; };
 struct event { device gpu; unsigned long long kind, data; unsigned gpu_instance, compute_instance; };
 struct pci { char old_bus[16]; unsigned domain, bus, device, id, subsystem; char text[32]; };
 
+struct part {
+    char uuid[80], profile[32];
+    unsigned gpu_instance, compute_instance, processes;
+    unsigned long long memory, used;
+    struct process process[MOST_PROCESSES];
+};
+
 struct gpu {
+    unsigned mig_mode, parts;
+    struct part part[MOST_PARTS];
     char uuid[80], name[96], bus[32], links[MOST_LINKS][80];
     unsigned long long memory, used, energy, ecc, nvlink_errors, xid[MOST_XIDS];
     unsigned temperature, power, xids, rows_failed;
@@ -52,6 +64,7 @@ static int read_facts(const char *function)
     FILE *file = path ? fopen(path, "r") : NULL;
     char line[256], word[32], text[200];
     struct gpu none, *gpu = &none;
+    struct part *part = NULL;
 
     if (!file)
         return NO_DRIVER;
@@ -72,6 +85,7 @@ static int read_facts(const char *function)
             snprintf(facts.driver, sizeof facts.driver, "%.79s", text);
         else if (!strcmp(word, "gpu") && facts.gpus < MOST_GPUS) {
             gpu = &facts.gpu[facts.gpus++];
+            part = NULL;
             snprintf(gpu->uuid, sizeof gpu->uuid, "%.79s", text);
         } else if (!strcmp(word, "name"))
             snprintf(gpu->name, sizeof gpu->name, "%.95s", text);
@@ -107,7 +121,18 @@ static int read_facts(const char *function)
             gpu->lost = 1;
         else if (!strcmp(word, "nvlink") && gpu->nvlinks < MOST_LINKS)
             snprintf(gpu->links[gpu->nvlinks++], sizeof gpu->links[0], "%.79s", text);
-        else if (!strcmp(word, "process") && gpu->processes < MOST_PROCESSES) {
+        else if (!strcmp(word, "mig_mode"))
+            gpu->mig_mode = 1;
+        else if (!strcmp(word, "mig") && gpu->parts < MOST_PARTS) {
+            part = &gpu->part[gpu->parts++];
+            sscanf(text, "%79s %u %u %llu %llu %31s", part->uuid, &part->gpu_instance, &part->compute_instance,
+                   &part->memory, &part->used, part->profile);
+        } else if (!strcmp(word, "process") && part && part->processes < MOST_PROCESSES) {
+            struct process *process = &part->process[part->processes++];
+            sscanf(text, "%u %llu", &process->pid, &process->memory);
+            process->gpu_instance = part->gpu_instance;
+            process->compute_instance = part->compute_instance;
+        } else if (!strcmp(word, "process") && gpu->processes < MOST_PROCESSES) {
             struct process *process = &gpu->process[gpu->processes++];
             sscanf(text, "%u %llu", &process->pid, &process->memory);
             process->gpu_instance = process->compute_instance = 0xFFFFFFFF;
@@ -122,20 +147,28 @@ static int enter(const char *function)
     return initialized ? read_facts(function) : UNINITIALIZED;
 }
 
-static int find(const char *function, device handle, struct gpu **gpu)
+/* ``part`` NULL: the function knows cards only; else it is set to NULL for a card. */
+static int find(const char *function, device handle, struct gpu **gpu, struct part **part)
 {
-    size_t number = (size_t)handle;
+    size_t number = (size_t)handle & ((1 << PART_BITS) - 1), place = (size_t)handle >> PART_BITS;
     int result = enter(function);
     if (result)
         return result;
-    if (number < 1 || number > facts.gpus)
+    if (number < 1 || number > facts.gpus || (place && place > facts.gpu[number - 1].parts))
         return INVALID_ARGUMENT;
+    if (place && !part)
+        return NOT_SUPPORTED;
     *gpu = &facts.gpu[number - 1];
+    if (part)
+        *part = place ? &(*gpu)->part[place - 1] : NULL;
     return (*gpu)->lost ? LOST : OK;
 }
 
 #define ENTER() do { int result_ = enter(__func__); if (result_) return result_; } while (0)
-#define FIND(handle, gpu) do { int result_ = find(__func__, handle, &gpu); if (result_) return result_; } while (0)
+#define FIND(handle, gpu) do { int result_ = find(__func__, handle, &gpu, NULL); if (result_) return result_; } while (0)
+
+#define FIND_ANY(handle, gpu, part) \
+    do { int result_ = find(__func__, handle, &gpu, &part); if (result_) return result_; } while (0)
 
 static int copy(char *to, unsigned size, const char *from)
 {
@@ -182,6 +215,7 @@ const char *nvmlErrorString(int result)
     case OK: return "Success";
     case UNINITIALIZED: return "Uninitialized";
     case INVALID_ARGUMENT: return "Invalid Argument";
+    case NOT_SUPPORTED: return "Not Supported";
     case NOT_FOUND: return "Not Found";
     case TOO_SMALL: return "Insufficient Size";
     case NO_DRIVER: return "Driver Not Loaded";
@@ -234,15 +268,19 @@ int nvmlDeviceGetIndex(device handle, unsigned *index)
 int nvmlDeviceGetUUID(device handle, char *uuid, unsigned size)
 {
     struct gpu *gpu;
-    FIND(handle, gpu);
-    return copy(uuid, size, gpu->uuid);
+    struct part *part;
+    FIND_ANY(handle, gpu, part);
+    return copy(uuid, size, part ? part->uuid : gpu->uuid);
 }
 
 int nvmlDeviceGetName(device handle, char *name, unsigned size)
 {
     struct gpu *gpu;
-    FIND(handle, gpu);
-    return copy(name, size, gpu->name);
+    struct part *part;
+    FIND_ANY(handle, gpu, part);
+    if (!part)
+        return copy(name, size, gpu->name);
+    return (size_t)snprintf(name, size, "%s MIG %s", gpu->name, part->profile) < size ? OK : TOO_SMALL;
 }
 
 int nvmlDeviceGetMinorNumber(device handle, unsigned *minor)
@@ -272,8 +310,10 @@ int nvmlDeviceGetPciInfo_v3(device handle, struct pci *pci)
 int nvmlDeviceGetMemoryInfo(device handle, struct memory *memory)
 {
     struct gpu *gpu;
-    FIND(handle, gpu);
-    *memory = (struct memory){gpu->memory, gpu->memory - gpu->used, gpu->used};
+    struct part *part;
+    FIND_ANY(handle, gpu, part);
+    *memory = part ? (struct memory){part->memory, part->memory - part->used, part->used}
+                   : (struct memory){gpu->memory, gpu->memory - gpu->used, gpu->used};
     return OK;
 }
 
@@ -289,33 +329,38 @@ int nvmlDeviceGetUtilizationRates(device handle, struct utilization *rates)
 {
     struct gpu *gpu;
     FIND(handle, gpu);
+    if (gpu->mig_mode)
+        return NOT_SUPPORTED;
     *rates = (struct utilization){gpu->utilization, gpu->memory ? 100 * gpu->used / gpu->memory : 0};
     return OK;
 }
 
-static int list_processes(const struct gpu *gpu, unsigned *count, struct process *processes)
+static int list_processes(const struct gpu *gpu, const struct part *part, unsigned *count,
+                          struct process *processes)
 {
-    unsigned room = *count;
-    *count = gpu->processes;
-    if (gpu->processes > room)
+    unsigned room = *count, number = part ? part->processes : gpu->processes;
+    *count = number;
+    if (number > room)
         return TOO_SMALL;
-    if (gpu->processes)
-        memcpy(processes, gpu->process, gpu->processes * sizeof *processes);
+    if (number)
+        memcpy(processes, part ? part->process : gpu->process, number * sizeof *processes);
     return OK;
 }
 
 int nvmlDeviceGetComputeRunningProcesses_v2(device handle, unsigned *count, struct process *processes)
 {
     struct gpu *gpu;
-    FIND(handle, gpu);
-    return list_processes(gpu, count, processes);
+    struct part *part;
+    FIND_ANY(handle, gpu, part);
+    return list_processes(gpu, part, count, processes);
 }
 
 int nvmlDeviceGetComputeRunningProcesses_v3(device handle, unsigned *count, struct process *processes)
 {
     struct gpu *gpu;
-    FIND(handle, gpu);
-    return list_processes(gpu, count, processes);
+    struct part *part;
+    FIND_ANY(handle, gpu, part);
+    return list_processes(gpu, part, count, processes);
 }
 
 int nvmlDeviceGetTopologyCommonAncestor(device first, device second, int *level)
@@ -414,6 +459,65 @@ int nvmlDeviceGetRemappedRows(device handle, unsigned *corrected, unsigned *unco
     FIND(handle, gpu);
     *corrected = *uncorrected = *pending = 0;
     *failed = gpu->rows_failed;
+    return OK;
+}
+
+int nvmlDeviceGetMigMode(device handle, unsigned *current, unsigned *pending)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    *current = *pending = gpu->mig_mode;
+    return OK;
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(device handle, unsigned *count)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    *count = MOST_PARTS;
+    return OK;
+}
+
+int nvmlDeviceGetMigDeviceHandleByIndex(device handle, unsigned index, device *found)
+{
+    struct gpu *gpu;
+    FIND(handle, gpu);
+    if (!gpu->mig_mode || index >= gpu->parts)
+        return NOT_FOUND;
+    *found = (device)((size_t)handle | ((size_t)index + 1) << PART_BITS);
+    return OK;
+}
+
+int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device handle, device *found)
+{
+    struct gpu *gpu;
+    struct part *part;
+    FIND_ANY(handle, gpu, part);
+    if (!part)
+        return INVALID_ARGUMENT;
+    *found = (device)((size_t)(gpu - facts.gpu) + 1);
+    return OK;
+}
+
+int nvmlDeviceGetGpuInstanceId(device handle, unsigned *id)
+{
+    struct gpu *gpu;
+    struct part *part;
+    FIND_ANY(handle, gpu, part);
+    if (!part)
+        return INVALID_ARGUMENT;
+    *id = part->gpu_instance;
+    return OK;
+}
+
+int nvmlDeviceGetComputeInstanceId(device handle, unsigned *id)
+{
+    struct gpu *gpu;
+    struct part *part;
+    FIND_ANY(handle, gpu, part);
+    if (!part)
+        return INVALID_ARGUMENT;
+    *id = part->compute_instance;
     return OK;
 }
 

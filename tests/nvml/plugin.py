@@ -36,6 +36,7 @@ def fake_nvml(fake_nvml_library: Path, tmp_path: Path) -> FakeNvml:
     Each card is a dictionary of what differs from the default: uuid, name, memory, used, bus, minor, numa, switch,
     utilization, temperature, power (mW), energy (mJ), ecc, nvlink_errors (of each
     link), `xids=[N, ...]` (grows: what is new is an event),
+    `mig=[{profile, memory, used, uuid, gpu, compute, processes}, ...]` (all with defaults; MIG is on),
     `rows_failed=True`, `processes={pid: bytes}`, `nvlinks=[uuid, ...]`, `lost=True`. `hang=[FUNCTION, ...]` names
     functions of the library that never return. A program sees the change at its next call.
     """
@@ -62,6 +63,7 @@ def default_uuid(index: int) -> str:
 
 def describe(index: int, changes: dict[str, Any]) -> list[str]:
     lines = [f"gpu {changes.pop('uuid', default_uuid(index))}"]
+    parts = changes.pop("mig", None)
     lines += [f"process {pid} {memory}" for pid, memory in changes.pop("processes", {}).items()]
     lines += [f"nvlink {peer}" for peer in changes.pop("nvlinks", [])]
     lines += [f"xid {number}" for number in changes.pop("xids", [])]
@@ -84,4 +86,22 @@ def describe(index: int, changes: dict[str, Any]) -> list[str]:
     unknown = changes.keys() - values.keys()
     if unknown:
         raise ValueError(f"a card has no {', '.join(sorted(unknown))}")
-    return lines + [f"{key} {value}" for key, value in {**values, **changes}.items()]
+    lines += [f"{key} {value}" for key, value in {**values, **changes}.items()]
+    lines += [] if parts is None else ["mig_mode"]
+    for place, part in enumerate(parts or ()):
+        lines += describe_part(index, place, dict(part))
+    return lines
+
+
+def default_part(index: int, place: int) -> str:
+    return f"MIG-{uuid.uuid5(uuid.NAMESPACE_OID, f'fake {index} {place}')}"
+
+
+def describe_part(index: int, place: int, changes: dict[str, Any]) -> list[str]:
+    processes = changes.pop("processes", {})
+    values = {"uuid": default_part(index, place), "gpu": 7 + place, "compute": 0}
+    values |= {"memory": 10 << 30, "used": 0, "profile": "1g.10gb"}
+    if unknown := changes.keys() - values.keys():
+        raise ValueError(f"an instance has no {', '.join(sorted(unknown))}")
+    line = " ".join(str(value) for value in {**values, **changes}.values())
+    return [f"mig {line}", *(f"process {pid} {memory}" for pid, memory in processes.items())]

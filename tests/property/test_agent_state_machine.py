@@ -38,7 +38,12 @@ from hpcmesos.agent.state import Phase, State
 from hpcmesos.agent.state_machine import deadline, first_state, step
 from hpcmesos.model import GpuState
 
-REAL = tuple(wire.Gpu(uuid=f"GPU-{i}", index=i, model="g") for i in range(2))
+CARD = "GPU-cut"  # in MIG mode: what befalls it befalls both of its instances
+PARTS = tuple(
+    wire.Gpu(uuid=f"MIG-{i}", index=i, model="g", parent=CARD, profile="3g.40gb", instance=(i, 0))
+    for i in range(4, 6)
+)
+REAL = (*(wire.Gpu(uuid=f"GPU-{i}", index=i, model="g") for i in range(2)), *PARTS)
 SIMULATED = tuple(wire.Gpu(uuid=f"SIM-{i}", index=i, model="s", simulated=True) for i in range(2, 4))
 GPUS = REAL + SIMULATED
 JOBS = ("1.h", "2.h", "3.h")
@@ -174,7 +179,7 @@ class AgentBetweenTwo(RuleBasedStateMachine):
                 g,
                 busy if g.uuid in self.foreign else (),
                 lost=g.uuid in self.lost,
-                xids=xids.get(g.uuid, ()),
+                xids=xids.get(g.parent or g.uuid, ()),
             )
             for g in REAL
         )
@@ -328,7 +333,7 @@ class AgentBetweenTwo(RuleBasedStateMachine):
 
     @rule(
         card=st.sampled_from([g.uuid for g in REAL]),
-        what=st.sampled_from(["", "foreign", "lost", "application", "hardware"]),
+        what=st.sampled_from(["", "foreign", "lost", "card lost", "application", "hardware"]),
         seconds=st.sampled_from([0.1, 1.0, 10.0, 70.0, 4000.0]),
         stale=st.booleans(),
     )
@@ -336,12 +341,19 @@ class AgentBetweenTwo(RuleBasedStateMachine):
         """A card changes, the probe answers (late, when ``stale``), timers run."""
         asked = self.now
         if what in ("application", "hardware"):
-            self.xids[card] = (43,) if what == "application" else (48,)
+            parent = next(g.parent for g in REAL if g.uuid == card)
+            self.xids[parent or card] = (43,) if what == "application" else (48,)
+        elif what == "card lost":
+            self.lost.symmetric_difference_update({g.uuid for g in PARTS})
         elif what:
             cards = self.foreign if what == "foreign" else self.lost
             cards.symmetric_difference_update({card})
         self.now += seconds
         self.feed(ProbeReport(asked if stale else self.now, self.readings()))
+        if what == "hardware" and card in {g.uuid for g in PARTS}:
+            assert all(self.state.gpus[g.uuid].fault for g in PARTS), (
+                "the card's fault is that of its instances"
+            )
         due = deadline(self.state)
         if due is not None and due <= self.now:
             self.feed(Tick())

@@ -120,6 +120,17 @@ def terminal_of(user: str) -> Try[ApiStage]:
     return run
 
 
+def display_of(user: str) -> Try[ApiStage]:
+    """A connection of the job's programs; there is none, as its owner hears."""
+
+    def run(stage: ApiStage) -> Told:
+        with stage.client(user).terminal(stage.interactive, "display", attempt=1, connection=1) as socket:
+            first = str(socket.recv(timeout=5))
+        return Told("Unauthorized" not in first, first)
+
+    return run
+
+
 def before_of(user: str) -> Try[ApiStage]:
     """Lets a job wait for one that the user controls."""
 
@@ -160,6 +171,12 @@ CONTROL = [
         "the terminal of another's interactive job",
         terminal_of(STRANGER),
         terminal_of(VICTIM),
+        replaced(terminal, "find_terminal", lambda site, caller, text: terminal.find(site, text)),
+    ),
+    Case(
+        "what another's programs show",
+        display_of(STRANGER),
+        display_of(VICTIM),
         replaced(terminal, "find_terminal", lambda site, caller, text: terminal.find(site, text)),
     ),
     Case("depend=before on another's job", before_of(STRANGER), before_of(VICTIM), own_jobs_only),

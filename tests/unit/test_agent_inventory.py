@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcmesos import wire
 from hpcmesos.agent import inventory, isolation
 from hpcmesos.errors import ConfigError, StateError
 
@@ -24,10 +25,41 @@ def test_a_setting_that_is_none_is_named(setting: str) -> None:
         inventory.simulated(setting, "c", "n")
 
 
-def test_chosen() -> None:
-    assert inventory.chosen("auto", "GPU-a")
-    assert inventory.chosen("uuid:GPU-a,GPU-b", "GPU-b")
-    assert not inventory.chosen("uuid:GPU-a", "GPU-b")
+def card(name: str, profile: str = "", parent: str = "") -> wire.Gpu:
+    return wire.Gpu(uuid=name, index=0, model="m", profile=profile, parent=parent)
+
+
+WHOLE = [card("GPU-a"), card("GPU-b")]
+PARTS = [card(f"MIG-{n}", profile, "GPU-c") for n, profile in enumerate(["1g.10gb", "3g.40gb", "3g.40gb"])]
+
+
+@pytest.mark.parametrize(
+    ("setting", "taken", "others"),
+    [
+        ("auto", "GPU-a GPU-b", "1 x 1g.10gb, 2 x 3g.40gb"),
+        ("uuid:GPU-b,GPU-x", "GPU-b", ""),
+        ("uuid:MIG-0,MIG-x", "MIG-0", ""),
+        ("uuid:GPU-c", "MIG-1 MIG-2", "1 x 1g.10gb"),
+        ("mig:1g.10gb", "MIG-0", ""),
+        ("mig:7g.80gb", "", ""),
+    ],
+)
+def test_gpus_of_one_kind_are_chosen(setting: str, taken: str, others: str) -> None:
+    chosen, left = inventory.choose(setting, WHOLE + PARTS)
+    assert (" ".join(gpu.uuid for gpu in chosen), left) == (taken, others)
+
+
+def test_a_card_and_its_instances_exclude_each_other(tmp_path: Path) -> None:
+    """Of agents on one host; those that have instances share the card."""
+    first, second, third = (inventory.Claims(tmp_path) for _ in range(3))
+    assert first.claim("MIG-1", "GPU-c") and second.claim("MIG-2", "GPU-c")
+    assert not second.claim("MIG-1", "GPU-c")
+    assert not third.claim("GPU-c"), "its instances are taken"
+    first.close()
+    second.close()
+    assert third.claim("GPU-c")
+    assert not first.claim("MIG-1", "GPU-c"), "the whole card is"
+    third.close()
 
 
 def test_the_machine_has_something() -> None:

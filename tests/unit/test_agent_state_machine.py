@@ -266,7 +266,14 @@ def test_what_a_job_uses_is_counted_and_told_with_its_end() -> None:
         bench.now += 10.0
         bench.look(figures={"energy": energy, "utilization": busy, "memory_used": memory})
     (figures,) = [m for m in bench.told() if isinstance(m, wire.GpuFigures)][-1:]
-    use = {"samples": 2.0, "busy_sum": 80.0, "busy_max": 60.0, "memory_max": 5e9, "energy": 500.0}
+    use = {
+        "samples": 2.0,
+        "busy": 2.0,
+        "busy_sum": 80.0,
+        "busy_max": 60.0,
+        "memory_max": 5e9,
+        "energy": 500.0,
+    }
     assert figures.uses == {"1.h#1": use}
     bench.feed(FromShepherd(ENDED))
     (ended,) = [m for m in bench.told() if isinstance(m, wire.Ended)]

@@ -265,3 +265,39 @@ def test_no_more_elements_start_than_the_count() -> None:
     answer = plan(FOUR, array, job(2, scatter(1)))
     assert [start.job.seq for start in answer.starts] == [1, 1, 1, 2]
     assert not answer.reasons
+
+
+# --- MIG instances
+
+
+def cut(name: str, profile: str, gpus: int = 2) -> NodeView:
+    return replace(node(name, gpus=gpus), features=frozenset({f"mig-{profile}"}))
+
+
+def part(profile: str, gpus: int = 1) -> Request:
+    return Request((Chunk(gpus=gpus, features=(f"mig-{profile}",)),))
+
+
+def test_instances_are_for_who_names_their_profile() -> None:
+    nodes = [cut("node1", "1g.10gb"), cut("node2", "3g.40gb"), node("node3", gpus=2)]
+    jobs = [job(1, scatter(1, gpus=1)), job(2, part("3g.40gb")), job(3, part("1g.10gb", 2))]
+    assert hosts(plan(nodes, *jobs)) == {1: ["node3"], 2: ["node2"], 3: ["node1"]}
+
+
+def test_a_job_without_gpus_may_use_the_cpus_beside_instances() -> None:
+    assert hosts(plan([cut("node1", "1g.10gb")], job(1, scatter(1)))) == {1: ["node1"]}
+
+
+def test_whole_gpus_are_waited_for_beside_free_instances() -> None:
+    nodes = [cut("node1", "1g.10gb", 7), node("node2", gpus=2, busy=2)]
+    answer = plan(nodes, job(1, scatter(1, gpus=1)))
+    assert answer.starts == ()
+    assert why(answer, 1)[0] is ReasonCode.INSUFFICIENT
+
+
+def test_what_no_node_has_whole_never_fits() -> None:
+    only = [cut("node1", "1g.10gb")]
+    reason = can_ever_fit(scatter(1, gpus=1), only)
+    assert reason is not None and reason.text.endswith("no node has whole GPUs")
+    assert can_ever_fit(part("1g.10gb"), only) is None
+    assert can_ever_fit(part("7g.80gb"), only) is not None

@@ -19,6 +19,7 @@ from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import Output
 from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.processes import Children, Launch
+from hpcmesos.launch.scopes import Scopes
 from hpcmesos.launch.secrets import Secrets
 from hpcmesos.launch.settings import Config
 from hpcmesos.launch.shells import Command
@@ -34,7 +35,7 @@ class NoProcesses(Children):
 def services(state: Path, told: list[dict[str, Any]]) -> Services:
     (state / "attempts").mkdir()
     values = dict.fromkeys(Config.__dataclass_fields__, "") | {"proxy_patience": 60.0}  # type: ignore[dict-item]
-    config = Config(**values | {"state": str(state), "node": "n1", "cgroup": None})  # type: ignore[arg-type]
+    config = Config(**values | {"state": str(state), "node": "n1", "cgroup": None, "limits": {}})  # type: ignore[arg-type]
     journal = Journal(str(state / "journal"))
     children = NoProcesses()
     directories = Directories(config, children)
@@ -47,6 +48,7 @@ def services(state: Path, told: list[dict[str, Any]]) -> Services:
         Trees("HPCMESOS_SOCKET=/nowhere"),
         told.append,
         print,
+        Scopes(config, children),
     )
 
 

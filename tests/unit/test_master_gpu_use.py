@@ -26,3 +26,16 @@ def test_all_nodes_count_and_the_heads_last_word_counts_once() -> None:
 def test_without_samples_nothing_is_claimed() -> None:
     assert with_gpus({"cput": 1.0}, "n1", {}) == {"cput": 1.0}
     assert gpu_used({"cput": 1.0}) == {}
+
+
+def test_of_mig_instances_only_memory_is_known() -> None:
+    part = {
+        "samples": 3.0,
+        "busy": 0.0,
+        "busy_sum": 0.0,
+        "busy_max": 0.0,
+        "memory_max": 2048.0,
+        "energy": 0.0,
+    }
+    assert with_gpus({}, "n1", {"n1": part}) == {"gpu_memory": 2048.0}
+    assert gpu_used({"gpu_memory": 2048.0}) == {"gpu_mem": "2kb"}

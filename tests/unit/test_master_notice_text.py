@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -131,3 +132,15 @@ def test_sendmail_gets_the_mail_and_no_options(tmp_path: Any) -> None:
     with pytest.raises(Undelivered) as failure:
         Delivery(f"sendmail:{program}", "", "", "", "hpcm").send(notice, "from@b.c")
     assert not failure.value.for_good
+
+
+def test_a_warning_is_told_unless_nobody_wants_mail() -> None:
+    told = replace(
+        event("GPUs idle", JobState.RUNNING, JobState.RUNNING), payload={"text": "2 GPUs busy for 0 %"}
+    )
+    running = job(state=JobState.RUNNING, exit_status=None, cause=None, ended_at=None)
+    mail, hook = notice_text.notices(told, running, None, ["n1"], {MAIL: "x.org", "webhook": ""})
+    assert "GPUs are idle\n2 GPUs busy for 0 %\n" in mail.content["text"]
+    assert (hook.content["event"], hook.content["warning"]) == ("warning", "2 GPUs busy for 0 %")
+    assert (hook.content["exit_status"], hook.content["cause"]) == (None, None)
+    assert notice_text.notices(told, job("n"), None, [], {MAIL: "x.org"}) == []

@@ -213,3 +213,26 @@ def test_a_listed_queue_in_both_families() -> None:
     assert torque == "Queue batch\n\tqueue_type = Execution\n\tenabled = True\n\n"
     pbspro = listed("queue", "batch", one, Personality.PBSPRO)
     assert pbspro == "Queue batch\n    queue_type = Execution\n    enabled = True\n\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("gpu_idle_action", "cancel", "cancel"),
+        ("gpu_idle_threshold", "10", "10"),
+        ("gpu_idle_window", "1800", "00:30:00"),
+        ("gpu_idle_exempt", "u:ann,name:note*,asked,asked", "u:ann,name:note*,asked"),
+        ("gpu_idle_action", "kill", None),
+        ("gpu_idle_threshold", "0", None),
+        ("gpu_idle_threshold", "101", None),
+        ("gpu_idle_window", "5", None),
+        ("gpu_idle_exempt", "ann", None),
+    ],
+)
+def test_idle_gpus(name: str, value: str, kept: str | None) -> None:
+    for kind in ("queue", "server"):
+        if kept is not None:
+            assert apply(kind, {}, [Change(name, "=", value)]) == {name: kept}
+            continue
+        with pytest.raises(InvalidValue, match=name):
+            apply(kind, {}, [Change(name, "=", value)])

@@ -467,3 +467,26 @@ def test_what_is_no_image_is_refused_or_none(image: str) -> None:
             submit(f"--image={image}", "job.sh")
     else:
         assert submit("--image=", "job.sh").image is None
+
+
+def test_mps_is_for_whole_gpus_on_the_host() -> None:
+    assert submit("-l", "nodes=2:gpus=1", "-W", "mps=true").mps
+    assert not submit("-l", "nodes=2:gpus=1", "-W", "mps=false").mps
+    for words in (["-l", "nodes=1"], ["-l", "nodes=1:gpus=1:mig-1g.10gb"]):
+        with pytest.raises(InvalidValue, match="mps=true is for jobs with whole GPUs"):
+            submit(*words, "-W", "mps=true")
+    with pytest.raises(InvalidValue, match="the service runs outside of containers"):
+        submit("-l", "gpus=1", "-W", "mps=true", "--image", "debian")
+
+
+def test_a_profile_is_a_feature_in_both_forms() -> None:
+    (nodes,) = chunks("nodes=2:gpus=1:mig-1g.10gb")
+    (select,) = chunks("select=2:ngpus=1:mig-1g.10gb=true")
+    assert (nodes.count, nodes.gpus, nodes.features) == (2, 1, ("mig-1g.10gb",))
+    assert (select.count, select.gpus, select.features) == (2, 1, ("mig-1g.10gb",))
+
+
+def test_who_lets_gpus_idle_says_so() -> None:
+    assert submit("-W", "gpu_idle=allowed").gpu_idle == "allowed"
+    with pytest.raises(InvalidValue, match="one of allowed, watched"):
+        submit("-W", "gpu_idle=please")

@@ -53,6 +53,7 @@ def test_check_answers_exactly_the_table() -> None:
         (Cause.SIGNAL, None, 15, False, 271),
         (Cause.DELETED, 0, None, False, 271),
         (Cause.DELETED, None, 9, True, 265),
+        (Cause.GPU_IDLE, None, 15, False, 271),
         (Cause.WALLTIME, None, 15, False, -11),
         (Cause.OOM, 137, None, False, -10),
         (Cause.NODE_LOST, None, None, False, -3),

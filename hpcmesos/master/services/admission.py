@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from hpcmesos.errors import InvalidValue, QueueDenied, QueueDisabled, QueueLimit, TooManyJobs, UnknownQueue
+from hpcmesos.master.idleness import ASKED, Policy
 from hpcmesos.master.services.hosts import Whereabouts
 from hpcmesos.master.services.site import Site
 from hpcmesos.pbs.manager_attributes import limit_of, members, resources, total_limit
@@ -38,6 +39,7 @@ class Applicant:
     interactive: bool = False
     array: bool = False
     rerunable: bool = True
+    lets_idle: bool = False  # -W gpu_idle=allowed
     jobs: int = 1  # how many come in
     project: str = ""
     group: str = ""  # that they are accounted to; empty: not known
@@ -62,6 +64,7 @@ def applicant_of(job: JobRecord) -> Applicant:
         interactive=bool(submission.get("interactive")),
         array=job.array_spec is not None,
         rerunable=job.rerunable,
+        lets_idle=submission.get("gpu_idle") == "allowed",
         project=job.project,
         group=job.egroup,
         new=False,
@@ -128,6 +131,7 @@ def _admit(site: Site, name: str, applicant: Applicant, *, operator: bool, hops:
     if routes(queue):
         return _route(site, queue, applicant, hops)
     _check_types(queue, applicant)
+    _check_idle(site, queue, applicant)
     check_limits(site, queue, applicant.resources)
     _check_numbers(site, queue, applicant)
     return queue
@@ -214,6 +218,13 @@ def _check_types(queue: QueueRecord, applicant: Applicant) -> None:
         }
         if forbidden.get(word, False):
             raise QueueDenied(f"{word} job is not allowed for queue: queue is {queue.name}")
+
+
+def _check_idle(site: Site, queue: QueueRecord, applicant: Applicant) -> None:
+    """A job may ask that nobody minds its idle GPUs where ``gpu_idle_exempt`` names "asked", or nobody minds anyhow."""
+    policy = Policy.of(queue.attributes, site.server.recent())
+    if applicant.lets_idle and policy is not None and ASKED not in policy.exempt:
+        raise QueueDenied(f"queue {queue.name} does not let jobs leave GPUs idle: drop -W gpu_idle=allowed")
 
 
 def _check_access(where: str, attributes: Mapping[str, str], applicant: Applicant) -> None:

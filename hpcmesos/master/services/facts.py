@@ -285,6 +285,8 @@ def _gpu_facts(gpu: GpuRecord, job: str | None, figures: Mapping[str, float]) ->
         simulated=gpu.simulated,
         job_id=job if gpu.state is GpuState.ALLOCATED else None,
         note=gpu.note,
+        parent=gpu.parent,
+        profile=gpu.profile,
         memory=0 if gpu.simulated else gpu.memory,
         figures=figures,
     )

@@ -84,16 +84,16 @@ def _wish(site: Site, caller: Caller, query: NodesQuery, chosen: list[NodeRecord
     sent = []
     for node in chosen:
         payload = {"node": node.name, "action": action, "note": query.note}
-        if (gpu := _gpu_of(node, query.gpu)) is not None:
-            payload |= {"action": f"gpu {action}", "gpu": gpu.uuid}
-        sent.append(site.wish(caller, wishes.NODE, None, payload))
+        asked = [payload | {"action": f"gpu {action}", "gpu": gpu.uuid} for gpu in _gpus_of(node, query.gpu)]
+        sent += [site.wish(caller, wishes.NODE, None, one) for one in asked or [payload]]
     if sent:
         site.notifier.poke()
         wishes.await_taken(site.store, sent)
 
 
-def _gpu_of(node: NodeRecord, asked: str | None) -> GpuRecord | None:
-    return next((gpu for gpu in node.gpus if asked in (gpu.uuid, str(gpu.index))), None)
+def _gpus_of(node: NodeRecord, asked: str | None) -> list[GpuRecord]:
+    """By index or UUID; by the UUID of a card in MIG mode all of its instances."""
+    return [gpu for gpu in node.gpus if asked and asked in (gpu.uuid, gpu.parent, str(gpu.index))]
 
 
 def _has_gpu(node: NodeRecord, asked: str, refusals: Refusals) -> bool:
@@ -101,7 +101,7 @@ def _has_gpu(node: NodeRecord, asked: str, refusals: Refusals) -> bool:
         refusals.add(
             node.name, WrongState(f"{node.name} is down: its agent keeps its GPUs, and has to be there")
         )
-    elif _gpu_of(node, asked) is None:
+    elif not _gpus_of(node, asked):
         refusals.add(node.name, UnknownNode(f"Unknown GPU {asked} of {node.name}"))
     else:
         return True
@@ -175,6 +175,8 @@ def _status(node: NodeRecord, facts: NodeFacts) -> NodeStatus:
                 simulated=gpu.simulated,
                 job=gpu.job_id,
                 note=gpu.note,
+                parent=gpu.parent,
+                profile=gpu.profile,
                 memory=gpu.memory,
                 figures=dict(gpu.figures),
             )

@@ -14,6 +14,7 @@ from hpcmesos.errors import HpcmesosError, JobFinished, UnknownJob, UnknownQueue
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.objects import flat
 from hpcmesos.master.services import why
+from hpcmesos.master.services.brief import with_elements
 from hpcmesos.master.services.facts import Surroundings, job_facts
 from hpcmesos.master.services.launches import attempt_status
 from hpcmesos.master.services.listing import Listed, expanded
@@ -29,6 +30,7 @@ from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.render_json import jobs_json
 from hpcmesos.pbs.render_xml import jobs_xml
 from hpcmesos.pbs.status import QstatFormat, QstatQuery, parse_qstat
+from hpcmesos.queue.brief import BriefElements
 from hpcmesos.queue.records import AttemptKey, JobFilter, JobKey, JobRecord, QueueRecord
 from hpcmesos.wire import CommandReply, CommandRequest, EventStatus, JobStatus
 
@@ -53,6 +55,9 @@ def qstat(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     if query.format in (QstatFormat.WHY_FULL, QstatFormat.WHY_JSON):
         return refusals.reply(_explained(site, query, [one.job for one in listed], zone))
     facts = _facts(site, caller, query, listed, zone, now)
+    if _is_brief(query) and not query.arrays_only:
+        jobs = [one.job for one in listed]
+        facts = with_elements(jobs, facts, _brief_elements(site, query, personality, jobs, now))
     return refusals.reply(_rendered(site, query, personality, facts, zone, now))
 
 
@@ -141,8 +146,10 @@ def _selected(
         _check_queues(site, query, refusals)
         found = _by_filter(site, query, personality, now)
     jobs = list({job.key: job for job in found}.values())
-    folded = [] if query.expand_arrays else [Listed(job, (), _array_lives(site, job)) for job in jobs]
-    listed = folded or expanded(jobs)
+    if query.expand_arrays and not _is_brief(query):
+        listed = expanded(jobs)
+    else:
+        listed = [Listed(job, (), _array_lives(site, job)) for job in jobs]
     if not query.ids and _hides_complete(query, personality):
         listed = [one for one in listed if one.in_live_array or one.job.state is not JobState.COMPLETE]
     return [one for one in listed if _wanted(one.job, query)]
@@ -170,7 +177,7 @@ def _by_ids(site: Site, query: QstatQuery, personality: Personality, refusals: R
             refusals.add(full, UnknownJob(full))
         elif _hides_complete(query, personality) and _is_finished(site, row):
             refusals.add(str(id_of(row)), JobFinished("Job has finished"))
-        elif query.expand_arrays and row.array_spec is not None:
+        elif query.expand_arrays and row.array_spec is not None and not _is_brief(query):
             brief = query.format in _SHORT
             found += site.store.jobs(JobFilter(seqs=(row.seq,), history=True, brief=brief))
         else:
@@ -195,23 +202,47 @@ def _is_finished(site: Site, job: JobRecord) -> bool:
 
 
 def _by_filter(site: Site, query: QstatQuery, personality: Personality, now: datetime) -> list[JobRecord]:
+    wanted = replace(_filter(query, personality), elements=query.expand_arrays and not _is_brief(query))
+    return [
+        job
+        for job in site.store.jobs(wanted)
+        if wanted.history or job.ended_at is None or now - job.ended_at <= kept_for(site, job.queue)
+    ]
+
+
+def _filter(query: QstatQuery, personality: Personality) -> JobFilter:
     history = query.include_history and personality is Personality.PBSPRO
     # With -t, elements that are over show as long as their array does.
     hidden = _hides_complete(query, personality) and not query.expand_arrays
     live = frozenset(JobState) - ({JobState.COMPLETE} if hidden else frozenset())
-    wanted = JobFilter(
+    return JobFilter(
         owners=query.users or None,
         states=None if history else live,
         queues=query.queues or None,
         history=history,
         brief=query.format in _SHORT,
-        elements=query.expand_arrays,
     )
-    return [
-        job
-        for job in site.store.jobs(wanted)
-        if history or job.ended_at is None or now - job.ended_at <= kept_for(site, job.queue)
-    ]
+
+
+def _is_brief(query: QstatQuery) -> bool:
+    """Whether no record of an element is needed for what is shown of it."""
+    return query.expand_arrays and query.format is QstatFormat.PLAIN
+
+
+def _brief_elements(
+    site: Site, query: QstatQuery, personality: Personality, jobs: Sequence[JobRecord], now: datetime
+) -> list[BriefElements]:
+    """The elements with a row that the words name."""
+    if query.ids:
+        seqs = tuple({job.seq for job in jobs if job.array_spec is not None})
+        return site.store.brief_elements(JobFilter(seqs=seqs, history=True)) if seqs else []
+    wanted = _filter(query, personality)
+    kept = {queue: now - kept_for(site, queue) for queue in site.queues.recent()}
+    found = site.store.brief_elements(wanted, None if wanted.history else (kept, now - kept_for(site, "")))
+    if not _hides_complete(query, personality):
+        return found
+    shown = {job.seq for job in jobs if job.array_spec is not None}
+    return [row for row in found if row.seq in shown or row.looks.state != JobState.COMPLETE.value]
 
 
 def _check_queues(site: Site, query: QstatQuery, refusals: Refusals) -> None:

@@ -1,9 +1,9 @@
 """The way from a client to the terminal of its interactive job: a relay between a WebSocket and the head's shepherd.
 
 The client sends bytes (what is typed) and ``{"rows", "columns"}`` or ``{"delete": true}``; it gets bytes (what is
-shown) and ``{"event": "waiting" | "ready" | "ended", ...}``. A client that goes away ends its job, as in Torque; a
-master that goes does not: the shepherd waits for the client, which comes back by another one and says how far it has
-seen.
+shown) and ``{"event": "waiting" | "ready" | "display" | "ended", ...}``. A client that goes away ends its job, as in
+Torque; a master that goes does not: the shepherd waits for the client, which comes back by another one and says how
+far it has seen.
 """
 
 from __future__ import annotations
@@ -155,10 +155,15 @@ class Relay:
                 return False
             self._shepherd = writer
             await self._tell("ready", job.attempt)
-            while (frame := await shepherds.read_frame(reader))[0] == b"O":
-                self._seen = (job.attempt, offset := offset + len(frame[1]))
-                await self._client.send(frame[1])
-            return True
+            while True:
+                kind, body = await shepherds.read_frame(reader)
+                if kind == b"O":
+                    self._seen = (job.attempt, offset := offset + len(body))
+                    await self._client.send(body)
+                elif (number := json.loads(body).get("display")) is not None:
+                    await self._say({"event": "display", "attempt": job.attempt, "connection": number})
+                else:
+                    return True
         finally:
             self._shepherd = None
             writer.close()

@@ -15,6 +15,7 @@ from hpcmesos.master.links_client import Question, Trial
 from hpcmesos.master.services.lookup import find, id_of
 from hpcmesos.master.services.reasons import pending_reasons
 from hpcmesos.master.services.site import Site
+from hpcmesos.model import JobState
 from hpcmesos.pbs.render_text import no_longer_waits
 from hpcmesos.queue.records import JobKey, JobRecord, NewJob
 from hpcmesos.queue.rows import request_json
@@ -103,6 +104,8 @@ def shown_time(at: float, zone: tzinfo) -> str:
 
 def _own(site: Site, job: JobRecord) -> wire.Why:
     over = no_longer_waits(job.state.value, job.exit_status, job.cause)
+    if job.state is JobState.RUNNING and job.comment:
+        over = f"{over}; {job.comment}"
     text = pending_reasons(site, [job], UTC).get(job.key, over)
     return wire.Why(id=str(id_of(job)), state=job.state.value, code="", text=text)
 

@@ -53,7 +53,8 @@ CREATE TABLE jobs (
     CONSTRAINT jobs_state CHECK (state IN ('Q', 'H', 'W', 'R', 'E', 'C')),
     CONSTRAINT jobs_complete_means_ended CHECK ((state = 'C') = (ended_at IS NOT NULL)),
     CONSTRAINT jobs_cause CHECK (cause IS NULL OR cause IN (
-        'OK', 'APP', 'SIGNAL', 'WALLTIME', 'OOM', 'DELETED', 'NODE_LOST', 'GPU_LOST', 'PREEMPTED', 'START_FAILED'))
+        'OK', 'APP', 'SIGNAL', 'WALLTIME', 'OOM', 'DELETED', 'NODE_LOST', 'GPU_LOST',
+        'GPU_IDLE', 'PREEMPTED', 'START_FAILED'))
 ) WITH (fillfactor = 60);
 
 CREATE INDEX jobs_ended ON jobs (ended_at) WHERE ended_at IS NOT NULL;
@@ -411,7 +412,8 @@ CREATE TABLE attempts (
     CONSTRAINT attempts_seq_fkey FOREIGN KEY (seq, element) REFERENCES jobs (seq, element),
     CONSTRAINT attempts_ended_has_cause CHECK ((cause IS NULL) = (ended_at IS NULL)),
     CONSTRAINT attempts_cause CHECK (cause IS NULL OR cause IN (
-        'OK', 'APP', 'SIGNAL', 'WALLTIME', 'OOM', 'DELETED', 'NODE_LOST', 'GPU_LOST', 'PREEMPTED', 'START_FAILED'))
+        'OK', 'APP', 'SIGNAL', 'WALLTIME', 'OOM', 'DELETED', 'NODE_LOST', 'GPU_LOST',
+        'GPU_IDLE', 'PREEMPTED', 'START_FAILED'))
 ) WITH (fillfactor = 60);
 
 CREATE TABLE gpus (
@@ -426,6 +428,8 @@ CREATE TABLE gpus (
     state TEXT DEFAULT 'free' NOT NULL,
     links INTEGER[] DEFAULT '{}' NOT NULL,
     note TEXT DEFAULT '' NOT NULL,
+    parent TEXT DEFAULT '' NOT NULL,
+    profile TEXT DEFAULT '' NOT NULL,
     CONSTRAINT gpus_pkey PRIMARY KEY (uuid),
     CONSTRAINT gpus_state CHECK (state IN (
         'free', 'allocated', 'cleaning', 'quarantined', 'lost', 'unknown-attempt')),
