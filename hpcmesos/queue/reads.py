@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, Table, func, select, text, union_all
+from sqlalchemy import Connection, Engine, Select, Table, func, or_, select, text, union_all
 
 from hpcmesos.model import JobState
 from hpcmesos.queue import documents, elements, queries
@@ -99,9 +99,15 @@ class Reads:
             return [AuthorityRecord(**row._mapping) for row in connection.execute(wanted)]
 
     def revoked(self) -> frozenset[str]:
-        """Serials of certificates that have not run out and are good no more."""
+        """Serials of certificates that are good no more.
+
+        Also of those that had run out before, for a day: a link that was made with one is still there.
+        """
         kept = t.certificates.c
-        wanted = select(kept.serial).where(kept.expires_at > func.now(), kept.revoked_at.is_not(None))
+        lately = kept.revoked_at > func.now() - timedelta(days=1)
+        wanted = select(kept.serial).where(
+            kept.revoked_at.is_not(None), or_(kept.expires_at > func.now(), lately)
+        )
         with begin(self._single) as connection:
             return frozenset(connection.scalars(wanted))
 

@@ -40,12 +40,22 @@ def wait_until(look: Callable[[], T], what: str, timeout: float = 30.0, interval
 
 
 class LiveCluster:
-    """One embedded cluster and a scratch directory that every user may enter."""
+    """One embedded cluster and a scratch directory that every user may enter. ``settings``: of its masters."""
 
-    def __init__(self, agents: int, gpus: int, extra: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        agents: int,
+        gpus: int,
+        extra: tuple[str, ...] = (),
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="hpcmesos-e2e-"))
         self.root.chmod(0o711)
         self.state = self.root / "state"
+        if settings:
+            self.state.mkdir(mode=0o711)
+            lines = [f"{name} = {json.dumps(value)}\n" for name, value in settings.items()]
+            (self.state / "site.toml").write_text("".join(lines))
         self.size = ["--agents", str(agents), "--gpus", str(gpus), *extra]
         self.user = USERS[0] if os.getuid() == 0 else None  # who submits unless a test names another
 

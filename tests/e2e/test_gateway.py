@@ -23,10 +23,8 @@ from tests.e2e.terminal_kit import Terminal
 @pytest.fixture(scope="module")
 def apart() -> Iterator[LiveCluster]:
     """A cluster whose nodes share no directory with the hosts where people work."""
-    cluster = LiveCluster(agents=1, gpus=2)
-    cluster.state.mkdir(parents=True)
-    (cluster.state / "site.toml").write_text('shared_paths = ["/nowhere"]\nlog_stream_mib = 1\n')
-    with running(cluster):
+    settings = {"shared_paths": ["/nowhere"], "log_stream_mib": 1}
+    with running(LiveCluster(agents=1, gpus=2, settings=settings)) as cluster:
         yield cluster
 
 

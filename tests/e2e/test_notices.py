@@ -96,12 +96,8 @@ def told(mailbox: Mailbox, hook: Hook, tmp_path_factory: pytest.TempPathFactory)
     controller.start()
     try:
         url = f"http://127.0.0.1:{hook.server_address[1]}/hook"
-        cluster = LiveCluster(agents=2, gpus=2)
-        cluster.state.mkdir(mode=0o711)
         settings = {"mail": f"smtp://127.0.0.1:{port}", "webhook": url, "webhook_secret_file": str(secret)}
-        lines = [f"{name} = {json.dumps(value)}\n" for name, value in settings.items()]
-        (cluster.state / "site.toml").write_text("".join(lines))
-        with running(cluster):
+        with running(LiveCluster(agents=2, gpus=2, settings=settings)) as cluster:
             yield cluster
     finally:
         controller.stop()

@@ -85,7 +85,7 @@ def by_job(script: str, wanted: Callable[[str], bool], **changes: Any) -> Try[No
             ended = run.ended()
             said = run.tail("stdout")
             node.agent.send(op="forget", attempt=run.attempt)
-            return Told(wanted(said), f"{ended.get('undelivered', '')}")
+            return Told(wanted(said), ended["undelivered"] or ended["message"])
 
     return run
 
@@ -93,6 +93,8 @@ def by_job(script: str, wanted: Callable[[str], bool], **changes: Any) -> Try[No
 def _filled(value: Any, stage: NodeStage) -> Any:
     if isinstance(value, dict):
         return {name: _filled(item, stage) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, stage) for item in value]
     return value.replace("ROOT", str(stage.root)) if isinstance(value, str) else value
 
 

@@ -18,6 +18,9 @@ from tests.integration import shepherd_kit as kit
 from tests.security.cases import Case, Told, Try, check
 from tests.security.node_stage import AS_ROOT, IS_ROOT, OWNER, STRANGER, NodeStage, by_job, without, wrote
 
+READABLE = "/etc/passwd"
+"""A file that everybody may read."""
+
 
 def linked(target: str) -> Try[NodeStage]:
     """The output goes to a link in the owner's directory."""
@@ -27,6 +30,12 @@ def linked(target: str) -> Try[NodeStage]:
         return wrote(target)(by_job("echo mine\n", bool, stdout="ROOT/home/link"))(stage)
 
     return run
+
+
+def staged(remote: str, local: str) -> Try[NodeStage]:
+    """A file that comes before the script."""
+    transfer = {"local": f"ROOT/{local}", "host": None, "remote": remote}
+    return wrote(local)(by_job("true\n", bool, stagein=[transfer]))
 
 
 def preloaded(uid: str) -> Try[NodeStage]:
@@ -281,7 +290,77 @@ CASES = [
     ),
 ]
 
+SWAPS = """
+import os, sys, time
+path, target = sys.argv[1:]
+until = time.monotonic() + 30
+print("ready", flush=True)
+while time.monotonic() < until:
+    try:
+        os.rmdir(path)
+        os.symlink(target, path)
+        break
+    except OSError:
+        pass
+"""
+MADE_BY_ROOT = """
+import os, time
+from hpcmesos.launch import child
+become = child._become
+child._become = lambda owner: None
+def make(launch):
+    for path in launch.made:
+        os.mkdir(path, 0o700)
+        time.sleep(0.5)
+        os.chown(path, launch.owner.uid, launch.owner.gid)
+    become(launch.owner)
+child._make = make
+"""
+"""Root makes the directory and gives it away, with time between."""
+
+
+def served(swapped: bool) -> Try[NodeStage]:
+    """MPS's directories are made in a TMPDIR of its owner's, of whom a process may put a link in their place."""
+
+    def run(stage: NodeStage) -> Told:
+        secret, owner = stage.root / "private" / "secret", pwd.getpwnam(OWNER).pw_uid
+        program = stage.root / "bin" / "nvidia-cuda-mps-control"
+        program.parent.mkdir(mode=0o755)
+        program.write_text('#!/bin/sh\ncd "$CUDA_MPS_PIPE_DIRECTORY"\n')
+        program.chmod(0o755)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+            with stage.nodes() as [node]:
+                kit.give_gpus([node], 1)
+                spec = kit.spec([node], stage.home, "true\n", owner=OWNER, mps=True)
+                directory = node.state / "attempts" / spec["attempt"] / "tmp" / ".mps"
+                words = [sys.executable, "-IS", "-c", SWAPS, str(directory), str(secret)]
+                with subprocess.Popen(
+                    words, stdout=subprocess.PIPE, user=OWNER, extra_groups=[], cwd="/"
+                ) as other:
+                    assert other.stdout and other.stdout.readline()
+                    if not swapped:
+                        other.kill()
+                        other.wait()
+                    node.agent.send(op="prepare", spec=spec)
+                    answer = _answer(node)
+                    other.kill()
+                found = secret.stat() if swapped else directory.lstat()
+                node.agent.send(op="end", attempt=spec["attempt"], cause="DELETED", kill_delay=0, message="")
+        reason = "".join(event.get("reason", "") for event in node.agent.events)
+        return Told(found.st_uid == owner and (swapped or answer == "ready"), reason)
+
+    return run
+
+
 OF_ROOT = [
+    Case(
+        "a link in place of a directory for MPS",
+        served(swapped=True),
+        served(swapped=False),
+        without(MADE_BY_ROOT),
+        silent=True,
+    ),
     Case(
         "an output that is a link",
         linked("private/made"),
@@ -292,6 +371,18 @@ OF_ROOT = [
         "an output by a path that climbs",
         wrote("private/made")(by_job("echo mine\n", bool, stdout="ROOT/home/../private/made")),
         wrote("home/made")(by_job("echo mine\n", bool, stdout="ROOT/home/../home/made")),
+        without(AS_ROOT),
+    ),
+    Case(
+        "a stage-in to a path that climbs",
+        staged(READABLE, "home/../private/made"),
+        staged(READABLE, "home/../home/made"),
+        without(AS_ROOT),
+    ),
+    Case(
+        "a stage-in of a private file",
+        staged("ROOT/private/secret", "home/made"),
+        staged(READABLE, "home/made"),
         without(AS_ROOT),
     ),
     Case("BASH_ENV", sourced("0"), sourced(str(pwd.getpwnam(OWNER).pw_uid)), without(AS_ROOT), silent=True),
