@@ -38,10 +38,6 @@ async def start(attempt: Attempt) -> None:
         Refusal: the node has no such program, or it failed; what it left is gone then.
     """
     path = _find()
-    for directory in mpi.mps_directories(attempt.spec, attempt.paths.tmpdir).values():
-        os.mkdir(directory, 0o700)
-        if attempt.owner.switch:
-            os.chown(directory, attempt.owner.uid, attempt.owner.gid)
     said = os.memfd_create("mps")  # no pipe: the daemon would keep it open
     try:
         status = await _run(attempt, path, said)
@@ -69,6 +65,7 @@ async def _run(attempt: Attempt, path: str, output: int) -> int:
         argv=[PROGRAM, "-d"],
         environ=attempt.environment({}),
         directories=("/",),
+        made=tuple(mpi.mps_directories(attempt.spec, attempt.paths.tmpdir).values()),
         owner=attempt.owner,
         umask=0o077,
         cgroups=attempt.enclosure.procs,
