@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -78,10 +79,22 @@ def limits(
             v1[controller] = str(group)
         found[controller] = value
     if "devices" in found:
+        _load_unified_memory(proc)
         found["devices"] = gpu_majors(proc)
         if (major := _majors(proc).get("nvidia-caps")) is not None:
             found["caps"] = {"major": major, "directory": str(proc / "driver/nvidia/capabilities")}
     return {**found, "v1": v1}
+
+
+def _load_unified_memory(proc: Path) -> None:
+    """CUDA's module, which else comes with the first CUDA program: too late for the limits of that one's job."""
+    names, program = _majors(proc), shutil.which("nvidia-modprobe")
+    if program is None or "nvidia-uvm" in names or not any(name.startswith("nvidia") for name in names):
+        return
+    try:
+        subprocess.run([program, "-u", "-c", "0"], capture_output=True, timeout=_PATIENCE, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("nvidia-modprobe cannot load nvidia-uvm: %s", error)
 
 
 def enforced(config: dict[str, Any]) -> tuple[str, ...]:
