@@ -505,7 +505,7 @@ class Attempt:
         self._close()
 
     def signal(self, number: int) -> None:
-        """Sends a signal to every process of this part."""
+        """Sends a signal to every process of this part; not to what serves them."""
         if self.live:
             self.enclosure.signal(number)
 
@@ -650,14 +650,14 @@ class Attempt:
 
     async def _wait_for_child(self) -> None:
         """What the starter was asked is begun or given up: who is not there hears no SIGTERM."""
-        while self._birth.unknown and not self.enclosure.pids():
+        while self._birth.unknown and not self.enclosure.own():
             await asyncio.sleep(0.002)
 
     def _over(self) -> bool:
         """The head is over with its script, another member with its processes."""
         if self.head:
             return not (self._birth.pid or self._birth.unknown) or self._status is not None
-        return self.enclosure.empty()
+        return self.enclosure.deserted()
 
     async def _wait_over(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
