@@ -47,7 +47,8 @@ class Masters:
     def __init__(
         self, places: list[Place], timeout: float, token: str | Path | None, munge: str | None
     ) -> None:
-        """``timeout``: seconds of silence. ``token``: the text, or its file, which is read anew for each request.
+        """``timeout``: seconds of silence. ``token``: the text, or its file, which is read anew for each request;
+        while nothing can be read there, as in the moment in which it is written, what was last read is shown.
 
         ``munge``: the socket of munged; None: no MUNGE credential is shown.
         """
@@ -55,6 +56,7 @@ class Masters:
         self._timeout = timeout
         self._token = token
         self._munge = munge
+        self._shown: str | None = None
         self._ssl: ssl.SSLContext | None = None
 
     def __len__(self) -> int:
@@ -102,13 +104,20 @@ class Masters:
         """The header that says who we are; none over a unix socket, where the kernel does.
 
         Raises:
-            ConfigError: the token's file cannot be read.
+            ConfigError: the token's file cannot be read, and never could.
         """
         if self._munge is not None:
             credential = munges.encode(f"{method} {path.partition('?')[0]}".encode(), self._munge)
             return {"Authorization": f"MUNGE {credential}"}
-        token = _read_token(self._token) if isinstance(self._token, Path) else self._token
-        return {} if token is None else {"Authorization": f"Bearer {token}"}
+        if isinstance(self._token, Path):
+            try:
+                self._shown = _read_token(self._token)
+            except ConfigError:
+                if self._shown is None:
+                    raise
+        else:
+            self._shown = self._token
+        return {} if self._shown is None else {"Authorization": f"Bearer {self._shown}"}
 
     def give_up_after(self, deadline: float, error: Exception) -> None:
         """Raises what the caller gets to see of ``error``, when it is time to or trying again cannot help.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,11 +15,11 @@ from typing import Any
 
 from hpcmesos.errors import ConfigError
 from hpcmesos.launch import scopes
+from hpcmesos.launch.limits import CONTROLLERS, hand_down
 
 log = logging.getLogger(__name__)
 
-_CONTROLLERS = ("cpu", "memory", "pids")
-_LIMITS = (*_CONTROLLERS, "devices")
+_LIMITS = (*CONTROLLERS, "devices")
 _SYSTEMD = Path("/run/systemd/system")
 """There where systemd runs the host (sd_booted(3))."""
 _HELD = 11
@@ -78,10 +79,22 @@ def limits(
             v1[controller] = str(group)
         found[controller] = value
     if "devices" in found:
+        _load_unified_memory(proc)
         found["devices"] = gpu_majors(proc)
         if (major := _majors(proc).get("nvidia-caps")) is not None:
             found["caps"] = {"major": major, "directory": str(proc / "driver/nvidia/capabilities")}
     return {**found, "v1": v1}
+
+
+def _load_unified_memory(proc: Path) -> None:
+    """CUDA's module, which else comes with the first CUDA program: too late for the limits of that one's job."""
+    names, program = _majors(proc), shutil.which("nvidia-modprobe")
+    if program is None or "nvidia-uvm" in names or not any(name.startswith("nvidia") for name in names):
+        return
+    try:
+        subprocess.run([program, "-u", "-c", "0"], capture_output=True, timeout=_PATIENCE, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("nvidia-modprobe cannot load nvidia-uvm: %s", error)
 
 
 def enforced(config: dict[str, Any]) -> tuple[str, ...]:
@@ -189,7 +202,7 @@ def _usable(directory: Path) -> bool:
     trial = directory / "trial"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _delegate(directory)
+        hand_down(str(directory))  # without: accounting is lost, killing is not
         trial.mkdir(exist_ok=True)
         try:
             with (trial / "cgroup.kill").open("r+") as file:  # never made where it is not
@@ -200,18 +213,6 @@ def _usable(directory: Path) -> bool:
         log.info("no cgroups under %s: %s", directory, error)
         return False
     return True
-
-
-def _delegate(directory: Path) -> None:
-    """Hands the controllers down to the children, as far as the levels above allow it."""
-    for level in (directory.parent.parent.parent, directory.parent.parent, directory.parent, directory):
-        try:
-            present = (level / "cgroup.controllers").read_text().split()
-            wanted = " ".join(f"+{c}" for c in _CONTROLLERS if c in present)
-            if wanted:
-                (level / "cgroup.subtree_control").write_text(wanted)
-        except OSError:
-            continue  # accounting is lost, killing is not
 
 
 def _words(path: Path) -> list[str]:

@@ -48,6 +48,8 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "run":
+            raise click.UsageError("run is for scripts of jobs; from here it is hpcmesos mpirun", ctx)
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"hpcmesos.cli.{COMMANDS[cmd_name]}")
@@ -64,7 +66,7 @@ def root() -> None:
 def main() -> None:
     """Entry point: every error of ours is one line on stderr and its own exit code."""
     try:
-        root(standalone_mode=False)
+        root(prog_name="hpcmesos", standalone_mode=False)
     except HpcmesosError as error:
         click.echo(f"hpcmesos: {error}", err=True)
         sys.exit(error.exit_code)

@@ -45,6 +45,14 @@ class Order:
     message: str = ""
     culprit: str | None = None
 
+    @property
+    def remark(self) -> str:
+        """For the job's own log: ``job killed: NODE_LOST of node7: not heard for 20 s``."""
+        if self.cause == "WALLTIME":
+            return self.message
+        whose = f" of {self.culprit}" if self.culprit else ""
+        return f"job killed: {self.cause}{whose}" + (f": {self.message}" if self.message else "")
+
     @classmethod
     def lost(cls, culprit: str, message: str, kill_delay: float) -> Order:
         return cls(NODE_LOST, min(kill_delay, _HURRY), message, culprit)
@@ -150,7 +158,8 @@ class Attempt:
         self._since = 0.0  # monotonic; 0: the script has not begun
         self._suspended: float | None = None  # since when, monotonic
         self._over_at = 0.0  # monotonic
-        self._walltime: asyncio.TimerHandle | None = None
+        self._timers: list[asyncio.TimerHandle] = []  # of the walltime
+        self._warned = False
 
     # --- PREPARE ----------------------------------------------------------------------------------------------------
 
@@ -438,8 +447,7 @@ class Attempt:
 
     async def _confirm(self, gang: Gang) -> None:
         """A script whose other members are gone ends with any code: what counts is whether one was lost."""
-        if self._walltime:
-            self._walltime.cancel()
+        self._leave_walltime()
         await gang.confirm()
         self._close()
 
@@ -493,10 +501,11 @@ class Attempt:
         if order.cause == NODE_LOST and not order.culprit and self.gang:
             order = replace(order, culprit=self.gang.suspect())
         self._order = order
+        self._remark(order.remark)
         self._close()
 
     def signal(self, number: int) -> None:
-        """Sends a signal to every process of this part."""
+        """Sends a signal to every process of this part; not to what serves them."""
         if self.live:
             self.enclosure.signal(number)
 
@@ -527,12 +536,20 @@ class Attempt:
             self._suspended = None
 
     def _watch_walltime(self) -> None:
-        if self._walltime:
-            self._walltime.cancel()
+        self._leave_walltime()
         limit = self.spec["walltime"]
         if limit is not None and self.phase == "running" and self._since and self._suspended is None:
             left = limit - (time.monotonic() - self._since)
-            self._walltime = asyncio.get_running_loop().call_later(max(0.0, left), self._over_walltime)
+            loop = asyncio.get_running_loop()
+            self._timers.append(loop.call_later(max(0.0, left), self._over_walltime))
+            if warning := self.spec.get("warning"):
+                left -= warning[1]
+                if left > 0 or not self._warned:  # also a second time, when the end was put off
+                    self._timers.append(loop.call_later(max(0.0, left), self._warn))
+
+    def _leave_walltime(self) -> None:
+        while self._timers:
+            self._timers.pop().cancel()
 
     def _trim(self) -> None:
         """Again and again while the script may write."""
@@ -544,9 +561,19 @@ class Attempt:
         limit = self.spec["walltime"]
         elapsed = int(time.monotonic() - self._since)
         line = f"job killed: walltime {elapsed} exceeded limit {limit}"
-        if self.phase == "running":
-            self.output.note(f"=>> hpcmesos: {line}")
         self.end(Order("WALLTIME", self.spec["kill_delay"], line))
+
+    def _warn(self) -> None:
+        """The end of the walltime is near, and the job wants to hear of it: as ``qsig`` would tell it."""
+        number, _ = self.spec["warning"]
+        self._warned = True
+        self._remark(f"signal {number}: the walltime of {self.spec['walltime']} s ends soon")
+        self.signal(number)
+
+    def _remark(self, text: str) -> None:
+        """Our own word in the log of a script that runs: what is done to it, and why."""
+        if self.head and self.phase == "running":
+            self.output.note(f"=>> hpcmesos: {text}")
 
     def _close(self) -> None:
         if self.phase in ("ending", "ended"):
@@ -554,8 +581,7 @@ class Attempt:
         self.phase = "ending"
         self._suspend(False)  # what stands still hears no signal
         self.scripts.stop()
-        if self._walltime:
-            self._walltime.cancel()
+        self._leave_walltime()
         if self._order:
             self.steps.closing = True
         if self.gang:
@@ -624,14 +650,14 @@ class Attempt:
 
     async def _wait_for_child(self) -> None:
         """What the starter was asked is begun or given up: who is not there hears no SIGTERM."""
-        while self._birth.unknown and not self.enclosure.pids():
+        while self._birth.unknown and not self.enclosure.own():
             await asyncio.sleep(0.002)
 
     def _over(self) -> bool:
         """The head is over with its script, another member with its processes."""
         if self.head:
             return not (self._birth.pid or self._birth.unknown) or self._status is not None
-        return self.enclosure.empty()
+        return self.enclosure.deserted()
 
     async def _wait_over(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -659,6 +685,9 @@ class Attempt:
         if self.terminal:
             await self.terminal.finish(code, number)
         ranks, steps = self.steps.tables()
+        cause = self._cause()
+        if cause == "OOM":
+            self.output.note("=>> hpcmesos: job killed: it wanted more memory than it had asked for")
         left_out = await asyncio.to_thread(self.output.close_gaps) if self.output.overflows() else 0
         stdout, stderr, self._written = await self.output.patiently(self.output.tails, (b"", b"", 0))
         trimmed = f"{left_out} bytes in the middle of the output are left out" if left_out else ""
@@ -667,7 +696,7 @@ class Attempt:
             "event": "ended",
             "attempt": self.id,
             "head": self.head,
-            "cause": self._cause(),
+            "cause": cause,
             "code": code,
             "signal": number,
             "forced": self._forced,

@@ -43,6 +43,7 @@ def run(launch: Any, report: Any) -> NoReturn:
         else:
             _become(launch.owner)
             _connect(launch, report)
+        _make(launch)
         _enter(launch.directories)
         if not launch.gated or report.recv(1):
             if launch.view:
@@ -76,6 +77,11 @@ def _become(owner: Any) -> None:
         os.setgroups(owner.groups)
         os.setgid(owner.gid)
         os.setuid(owner.uid)
+
+
+def _make(launch: Any) -> None:
+    for directory in launch.made:
+        os.mkdir(directory, 0o700)
 
 
 def _connect_as(owner: Any, launch: Any, report: Any) -> None:

@@ -25,12 +25,14 @@ from hpcmesos.launch.owners import Owner
 FILE = "Xauthority"
 COOKIE = b"MIT-MAGIC-COOKIE-1"
 PATIENCE = 30.0
-"""Seconds that a connection waits for the client to fetch it, and that it may take to say who it is."""
+"""Seconds that a connection waits for the client to fetch it."""
+_INTRODUCTION = 5.0
+"""Seconds that a program may take to say who it is; it does so at once."""
 _TCP = 6000
 _NUMBERS = range(10, 1000)
 """Of displays; those before are the machine's own."""
 _MOST = 64
-"""Connections that may wait at once."""
+"""Connections that may wait at once, and that may be about to say who they are: anybody on the node can connect."""
 _HEAD = 12
 """Bytes of a program's first message before the names."""
 _LONGEST = 4096
@@ -50,6 +52,7 @@ class Display:
         self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._count = 0
+        self._unknown = 0
         self._waiting: dict[int, _Ends] = {}
         self._served: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,14 +109,14 @@ class Display:
 
     async def _hear(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A program says who it is, and then waits for the client."""
-        message = b""
-        with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(PATIENCE):
-                while introduction(message) is None and len(message) < _LONGEST:
-                    data = await reader.read(_LONGEST - len(message))
-                    if not data:
-                        break
-                    message += data
+        if self._unknown >= _MOST:
+            writer.close()
+            return
+        self._unknown += 1
+        try:
+            message = await _first_message(reader)
+        finally:
+            self._unknown -= 1
         known = introduction(message)
         self._count += 1
         number = self._count
@@ -185,6 +188,19 @@ def _listen() -> tuple[socket.socket, int]:
         else:
             return one, number
     raise OSError(errno.EADDRINUSE, "no number of a display is free")
+
+
+async def _first_message(reader: asyncio.StreamReader) -> bytes:
+    """As much of it as comes in time."""
+    message = b""
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(_INTRODUCTION):
+            while introduction(message) is None and len(message) < _LONGEST:
+                data = await reader.read(_LONGEST - len(message))
+                if not data:
+                    break
+                message += data
+    return message
 
 
 async def _up(reader: asyncio.StreamReader, channel: Channel) -> None:

@@ -10,7 +10,8 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -19,9 +20,11 @@ from hpcmesos.launch.limits import Limits, read
 UNKILLABLE = 10.0
 """Seconds of SIGKILL after which what remains (blocked in the kernel) is named and left."""
 
-
 STEP_GRACE = 2.0
 """Seconds from SIGTERM to SIGKILL for the processes of a step that is ended alone."""
+
+_FOR_ALL = frozenset({signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT})
+"""These reach also what was set apart."""
 
 
 class Enclosure(Protocol):
@@ -36,7 +39,22 @@ class Enclosure(Protocol):
 
     def pids(self) -> list[int]: ...
     def empty(self) -> bool: ...
-    def signal(self, number: int) -> None: ...
+    def set_apart(self) -> None:
+        """What is there now, and whatever that starts, serves the job: signals for the job are not for it."""
+        ...
+
+    def own(self) -> list[int]:
+        """As `pids`, without what was set apart."""
+        ...
+
+    def deserted(self) -> bool:
+        """As `empty`, but for what was set apart."""
+        ...
+
+    def signal(self, number: int) -> None:
+        """To the job's own processes; what stops or kills, to all."""
+        ...
+
     def freeze(self, frozen: bool) -> None: ...
     def kill(self) -> None: ...
     def usage(self) -> tuple[float, int]:
@@ -98,7 +116,45 @@ def _session(pid: int) -> int:
     return 0 if fields[0] in (b"Z", b"X") else int(fields[3])
 
 
-class Cgroup:
+class _Members(ABC):
+    """What is the same however they are known."""
+
+    coming: int
+    _servants: frozenset[int] = frozenset()
+
+    @abstractmethod
+    def pids(self) -> list[int]: ...
+
+    @abstractmethod
+    def empty(self) -> bool: ...
+
+    def set_apart(self) -> None:
+        self._servants = frozenset(self.pids())
+
+    def own(self) -> list[int]:
+        found = self.pids()
+        if not self._servants:
+            return found
+        table = process_table()
+        return [pid for pid in found if not _descends(pid, self._servants, table)]
+
+    def deserted(self) -> bool:
+        return self.empty() or bool(self._servants and not self.coming and not self.own())
+
+    def signal(self, number: int) -> None:
+        for pid in self.pids() if number in _FOR_ALL else self.own():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+
+
+def _descends(pid: int, ancestors: Collection[int], table: dict[int, tuple[int, int]]) -> bool:
+    """Whether it is one of them, or they have made it."""
+    while pid in table and pid not in ancestors:
+        pid = table[pid][0]
+    return pid in ancestors
+
+
+class Cgroup(_Members):
     """A directory of the v2 hierarchy, made here; ``limits`` may have groups of v1 beside it."""
 
     def __init__(self, parent: str, name: str, v1: dict[str, str], limits: dict[str, Any]) -> None:
@@ -129,11 +185,6 @@ class Cgroup:
         if self.coming:
             return False
         return "populated 0" in self._read("cgroup.events") or not os.path.isdir(self.directory)
-
-    def signal(self, number: int) -> None:
-        for pid in self.pids():
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
 
     def freeze(self, frozen: bool) -> None:
         """Stops all processes, also those that are born meanwhile, or lets them go on."""
@@ -188,7 +239,7 @@ class Trees:
         return None
 
 
-class Tree:
+class Tree(_Members):
     """The part of the shepherd's tree that belongs to one attempt.
 
     Evidence, in this order: HPCMESOS_ATTEMPT in the environment, an ancestor or a session that is known. An orphan
@@ -244,11 +295,6 @@ class Tree:
 
     def empty(self) -> bool:
         return not self.coming and not self.pids()
-
-    def signal(self, number: int) -> None:
-        for pid in self.pids():
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
 
     def freeze(self, frozen: bool) -> None:
         self.signal(signal.SIGSTOP if frozen else signal.SIGCONT)

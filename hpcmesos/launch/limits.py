@@ -1,17 +1,22 @@
 """What an attempt may take of its node: memory, CPU time, number of processes, GPU devices; by cgroups.
 
 Each limit goes into the attempt's own v2 group where that has the controller, else into a group of the v1 hierarchy
-that is mounted beside it; a controller that is in neither is no limit, and the agent says so. Devices are limited
+that is mounted beside it; a controller that is in neither when the agent starts is no limit, and the agent says so;
+one that is not there later refuses the job. Devices are limited
 through v1, for v2 has no file for them, or by the scope of systemd in which the group is made (`scopes`). Groups are
 made for what is asked alone: a job of milliseconds pays for each.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
+CONTROLLERS = ("cpu", "memory", "pids")
+"""Those of v2 that hold a limit."""
 Device = tuple[int, int]
 """Major and minor of a character device."""
 _SHARES = 1024
@@ -42,7 +47,9 @@ def wanted(config: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
         minors = tuple(spec.get("minors") or ())
         if len(minors) != sum(not gpu["simulated"] for gpu in member["gpus"]):
             raise ValueError("NVML does not tell the devices of the granted GPUs")
-        limits["devices"] = (tuple(config["devices"]), minors, _instances(config.get("caps"), spec)[1])
+        others = _instances(config.get("caps"), spec)[1]
+        if not config.get("scopes"):
+            limits["devices"] = (tuple(config["devices"]), minors, others)
     return limits
 
 
@@ -79,10 +86,32 @@ def _instances(caps: dict[str, Any] | None, spec: dict[str, Any]) -> tuple[list[
     return [(major, minor) for minor in sorted(own_minors)], [(major, m) for m in sorted(told.values())]
 
 
+def hand_down(directory: str, controllers: Collection[str] = CONTROLLERS) -> None:
+    """Lets groups below a directory of v2 have these controllers, as far as the levels above it have them.
+
+    What cannot be handed down is left out: a level may be another's, or hold processes itself.
+    """
+    present = _words(directory, "cgroup.controllers")
+    if os.path.isdir(directory) and not present.issuperset(controllers):
+        above = os.path.dirname(directory)
+        if os.path.exists(os.path.join(above, "cgroup.controllers")):
+            hand_down(above, controllers)
+            present = _words(directory, "cgroup.controllers")
+    given = _words(directory, "cgroup.subtree_control")
+    if missing := [f"+{name}" for name in controllers if name in present - given]:
+        with suppress(OSError):
+            _write(os.path.join(directory, "cgroup.subtree_control"), " ".join(missing))
+
+
+def _words(directory: str, file: str) -> set[str]:
+    return set(read(os.path.join(directory, file)).split())
+
+
 class Limits:
     """The groups of one attempt. ``procs``: files by which a child joins those beside ``directory``."""
 
     def __init__(self, directory: str, v1: dict[str, str], limits: dict[str, Any]) -> None:
+        """Raises OSError: one of the limits cannot be set."""
         self._directory = directory
         name = os.path.basename(directory)
         places = {controller: os.path.join(parent, name) for controller, parent in v1.items()}
@@ -100,6 +129,23 @@ class Limits:
         return tuple(os.path.join(group, "cgroup.procs") for group in self._groups.values())
 
     def _set(self, controller: str, value: Any, group: str | None) -> None:
+        if self._set_in_v2(controller, value):
+            return
+        if group is None:
+            # The levels above were made anew since the agent began: nothing was handed down to them.
+            hand_down(os.path.dirname(self._directory), (controller,))
+            if self._set_in_v2(controller, value):
+                return
+            raise OSError(errno.EOPNOTSUPP, f"its cgroup has no {controller} controller", self._directory)
+        os.makedirs(group, 0o755, exist_ok=True)
+        self._groups[controller] = group
+        for file, text in _in_v1(controller, value):
+            path = os.path.join(group, file)
+            if os.path.exists(path):  # memory.memsw is a matter of how the kernel was started
+                _write(path, text)
+
+    def _set_in_v2(self, controller: str, value: Any) -> bool:
+        """False: the group has no such controller."""
         for file, text in _in_v2(controller, value):
             path = os.path.join(self._directory, file)
             if os.path.exists(path):
@@ -107,15 +153,8 @@ class Limits:
                 swap = os.path.join(self._directory, "memory.swap.max")
                 if controller == "memory" and os.path.exists(swap):
                     _write(swap, "0")
-                return
-        if group is None:
-            return
-        os.makedirs(group, 0o755, exist_ok=True)
-        self._groups[controller] = group
-        for file, text in _in_v1(controller, value):
-            path = os.path.join(group, file)
-            if os.path.exists(path):  # memory.memsw is a matter of how the kernel was started
-                _write(path, text)
+                return True
+        return False
 
     def out_of_memory(self) -> bool:
         """True when the kernel killed for memory here."""

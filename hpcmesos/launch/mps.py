@@ -1,7 +1,8 @@
 """NVIDIA's Multi-Process Service for one attempt (``-W mps=true``): its ranks compute on its GPUs at the same time.
 
 On each node with GPUs of the attempt ``nvidia-cuda-mps-control -d`` is started as the job's owner, among the processes
-of the attempt: it is seen, limited and killed with them, and no other job can reach it. Programs find it by
+of the attempt: it is seen, limited and killed with them, and no other job can reach it. Signals for the job are not
+for it: ranks that save something at SIGTERM need it. Programs find it by
 CUDA_MPS_PIPE_DIRECTORY (`gang.mpi.host_overlay`); its directories lie in the attempt's own TMPDIR.
 """
 
@@ -38,16 +39,13 @@ async def start(attempt: Attempt) -> None:
         Refusal: the node has no such program, or it failed; what it left is gone then.
     """
     path = _find()
-    for directory in mpi.mps_directories(attempt.spec, attempt.paths.tmpdir).values():
-        os.mkdir(directory, 0o700)
-        if attempt.owner.switch:
-            os.chown(directory, attempt.owner.uid, attempt.owner.gid)
     said = os.memfd_create("mps")  # no pipe: the daemon would keep it open
     try:
         status = await _run(attempt, path, said)
         text = os.pread(said, 65536, 0).decode(errors="replace").strip().rpartition("\n")[2][:_LONGEST]
     finally:
         os.close(said)
+    attempt.enclosure.set_apart()
     if status:
         code = os.waitstatus_to_exitcode(status)
         raise Refusal(f"mps: {PROGRAM} ended with {code}{': ' if text else ''}{text}")
@@ -69,6 +67,7 @@ async def _run(attempt: Attempt, path: str, output: int) -> int:
         argv=[PROGRAM, "-d"],
         environ=attempt.environment({}),
         directories=("/",),
+        made=tuple(mpi.mps_directories(attempt.spec, attempt.paths.tmpdir).values()),
         owner=attempt.owner,
         umask=0o077,
         cgroups=attempt.enclosure.procs,

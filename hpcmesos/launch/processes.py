@@ -54,6 +54,7 @@ class Launch:
     preamble: tuple[bytes, bytes] = (b"", b"")  # what stands in front of its own stdout and stderr
     inherit: tuple[str, int] | None = None  # a variable of its environment, and the descriptor that it names
     view: View | None = None  # of the file system; None: the host's
+    made: tuple[str, ...] = ()  # directories that it makes as its owner: links there are his
     gated: bool = False  # ready to begin, it waits for a word on its report
 
 
@@ -199,6 +200,7 @@ class Starter:
             "preamble": None,
             "inherit": launch.inherit and [launch.inherit[0], enclose(launch.inherit[1])],
             "view": None,
+            "made": launch.made,
             "gated": launch.gated,
             "outputs": outputs
             and {

@@ -2,7 +2,8 @@
 
 cgroup v2 has no file for devices; the kernel asks a BPF program, and systemd writes one from DeviceAllow
 (systemd.resource-control(5)). What lies below a scope is held by it too, so our own groups are made there. A scope is
-made when the first attempt with its GPUs comes, and goes with its shepherd: a process in it waits for that.
+made when the first attempt with its GPUs comes, anew when the drivers are others than before, and goes with its
+shepherd or, where there are many, unused for longest: a process in it waits for that.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import asyncio
 import os
 from collections.abc import Collection, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 
-from hpcmesos.launch.limits import NVIDIA, Device
+from hpcmesos.launch.limits import NVIDIA, Device, hand_down
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch
 from hpcmesos.launch.settings import Config, Refusal
@@ -27,7 +29,8 @@ echo "$place"
 exec cat >/dev/null"""
 """Ends with its standard input, whose other end the shepherd has."""
 _PATIENCE = 20.0
-_CONTROLLERS = ("cpu", "memory", "pids")
+_MOST = 64
+"""Scopes of no attempt go beyond so many."""
 _INSTANCES = "nvidia-caps"
 """The driver's name for the devices of MIG instances: as its cards', each is one job's."""
 _CONTROL = (254, 255)
@@ -37,12 +40,14 @@ _CONTROL = (254, 255)
 def allowed(devices: str, majors: Collection[int], granted: Collection[Device]) -> list[str]:
     """Values of DeviceAllow: everything but the NVIDIA driver's ``majors``, and of its devices what a job needs.
 
-    ``devices``: the text of /proc/devices. ``granted``: cards and MIG instances.
+    ``devices``: the text of /proc/devices; it may tell more of the driver than ``majors``, for its modules are loaded
+    one by one. ``granted``: cards and MIG instances.
     """
     lines = devices.partition("Block devices:")[0].splitlines()
     drivers = [
         (int(words[0]), words[1]) for words in map(str.split, lines) if words[1:] and words[0].isdigit()
     ]
+    majors = {*majors, *(major for major, name in drivers if name.startswith("nvidia"))}
     own = {NVIDIA, *(major for major, name in drivers if name == _INSTANCES)}
     ours = [name for major, name in drivers if major in majors and major not in own] if granted else []
     names = [name for major, name in drivers if major not in majors] + ours
@@ -70,15 +75,31 @@ def directories(config: Config) -> list[str]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """``keeping``: while it is open, the holder lives."""
+
+    directory: str
+    keeping: int
+
+    def idle(self) -> bool:
+        """No attempt has its group here."""
+        with suppress(FileNotFoundError), os.scandir(self.directory) as entries:
+            return not any(entry.is_dir() and entry.name != HOLDER for entry in entries)
+        return True
+
+
 class Scopes:
     """Those of one shepherd; none where devices are held otherwise, or not at all."""
 
-    def __init__(self, config: Config, children: Children) -> None:
+    def __init__(self, config: Config, children: Children, devices: str = "/proc/devices") -> None:
         self._settings = config.limits.get("scopes")
         self._majors = config.limits.get("devices") or []
         self._children = children
-        self._made: dict[tuple[Device, ...], str] = {}
-        self._keeping: list[int] = []
+        self._devices = devices
+        self._made: dict[tuple[str, ...], _Scope] = {}
+        """By what they allow; last the one that was used last."""
+        self._count = 0
         self._one_by_one = asyncio.Lock()
 
     @property
@@ -87,8 +108,20 @@ class Scopes:
 
     def known(self, granted: tuple[Device, ...]) -> str | None:
         """The directory for attempts with these devices; None: there is none, or not any more."""
-        found = self._made.get(granted)
-        return found if found and os.path.isdir(found) else None
+        return self._known(self._values(granted))
+
+    def _values(self, granted: tuple[Device, ...]) -> tuple[str, ...]:
+        with open(self._devices, encoding="ascii") as file:
+            return tuple(allowed(file.read(), self._majors, granted))
+
+    def _known(self, values: tuple[str, ...]) -> str | None:
+        if (found := self._made.pop(values, None)) is None:
+            return None
+        if not os.path.isdir(found.directory):
+            os.close(found.keeping)
+            return None
+        self._made[values] = found
+        return found.directory
 
     async def make(self, granted: tuple[Device, ...]) -> str:
         """As `known`, made if need be.
@@ -97,15 +130,25 @@ class Scopes:
             Refusal: systemd does not do it; says why.
         """
         async with self._one_by_one:
-            if (found := self.known(granted)) is None:
-                found = self._made[granted] = await self._hold(granted)
-        return found
+            values = self._values(granted)
+            if found := self._known(values):
+                return found
+            self._give_back()
+            self._made[values] = made = await self._hold(values)
+        return made.directory
 
-    async def _hold(self, granted: tuple[Device, ...]) -> str:
+    def _give_back(self) -> None:
+        """Makes room for one more; systemd removes what has no process."""
+        for values, scope in list(self._made.items()):
+            if len(self._made) < _MOST:
+                return
+            if scope.idle():
+                os.close(self._made.pop(values).keeping)
+
+    async def _hold(self, values: tuple[str, ...]) -> _Scope:
         assert self._settings is not None
-        with open("/proc/devices", encoding="ascii") as file:
-            values = allowed(file.read(), self._majors, granted)
-        name = f"hpcmesos-{os.getpid()}-{len(self._keeping)}"
+        self._count += 1
+        name = f"hpcmesos-{os.getpid()}-{self._count}"
         words = [*COMMAND, f"--slice={self._settings['slice']}", f"--unit={name}", "-p", "Delegate=yes"]
         words += [*policy(values), "sh", "-c", _HOLD, "sh", self._settings["root"]]
         stdin, keeping = os.pipe()
@@ -124,9 +167,8 @@ class Scopes:
         if not os.path.isdir(said):
             os.close(keeping)
             raise Refusal(f"systemd makes no scope to hold the GPU devices: {said or 'no answer'}")
-        self._keeping.append(keeping)
-        _delegate(said)
-        return said
+        hand_down(said)
+        return _Scope(said, keeping)
 
 
 def _launch(words: list[str], stdin: int, output: int) -> Launch:
@@ -140,14 +182,6 @@ def _launch(words: list[str], stdin: int, output: int) -> Launch:
         cgroups=(),
         stdio=(stdin, output, output),
     )
-
-
-def _delegate(directory: str) -> None:
-    """Hands down to the attempts what systemd has handed to the scope."""
-    with open(os.path.join(directory, "cgroup.controllers"), encoding="ascii") as file:
-        present = file.read().split()
-    with open(os.path.join(directory, "cgroup.subtree_control"), "w", encoding="ascii") as file:
-        file.write(" ".join(f"+{name}" for name in _CONTROLLERS if name in present))
 
 
 async def _first_line(fd: int) -> str:

@@ -223,10 +223,11 @@ class Inbox:
             self._complete_unrun(job, "deleted", message, row.user)
             return
         attempt = self.desk.cluster.current(job.key)
+        text = f"deleted by {row.user}" + (f": {message}" if message else "")  # in the job's own log, too
         if row.payload.get("purge"):
             if attempt is not None:
-                self.gangs.end(attempt, Cause.DELETED, None, message, 0.0)
-                self.gangs.finish(attempt, self.gangs.verdict(attempt, Cause.DELETED, None, message))
+                self.gangs.end(attempt, Cause.DELETED, None, text, 0.0)
+                self.gangs.finish(attempt, self.gangs.verdict(attempt, Cause.DELETED, None, text))
             else:
                 self._complete_unrun(job, "purged", message, row.user)
             return
@@ -236,7 +237,7 @@ class Inbox:
             self.desk.effects.accounting.append(accounting.deleted(job, row.user, self.desk.now))
         if attempt is not None:
             delay = row.payload.get("kill_delay")
-            self.gangs.end(attempt, Cause.DELETED, None, message, None if delay is None else float(delay))
+            self.gangs.end(attempt, Cause.DELETED, None, text, None if delay is None else float(delay))
 
     def _set_holds(self, job: JobRecord, event: str, row: InboxRow, holds: set[str]) -> None:
         self.rest(job, event, holds, user=row.user)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
+from hpcmesos.gang import words
 from hpcmesos.gang.snapshot import Plan
 from hpcmesos.gang.tables import NodeTable
 from hpcmesos.master import cycle
 from hpcmesos.master.cluster import may_start
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.links_client import Answer, Question
-from hpcmesos.model import JobId, JobState, PendingReason, ReasonCode
+from hpcmesos.model import GpuState, JobId, JobState, PendingReason, ReasonCode
 from hpcmesos.queue.records import JobKey, JobRecord
 
 _HOLDS = {"u": "a user hold", "o": "an operator hold", "s": "a system hold"}
@@ -23,6 +25,7 @@ _UNSEEN = PendingReason(
 _NOTE_EVERY = _MINUTE = 60.0
 _NOTED = 50  # jobs from the front of the queue
 _MOST_NOTED = 10_000
+_FRESH = 1.0  # s that a look at all GPUs is used again
 
 
 class Reasons:
@@ -36,6 +39,7 @@ class Reasons:
         self._estimated: dict[JobId, float] = {}  # when jobs were first said to start
         self._noted = float("-inf")
         self._figures: Counter[str] = Counter()
+        self._broken: tuple[float, tuple[str, ...]] = (float("-inf"), ())
 
     def take(self, plan: Plan, complete: bool) -> None:
         """The reasons of a pass; ``complete``: it looked at the whole queue."""
@@ -103,9 +107,28 @@ class Reasons:
                     text = f"the array's own limit: {limit} of its elements at once"
                     return PendingReason(ReasonCode.ARRAY_LIMIT, text)
                 found = self._recent.get(job.id) or self._complete.get(job.id, _UNSEEN)
+                if job.request.gpus and found.code is ReasonCode.INSUFFICIENT:
+                    found = self._with_broken(found)
                 stopped = self._desk.cluster.why_stopped(job.queue, self._desk.now.timestamp())
                 return PendingReason(ReasonCode.QUEUE_STOPPED, stopped) if stopped else found
         return None
+
+    def _with_broken(self, reason: PendingReason) -> PendingReason:
+        """Names GPUs that nobody gets for now: else a user counts them, and does not see why he waits."""
+        clock = self._desk.alarms.clock()
+        if clock - self._broken[0] > _FRESH:
+            self._broken = clock, tuple(self._out_of_use())
+        if not (broken := self._broken[1]):
+            return reason
+        text = f"{reason.text}; out of use: {words.listed(broken)}"
+        return replace(reason, text=text, facts={**reason.facts, "gpus_out_of_use": len(broken)})
+
+    def _out_of_use(self) -> Iterable[str]:
+        """``GPU 1 of node7 (fan is loud)`` of nodes that are up."""
+        for name, node in self._desk.cluster.nodes.items():
+            for gpu in node.gpus.values() if node.link is not None else ():
+                if gpu.state in (GpuState.QUARANTINED, GpuState.LOST):
+                    yield f"GPU {gpu.index} of {name} ({gpu.note or gpu.state.value})"
 
     def _limit(self, job: JobRecord) -> int | None:
         parent = self._desk.cluster.jobs.get(JobKey(job.seq))

@@ -11,6 +11,7 @@ from hpcmesos.config import MasterSettings
 from hpcmesos.master.services.output_paths import STREAMS, final_paths
 from hpcmesos.model import AttemptId, JobId, Request
 from hpcmesos.pbs.personalities import Personality, element_name
+from hpcmesos.pbs.signals import parse_warning
 from hpcmesos.pbs.staging import STAGINGS, Transfer, parse_staging
 from hpcmesos.queue.records import JobRecord, NodeRecord, ShareRecord
 
@@ -73,6 +74,7 @@ def build_spec(
         "submit_host": job.submit_host,
         "walltime": job.request.walltime,
         "silence": job.request.silence,
+        "warning": _warning(job),
         "kill_delay": settings.kill_delay,
         "log_limit": min(of_site, of_site if log_limit is None else log_limit) - _LOG_LINE,
         "prepare_timeout": prepare_timeout(job.request, settings),
@@ -96,6 +98,12 @@ def prepare_timeout(request: Request, settings: MasterSettings) -> float:
         if request.contained
         else settings.prepare_timeout
     )
+
+
+def _warning(job: JobRecord) -> list[int] | None:
+    """``-l signal=``: the signal's number, and seconds before the end of the walltime."""
+    asked = (job.submission.get("resource_list") or {}).get("signal")
+    return list(parse_warning(asked)) if asked else None
 
 
 def _for_scripts(job: JobRecord, settings: MasterSettings) -> dict[str, Any]:

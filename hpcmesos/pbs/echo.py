@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from hpcmesos.gang.words import counted
 from hpcmesos.model import Chunk, Placement
 from hpcmesos.pbs.submission import Submission
 from hpcmesos.units import format_duration, format_size
@@ -27,7 +28,16 @@ def _lines(built: Submission, queue: str) -> Iterator[tuple[str, object]]:
     for chunk in request.chunks:
         yield "chunk", _chunk(chunk)
     yield "placement", _PLACES.get(request.placement, request.placement)
-    yield "total", f"{request.pieces} pieces, {request.cpus} CPUs, {_gpus(request.chunks)} GPUs"
+    yield (
+        "total",
+        ", ".join(
+            (
+                counted(request.pieces, "piece"),
+                counted(request.cpus, "CPU"),
+                counted(_gpus(request.chunks), "GPU"),
+            )
+        ),
+    )
     yield "walltime", "none" if request.walltime is None else format_duration(request.walltime)
     if request.framework:
         yield "framework", request.framework
@@ -55,7 +65,7 @@ def _lines(built: Submission, queue: str) -> Iterator[tuple[str, object]]:
 
 
 def _chunk(chunk: Chunk) -> str:
-    words = [f"{chunk.cpus} CPUs", f"{chunk.gpus} GPUs", f"{chunk.slots} slots"]
+    words = [counted(chunk.cpus, "CPU"), counted(chunk.gpus, "GPU"), counted(chunk.slots, "slot")]
     if chunk.mem:
         words.append(f"{format_size(chunk.mem)} memory")
     words += [f"feature {feature}" for feature in chunk.features]

@@ -160,6 +160,12 @@ _INTEGER = re.compile(r"[+-]?\d{1,9}", re.ASCII)
 _LIMIT = re.compile(
     r"\d{1,9}|(?:\[[ugpo]:[\w@.*-]+=\d{1,9}\])(?:,\s*\[[ugpo]:[\w@.*-]+=\d{1,9}\])*", re.ASCII
 )
+# Hosts that may be addresses of IPv6 (2000::/3, fc00::/7, fe80::/10) as well as names.
+_UNCLEAR_HOST = r"(?![\d*?!\[\]-]*$)(?:[23]|f(?:[c-f]|\[[c-f-]+\]))[\da-f]{0,3}[*?\[][\da-f*?!\[\]-]*"
+_UNCLEAR_BARS: Mapping[str, re.Pattern[str]] = {
+    "acl_hosts": re.compile(f"-{_UNCLEAR_HOST}", re.ASCII | re.IGNORECASE),
+    "acl_users": re.compile(f"-[^@]*@{_UNCLEAR_HOST}", re.ASCII | re.IGNORECASE),
+}
 _PLAIN_SIZE = re.compile(r"\d+[kmgt]?b", re.ASCII)
 
 
@@ -243,6 +249,8 @@ def _assign(found: dict[str, str], attribute: Attribute, resource: str, change: 
     if not change.value.isprintable():
         raise InvalidValue(f"{change.name}: a value is one line without control characters")
     value = _value(attribute, resource, change.value)
+    if change.operator != "-=":
+        _check_bars(attribute.name, value)
     if change.operator == "=":
         found[change.name] = value
     elif attribute.kind is Kind.LIST:
@@ -312,6 +320,20 @@ def _bounded(name: str, value: int, shown: Callable[[int], str]) -> str:
 def _unlike(text: str, pattern: str) -> str:
     """The first member of a list that is not as it must be; empty: none."""
     return next((word for word in members(text) if not re.fullmatch(pattern, word, re.ASCII)), "")
+
+
+def _check_bars(name: str, text: str) -> None:
+    """A name with wildcards bars everybody who comes over TLS, so it must be no address that lacks its colon.
+
+    Raises:
+        InvalidValue: the entry may mean both.
+    """
+    if pattern := _UNCLEAR_BARS.get(name):
+        for entry in filter(pattern.fullmatch, members(text)):
+            raise InvalidValue(
+                f"{name}: '{entry}' may mean addresses or names: write addresses with a colon, as in fd00:*,"
+                " and names in full"
+            )
 
 
 def _arguments(text: str) -> str:

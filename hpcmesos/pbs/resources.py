@@ -1,7 +1,8 @@
 """``-l`` values: what the job asks for, and the text that ``Resource_List`` shows.
 
 Rules: pbs_resources(7B) of Torque 6.1.3 (``nodes``, ``procs``, ``ncpus``, ``gpus``, ``mem``) and OpenPBS 23.06
-(``select``, ``place``). Names that we do not know are kept and shown, and change nothing.
+(``select``, ``place``). Names that we do not know are kept and shown, and change nothing, unless they seem to
+ask for GPUs: whoever gets none for ``gpu=2`` notices it hours later.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from hpcmesos.errors import InvalidValue
 from hpcmesos.model import Chunk, Placement, Request
 from hpcmesos.pbs.quoting import split_list
+from hpcmesos.pbs.signals import parse_warning
 from hpcmesos.units import format_duration, parse_duration, parse_size
 
 _COUNT = re.compile(r"\d{1,9}", re.ASCII)
@@ -29,6 +31,8 @@ _GPU_MODES = frozenset(
 )
 _KEPT_IN_NODES = frozenset({"mics", "tpn", "vmem", "pmem", "cpp", "naccesspolicy"})
 _GPU_NAMES = ("gpus", "ngpus")
+_LIKE_GPUS = re.compile(r"gpu", re.IGNORECASE)
+_FIRST_NUMBER = re.compile(r"\d{1,3}", re.ASCII)
 SHAPES = frozenset({"select", "nodes", "procs", "ncpus", "gpus", "ngpus", "place"})
 """Resources that say how a job lies on nodes."""
 _ALTERNATIVES = ("select", "nodes", "procs", "ncpus")  # of these, the job's shape
@@ -65,12 +69,32 @@ def build(resources: Mapping[str, str]) -> Resources:
     Raises:
         InvalidValue: for malformed values, fractions of GPUs, and shapes that exclude each other.
     """
+    _refuse_other_gpus(resources)
     chunks, placement = _shape(resources)
     chunks = _spread_gpus(chunks, resources)
     chunks = _spread_memory(chunks, resources)
     walltime = _walltime(resources.get("walltime", ""))
+    if (warning := resources.get("signal")) is not None:
+        _, ahead = parse_warning(warning)
+        if walltime is not None and ahead >= walltime:
+            raise InvalidValue(
+                f"signal={warning}: a walltime of {format_duration(walltime)} is too short for it"
+            )
     request = Request(chunks, placement, walltime)
     return Resources(request, _display(resources, request), "wd" in resources)
+
+
+def _refuse_other_gpus(values: Mapping[str, str], whole: str = "") -> None:
+    """``gpu=2``, ``gres=gpu:2``, ``num_gpus=2``: nobody would give them."""
+    for name, value in values.items():
+        asks = _LIKE_GPUS.search(value if name == "gres" else name)
+        if asks and name not in _GPU_NAMES and value.lower() != "true":
+            number = _FIRST_NUMBER.search(value)
+            nearest = f"gpus={int(number[0]) if number else 1}"
+            words = f"{name}={value}"[:60]
+            raise InvalidValue(
+                f"{whole}{words}: GPUs are asked for by gpus=; the nearest valid form is {nearest}"
+            )
 
 
 def _shape(resources: Mapping[str, str]) -> tuple[tuple[Chunk, ...], Placement]:
@@ -136,6 +160,7 @@ def _select_piece(piece: str, whole: str) -> Chunk:
     values, words = _tokens(tokens, f"select={whole}", known, None)
     if words:
         raise InvalidValue(f"select={whole}: '{words[0]}' lacks a value; write {words[0]}=VALUE")
+    _refuse_other_gpus(values, f"select={whole}: ")
     flags = tuple(name for name, value in values.items() if name not in known and value.lower() == "true")
     return Chunk(
         count=count,

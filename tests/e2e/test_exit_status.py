@@ -76,6 +76,24 @@ def test_qdel_running(cluster: LiveCluster) -> None:
     assert cluster.wait(job)["Exit_status"] == 271
 
 
+def test_the_log_says_who_deleted_the_job(cluster: LiveCluster) -> None:
+    job = cluster.qsub("#!/bin/sh\ntouch up-log\nexec sleep 600\n", "-d", ".")
+    wait_until((cluster.work() / "up-log").exists, "it runs")
+    cluster.run("qdel", "-m", "too slow", job, check=True)
+    cluster.wait(job)
+    line = f"=>> hpcmesos: job killed: DELETED: deleted by {cluster.user or 'root'}: too slow\n"
+    assert line in cluster.output(job, kind="e")
+    assert line in cluster.hpcmesos("logs", "--stream", "stderr", job).stderr
+
+
+def test_a_script_is_warned_before_its_walltime_ends(cluster: LiveCluster) -> None:
+    script = "#!/bin/sh\ntrap 'echo saved; exit 9' USR2\nwhile :; do sleep 0.1; done\n"
+    job = cluster.qsub(script, "-l", "walltime=1:05,signal=USR2@60")
+    ended = cluster.wait(job)
+    assert (ended["Exit_status"], ended["end_cause"]) == (9, "APP")
+    assert cluster.output(job) == "saved\n"
+
+
 def test_qdel_of_a_job_that_ignores_term(cluster: LiveCluster) -> None:
     job = cluster.qsub(IGNORES_TERM)
     wait_until(lambda: "started" in cluster.hpcmesos("logs", job).stdout, "the trap is set")

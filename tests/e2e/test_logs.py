@@ -8,7 +8,7 @@ import selectors
 import subprocess
 import time
 
-from tests.e2e.cluster_kit import HPCMESOS, LiveCluster
+from tests.e2e.cluster_kit import HPCMESOS, LiveCluster, wait_until
 
 SCRIPT = """#!/bin/sh
 while read line; do
@@ -46,6 +46,24 @@ def test_a_line_is_shown_within_a_second(cluster: LiveCluster) -> None:
         follower.stdout.close()
     assert cluster.wait(job)["Exit_status"] == 0
     assert cluster.hpcmesos("logs", job).stdout == cluster.output(job)
+
+
+def test_what_python_prints_is_there_before_it_ends(cluster: LiveCluster) -> None:
+    """Python buffers what goes into a file unless somebody tells it not to; the user's own word wins."""
+    stop, path = cluster.work() / "python.stop", cluster.work() / "prints.py"
+    path.write_text(
+        f"import os, time\nprint('first line')\nwhile not os.path.exists({str(stop)!r}): time.sleep(0.05)\n"
+    )
+    script = f"#!/bin/sh\nexec python3 {path}\n"
+    usual, buffered = cluster.qsub(script), cluster.qsub(script, "-v", "PYTHONUNBUFFERED=")
+    for job in (usual, buffered):
+        cluster.wait_state(job, "R")
+    wait_until(lambda: cluster.hpcmesos("logs", usual).stdout == "first line\n", "the line of a running job")
+    assert cluster.hpcmesos("logs", buffered).stdout == ""
+    stop.touch()
+    for job in (usual, buffered):
+        assert cluster.wait(job)["Exit_status"] == 0
+        assert cluster.output(job) == "first line\n"
 
 
 def test_follow_prints_all_of_a_large_output(cluster: LiveCluster) -> None:

@@ -195,6 +195,18 @@ def test_why_and_when(own: LiveCluster, users: tuple[str, str]) -> None:
     assert own.run("qselect", "-s", "QR", user="").stdout == ""
 
 
+def test_a_gpu_that_is_out_of_use_is_named(own: LiveCluster, users: tuple[str, str]) -> None:
+    own.run("pbsnodes", "-o", "--gpu", "1", "-N", "fan is loud", "node1", user="", check=True)
+    try:
+        job = own.qsub(TRUE, "-l", "nodes=2:gpus=2")
+        text = "1 such node is free now (node2: 2 of 2 GPUs free); out of use: GPU 1 of node1 (fan is loud"
+        wait_until(lambda: text in why(own, job), text)
+    finally:
+        own.run("pbsnodes", "-c", "--gpu", "1", "node1", user="", check=True)
+    assert own.wait(job)["Exit_status"] == 0
+    assert "out of use" not in why(own, own.qsub(TRUE, "-l", "nodes=2:gpus=2", "-h"))
+
+
 def test_preempted_after_a_checkpoint(own: LiveCluster, users: tuple[str, str]) -> None:
     ann, bob = users
     qmgr(own, "create queue urgent level=1,enabled=true,started=true", "set queue batch preempt_grace = 30")

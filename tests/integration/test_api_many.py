@@ -44,6 +44,16 @@ def test_many_jobs_are_as_if_each_came_alone(api: Api) -> None:
     assert (one.request, one.submission, one.owner) == (same.request, same.submission, api.me)
 
 
+def test_an_array_of_a_million_elements_is_one_row(api: Api) -> None:
+    jobs, inbox, _ = api.counts()
+    with api.client() as client:
+        reply = client.command("qsub", ["-h", "-t", "0-999999", "--", "prog"])
+        array = reply.stdout.strip()
+        listed = client.command("qstat", [array]).stdout.splitlines()
+    assert (api.counts()[0], api.counts()[1]) == (jobs + 1, inbox + 1)
+    assert [line.split()[0] for line in listed[2:]] == [array]
+
+
 def test_a_repeated_call_makes_no_second_set(api: Api) -> None:
     with api.client() as client:
         first = client.submit_many(commands(30), key="once")

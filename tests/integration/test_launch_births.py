@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcmesos.launch import limits
 from hpcmesos.launch.births import Birth
 from hpcmesos.launch.enclosure import Cgroup
 from hpcmesos.launch.owners import Owners
@@ -23,6 +24,8 @@ from . import shepherd_kit as kit
 pytestmark = pytest.mark.skipif(not kit.UNIFIED, reason="no cgroup v2")
 
 PIDS = Path("/sys/fs/cgroup/pids")
+FILES = {"pids": "pids.max", "hugetlb": "hugetlb.2MB.max"}
+"""By controllers of cgroup v2; where v1 has the others, hugetlb is the one that is left."""
 RANKS = 3
 STEP = f"""
 touch ready
@@ -244,14 +247,41 @@ def test_an_attempt_that_is_gone_is_no_fault_of_the_starters() -> None:
     assert cgroup.empty()
 
 
-def test_the_cgroups_above_may_have_gone() -> None:
-    """As when the unit that keeps the jobs' part of the tree is stopped and started."""
-    assert kit.UNIFIED is not None
+@pytest.fixture
+def controller(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """One that cgroup v2 has here, as a limit; the top level has it as before when the test is over."""
+    top = Path(kit.UNIFIED)
+    present = (top / "cgroup.controllers").read_text().split()
+    found = next((name for name in FILES if name in present), "")
+    if not found:
+        pytest.skip("no pids controller of v2, nor hugetlb")
+    monkeypatch.setattr(limits, "_in_v2", lambda name, value: [(FILES[name], str(value))])
+    given = found in (top / "cgroup.subtree_control").read_text().split()
+    yield found
+    if not given:
+        (top / "cgroup.subtree_control").write_text(f"-{found}")
+
+
+def test_the_cgroups_above_may_have_gone(controller: str) -> None:
+    """As when the unit that keeps the jobs' part of the tree is stopped and started: limits hold all the same."""
     above = Path(kit.UNIFIED) / f"hpcmesos-test-{os.getpid()}"
-    cgroup = Cgroup(str(above / "attempts"), "1.hpcm#1", {}, {})
+    made = []
     try:
-        assert cgroup.empty()
+        for name in ("1.hpcm#1", "2.hpcm#1"):
+            made.append(Cgroup(str(above / "attempts"), name, {}, {controller: 0}))
+            assert made[-1].empty()
+            assert (Path(made[-1].directory) / FILES[controller]).read_text() == "0\n"
     finally:
-        cgroup.remove()
+        for cgroup in made:
+            cgroup.remove()
         (above / "attempts").rmdir()
         above.rmdir()
+
+
+def test_a_limit_that_cannot_be_set_is_no_cgroup() -> None:
+    """cgroup v2 has no file for devices."""
+    name = f"hpcmesos-test-{os.getpid()}"
+    with pytest.raises(OSError, match="its cgroup has no devices controller") as raised:
+        Cgroup(kit.UNIFIED, name, {}, {"devices": ((195,), (), [])})
+    assert raised.value.filename == f"{kit.UNIFIED}/{name}"
+    assert not (Path(kit.UNIFIED) / name).exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,21 @@ GOOD = """#!/bin/sh
 cd "$CUDA_MPS_PIPE_DIRECTORY" && : >"$CUDA_MPS_LOG_DIRECTORY/control.log" || exit 1
 setsid sh -c 'echo "$$ $CUDA_VISIBLE_DEVICES" >daemon; exec sleep 1000' </dev/null >/dev/null 2>&1 &
 while [ ! -s daemon ]; do sleep 0.01; done
+"""
+LAZY = """#!/bin/sh
+cd "$CUDA_MPS_PIPE_DIRECTORY" || exit 1
+setsid sh -c 'echo $$ >daemon; until [ -e client ]; do sleep 0.01; done; sleep 1000 & echo $! >server; wait' \\
+    </dev/null >/dev/null 2>&1 &
+while [ ! -s daemon ]; do sleep 0.01; done
+"""
+"""As NVIDIA's, it starts its server when the first program comes."""
+SAVES = """
+trap 'touch {place}/usr1' USR1
+trap 'touch {place}/term; until [ -e {place}/saved ]; do sleep 0.01; done; exit 7' TERM
+cd "$CUDA_MPS_PIPE_DIRECTORY" && touch client
+until [ -s server ]; do sleep 0.01; done
+cat daemon server >{place}/pids.new; mv {place}/pids.new {place}/pids
+while :; do sleep 0.01; done
 """
 BAD = "#!/bin/sh\necho first\necho Cannot find MPS control daemon process\nexit 1\n"
 TELL = 'read pid gpus <"$CUDA_MPS_PIPE_DIRECTORY/daemon"; echo "$pid $gpus $(stat -c %U /proc/$pid)"'
@@ -87,6 +103,47 @@ def test_a_job_that_is_killed_takes_it_along(place: Path) -> None:
         run.end(kill_delay=0.0)
         assert run.ended()["cause"] == "DELETED"
         assert not os.path.exists(f"/proc/{told.split()[0]}")
+
+
+@pytest.mark.parametrize("cgroups", [True, False])
+def test_signals_for_the_job_are_not_for_it(place: Path, cgroups: bool) -> None:
+    if cgroups and not kit.UNIFIED:
+        pytest.skip("no cgroup v2")
+    install(place, LAZY)
+    with nodes(place, 2, cgroups) as (found, start):
+        run = start(SAVES.format(place=place))
+        pids = [int(pid) for pid in kit.wait_until(lambda: told(place / "pids"), "a server").split()]
+        assert len(pids) == 2
+        found[0].agent.send(op="signal", attempt=run.attempt, signal=int(signal.SIGUSR1))
+        kit.wait_until((place / "usr1").exists, "the job hears its signal")
+        assert all(map(kit.is_alive, pids))
+        run.end(kill_delay=60.0)
+        kit.wait_until((place / "term").exists, "the job is to end")
+        assert all(map(kit.is_alive, pids)), "it saves what it has on the GPUs"
+        run.ended(1, timeout=30)  # nothing of the job is there: that node does not wait for the delay
+        (place / "saved").touch()
+        assert run.ended()["code"] == 7
+        assert not any(map(kit.is_alive, pids))
+
+
+def told(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.mark.skipif(not kit.UNIFIED, reason="no cgroup v2")
+def test_a_script_that_is_not_born_yet_hears_of_its_end(place: Path) -> None:
+    install(place, GOOD)
+    with nodes(place, 1, True) as ([node], start):
+        starter = kit.wait_until(lambda: kit.starter(node), "there is a starter")
+        os.kill(starter, signal.SIGSTOP)
+        try:
+            run = start("exec sleep 1000\n")
+            run.end(kill_delay=30.0)
+            node.reconnect()
+        finally:
+            os.kill(starter, signal.SIGCONT)
+        ended = run.ended()
+        assert (ended["signal"], ended["forced"]) == (signal.SIGTERM, False)
 
 
 def test_a_share_without_gpus_has_none(place: Path) -> None:

@@ -156,6 +156,47 @@ def test_walltime(run) -> None:
     assert ended["usage"]["walltime"] >= 0.3
 
 
+def test_a_script_is_warned_before_its_walltime_ends(run) -> None:
+    script = "trap 'echo saved; exit 5' USR1\nwhile :; do sleep 0.01; done\n"
+    ended = (attempt := run(script, walltime=62, warning=[int(signal.SIGUSR1), 60])).ended()
+    assert (ended["cause"], ended["code"], ended["forced"]) == ("APP", 5, False)
+    assert attempt.tail("stdout") == "saved\n"
+    assert attempt.tail("stderr").startswith("=>> hpcmesos: signal 10: the walltime of 62 s ends soon")
+    assert ended["usage"]["walltime"] < 30
+
+
+def test_who_does_not_heed_the_warning_is_ended_with_the_walltime(run) -> None:
+    script = "trap 'echo warned' USR1\nwhile :; do sleep 0.01; done\n"
+    ended = (attempt := run(script, walltime=4, warning=[int(signal.SIGUSR1), 2])).ended()
+    assert (ended["cause"], ended["signal"], ended["forced"]) == ("WALLTIME", 15, False)
+    assert attempt.tail("stdout") == "warned\n"
+
+
+def test_a_later_end_is_warned_of_again(run, tmp_path: Path) -> None:
+    script = "trap 'echo warned; touch warned' USR1\ntouch up\nwhile :; do sleep 0.01; done\n"
+    attempt = run(script, walltime=600, warning=[int(signal.SIGUSR1), 60])
+    kit.wait_until((tmp_path / "up").exists, "the script runs")
+    for walltime in (60, 63):
+        attempt.nodes[0].agent.send(
+            op="alter", attempt=attempt.attempt, walltime=walltime, streams="", text=""
+        )
+        kit.wait_until((tmp_path / "warned").exists, f"a warning of {walltime} s")
+        (tmp_path / "warned").unlink()
+    attempt.end()
+    attempt.ended()
+    assert attempt.tail("stdout") == "warned\n" * 2
+
+
+def test_the_log_says_who_ended_the_job(run, tmp_path: Path) -> None:
+    attempt = run("touch up; exec sleep 600\n")
+    kit.wait_until((tmp_path / "up").exists, "the script runs")
+    attempt.nodes[0].agent.send(
+        op="end", attempt=attempt.attempt, cause="DELETED", kill_delay=1, message="deleted by ann: too slow"
+    )
+    attempt.ended()
+    assert attempt.tail("stderr").startswith("=>> hpcmesos: job killed: DELETED: deleted by ann: too slow\n")
+
+
 _DAEMON = """
 import os, signal, sys, time
 if os.fork(): os._exit(0)

@@ -93,7 +93,9 @@ def test_a_deletion_keeps_its_words_and_its_delay(bench: DoomedBench) -> None:
     bench.store.wish("delete", seq, "ann", {"kill_delay": 30, "message": "enough"})
     bench.dies()
     (end,) = ends(bench.up("node1", attempts=[report(attempt, "running")]))
-    assert end == wire.End(attempt=attempt, cause=Cause.DELETED, kill_delay=30, message="enough")
+    assert end == wire.End(
+        attempt=attempt, cause=Cause.DELETED, kill_delay=30, message="deleted by ann: enough"
+    )
     bench.say(("node1", ended(attempt, "DELETED", signal=15)))
     assert (bench.job(seq).exit_status, bench.job(seq).cause) == (271, Cause.DELETED)
 

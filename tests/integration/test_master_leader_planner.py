@@ -201,7 +201,8 @@ def test_delete(bench: Bench) -> None:
     assert (job.state, job.cause, job.exit_status) == (JobState.COMPLETE, Cause.DELETED, None)
     attempt = bench.attempt(running)
     sent = bench.wish("delete", running, kill_delay=2, message="enough")
-    assert sent == [("node1", wire.End(attempt=attempt, cause="DELETED", kill_delay=2.0, message="enough"))]
+    end = wire.End(attempt=attempt, cause="DELETED", kill_delay=2.0, message="deleted by ann: enough")
+    assert sent == [("node1", end)]
     assert bench.state(running) is JobState.EXITING
     bench.take_over()
     sent = bench.turn(bench.link_up(hello("node1", attempts=[report(attempt, "running")])))

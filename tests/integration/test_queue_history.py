@@ -86,6 +86,16 @@ def test_a_job_that_a_node_still_holds_is_not_swept(store: Store, leader: Leader
     assert leader.sweep(datetime.now(UTC), KEEP) == 0
 
 
+def test_those_that_have_to_stay_keep_nobody_from_going(store: Store, leader: LeaderStore) -> None:
+    """However many of the oldest stay: more than are looked at in one go."""
+    stay = [run_to_its_end(store, leader, ended=timedelta(hours=h), release=False) for h in (9, 8, 7)]
+    goes = run_to_its_end(store, leader, ended=timedelta(hours=1))
+    assert leader.sweep(datetime.now(UTC), KEEP, limit=1) == 1
+    assert leader.sweep(datetime.now(UTC), KEEP, limit=1) == 0
+    assert sorted(job.seq for job in store.jobs(JobFilter())) == stay
+    assert store.job(goes) is not None
+
+
 def test_the_sweeper_takes_the_oldest_first_and_no_more_than_asked(store: Store, leader: LeaderStore) -> None:
     seqs = [run_to_its_end(store, leader, ended=timedelta(hours=h)) for h in (1, 3, 2)]
     assert leader.sweep(datetime.now(UTC), KEEP, limit=2) == 2

@@ -290,7 +290,77 @@ CASES = [
     ),
 ]
 
+SWAPS = """
+import os, sys, time
+path, target = sys.argv[1:]
+until = time.monotonic() + 30
+print("ready", flush=True)
+while time.monotonic() < until:
+    try:
+        os.rmdir(path)
+        os.symlink(target, path)
+        break
+    except OSError:
+        pass
+"""
+MADE_BY_ROOT = """
+import os, time
+from hpcmesos.launch import child
+become = child._become
+child._become = lambda owner: None
+def make(launch):
+    for path in launch.made:
+        os.mkdir(path, 0o700)
+        time.sleep(0.5)
+        os.chown(path, launch.owner.uid, launch.owner.gid)
+    become(launch.owner)
+child._make = make
+"""
+"""Root makes the directory and gives it away, with time between."""
+
+
+def served(swapped: bool) -> Try[NodeStage]:
+    """MPS's directories are made in a TMPDIR of its owner's, of whom a process may put a link in their place."""
+
+    def run(stage: NodeStage) -> Told:
+        secret, owner = stage.root / "private" / "secret", pwd.getpwnam(OWNER).pw_uid
+        program = stage.root / "bin" / "nvidia-cuda-mps-control"
+        program.parent.mkdir(mode=0o755)
+        program.write_text('#!/bin/sh\ncd "$CUDA_MPS_PIPE_DIRECTORY"\n')
+        program.chmod(0o755)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+            with stage.nodes() as [node]:
+                kit.give_gpus([node], 1)
+                spec = kit.spec([node], stage.home, "true\n", owner=OWNER, mps=True)
+                directory = node.state / "attempts" / spec["attempt"] / "tmp" / ".mps"
+                words = [sys.executable, "-IS", "-c", SWAPS, str(directory), str(secret)]
+                with subprocess.Popen(
+                    words, stdout=subprocess.PIPE, user=OWNER, extra_groups=[], cwd="/"
+                ) as other:
+                    assert other.stdout and other.stdout.readline()
+                    if not swapped:
+                        other.kill()
+                        other.wait()
+                    node.agent.send(op="prepare", spec=spec)
+                    answer = _answer(node)
+                    other.kill()
+                found = secret.stat() if swapped else directory.lstat()
+                node.agent.send(op="end", attempt=spec["attempt"], cause="DELETED", kill_delay=0, message="")
+        reason = "".join(event.get("reason", "") for event in node.agent.events)
+        return Told(found.st_uid == owner and (swapped or answer == "ready"), reason)
+
+    return run
+
+
 OF_ROOT = [
+    Case(
+        "a link in place of a directory for MPS",
+        served(swapped=True),
+        served(swapped=False),
+        without(MADE_BY_ROOT),
+        silent=True,
+    ),
     Case(
         "an output that is a link",
         linked("private/made"),

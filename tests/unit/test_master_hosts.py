@@ -103,6 +103,20 @@ def test_who_is_barred_stays_out_where_nobody_knows_the_host(monkeypatch: pytest
         settle()
 
 
+def test_each_list_has_its_own_time_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The users' has used up its second: a host that the name service knows is let in all the same."""
+    answer = threading.Event()
+    naming(monkeypatch, FORWARD, REVERSE, wait=lambda name: name == "login2" and answer.wait(60))
+    monkeypatch.setattr(hosts, "_PATIENCE", 1.0)
+    lists = {"acl_user_enable": "True", "acl_users": "ann@login2,ann"}
+    lists |= {"acl_host_enable": "True", "acl_hosts": "login1"}
+    try:
+        _check_access("queue q", lists, Applicant(user="ann", peer="10.0.0.1", resources={}))
+    finally:
+        answer.set()
+        settle()
+
+
 def lets_in(entries: str, peer: str, of: str = "user") -> bool:
     """Whether a queue with this list is open to ann."""
     attributes = {f"acl_{of}_enable": "True", f"acl_{of}s": entries}
@@ -122,6 +136,8 @@ def lets_in(entries: str, peer: str, of: str = "user") -> bool:
         ("10.9.9.6", "login*", False),  # no name at all
         ("10.9.9.7", "10.0.*", True),
         ("10.9.9.7", "10.9.*", False),
+        ("10.9.9.7", "10.[0-8a]*", True),
+        ("10.9.9.7", "10.[9a]*", False),
         ("10.9.9.7", "fd00:*", True),
         ("10.9.9.7", "login2", True),
         ("gateway1", "*.site.org", True),  # by its certificate

@@ -148,6 +148,9 @@ def test_the_spec_has_every_key_of_the_contract() -> None:
     assert base64.b64decode(spec["script"]) == b"#!/bin/sh\n"
     assert (spec["stdout"], spec["stderr"]) == ("/data/train.o12", None)
     assert (spec["walltime"], spec["kill_delay"], spec["job_path"]) == (60, 3.0, ["/opt/bin"])
+    assert spec["warning"] is None
+    warned = job(attempt=1, submission={"resource_list": {"signal": "USR2@0:30"}})
+    assert build_spec(warned, [(share(), node())], None, SETTINGS)["warning"] == [12, 30]
     assert (spec["argv"], spec["shell"], spec["gpubind"], spec["script_args"]) == (None, None, "rank", [])
     assert (spec["mpi_network"], spec["environment"], spec["join"]) == (None, {"A": "1"}, "oe")
 

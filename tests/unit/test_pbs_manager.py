@@ -236,3 +236,35 @@ def test_idle_gpus(name: str, value: str, kept: str | None) -> None:
             continue
         with pytest.raises(InvalidValue, match=name):
             apply(kind, {}, [Change(name, "=", value)])
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("acl_hosts", "-fd00*"),
+        ("acl_hosts", "-FE80*"),
+        ("acl_hosts", "-f[cd]*"),
+        ("acl_hosts", "-2a02*"),
+        ("acl_hosts", "-fe8[0-9a-f]*"),
+        ("acl_users", "-ann@fd00*"),
+    ],
+)
+def test_a_bar_says_whether_it_means_addresses(name: str, entry: str) -> None:
+    """As a name with wildcards it would keep out everybody who comes over TLS."""
+    for operator in ("=", "+="):
+        with pytest.raises(InvalidValue, match=r"write addresses with a colon, as in fd00:\*"):
+            apply("queue", {name: "ann"}, [Change(name, operator, f"{entry},ann")])
+    assert apply("queue", {name: f"{entry},ann"}, [Change(name, "-=", entry)]) == {name: "ann"}
+
+
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [
+        ("acl_hosts", "-fd00:*,-10.*,-2001*,-10.[0-9]*,*"),
+        ("acl_hosts", "-cafe*,-a100*,-frontend*,-fe*.site.org,-fe*login,-*.de,-3*com,*"),
+        ("acl_hosts", "fd00*"),
+        ("acl_users", "-fd00*,-fe*@login1,ann@fd00*"),
+    ],
+)
+def test_bars_that_are_clear(name: str, entries: str) -> None:
+    assert apply("queue", {}, [Change(name, "=", entries)]) == {name: entries}

@@ -185,6 +185,14 @@ def test_placement() -> None:
         ("walltime=" + "9" * 5000, "no duration"),
         ("mem=4xb", "no size"),
         ("foo", "illegal -l value 'foo'"),
+        ("gpu=2", "gpu=2: GPUs are asked for by gpus=; the nearest valid form is gpus=2"),
+        ("nodes=1,num_gpus=4", "the nearest valid form is gpus=4"),
+        ("gres=gpu:tesla:2", "the nearest valid form is gpus=2"),
+        ("select=2:ncpus=1:gpu=1", "select=2:ncpus=1:gpu=1: gpu=1: GPUs are asked for by gpus="),
+        ("walltime=60,signal=USR1@60", "a walltime of 00:01:00 is too short for it"),
+        ("signal=USR9@60", "Unknown/illegal signal name USR9; write SIGNAL@TIME, e.g. signal=USR1@120"),
+        ("signal=USR1@soon", "'soon' is no duration"),
+        ("signal=0@60", "write SIGNAL@TIME"),
     ],
 )
 def test_wrong_resources_say_what_to_write(text: str, message: str) -> None:

@@ -230,9 +230,9 @@ def _check_idle(site: Site, queue: QueueRecord, applicant: Applicant) -> None:
 def _check_access(where: str, attributes: Mapping[str, str], applicant: Applicant) -> None:
     """The access lists that are switched on; all must let the job in, with ``acl_logic_or`` one of them."""
     verdicts: list[bool] = []
-    place = Whereabouts(applicant.peer)
     if attributes.get("acl_user_enable") == "True":
-        verdicts.append(_lets_in(attributes.get("acl_users", ""), partial(_is_user, applicant.user, place)))
+        is_user = partial(_is_user, applicant.user, Whereabouts(applicant.peer))
+        verdicts.append(_lets_in(attributes.get("acl_users", ""), is_user))
     if attributes.get("acl_group_enable") == "True":
         groups = set(applicant.all_groups)
         if attributes.get("acl_group_sloppy") == "True":
@@ -241,6 +241,7 @@ def _check_access(where: str, attributes: Mapping[str, str], applicant: Applican
             _lets_in(attributes.get("acl_groups", ""), lambda entry, bars: entry.partition("@")[0] in groups)
         )
     if attributes.get("acl_host_enable") == "True":
+        place = Whereabouts(applicant.peer)  # its own: it has time to ask, whatever the other lists took
         verdicts.append(
             _lets_in(attributes.get("acl_hosts", ""), lambda entry, bars: place.fits(entry, bars=bars))
         )

@@ -24,7 +24,8 @@ _MOST = 1000  # answers that are kept
 _THREADS = 16  # questions under way
 _ALIASES = 4  # names of one address that are looked at
 _WILD = frozenset("*?[")
-_ADDRESSES = re.compile(r"[\d.*?!\[\]-]*|.*:.*")  # of a pattern: no name fits it
+# Of a pattern: no name fits it. What may be both is refused by pbs.manager_attributes.
+_ADDRESSES = re.compile(r"[\d.*?!\[\]-]*|\d+\.(?:[\d.*?]|\[[\da-f!-]*\])*|.*:.*")
 # There is no such name; 1 and 4: HOST_NOT_FOUND and NO_DATA of <netdb.h>.
 _ABSENT = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, 1, 4})
 
@@ -110,7 +111,7 @@ def peer_of(caller: Caller) -> str:
 
 
 class Whereabouts:
-    """Of one whose ``peer_of()`` is ``peer``, as entries of an access list judge it."""
+    """Of one whose ``peer_of()`` is ``peer``, as entries of one access list judge it; made anew for each list."""
 
     def __init__(self, peer: str) -> None:
         self._address = _plain(peer)

@@ -1,0 +1,36 @@
+"""What a client shows of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpcmesos.connection import Masters
+from hpcmesos.errors import ConfigError
+
+
+def test_a_token_that_is_being_replaced_ends_no_client(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    masters = Masters([], 1.0, file, None)
+
+    def shown() -> dict[str, str]:
+        return masters.credential("GET", "/v1/jobs")
+
+    assert shown() == {"Authorization": "Bearer first"}
+    file.write_text("")  # between its truncation and its writing
+    assert shown() == {"Authorization": "Bearer first"}
+    file.unlink()
+    assert shown() == {"Authorization": "Bearer first"}
+    file.write_text("second\n")
+    assert shown() == {"Authorization": "Bearer second"}
+
+
+def test_a_token_that_never_was_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    with pytest.raises(ConfigError, match="cannot read the token file"):
+        Masters([], 1.0, file, None).credential("GET", "/v1/jobs")
+    file.write_text("")
+    with pytest.raises(ConfigError, match="holds no token"):
+        Masters([], 1.0, file, None).credential("GET", "/v1/jobs")
