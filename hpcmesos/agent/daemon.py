@@ -39,6 +39,7 @@ from hpcmesos.agent.state_machine import deadline, first_state, step
 from hpcmesos.agent.uplink import Uplink
 from hpcmesos.config import AgentSettings
 from hpcmesos.errors import ConfigError, HpcmesosError, StateError
+from hpcmesos.launch.clock import boottime
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class Agent:
 
     def handle(self, event: Event) -> None:
         """One step: the effects are done in their order, then the timer is set."""
-        self.state, effects = step(self.state, event, self._loop.time())
+        self.state, effects = step(self.state, event, self._loop.time(), boottime())
         for effect in effects:
             self._do(effect)
         self._alarm.set(deadline(self.state))

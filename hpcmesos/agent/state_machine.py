@@ -69,9 +69,11 @@ def first_state(
     return State(hello, clean_timeout, gpus, obeyed=obeyed, probe_asked=now, faults=known)
 
 
-def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
-    """The one entry. ``now``: seconds on any clock that never goes back."""
-    work = _Step(state, now)
+def step(state: State, event: Event, now: float, boot: float = 0.0) -> tuple[State, list[Effect]]:
+    """The one entry. ``now``: seconds on any clock that never goes back; ``boot``: the same moment by CLOCK_BOOTTIME
+    (0: not known), for ends that are made here.
+    """
+    work = _Step(state, now, boot)
     work.on(event)
     return work.finish()
 
@@ -416,7 +418,9 @@ class _Step(GpuHealth):
 
     def _end_here(self, attempt: Attempt, cause: str, text: str) -> None:
         """The end of a part that the shepherd never had or has lost."""
-        ended = wire.Ended(attempt=attempt.name, head=attempt.head, cause=cause, message=text)
+        ended = wire.Ended(
+            attempt=attempt.name, head=attempt.head, cause=cause, message=text, ended_boot=self.boot
+        )
         self._on_ended(attempt, ended)
 
     def _prepare(self, attempt: Attempt) -> None:

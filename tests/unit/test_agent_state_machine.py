@@ -34,6 +34,8 @@ from hpcmesos.model import GpuState
 
 CARD = wire.Gpu(uuid="GPU-0", index=0, model="g")
 SHEPHERD = {"event": "hello", "pid": 1, "started_at": 0.0, "peer_port": 7, "attempts": []}
+BOOT = 1000.0
+"""What CLOCK_BOOTTIME is ahead of the agent's clock."""
 ENDED = {"event": "ended", "attempt": "1.h#1", "head": True, "cause": "OK", "code": 0}
 
 
@@ -51,7 +53,7 @@ class Bench:
 
     def feed(self, *events: Event) -> Bench:
         for event in events:
-            self.state, effects = step(self.state, event, self.now)
+            self.state, effects = step(self.state, event, self.now, self.now + BOOT)
             self.effects += effects
         return self
 
@@ -372,3 +374,17 @@ def test_what_the_health_program_says_is_told_once_and_again_to_a_new_leader() -
     bench.feed(LinkDown(1)).linked(2)
     assert wire.NodeHealth(trouble="no fan") in bench.told()
     assert bench.feed(HealthReport("")).told() == [wire.NodeHealth(trouble="")]
+
+
+def test_an_end_that_the_agent_makes_says_when() -> None:
+    """It may have to wait for a leader, and the loss counts from when it was seen."""
+    bench = ready("GPU-0").feed(LinkDown(1))
+    bench.feed(ShepherdDown())
+    bench.now += 5.0
+    bench.feed(FromShepherd(SHEPHERD | {"pid": 2}))
+    seen = bench.now
+    bench.now += 60.0
+    bench.effects.clear()
+    bench.linked(2)
+    (ended,) = [message for message in bench.told() if isinstance(message, wire.Ended)]
+    assert (ended.cause, ended.ended_boot) == ("NODE_LOST", seen + BOOT)
