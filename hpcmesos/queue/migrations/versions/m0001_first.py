@@ -55,7 +55,7 @@ CREATE TABLE jobs (
     CONSTRAINT jobs_cause CHECK (cause IS NULL OR cause IN (
         'OK', 'APP', 'SIGNAL', 'WALLTIME', 'OOM', 'DELETED', 'NODE_LOST', 'GPU_LOST',
         'GPU_IDLE', 'PREEMPTED', 'START_FAILED'))
-) WITH (fillfactor = 60);
+) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 500);
 
 CREATE INDEX jobs_ended ON jobs (ended_at) WHERE ended_at IS NOT NULL;
 
@@ -188,7 +188,7 @@ CREATE TABLE inbox (
     payload JSONB DEFAULT '{}'::jsonb NOT NULL,
     created_at timestamptz DEFAULT now() NOT NULL,
     CONSTRAINT inbox_pkey PRIMARY KEY (id)
-);
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 500);
 
 CREATE TABLE idempotency_keys (
     "user" TEXT NOT NULL,
@@ -414,7 +414,7 @@ CREATE TABLE attempts (
     CONSTRAINT attempts_cause CHECK (cause IS NULL OR cause IN (
         'OK', 'APP', 'SIGNAL', 'WALLTIME', 'OOM', 'DELETED', 'NODE_LOST', 'GPU_LOST',
         'GPU_IDLE', 'PREEMPTED', 'START_FAILED'))
-) WITH (fillfactor = 60);
+) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 500);
 
 CREATE TABLE gpus (
     uuid TEXT NOT NULL,
@@ -471,7 +471,7 @@ CREATE TABLE shares (
     CONSTRAINT shares_pkey PRIMARY KEY (seq, element, number, position),
     CONSTRAINT shares_seq_fkey FOREIGN KEY (seq, element, number) REFERENCES attempts (seq, element, number),
     CONSTRAINT shares_node_fkey FOREIGN KEY (node) REFERENCES nodes (name)
-);
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 500);
 
 CREATE INDEX shares_live ON shares (node) WHERE released_at IS NULL;
 
