@@ -271,8 +271,32 @@ def encode(message: ToLeader | ToAgent) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
+_BOUND = 2.0**1009
+_PERHAPS_NO_NUMBER = (b"\xca\x7f", b"\xca\xff", b"\xcb\x7f", b"\xcb\xff")
+"""How msgpack's floats begin that are not below ``_BOUND`` (those of 64 bits) or 2**127. A message without these bytes,
+nearly every one, need not be walked through.
+"""
+
+
 def decode_to_leader(body: bytes) -> ToLeader:
-    return _to_leader.decode(body)
+    """What an agent says. Numbers that are none (NaN, infinite, past all bounds) become 0, "not known": JSON, in which
+    they would be stored, has no such numbers, and who computes with them gets more of them.
+    """
+    message = _to_leader.decode(body)
+    if any(sign in body for sign in _PERHAPS_NO_NUMBER):
+        message = msgspec.convert(_numbers(msgspec.msgpack.decode(body)), ToLeader)
+    return message
+
+
+def _numbers(value: Any) -> Any:
+    """With 0.0 for floats that are not below ``_BOUND``, at any depth."""
+    if isinstance(value, float):
+        return value if abs(value) < _BOUND else 0.0
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    return value
 
 
 def decode_to_agent(body: bytes) -> ToAgent:

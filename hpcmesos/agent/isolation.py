@@ -82,7 +82,12 @@ def limits(
         _load_unified_memory(proc)
         found["devices"] = gpu_majors(proc)
         if (major := _majors(proc).get("nvidia-caps")) is not None:
-            found["caps"] = {"major": major, "directory": str(proc / "driver/nvidia/capabilities")}
+            driver = proc / "driver"
+            found["caps"] = {
+                "major": major,
+                "directory": str(driver / "nvidia/capabilities"),
+                "minors": str(driver / "nvidia-caps/mig-minors"),
+            }
     return {**found, "v1": v1}
 
 

@@ -102,9 +102,10 @@ class State:
 class Draft:
     """The next state and the effects, in their order."""
 
-    def __init__(self, state: State, now: float) -> None:
+    def __init__(self, state: State, now: float, boot: float) -> None:
         self.state = state
         self.now = now
+        self.boot = boot
         self.effects: list[Effect] = []
 
     def _tell(self, message: wire.ToLeader) -> None:

@@ -47,43 +47,67 @@ def wanted(config: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
         minors = tuple(spec.get("minors") or ())
         if len(minors) != sum(not gpu["simulated"] for gpu in member["gpus"]):
             raise ValueError("NVML does not tell the devices of the granted GPUs")
-        others = _instances(config.get("caps"), spec)[1]
+        instances = _instances(config.get("caps"), spec)
         if not config.get("scopes"):
-            limits["devices"] = (tuple(config["devices"]), minors, others)
+            closed = _other_instances(config.get("caps"), instances) if minors else []
+            limits["devices"] = (tuple(config["devices"]), minors, closed)
     return limits
 
 
 def granted(config: dict[str, Any], spec: dict[str, Any]) -> tuple[Device, ...]:
     """The devices that this attempt may open and others may not. Raises ValueError as `wanted`."""
     cards = [(NVIDIA, minor) for minor in sorted(spec.get("minors") or ())]
-    return (*cards, *_instances(config.get("caps"), spec)[0])
+    return (*cards, *_instances(config.get("caps"), spec))
 
 
-def _instances(caps: dict[str, Any] | None, spec: dict[str, Any]) -> tuple[list[Device], list[Device]]:
-    """MIG instances' devices, /dev/nvidia-caps/nvidia-capN: those of granted ones, and all others.
+def _instances(caps: dict[str, Any] | None, spec: dict[str, Any]) -> list[Device]:
+    """Devices of granted MIG instances, /dev/nvidia-caps/nvidia-capN.
 
-    ``caps``: their ``major``, and the ``directory`` in which the driver tells their minors; None: it has no MIG.
+    ``caps``: their ``major``, the ``directory`` in which the driver tells their minors, and the file of all ``minors``
+    that there can be; None: it has no MIG.
 
     Raises:
         ValueError: the device of a granted instance is not known.
     """
     if caps is None:
-        return [], []
-    told, own_minors = {}, []
+        return []
+    told, minors = _told(caps), []
+    for card, gpu, compute in spec.get("instances") or ():
+        own = f"{caps['directory']}/gpu{card}/mig/gi{gpu}"
+        for path in (f"{own}/access", f"{own}/ci{compute}/access"):
+            if path not in told:
+                raise ValueError(f"the driver does not tell the devices of the granted GPUs: {path}")
+            minors.append(told[path])
+    return [(int(caps["major"]), minor) for minor in sorted(minors)]
+
+
+def _told(caps: dict[str, Any]) -> dict[str, int]:
+    """The driver's file for each instance that there is, and for MIG's administration: the minor."""
+    told = {}
     for directory, _, files in os.walk(caps["directory"]):
         for name in files:
             path = os.path.join(directory, name)
             words = read(path).split()
             if "mig" in path.split("/") and "DeviceFileMinor:" in words:
                 told[path] = int(words[words.index("DeviceFileMinor:") + 1])
-    for card, gpu, compute in spec.get("instances") or ():
-        own = f"{caps['directory']}/gpu{card}/mig/gi{gpu}"
-        for path in (f"{own}/access", f"{own}/ci{compute}/access"):
-            if path not in told:
-                raise ValueError(f"the driver does not tell the devices of the granted GPUs: {path}")
-            own_minors.append(told.pop(path))
-    major = int(caps["major"])
-    return [(major, minor) for minor in sorted(own_minors)], [(major, m) for m in sorted(told.values())]
+    return told
+
+
+def _other_instances(caps: dict[str, Any] | None, own: list[Device]) -> list[Device]:
+    """As `_instances`: all but ``own``, also those that are made while the job runs, and MIG's administration.
+
+    The driver knows the minors of more cards than any host has; those of cards that are not here are left out.
+    """
+    if caps is None:
+        return []
+    minors = set(_told(caps).values())
+    with suppress(FileNotFoundError), open(caps["minors"], encoding="ascii") as file:
+        cards = set(os.listdir(caps["directory"]))
+        for name, minor in map(str.split, file):
+            card = name.partition("/")[0]
+            if card in cards or not card.startswith("gpu"):
+                minors.add(int(minor))
+    return sorted({(int(caps["major"]), minor) for minor in minors} - set(own))
 
 
 def hand_down(directory: str, controllers: Collection[str] = CONTROLLERS) -> None:
@@ -139,10 +163,10 @@ class Limits:
             raise OSError(errno.EOPNOTSUPP, f"its cgroup has no {controller} controller", self._directory)
         os.makedirs(group, 0o755, exist_ok=True)
         self._groups[controller] = group
-        for file, text in _in_v1(controller, value):
+        for file, texts in _in_v1(controller, value):
             path = os.path.join(group, file)
             if os.path.exists(path):  # memory.memsw is a matter of how the kernel was started
-                _write(path, text)
+                _write(path, *texts)
 
     def _set_in_v2(self, controller: str, value: Any) -> bool:
         """False: the group has no such controller."""
@@ -186,27 +210,27 @@ def _in_v2(controller: str, value: Any) -> list[tuple[str, str]]:
     }.get(controller, [])
 
 
-def _in_v1(controller: str, value: Any) -> list[tuple[str, str]]:
+def _in_v1(controller: str, value: Any) -> list[tuple[str, list[str]]]:
+    """Files, and what is written into each, one after the other."""
     match controller:
         case "memory":
-            return [("memory.limit_in_bytes", str(value)), ("memory.memsw.limit_in_bytes", str(value))]
+            return [("memory.limit_in_bytes", [str(value)]), ("memory.memsw.limit_in_bytes", [str(value)])]
         case "cpu":
-            return [("cpu.shares", str(_SHARES * value))]
+            return [("cpu.shares", [str(_SHARES * value)])]
         case "pids":
-            return [("pids.max", str(value))]
+            return [("pids.max", [str(value)])]
     majors, granted, closed = value
     if not granted:
-        return [("devices.deny", f"c {major}:* rwm") for major in majors]
+        return [("devices.deny", [f"c {major}:* rwm" for major in majors])]
     # An allowed minor cannot be taken out of a denied range, so the others are denied one by one.
-    return [
-        ("devices.deny", f"c {major}:{minor} rwm")
-        for major, minor in [*((NVIDIA, m) for m in range(_MOST_CARDS) if m not in granted), *closed]
-    ]
+    denied = [*((NVIDIA, m) for m in range(_MOST_CARDS) if m not in granted), *closed]
+    return [("devices.deny", [f"c {major}:{minor} rwm" for major, minor in denied])]
 
 
-def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(text)
+def _write(path: str, *texts: str) -> None:
+    with open(path, "wb", buffering=0) as file:
+        for text in texts:
+            file.write(text.encode("ascii"))
 
 
 def read(path: str) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import logging
 import signal
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 from hpcmesos import wire
@@ -37,10 +39,16 @@ GANG_LOSS = 30.0
 ACCUSED = 6.0
 """The same when a member has not heard the head for the gang's silence: the head's clock has run as long."""
 
-LINKING = 2.0
-"""Seconds that a new leader gives the nodes to link before it gives up the head of a gang that is lost already.
+HEARING = 5.0
+"""Seconds that the head has from a member's report on, however long that one had to wait for a leader: the head's own,
+and truer, may have waited as well. An agent's longest pause between two dials is 2 s, then a master that knows of no
+leader yet answers after 1 s, then it dials.
+"""
 
-Nine of ten agents need less than 1.7 (docs/nodes.md, Chaos); a later head has ended its part by its own clock.
+LINKING = 2.0
+"""Seconds that the next leader gives the nodes to link before it gives up the head of such a gang.
+
+Nine of ten agents need less than 1.7 (docs/nodes.md, Chaos), and the head has had its time under leaders before.
 """
 
 PREEMPT_GRACE = "preempt_grace"
@@ -48,6 +56,7 @@ PREEMPT_GRACE = "preempt_grace"
 
 MAX_FAILED_STARTS = 5
 _BILLED = ("account", "resource_list")
+_BILLED_AT_ONCE = 500  # submissions read together: each has a user's environment
 _LOSSES = frozenset({Cause.NODE_LOST, Cause.GPU_LOST})
 _UNHARMED = frozenset({Cause.START_FAILED, Cause.PREEMPTED})
 """Ends that cost a job nothing: it waits again."""
@@ -203,12 +212,16 @@ class Gangs:
         return replace(job, submission=attempt.billing)
 
     def _read_billing(self, attempt: Attempt) -> None:
-        """With those of its head's other attempts: after a takeover a node has many ends to tell."""
-        others = (one for one in self.desk.cluster.attempts.values() if one.head == attempt.head)
-        unread = [attempt, *(one for one in others if not one.billing)]
-        found = self.submissions.currents({one.key.seq for one in unread})
-        for one in unread:
-            one.billing = _billing(found[one.key.seq])
+        """With those of other jobs: after a takeover none is known, and nodes have many ends to tell."""
+        unread = defaultdict(list, {attempt.key.seq: [attempt]})
+        for one in self.desk.cluster.attempts.values():
+            if not one.billing:
+                unread[one.key.seq].append(one)
+        seqs = list(islice(unread, _BILLED_AT_ONCE))
+        found = self.submissions.currents(seqs)
+        for seq in seqs:
+            for one in unread[seq]:
+                one.billing = _billing(found[seq])
 
     def on_refused(self, attempt: Attempt, node: str, culprit: str, reason: str) -> None:
         """A member cannot prepare; nothing of the attempt is there."""
@@ -331,13 +344,12 @@ class Gangs:
             self.finish(attempt, self._report(attempt, report))
         elif attempt.end is None and Cause(report.cause) in _TROUBLE:
             culprit = report.culprit or node
-            ago = min(max(report.ago, 0.0), GANG_LOSS)  # its report may have waited for a leader
-            self._member_fell(attempt, Cause(report.cause), culprit, clean(report.message), ago)
+            self._member_fell(attempt, Cause(report.cause), culprit, clean(report.message), report.ago)
 
     def part_lost(self, attempt: Attempt, node: str, why: str) -> None:
         """A node denies a part that must have been there."""
         text = f"node {node} lost its part: {why}"
-        cause = Cause.DELETED if attempt.deleted else Cause.NODE_LOST
+        cause = attempt.final or Cause.NODE_LOST
         self.desk.release(attempt, node)
         if attempt.phase is Phase.OVER:
             return
@@ -361,7 +373,8 @@ class Gangs:
         return True
 
     def _member_fell(self, attempt: Attempt, cause: Cause, culprit: str, text: str, ago: float = 0.0) -> None:
-        """``ago``: s since the member's part ended; the head's clock has run as long."""
+        """``ago``: s since the member's part ended, if positive; the head's clock has run as long."""
+        ago = min(ago, _patience_with(attempt, culprit) - HEARING) if ago > 0 else 0.0  # also for NaN
         ending = self._ending(attempt, cause, culprit, text)
         self._tell_end(attempt, replace(ending, at=ending.at - ago))
         if cause in _LOSSES:
@@ -371,7 +384,7 @@ class Gangs:
         self, attempt: Attempt, cause: Cause, culprit: str, text: str, since: float = 0.0
     ) -> None:
         """``since``: s, at most 0: when the loss was noticed."""
-        patience = (ACCUSED if culprit == attempt.head else GANG_LOSS) + since
+        patience = _patience_with(attempt, culprit) + since
         name = attempt.name
         self.desk.alarms.set(max(LINKING, patience), lambda: self._gang_lost(name, cause, culprit, text))
 
@@ -450,7 +463,7 @@ class Gangs:
             desk.cluster.drop(attempt)
 
     def _may_run_again(self, job: JobRecord, attempt: Attempt, record: AttemptRecord) -> bool:
-        if attempt.deleted or job.state is not JobState.RUNNING:
+        if attempt.final or job.state is not JobState.RUNNING:
             return False
         if record.cause in _LOSSES:
             return job.rerunable and job.charged_attempts + 1 < self.desk.settings.max_attempts
@@ -511,14 +524,17 @@ class Gangs:
 
     def _complete(self, job: JobRecord, attempt: Attempt, record: AttemptRecord) -> None:
         assert record.cause is not None
-        cause = Cause.DELETED if attempt.deleted and record.cause in _TROUBLE else record.cause
+        cause = attempt.final if attempt.final and record.cause in _TROUBLE else record.cause
         status = exit_status(cause, record.code, record.signal, record.forced)
         if cause is Cause.DELETED:
             status = canceled_status(self.desk.cluster.attributes, status)
         changes: dict[str, Any] = {"exit_status": status, "cause": cause}
         if record.undelivered:
             changes["comment"] = record.undelivered[:1000]
-        elif record.cause in _TROUBLE or record.cause is Cause.GPU_IDLE:
+        elif cause is Cause.GPU_IDLE:
+            told = attempt.ending.message if attempt.ending else record.message
+            changes["comment"] = f"{cause}: {told}"[:1000]
+        elif record.cause in _TROUBLE:
             changes["comment"] = f"{record.cause}: {record.message}"[:1000]
         elif record.message and record.cause in _BY_ITS_NODE and not attempt.deleted:
             changes["comment"] = record.message[:1000]
@@ -531,6 +547,11 @@ class Gangs:
         entry = accounting.ended(self._billed(done, attempt), record, attempt.placed, self.desk.now)
         self.desk.effects.accounting.append(entry)
         self.arrays.element_over(done)
+
+
+def _patience_with(attempt: Attempt, culprit: str) -> float:
+    """Seconds that the head of a lost gang has to tell its end."""
+    return ACCUSED if culprit == attempt.head else GANG_LOSS
 
 
 def _end(attempt: Attempt, ending: Ending) -> wire.End:
@@ -557,8 +578,11 @@ def resting_state(holds: str, not_before: datetime | None, now: datetime) -> Job
 
 
 def moment(seconds: float | None) -> datetime | None:
-    """An aware time of epoch seconds; None and 0: unknown."""
-    return datetime.fromtimestamp(seconds, UTC) if seconds else None
+    """An aware time of epoch seconds; None, 0 and what no calendar has: unknown."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC) if seconds else None
+    except (OverflowError, ValueError, OSError):
+        return None
 
 
 def clean(value: T) -> T:

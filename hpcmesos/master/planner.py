@@ -140,7 +140,7 @@ class Planner:
         since = began
         for event in batch:
             if work and self._alarms.clock() - since > _LONG:
-                self._write(work, look=False)
+                self._write(work, look=False, schedule=False)
                 self._flush()
                 work, since = [], self._alarms.clock()
             node = event.node if isinstance(event, Received | LinkUp) else None
@@ -252,12 +252,14 @@ class Planner:
 
     # --- transactions
 
-    def _write(self, work: list[tuple[str, Effects]], look: bool) -> None:
-        """One transaction: all effects, rows of the inbox, and what can start then.
+    def _write(self, work: list[tuple[str, Effects]], look: bool, schedule: bool = True) -> None:
+        """One transaction: all effects, rows of the inbox, and with ``schedule`` what can start then.
 
-        What cannot be written together is written one by one.
+        In the middle of a turn nothing starts: nodes that have not been heard yet would be left out. What cannot be
+        written together is written one by one.
         """
-        if not look and not self._passes.wanted() and not any(effects for _, effects in work):
+        wanted = schedule and self._passes.wanted()
+        if not look and not wanted and not any(effects for _, effects in work):
             self._after(work, Outcome())
             return
         rows: list[InboxRow] = []
@@ -270,7 +272,8 @@ class Planner:
                     rows = transaction.drain_inbox(self._rows)
                     self._take_rows(rows, done, transaction)
                 outcome = _together(done).write(transaction)
-                decided = [] if outcome.outrun or self._reload_wanted else self._passes.decide(whole=False)
+                may_start = schedule and not (outcome.outrun or self._reload_wanted)
+                decided = self._passes.decide(whole=False) if may_start else []
                 started = transaction.apply_starts(decided)
         except _FATAL:
             raise

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Float, Integer, Select, Table, case, func, or_, select, union_all
+from sqlalchemy import BigInteger, Connection, Float, Select, Table, case, func, or_, select, union_all
 
 from hpcmesos.queue import queries
 from hpcmesos.queue import tables as t
@@ -14,6 +14,9 @@ from hpcmesos.queue.records import JobFilter
 
 Forgotten = tuple[Mapping[str, datetime], datetime]
 """By queue, and for any other queue: elements that ended before are left out."""
+
+_MOST = 2.0**53
+"""Seconds of processor time that are shown at most."""
 
 
 class Looks(NamedTuple):
@@ -57,7 +60,9 @@ def _select(jobs: Table, attempts: Table, wanted: JobFilter, forgotten: Forgotte
     same = (own.seq == last.seq) & (own.element == last.element) & (own.attempt == last.number)
     if "job_ended_at" in last:
         same &= own.ended_at == last.job_ended_at  # of the same partition
-    cput = func.floor(last.usage["cput"].astext.cast(Float)).cast(Integer).label("cput")
+    told = last.usage["cput"].astext.cast(Float)  # by a node; NaN is more than anything to PostgreSQL
+    shown = func.floor(func.least(func.greatest(told, 0.0), _MOST)).cast(BigInteger)
+    cput = case((told.is_not(None), shown)).label("cput")
     looks = [cput if name == "cput" else own[name] for name in Looks._fields]
     found = select(own.seq, own.element, *looks).outerjoin_from(jobs, attempts, same)
     found = found.where(own.element != t.WHOLE_JOB, *queries.matching(own, wanted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ from hpcmesos.queue.records import (
     ShareRecord,
 )
 from hpcmesos.queue.tables import WHOLE_JOB
+
+log = logging.getLogger(__name__)
 
 _STEP = ("step", "command", "code", "first_failed")
 _NO_STEP: dict[str, Any] = {"command": [], "code": None, "first_failed": None}
@@ -189,8 +192,17 @@ def attempt_record(row: Any) -> AttemptRecord:
         stdout_path=row.stdout_path,
         stderr_path=row.stderr_path,
         undelivered=row.undelivered,
-        ending=None if row.ending is None else msgspec.convert(row.ending, Ending),
+        ending=None if row.ending is None else _ending(row),
     )
+
+
+def _ending(row: Any) -> Ending | None:
+    """None: it cannot be read, and the attempt goes on as if nobody had decided it; all others still load."""
+    try:
+        return msgspec.convert(row.ending, Ending)
+    except msgspec.ValidationError as error:
+        log.error("the decided end of attempt %s is left out: %s", attempt_key(row), error)
+        return None
 
 
 def step_values(record: AttemptRecord) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from hpcmesos.queue.records import (
     ShareRecord,
     StartRecord,
 )
+from hpcmesos.units import format_duration
 
 from .api_kit import SCRIPT
 
@@ -120,3 +121,14 @@ def test_an_element_and_its_array_show_once(api: Api, array: JobRecord) -> None:
     assert len(shown) == 9
     assert [row[4] for row in alone] == ["C", "Q"]
     assert str(array.seq) not in elsewhere
+
+
+def test_processor_time_past_all_bounds_breaks_no_list(api: Api, array: JobRecord) -> None:
+    begin(api, array, 1, 4)
+    end(api, array, 1, 3e9)
+    end(api, array, 4, 1e300)
+    with api.client() as client:
+        shown = rows(client.command("qstat", ["-t", str(array.seq)]).stdout)
+    times = {row[0]: row[3] for row in shown}
+    of = [times[f"{array.seq}[{index}].hpcm"] for index in (1, 4, 5)]
+    assert of == [format_duration(seconds) for seconds in (3e9, 2**53, 0)]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import psycopg
@@ -14,14 +14,14 @@ import pytest
 
 from hpcmesos import wire
 from hpcmesos.master.events import Asked, Received
-from hpcmesos.master.gangs import ACCUSED, LINKING
+from hpcmesos.master.gangs import ACCUSED, HEARING, LINKING
 from hpcmesos.master.links_client import Question
 from hpcmesos.model import Cause, JobState, Request
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.records import QueueRecord
 from hpcmesos.queue.store import Store
 from tests.integration.invariants import check_invariants
-from tests.integration.leader_kit import Bench, ended, report, request, settings
+from tests.integration.leader_kit import Bench, ended, hello, report, request, settings
 
 if TYPE_CHECKING:
     from tests.integration.database_kit import Database
@@ -238,11 +238,111 @@ def test_a_report_that_waited_for_a_leader_is_as_old_as_it_is(bench: DoomedBench
     bench.take_over()  # the one before has written nothing of it
     bench.up(member, attempts=[report(report_of_member.attempt, "ended", head=False)])
     bench.say((member, report_of_member))
-    bench.pass_time(LINKING - 0.5)
+    bench.pass_time(HEARING - 0.5)
     assert bench.state(seq) is JobState.RUNNING, "the head has its time to link"
     bench.pass_time(1.0)
     assert lost_by(bench, seq) == head
     ends_elsewhere(bench, seq, head)
+
+
+@pytest.mark.parametrize("leaders", [1, 2])
+def test_a_true_end_that_waited_for_a_leader_is_heard_though_a_member_was_first(
+    bench: DoomedBench, database: Database, leaders: int
+) -> None:
+    """No master was there for long; the head has ended well, and links when its pause between two dials is over."""
+    seq, head, member, report_of_member = member_accuses(bench, ago=300.0)
+    attempt = report_of_member.attempt
+    bench.take_over()
+    bench.up(member, attempts=[report(attempt, "ended", head=False)])
+    bench.say((member, report_of_member))
+    if leaders == 2:
+        lives(bench, database, 1.0)
+        bench.take_over()
+        bench.up(member)
+        lives(bench, database, HEARING - 1.5)
+    else:
+        lives(bench, database, HEARING - 0.5)
+    assert bench.state(seq) is JobState.RUNNING
+    bench.up(head, attempts=[report(attempt, "ended")])
+    bench.say((head, ended(attempt)))
+    (first,) = bench.store.attempts([seq])
+    assert (first.cause, bench.job(seq).exit_status) == (Cause.OK, 0)
+
+
+@pytest.mark.parametrize("ago", [float("nan"), float("inf"), -float("inf"), -1.0])
+def test_an_age_that_is_none_stops_no_leader(bench: DoomedBench, ago: float) -> None:
+    seq, head, member, report_of_member = member_accuses(bench, ago=ago)
+    bench.say((member, report_of_member))
+    bench.take_over()
+    bench.up(member)
+    bench.pass_time(ACCUSED + 1)
+    assert lost_by(bench, seq) == head
+    ends_elsewhere(bench, seq, head)
+
+
+def test_times_that_no_calendar_has_are_not_known(bench: DoomedBench) -> None:
+    seq, attempt, (node,) = runs(bench)
+    bench.say((node, ended(attempt, started_at=1e300, ended_at=1e15)))
+    (first,) = bench.store.attempts([seq])
+    assert (bench.state(seq), first.cause, first.started_at) == (JobState.COMPLETE, Cause.OK, None)
+    assert first.ended_at is not None
+
+
+def test_a_decided_end_that_cannot_be_read_stops_no_leader(
+    bench: DoomedBench, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    seq, attempt, (node,) = runs(bench)
+    with psycopg.connect(database.owner) as connection:
+        broken = '{"cause": "NODE_LOST", "at": null, "kill_delay": 1}'
+        connection.execute("UPDATE attempts SET ending = %s::jsonb", [broken])
+    bench.take_over()
+    assert "is left out" in caplog.text
+    bench.up(node, attempts=[report(attempt, "running")])
+    bench.say((node, ended(attempt)))
+    assert bench.job(seq).exit_status == 0
+
+
+def test_what_accounting_wants_is_read_once_for_all_nodes_after_a_takeover(
+    bench: DoomedBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [f"node{number}" for number in range(1, 5)]
+    bench.up(*nodes, gpus=1)
+    seqs = [bench.submit(request()) for _ in nodes]
+    bench.turn()
+    where = {seq: bench.run(seq)[0] for seq in seqs}
+    bench.take_over()
+    reader, asked = bench.planner._desk.reader, []
+    read = reader.submissions
+
+    def counted(wanted: Iterable[int]) -> Mapping[int, Mapping[str, Any]]:
+        asked.append(sorted(wanted))
+        return read(list(wanted))
+
+    monkeypatch.setattr(reader, "submissions", counted)
+    for seq, node in where.items():
+        attempt = bench.attempt(seq)
+        bench.up(node, gpus=1, attempts=[report(attempt, "running")])
+        bench.say((node, ended(attempt)))
+        assert bench.job(seq).exit_status == 0
+    assert asked == [seqs]
+
+
+def test_nothing_starts_before_all_of_a_turn_is_heard(bench: DoomedBench) -> None:
+    """What is decided is written early; a pass would then know only half of the nodes."""
+    high = bench.submit(request(2, gpus=2), priority=100)
+    low = bench.submit(request(gpus=2))
+    bench.turn()
+
+    def slow(_: object) -> None:
+        bench.now += 1.0
+
+    first, second = (bench.link_up(hello(node)) for node in ("node1", "node2"))
+    bench.turn(first, Asked(Question(), slow), second)
+    assert (bench.state(high), bench.state(low)) == (JobState.RUNNING, JobState.QUEUED)
+    for seq in (high, low):
+        nodes = bench.run(seq)
+        bench.say(*((node, ended(bench.attempt(seq), head=node == nodes[0])) for node in nodes))
+        bench.turn()
 
 
 def test_a_head_that_has_only_lost_its_leader_tells_its_end_itself(bench: DoomedBench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from typing import Any
 
 import msgspec
@@ -103,3 +104,33 @@ def test_a_welcome_of_the_release_before_is_understood() -> None:
     welcome = wire.decode_to_agent(WELCOME_1[4:])
     assert isinstance(welcome, wire.Welcome)
     assert welcome.protocol in wire.SPOKEN
+
+
+NAN, INF, HUGE = float("nan"), float("inf"), 1e308
+
+
+@pytest.mark.parametrize("wrong", [NAN, INF, -INF, HUGE, -HUGE])
+def test_numbers_that_are_none_reach_no_handler(wrong: float) -> None:
+    told = wire.Ended(
+        attempt="1.h#1", head=True, cause="OK", started_at=wrong, ended_at=wrong, ago=wrong,
+        usage={"cput": wrong, "mem": 7.5}, ranks=[{"rank": 0, "at": wrong, "gpu": [wrong, 1]}],
+        stdout_tail=b"\x00\xff\xcb\x7f",
+    )  # fmt: skip
+    assert wire.decode_to_leader(wire.encode(told)[4:]) == msgspec.structs.replace(
+        told, started_at=0.0, ended_at=0.0, ago=0.0, usage={"cput": 0.0, "mem": 7.5},
+        ranks=[{"rank": 0, "at": 0.0, "gpu": [0.0, 1]}],
+    )  # fmt: skip
+
+
+def test_a_short_float_may_be_none_as_well() -> None:
+    body = wire.encode(wire.Started(attempt="1.h#1", pid=1, started_at=1.5))[4:]
+    long = b"\xcb" + struct.pack(">d", 1.5)
+    assert long in body
+    said = wire.decode_to_leader(body.replace(long, b"\xca" + struct.pack(">f", NAN)))
+    assert said == wire.Started(attempt="1.h#1", pid=1, started_at=0.0)
+
+
+@pytest.mark.parametrize("right", [1.5, -(2.0**40), 2.0**128, 1e300])
+def test_other_numbers_stay_as_they_are(right: float) -> None:
+    told = wire.GpuFigures(gpus={"GPU-0": {"power": right}})
+    assert wire.decode_to_leader(wire.encode(told)[4:]) == told
