@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,13 @@ class Agent:
             self._loop.time(),
             faults_file.read(self._faults),
         )
-        self._claims = inventory.Claims()
+        self._ours = inventory.Ours(settings.gpus, inventory.Claims())
         self._control = Control(settings, config, self._from_shepherd)
         self._courier = Courier(settings, lambda event: self.handle(FromShepherd(event)), self._control.send)
         self._uplink = Uplink(settings.master, settings.state, self.handle, inventory.load, self._contact)
         self._probe: Probe | None = None
         if inventory.wants_probe(settings.gpus):
-            self._probe = Probe(lambda found: self._ours(settings.gpus, found), self.handle)
-        self._left_out: set[str] = set()  # what was said of GPUs that this agent does not take
+            self._probe = Probe(lambda found: self._ours.of(found, self._held()), self.handle)
         self._alarm = Alarm(self._loop, lambda: self.handle(Tick()))
 
     async def run(self) -> None:
@@ -107,7 +106,7 @@ class Agent:
     def close(self) -> None:
         self._alarm.cancel()
         self._courier.close()
-        self._claims.close()
+        self._ours.close()
 
     def _from_shepherd(self, event: Event) -> None:
         if not (isinstance(event, FromShepherd) and self._courier.holds(event.message)):
@@ -150,20 +149,8 @@ class Agent:
         """Hello tells the leader what is here; it waits until shepherd and probe have said so."""
         return self.state.shepherd is not None and (self._probe is None or self._probe.answered.is_set())
 
-    def _ours(self, setting: str, found: Sequence[wire.Gpu]) -> set[str]:
-        meant, others = inventory.choose(setting, found)
-        if others:
-            self._say_once(f'left out: {others}: an agent with gpus = "mig:PROFILE" takes them')
-        ours = {gpu.uuid for gpu in meant if self._claims.claim(gpu.uuid, gpu.parent)}
-        for gpu in meant:
-            if gpu.uuid not in ours:
-                self._say_once(f"GPU {gpu.uuid} belongs to another agent of this host: left out here")
-        return ours
-
-    def _say_once(self, text: str) -> None:
-        if text not in self._left_out:
-            self._left_out.add(text)
-            log.warning("%s", text)
+    def _held(self) -> set[str]:
+        return {uuid for attempt in self.state.attempts.values() for uuid in attempt.gpus}
 
 
 def shepherd_config(settings: AgentSettings, cluster: str) -> dict[str, Any]:

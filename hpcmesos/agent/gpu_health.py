@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from hpcmesos import wire
@@ -29,13 +29,17 @@ class GpuHealth(Draft):
         kept = slot.fault
         if fault is not None and (kept is None or kept.clears):
             self._set_fault(slot, fault)
+            if slot.told.parent:
+                self._remember({slot.told.parent: fault})
         elif kept is not None and kept.clears and self.now >= slot.fault_at + FAULT_CLEARS:
             self._set_fault(slot, None)
         self._count(self.state.gpus[slot.told.uuid], reading)
 
     def _set_fault(self, slot: Slot, fault: Fault | None) -> None:
-        """Kept out of use from its release on, or at once if nobody has it; without a fault it is cleaned first."""
-        uuid = slot.told.uuid
+        """Kept out of use from its release on, or at once if nobody has it; without a fault it is cleaned first.
+
+        An instance that is forgiven frees the card from what instances to come would inherit; the others keep theirs.
+        """
         if fault is None or slot.fault is None:
             what = f"is kept out of use: {fault.text}" if fault else "may be used again"
             self.effects.append(Note(f"{_where(slot)} {what}"))
@@ -45,18 +49,26 @@ class GpuHealth(Draft):
             self._set_gpu(slot, GpuState.QUARANTINED)
         elif fault is None and slot.state is GpuState.QUARANTINED:
             self._set_gpu(slot, GpuState.FREE if slot.told.simulated else GpuState.CLEANING)
-        faults = {other: known for other, known in self.state.faults.items() if other != uuid}
-        if fault is not None:
-            faults[uuid] = fault
+        self._remember({slot.told.uuid: fault} | ({slot.told.parent: None} if fault is None else {}))
+
+    def _remember(self, changes: Mapping[str, Fault | None]) -> None:
+        """By UUID of GPUs and of cards in MIG mode, whose instances to come have the card's fault; None: no more."""
+        after = {**self.state.faults, **changes}
+        faults = {uuid: fault for uuid, fault in after.items() if fault is not None}
         if faults != self.state.faults:
             self._set(faults=faults)
             self.effects.append(RememberFaults(faults))
 
     def _on_set_gpu(self, message: wire.SetGpu) -> None:
-        """An operator's word: it takes a GPU out of use until he says so again, and forgives any fault."""
-        slot = self.state.gpus.get(message.uuid)
-        if slot is not None:
-            self._set_fault(slot, Fault(message.fault, clears=False) if message.fault else None)
+        """An operator's word: it takes a GPU, or all instances of a card, out of use until he says so again, and
+        forgives any fault.
+        """
+        fault = Fault(message.fault, clears=False) if message.fault else None
+        for slot in list(self.state.gpus.values()):
+            if message.uuid in (slot.told.uuid, slot.told.parent):
+                self._set_fault(slot, fault)
+        if any(slot.told.parent == message.uuid for slot in self.state.gpus.values()):
+            self._remember({message.uuid: fault})
 
     def _count(self, slot: Slot, reading: Reading) -> None:
         energy, before = reading.figures.get("energy"), slot.energy

@@ -11,7 +11,7 @@ import socket
 import stat
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 from hpcmesos import wire
 from hpcmesos.config import AgentSettings
 from hpcmesos.errors import ConfigError, StateError
-from hpcmesos.model import CONTAINERS, SIMULATED_PREFIX
+from hpcmesos.model import CONTAINERS, MIG_FEATURE, SIMULATED_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,12 @@ def collect(settings: AgentSettings, cluster: str) -> wire.Inventory:
     """CPUs, memory and simulated GPUs; real ones come from the probe.
 
     Raises:
-        ConfigError: ``gpus`` is none of its forms.
+        ConfigError: ``gpus`` is none of its forms, or ``features`` has one that only MIG instances give.
     """
+    if wrong := [feature for feature in settings.features if feature.startswith(MIG_FEATURE)]:
+        raise ConfigError(
+            f"features: '{wrong[0]}': names that begin with {MIG_FEATURE} are for MIG instances: give it another"
+        )
     return wire.Inventory(
         cpus=settings.cpus if settings.cpus is not None else cpus(),
         memory=settings.memory if settings.memory is not None else memory(),
@@ -69,24 +73,27 @@ def wants_probe(setting: str) -> bool:
     return setting == "auto" or setting.startswith(("uuid:", "mig:"))
 
 
-def choose(setting: str, found: Sequence[wire.Gpu]) -> tuple[list[wire.Gpu], str]:
+def choose(
+    setting: str, found: Sequence[wire.Gpu], profile: str | None = None, held: Collection[str] = ()
+) -> tuple[list[wire.Gpu], str]:
     """The real GPUs that the setting means, all of one kind; and which others it meant, or "".
 
-    Jobs name kinds by a feature of nodes, so a node has whole cards, or MIG instances of one profile. Of several kinds
-    the cards count, else the profile of which there is most. A card's UUID stands for its instances as well.
+    Jobs name kinds by a feature of nodes, so a node has whole cards, or MIG instances of one profile: of ``profile``
+    ("": whole cards) if it is given; else of that which a job has (``held``: UUIDs); else of several kinds the cards
+    count, else the profile of which there is most. A card's UUID stands for its instances as well.
     """
     kind, _, rest = setting.partition(":")
     words = rest.split(",")
     named = {"auto": [], "uuid": ["uuid", "parent"], "mig": ["profile"]}[kind]
     asked = [gpu for gpu in found if not named or any(getattr(gpu, name) in words for name in named)]
     profiles = Counter(gpu.profile for gpu in asked)
-    if len(profiles) < 2:
-        return asked, ""
-    ours = "" if "" in profiles else max(profiles, key=lambda profile: (profiles[profile], profile))
+    kinds = Counter(gpu.profile for gpu in asked if gpu.uuid in held) or profiles
+    if profile is None and kinds:
+        profile = "" if "" in kinds else max(kinds, key=lambda name: (kinds[name], name))
     others = ", ".join(
-        f"{count} x {profile}" for profile, count in sorted(profiles.items()) if profile != ours
+        f"{count} x {name or 'whole card'}" for name, count in sorted(profiles.items()) if name != profile
     )
-    return [gpu for gpu in asked if gpu.profile == ours], others
+    return [gpu for gpu in asked if gpu.profile == profile], others
 
 
 def docker_engine(setting: str) -> str | None:
@@ -139,7 +146,7 @@ class Claims:
 
     def __init__(self, directory: Path | None = None) -> None:
         self._directory = directory or _claims_directory()
-        self._held: dict[str, int] = {}
+        self._held: dict[str, tuple[int, int]] = {}  # by UUID: descriptor, LOCK_SH or LOCK_EX
 
     def claim(self, gpu: str, parent: str = "") -> bool:
         """False: another living agent of this host has it, or its ``parent``, the card of a MIG instance; agents share
@@ -147,13 +154,19 @@ class Claims:
 
         Raises StateError when somebody else has the directory of the locks.
         """
+        had = parent in self._held
         if parent and not self._lock(parent, fcntl.LOCK_SH):
             return False
-        return self._lock(gpu, fcntl.LOCK_EX)
+        if self._lock(gpu, fcntl.LOCK_EX):
+            return True
+        if parent and not had:
+            os.close(self._held.pop(parent)[0])
+        return False
 
     def _lock(self, gpu: str, kind: int) -> bool:
+        """A lock that is shared stays so: flock(2) gives up the old one before it tries the new one."""
         if gpu in self._held:
-            return True
+            return self._held[gpu][1] in (kind, fcntl.LOCK_EX)
         _make_private(self._directory)
         path = self._directory / gpu
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -162,13 +175,47 @@ class Claims:
         except BlockingIOError:
             os.close(descriptor)
             return False
-        self._held[gpu] = descriptor
+        self._held[gpu] = descriptor, kind
         return True
 
     def close(self) -> None:
-        for descriptor in self._held.values():
+        for descriptor, _ in self._held.values():
             os.close(descriptor)
         self._held.clear()
+
+
+class Ours:
+    """Which GPUs of the probe's answers are this agent's. Their kind is that of the first answer that has any, for the
+    life of the agent: a card that does not answer for a while must not make strangers of those that jobs have.
+    """
+
+    def __init__(self, setting: str, claims: Claims) -> None:
+        self._setting = setting
+        self._claims = claims
+        self._profile: str | None = None
+        self._said: set[str] = set()
+
+    def close(self) -> None:
+        self._claims.close()
+
+    def of(self, found: Sequence[wire.Gpu], held: Collection[str]) -> set[str]:
+        """Their UUIDs; ``held``: those of GPUs that jobs have here."""
+        meant, others = choose(self._setting, found, self._profile, held)
+        if others:
+            self._say_once(f'left out: {others}: an agent with gpus = "mig:PROFILE" or "uuid:..." takes them')
+        ours = set()
+        for gpu in meant:
+            self._profile = gpu.profile
+            if self._claims.claim(gpu.uuid, gpu.parent):
+                ours.add(gpu.uuid)
+            else:
+                self._say_once(f"GPU {gpu.uuid} belongs to another agent of this host: left out here")
+        return ours
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            log.warning("%s", text)
 
 
 def _claims_directory() -> Path:

@@ -45,6 +45,8 @@ TELL_STARTED = (
 LOOK_WHILE_CLEANING = 0.5  # s between two questions to the probe while a GPU is being cleaned
 LOOK_WHEN_IDLE = 10.0  # s between two questions otherwise
 LOST_KILL_DELAY = 10.0  # s between SIGTERM and SIGKILL for an attempt whose GPU is lost
+_PARTS_OF_SPECS = {"instances": "MIG", "mps": "MPS"}
+"""Those that a shepherd may not understand, by the word of its hello that says that it does."""
 
 
 def first_state(
@@ -221,7 +223,7 @@ class _Step(GpuHealth):
         spec = message.spec
         members, me = spec["members"], spec["me"]
         gpus = tuple(g["uuid"] for g in members[me].get("gpus", ()))
-        if reason := self._why_not(name, members[me]["node"], gpus):
+        if reason := self._why_not(name, members[me]["node"], gpus) or self._why_too_old(spec, gpus):
             self._refuse(name, reason)
             return
         attempt = Attempt(name, Phase.CHECKING, me == 0, gpus, spec, since=self.now)
@@ -253,6 +255,22 @@ class _Step(GpuHealth):
                 note = f": {slot.note}" if slot.note else ""
                 return f"GPU {slot.told.index} ({uuid}) is {slot.state.value}{holder}{note}"
         return ""
+
+    def _why_too_old(self, spec: Mapping[str, Any], gpus: tuple[str, ...]) -> str:
+        """Why the shepherd, which may be of an earlier release, would do it wrong; empty: it would not."""
+        asked = {
+            "instances": any(self.state.gpus[uuid].told.parent for uuid in gpus),
+            "mps": bool(spec.get("mps") and gpus),
+        }
+        shepherd = self.state.shepherd
+        known = shepherd.operations if shepherd else asked
+        what = next((_PARTS_OF_SPECS[word] for word in asked if asked[word] and word not in known), "")
+        if not (shepherd and what):
+            return ""
+        return (
+            f"its shepherd is of an earlier release, without {what}: once it has no job,"
+            f" 'kill {shepherd.pid}' there makes way for a new one"
+        )
 
     def _on_go(self, message: wire.Go) -> None:
         attempt = self.state.attempts.get(message.attempt)
@@ -458,15 +476,19 @@ class _Step(GpuHealth):
         live = (a for a in self.state.attempts.values() if a.phase is not Phase.ENDED)
         holder = next((a.name for a in live if uuid in a.gpus), None)
         told = msgspec.structs.replace(reading.gpu, state=NEVER_TOLD)
-        fault = self.state.faults.get(uuid)
+        fault = self.state.faults.get(uuid) or self.state.faults.get(reading.gpu.parent)
+        if fault is not None:
+            self._remember({uuid: fault})
         unheld = GpuState.QUARANTINED if fault else GpuState.CLEANING
         state = GpuState.ALLOCATED if holder else unheld
         self._set_slots([Slot(told, state, holder, fault=fault, fault_at=self.now)])
 
     def _inventory(self) -> wire.Inventory:
+        """What a layout of before has left behind names no feature, unless there is nothing else."""
         gpus = tuple(s.now for s in self.state.gpus.values())
         inventory = self.state.hello.inventory
-        profiles = dict.fromkeys(f"{MIG_FEATURE}{gpu.profile}" for gpu in gpus if gpu.profile)
+        there = [gpu for gpu in gpus if gpu.state != GpuState.LOST] or gpus
+        profiles = dict.fromkeys(f"{MIG_FEATURE}{gpu.profile}" for gpu in there if gpu.profile)
         return msgspec.structs.replace(inventory, gpus=gpus, features=(*inventory.features, *profiles))
 
     def _look(self, slot: Slot, reading: Reading | None) -> None:

@@ -14,8 +14,11 @@ from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.deadman import DeadMan
 
 _OF_ATTEMPTS = ("go", "signal", "alter", "end")
-OPERATIONS = ("hello", "prepare", "contact", "forget", "shutdown", *_OF_ATTEMPTS)
-"""What a hello says that this shepherd can do: an agent may be newer, for it is upgraded under living shepherds."""
+_OF_SPECS = ("instances", "mps")
+OPERATIONS = ("hello", "prepare", "contact", "forget", "shutdown", *_OF_ATTEMPTS, *_OF_SPECS)
+"""What a hello says that this shepherd can do, and parts of specs that it understands: an agent may be newer, for it is
+upgraded under living shepherds.
+"""
 
 
 class Holder(Protocol):

@@ -75,7 +75,7 @@ class Attempt:
     begun: float = 0.0  # epoch seconds since which it holds its shares
     billing: Mapping[str, Any] = field(default_factory=dict)  # what accounting wants of the submission
     uses: dict[str, Mapping[str, float]] = field(default_factory=dict)  # by node, see wire.GpuFigures
-    watch: Watch | None = None  # of idle GPUs; None: its queue does not mind
+    watch: Watch | None = None  # of idle GPUs; None: its queue has never minded
 
     @property
     def head(self) -> str:
@@ -90,6 +90,12 @@ class Attempt:
     def preempted_for(self) -> str:
         """The job for which it has to go; empty: for none."""
         return self.ending.preempted_for if self.ending else ""
+
+    @property
+    def final(self) -> Cause | None:
+        """DELETED or GPU_IDLE, if its members were told to end for it: its job does not run again, whatever comes."""
+        cause = Cause(self.end.cause) if self.end is not None else None
+        return cause if cause in (Cause.DELETED, Cause.GPU_IDLE) else None
 
     @property
     def deleted(self) -> bool:

@@ -349,7 +349,7 @@ class Gangs:
     def part_lost(self, attempt: Attempt, node: str, why: str) -> None:
         """A node denies a part that must have been there."""
         text = f"node {node} lost its part: {why}"
-        cause = Cause.DELETED if attempt.deleted else Cause.NODE_LOST
+        cause = attempt.final or Cause.NODE_LOST
         self.desk.release(attempt, node)
         if attempt.phase is Phase.OVER:
             return
@@ -463,7 +463,7 @@ class Gangs:
             desk.cluster.drop(attempt)
 
     def _may_run_again(self, job: JobRecord, attempt: Attempt, record: AttemptRecord) -> bool:
-        if attempt.deleted or job.state is not JobState.RUNNING:
+        if attempt.final or job.state is not JobState.RUNNING:
             return False
         if record.cause in _LOSSES:
             return job.rerunable and job.charged_attempts + 1 < self.desk.settings.max_attempts
@@ -524,14 +524,17 @@ class Gangs:
 
     def _complete(self, job: JobRecord, attempt: Attempt, record: AttemptRecord) -> None:
         assert record.cause is not None
-        cause = Cause.DELETED if attempt.deleted and record.cause in _TROUBLE else record.cause
+        cause = attempt.final if attempt.final and record.cause in _TROUBLE else record.cause
         status = exit_status(cause, record.code, record.signal, record.forced)
         if cause is Cause.DELETED:
             status = canceled_status(self.desk.cluster.attributes, status)
         changes: dict[str, Any] = {"exit_status": status, "cause": cause}
         if record.undelivered:
             changes["comment"] = record.undelivered[:1000]
-        elif record.cause in _TROUBLE or record.cause is Cause.GPU_IDLE:
+        elif cause is Cause.GPU_IDLE:
+            told = attempt.ending.message if attempt.ending else record.message
+            changes["comment"] = f"{cause}: {told}"[:1000]
+        elif record.cause in _TROUBLE:
             changes["comment"] = f"{record.cause}: {record.message}"[:1000]
         elif record.message and record.cause in _BY_ITS_NODE and not attempt.deleted:
             changes["comment"] = record.message[:1000]

@@ -34,6 +34,10 @@ class IdleGpus:
         self._gangs = gangs
 
     def begin(self) -> None:
+        """An earlier leader may have warned of what no queue minds any more."""
+        for attempt in self._desk.cluster.attempts.values():
+            if attempt.watch is None and any(share.gpus for share in attempt.shares.values()):
+                attempt.watch = Watch()
         self._desk.alarms.set(LOOK, self._look)
 
     def _look(self) -> None:
@@ -124,12 +128,12 @@ def take_samples(desk: Desk, node: str, attempts: Iterable[Attempt]) -> None:
         job, share = cluster.jobs.get(attempt.key.job), attempt.shares.get(node)
         if job is None or share is None or not share.gpus or not _goes_on(attempt):
             continue
-        if (policy := policy_of(cluster, job)) is None and attempt.watch is None:
+        if (policy := policy_of(cluster, job)) is None:
             continue
         attempt.watch = attempt.watch or Watch()
         told = [figures.get(uuid, {}).get("utilization") for uuid in share.gpus]
         percents = [percent for percent in told if percent is not None]
-        if policy is not None and len(percents) == len(told):
+        if len(percents) == len(told):
             attempt.watch.records.setdefault(node, Record()).add(now, percents, policy.window)
 
 

@@ -92,7 +92,7 @@ class Nodes:
                 self._set_offline(name, action == "offline", note)
             case "note":
                 self._set_offline(name, None, note)
-            case "gpu offline" | "gpu clear" if gpu not in self.desk.cluster.nodes[name].gpus:
+            case "gpu offline" | "gpu clear" if not _has(self.desk.cluster.nodes[name], gpu):
                 raise InvalidValue(f"a wish about an unknown GPU of {name}: {gpu}")
             case "gpu offline":  # what becomes of it, its agent says
                 why = f"{note or 'taken out of use'} ({user or 'an operator'})"
@@ -333,6 +333,11 @@ class Nodes:
             self.desk.send(node, wire.Acknowledged(attempt=message.attempt))
         else:
             self._stranger(node, message.attempt, "ended", ())
+
+
+def _has(node: Node, gpu: str) -> bool:
+    """Whether it has this GPU, or instances of this card in MIG mode."""
+    return gpu in node.gpus or any(gpu == other.parent for other in node.gpus.values() if other.parent)
 
 
 def _has_part(attempt: Attempt, node: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import errno
 import json
 import os
 import pwd
@@ -223,9 +224,18 @@ class Node:
             self.process.wait(PATIENCE)
         self.agent.close()
         shutil.rmtree(self.sockets)
-        if self.cgroup:
-            os.rmdir(self.cgroup)
+        if self.cgroup:  # who was killed last may still be on its way out
+            wait_until(self._cgroup_is_empty, f"{self.cgroup} is empty", 5)
         assert "Traceback" not in self.log(), self.log()
+
+    def _cgroup_is_empty(self) -> bool:
+        try:
+            os.rmdir(self.cgroup)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        return True
 
     def member(self) -> dict[str, Any]:
         return {

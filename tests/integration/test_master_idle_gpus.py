@@ -139,3 +139,32 @@ def test_nobody_minds_by_default(bench: Bench) -> None:
     seq = start(bench)
     assert sampled(bench, seq, 3 * WINDOW, 0) == []
     assert told(bench, seq) == []
+
+
+def test_a_warning_does_not_outlive_its_policy_under_another_leader(idling: Bench) -> None:
+    bench = idling
+    seq = start(bench)
+    sampled(bench, seq, WINDOW + 40, 0)
+    assert told(bench, seq) == [IDLE]
+    set_server(bench, gpu_idle_action="none")
+    bench.take_over()
+    bench.turn(bench.link_up(hello("node1", attempts=[report(bench.attempt(seq), "running")])))
+    sampled(bench, seq, 70, 0)
+    assert (told(bench, seq), bench.job(seq).comment) == ([IDLE, USED_AGAIN], "")
+
+
+@pytest.mark.parametrize("loss", ["gone", "said"])
+def test_what_was_ended_for_idleness_does_not_run_again(idling: Bench, loss: str) -> None:
+    """Though its node is lost before it has told the end."""
+    bench = idling
+    seq = start(bench)
+    (end,) = sampled(bench, seq, 2 * WINDOW + 100, 1)
+    assert end.cause == Cause.GPU_IDLE
+    if loss == "gone":
+        bench.down("node1")
+        bench.wish("node", None, node="node1", action="gone")
+    else:
+        bench.say(("node1", ended(end.attempt, "NODE_LOST", message="rebooted")))
+    job = bench.job(seq)
+    assert (job.state, job.cause, job.exit_status) == (JobState.COMPLETE, Cause.GPU_IDLE, 271)
+    assert job.comment.startswith("GPU_IDLE: 1 GPU busy for 1.0 %")

@@ -72,6 +72,19 @@ def test_a_foreign_schema_is_refused(database: Database, revision: str) -> None:
         schema.migrate(database.owner)
 
 
+def test_tables_of_an_unreleased_version_are_refused(database: Database) -> None:
+    """Whose one migration has the revision of ours."""
+    with psycopg.connect(database.owner) as connection:
+        connection.execute("ALTER TABLE gpus DROP COLUMN profile")
+    for act, url in (
+        (schema.check_schema, database.api),
+        (schema.check_schema, database.leader),
+        (schema.migrate, database.owner),
+    ):
+        with pytest.raises(SchemaMismatch, match=r"without gpus\.profile: make a new database$"):
+            act(url)
+
+
 REFUSED_TO_API = [
     "UPDATE jobs SET priority = 1",
     "UPDATE jobs SET state = 'H'",

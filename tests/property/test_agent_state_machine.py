@@ -36,6 +36,7 @@ from hpcmesos.agent.events import (
 from hpcmesos.agent.health import Fault
 from hpcmesos.agent.state import Phase, State
 from hpcmesos.agent.state_machine import deadline, first_state, step
+from hpcmesos.launch.control import OPERATIONS
 from hpcmesos.model import GpuState
 
 CARD = "GPU-cut"  # in MIG mode: what befalls it befalls both of its instances
@@ -119,6 +120,7 @@ class Shepherd:
             "pid": self.pid,
             "started_at": 0.0,
             "peer_port": self.pid,
+            "operations": OPERATIONS,
             "attempts": reports,
         }
         return [first, *(e for n in self.journal for e in self.events(n))]
@@ -281,7 +283,7 @@ class AgentBetweenTwo(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.known)))
         self.say(wire.End(attempt=name, cause="DELETED", kill_delay=1.0))
 
-    @rule(gpu=st.sampled_from([g.uuid for g in GPUS]), fault=st.sampled_from(["", "fan"]))
+    @rule(gpu=st.sampled_from([CARD, *(g.uuid for g in GPUS)]), fault=st.sampled_from(["", "fan"]))
     def operator_says(self, gpu: str, fault: str) -> None:
         self.say(wire.SetGpu(uuid=gpu, fault=fault))
 

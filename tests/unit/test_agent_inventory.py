@@ -8,6 +8,7 @@ import pytest
 
 from hpcmesos import wire
 from hpcmesos.agent import inventory, isolation
+from hpcmesos.config import AgentSettings
 from hpcmesos.errors import ConfigError, StateError
 
 
@@ -47,6 +48,59 @@ PARTS = [card(f"MIG-{n}", profile, "GPU-c") for n, profile in enumerate(["1g.10g
 def test_gpus_of_one_kind_are_chosen(setting: str, taken: str, others: str) -> None:
     chosen, left = inventory.choose(setting, WHOLE + PARTS)
     assert (" ".join(gpu.uuid for gpu in chosen), left) == (taken, others)
+
+
+def test_the_kind_is_that_of_the_first_answer(tmp_path: Path) -> None:
+    """A card that answers late, or a new majority, makes no strangers of GPUs that jobs may have."""
+    ours = inventory.Ours("auto", inventory.Claims(tmp_path))
+    assert ours.of([], ()) == set(), "nothing is decided yet"
+    assert ours.of(PARTS, ()) == {"MIG-1", "MIG-2"}
+    assert ours.of(WHOLE + PARTS, ()) == {"MIG-1", "MIG-2"}
+    assert ours.of(WHOLE + PARTS[:2], ()) == {"MIG-1"}
+    more = [card(f"MIG-{n}", "1g.10gb", "GPU-d") for n in range(7, 10)]
+    assert ours.of(PARTS + more, ()) == {"MIG-1", "MIG-2"}
+    assert ours.of(WHOLE, ()) == set()
+    ours.close()
+    other = inventory.Ours("auto", inventory.Claims(tmp_path))
+    assert other.of(WHOLE, ()) == {"GPU-a", "GPU-b"}
+    assert other.of(PARTS, ()) == set()
+    other.close()
+
+
+def test_the_kind_is_what_jobs_have(tmp_path: Path) -> None:
+    """Of an agent that starts beside them."""
+    ours = inventory.Ours("auto", inventory.Claims(tmp_path))
+    assert ours.of(WHOLE + PARTS, {"MIG-0", "SIM-x"}) == {"MIG-0"}
+    assert ours.of(WHOLE + PARTS, ()) == {"MIG-0"}
+    ours.close()
+
+
+def test_what_is_shared_is_nobodys_alone(tmp_path: Path) -> None:
+    first, second = inventory.Claims(tmp_path), inventory.Claims(tmp_path)
+    assert first.claim("MIG-1", "GPU-c") and second.claim("MIG-2", "GPU-c")
+    assert not first.claim("GPU-c"), "the other has an instance of it"
+    second.close()
+    assert first.claim("MIG-2", "GPU-c")
+    first.close()
+
+
+def test_an_instance_that_is_not_got_takes_nothing_of_its_card(tmp_path: Path) -> None:
+    first, second, third = (inventory.Claims(tmp_path) for _ in range(3))
+    assert first.claim("MIG-1", "GPU-c")
+    assert not second.claim("MIG-1", "GPU-c")
+    first.close()
+    assert third.claim("GPU-c")
+    for claims in (second, third):
+        claims.close()
+
+
+def test_no_feature_of_a_sites_own_looks_like_mig(tmp_path: Path) -> None:
+    """It would make whole cards instances."""
+    settings = AgentSettings(
+        node="n", master="unix:/nowhere", state=tmp_path, sockets=tmp_path, gpus="none", features=("mig-off",)
+    )
+    with pytest.raises(ConfigError, match=r"^features: 'mig-off': .* give it another$"):
+        inventory.collect(settings, "c")
 
 
 def test_a_card_and_its_instances_exclude_each_other(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from hpcmesos import wire
 from hpcmesos.agent.events import (
     CloseLink,
@@ -259,6 +261,88 @@ def test_what_an_operator_says_is_taken_back_by_an_operator_alone() -> None:
     assert (slot.state, slot.now.note) == (GpuState.QUARANTINED, "fan")
     bench.feed(FromLeader(1, wire.SetGpu(uuid="GPU-0"))).look()
     assert bench.state.gpus["GPU-0"].state is GpuState.FREE
+
+
+def part(name: str, profile: str = "3g.40gb") -> wire.Gpu:
+    return wire.Gpu(uuid=name, index=0, model="g", parent="GPU-cut", profile=profile, instance=(1, 0))
+
+
+def see(bench: Bench, *gpus: wire.Gpu, **changes: Any) -> Bench:
+    return bench.feed(ProbeReport(bench.now, tuple(Reading(gpu, **changes) for gpu in gpus)))
+
+
+def state_of(bench: Bench, uuid: str) -> tuple[GpuState, str]:
+    slot = bench.state.gpus[uuid]
+    return slot.state, slot.now.note
+
+
+def test_a_word_about_a_card_holds_for_instances_that_come_later() -> None:
+    bench = see(Bench().feed(FromShepherd(SHEPHERD)).linked(), part("MIG-1"), part("MIG-2"))
+    bench.feed(FromLeader(1, wire.SetGpu(uuid="GPU-cut", fault="fan")))
+    fan = Fault("fan", clears=False)
+    assert bench.state.faults == {"GPU-cut": fan, "MIG-1": fan, "MIG-2": fan}
+    see(bench, part("MIG-3"))
+    see(bench, part("MIG-3"))
+    assert state_of(bench, "MIG-3") == (GpuState.QUARANTINED, "fan")
+    bench.feed(FromLeader(1, wire.SetGpu(uuid="GPU-cut")))
+    assert bench.state.faults == {}
+    see(bench, part("MIG-3"), part("MIG-4"))
+    see(bench, part("MIG-3"), part("MIG-4"))
+    assert state_of(bench, "MIG-3") == state_of(bench, "MIG-4") == (GpuState.FREE, "")
+
+
+def test_an_error_of_a_card_holds_for_instances_that_come_later() -> None:
+    bench = see(Bench(), part("MIG-1"), xids=(48,))
+    faults = bench.state.faults
+    assert set(faults) == {"MIG-1", "GPU-cut"}
+    again = Bench()
+    again.state = first_state(again.state.hello, 60.0, now=again.now, faults=faults)
+    see(again, part("MIG-2"))
+    assert state_of(again, "MIG-2") == (GpuState.QUARANTINED, "XID 48: double-bit ECC error")
+    again.now += FAULT_CLEARS
+    see(see(again, part("MIG-2")), part("MIG-2"), part("MIG-3"))
+    see(again, part("MIG-2"), part("MIG-3"))
+    assert state_of(again, "MIG-2") == state_of(again, "MIG-3") == (GpuState.FREE, "")
+
+
+def test_a_word_about_one_instance_is_not_about_the_others() -> None:
+    bench = see(Bench().feed(FromShepherd(SHEPHERD)).linked(), part("MIG-1"))
+    bench.feed(FromLeader(1, wire.SetGpu(uuid="MIG-1", fault="odd")))
+    see(see(bench, part("MIG-1"), part("MIG-2")), part("MIG-1"), part("MIG-2"))
+    assert state_of(bench, "MIG-1")[0] is GpuState.QUARANTINED
+    assert state_of(bench, "MIG-2")[0] is GpuState.FREE
+
+
+def test_a_layout_of_before_names_no_feature() -> None:
+    bench = see(Bench().feed(FromShepherd(SHEPHERD)).linked(), part("MIG-1"))
+    see(bench, part("MIG-2", "1g.10gb"))
+    bench.told()
+    (hello,) = bench.feed(LinkDown(1)).linked(2).told()
+    assert isinstance(hello, wire.Hello)
+    assert hello.inventory.features == ("mig-1g.10gb",)
+    see(bench)
+    (hello,) = (m for m in bench.feed(LinkDown(2)).linked(3).told() if isinstance(m, wire.Hello))
+    assert hello.inventory.features, "lost instances are no whole cards"
+
+
+@pytest.mark.parametrize(("gpu", "more", "what"), [("MIG-1", {}, "MIG"), ("GPU-0", {"mps": True}, "MPS")])
+def test_a_shepherd_of_an_earlier_release_gets_no_work_that_it_would_do_wrong(
+    gpu: str, more: dict[str, Any], what: str
+) -> None:
+    def prepared(*operations: str) -> list[wire.ToLeader]:
+        bench = Bench().feed(FromShepherd(SHEPHERD | {"operations": ["prepare", *operations]}))
+        see(see(bench, CARD, part("MIG-1")).linked(), CARD, part("MIG-1")).told()
+        spec = {"attempt": "1.h#1", "me": 0, "members": [{"node": "n", "gpus": [{"uuid": gpu}]}]} | more
+        bench.feed(FromLeader(1, wire.Prepare(attempt="1.h#1", spec=spec)))
+        return bench.told()
+
+    (refused,) = prepared()
+    assert isinstance(refused, wire.Refused) and refused.culprit == "n"
+    assert refused.reason == (
+        f"node n: its shepherd is of an earlier release, without {what}: once it has no job,"
+        " 'kill 1' there makes way for a new one"
+    )
+    assert prepared("instances", "mps") == []
 
 
 def test_what_a_job_uses_is_counted_and_told_with_its_end() -> None:

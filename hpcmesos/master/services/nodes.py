@@ -84,7 +84,10 @@ def _wish(site: Site, caller: Caller, query: NodesQuery, chosen: list[NodeRecord
     sent = []
     for node in chosen:
         payload = {"node": node.name, "action": action, "note": query.note}
-        asked = [payload | {"action": f"gpu {action}", "gpu": gpu.uuid} for gpu in _gpus_of(node, query.gpu)]
+        gpus = _gpus_of(node, query.gpu)
+        # A word about a card is about instances to come as well.
+        named = list({gpu.parent for gpu in gpus if gpu.parent == query.gpu}) or [gpu.uuid for gpu in gpus]
+        asked = [payload | {"action": f"gpu {action}", "gpu": uuid} for uuid in named]
         sent += [site.wish(caller, wishes.NODE, None, one) for one in asked or [payload]]
     if sent:
         site.notifier.poke()
