@@ -29,7 +29,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from hpcmesos import wire
+from hpcmesos import api_schema
 from hpcmesos.connection import Masters, certificates, places
 from hpcmesos.errors import (
     DatabaseUnavailable,
@@ -51,43 +51,7 @@ _LONGEST_PAUSE = 0.5
 _POLL = 30.0  # seconds that one wait request may stay open
 _CHUNK = 65536
 _EVENTS_PAUSE = 0.25
-MOST_AT_ONCE = 10_000
-"""Jobs of one `Client.submit_many`."""
 _UNMET = 5.0  # seconds, at most ``patience``, that masters are looked for of which none has answered yet
-
-
-class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A GPU for programs."""
-
-    index: int
-    uuid: str
-    model: str
-    state: str  # a model.GpuState
-    simulated: bool = False
-    job: str | None = None
-    note: str = ""  # why it is not given out
-    parent: str = ""  # of a MIG instance, as the next: the UUID of its card
-    profile: str = ""
-    memory: int = 0  # bytes; 0: not known
-    figures: dict[str, float] = {}
-    """As the card has them, of the last 10 s: utilization (percent), memory_used (bytes), temperature (Celsius),
-    power (W), energy (J), ecc_errors, rows_failed, nvlink_errors. Empty of simulated ones, and without a leader.
-    """
-
-
-class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A node for programs; ``memory`` in bytes. ``declared``: CPUs and memory were stated, not found."""
-
-    name: str
-    state: str  # free, busy, offline, draining (offline, and jobs still run), down, gone (down, and known to be off)
-    cpus: int
-    memory: int
-    declared: bool = False
-    address: str = ""
-    features: list[str] = []
-    gpus: list[GpuStatus] = []
-    jobs: list[str] = []
-    note: str = ""
 
 
 class Client:
@@ -151,9 +115,9 @@ class Client:
         terminal: bool = False,
         submit_filter: str | None = None,
         filtered: bool = False,
-    ) -> wire.CommandReply:
+    ) -> api_schema.CommandReply:
         """Runs a q-command on the server; its refusals are text and a code in the reply, as a terminal shows them."""
-        request = wire.CommandRequest(
+        request = api_schema.CommandRequest(
             argv=list(argv),
             cwd=cwd or str(Path.cwd()),
             umask=umask,
@@ -167,11 +131,11 @@ class Client:
             submit_filter=submit_filter,
             filtered=filtered,
         )
-        return self._call("POST", f"/v1/commands/{quote(name)}", wire.CommandReply, request)
+        return self._call("POST", f"/v1/commands/{quote(name)}", api_schema.CommandReply, request)
 
     def submit_many(
         self,
-        jobs: Sequence[wire.Submission | Sequence[str]],
+        jobs: Sequence[api_schema.Submission | Sequence[str]],
         *,
         cwd: str | None = None,
         umask: int = 0o022,
@@ -181,14 +145,17 @@ class Client:
     ) -> list[str]:
         """Submits distinct jobs, all or none, in one request and one transaction; answers their ids in order.
 
-        A job is a `wire.Submission`, or qsub's words alone: ``["-N", "sweep", "--", "prog", "7"]``. At most
+        A job is a `api_schema.Submission`, or qsub's words alone: ``["-N", "sweep", "--", "prog", "7"]``. At most
         `MOST_AT_ONCE` a call. ``key``: under the same key the same call makes no second set of jobs.
 
         Raises:
             Rejection: a leaf of it, which names the job at fault by its place; nothing was stored.
         """
-        request = wire.SubmitRequest(
-            jobs=[job if isinstance(job, wire.Submission) else wire.Submission(list(job)) for job in jobs],
+        request = api_schema.SubmitRequest(
+            jobs=[
+                job if isinstance(job, api_schema.Submission) else api_schema.Submission(list(job))
+                for job in jobs
+            ],
             cwd=cwd or str(Path.cwd()),
             umask=umask,
             host=sockets.gethostname(),
@@ -196,11 +163,11 @@ class Client:
             key=key or secrets.token_hex(16),
             personality=personality,
         )
-        return self._call("POST", "/v1/jobs", wire.SubmitReply, request).ids
+        return self._call("POST", "/v1/jobs", api_schema.SubmitReply, request).ids
 
     def events(
         self, after: int = 0, *, job: str | None = None, follow: bool = False
-    ) -> Iterator[wire.EventStatus]:
+    ) -> Iterator[api_schema.EventStatus]:
         """What happened, in order, behind the event with the id ``after``: keep the last id, and go on from there.
 
         ``job``: only of this job, and of its elements if it is an array. With ``follow`` it goes on for ever.
@@ -208,7 +175,7 @@ class Client:
         chosen = {} if job is None else {"job": job}
         while True:
             query = urlencode({"after": after, **chosen})
-            events = self._call("GET", f"/v1/events?{query}", list[wire.EventStatus])
+            events = self._call("GET", f"/v1/events?{query}", list[api_schema.EventStatus])
             for event in events:
                 after = event.id
                 yield event
@@ -217,24 +184,24 @@ class Client:
                     return
                 time.sleep(_EVENTS_PAUSE)
 
-    def job(self, job_id: str) -> wire.JobStatus:
-        return self._call("GET", _job_path(job_id), wire.JobStatus)
+    def job(self, job_id: str) -> api_schema.JobStatus:
+        return self._call("GET", _job_path(job_id), api_schema.JobStatus)
 
-    def jobs(self, *, history: bool = False) -> list[wire.JobStatus]:
+    def jobs(self, *, history: bool = False) -> list[api_schema.JobStatus]:
         """All jobs that are not over; with ``history`` also those that are."""
-        return self._call("GET", f"/v1/jobs?history={str(history).lower()}", list[wire.JobStatus])
+        return self._call("GET", f"/v1/jobs?history={str(history).lower()}", list[api_schema.JobStatus])
 
-    def delete(self, job_id: str) -> wire.JobStatus:
+    def delete(self, job_id: str) -> api_schema.JobStatus:
         """Asks for the end of a job; answers its status, in which the end may still be under way."""
-        return self._call("DELETE", _job_path(job_id), wire.JobStatus)
+        return self._call("DELETE", _job_path(job_id), api_schema.JobStatus)
 
-    def wait(self, job_id: str, timeout: float | None = None) -> wire.JobStatus:
+    def wait(self, job_id: str, timeout: float | None = None) -> api_schema.JobStatus:
         """The status once the job has ended, or after ``timeout`` seconds (None: no limit)."""
         deadline = None if timeout is None else time.monotonic() + timeout
         poll = min(_POLL, self._timeout / 2)
         while True:
             left = poll if deadline is None else max(0.0, min(poll, deadline - time.monotonic()))
-            status = self._call("GET", f"{_job_path(job_id)}/wait?timeout={left:.3f}", wire.JobStatus)
+            status = self._call("GET", f"{_job_path(job_id)}/wait?timeout={left:.3f}", api_schema.JobStatus)
             if status.state == "C" or (deadline is not None and time.monotonic() >= deadline):
                 return status
 
@@ -267,66 +234,66 @@ class Client:
                 self._masters.turn()
                 time.sleep(_FIRST_PAUSE)
 
-    def nodes(self) -> list[NodeStatus]:
-        return self._call("GET", "/v1/nodes", list[NodeStatus])
+    def nodes(self) -> list[api_schema.NodeStatus]:
+        return self._call("GET", "/v1/nodes", list[api_schema.NodeStatus])
 
-    def leader(self) -> wire.LeaderReply:
-        return self._call("GET", "/v1/leader", wire.LeaderReply)
+    def leader(self) -> api_schema.LeaderReply:
+        return self._call("GET", "/v1/leader", api_schema.LeaderReply)
 
-    def why(self, job: str) -> wire.Why:
+    def why(self, job: str) -> api_schema.Why:
         """Why a job waits, its place, when it starts, and who holds what until when."""
-        return self._call("GET", f"/v1/jobs/{quote(job)}/why", wire.Why)
+        return self._call("GET", f"/v1/jobs/{quote(job)}/why", api_schema.Why)
 
     def export_queue(self) -> bytes:
         """What waits and runs, the nodes and the rules, as `hpcmesos simulate` reads it; for operators."""
         return bytes(self._call("GET", "/v1/queue", msgspec.Raw))
 
-    def reservations(self) -> list[wire.Reservation]:
+    def reservations(self) -> list[api_schema.Reservation]:
         """Reservations that are not over, the first to begin first."""
-        return self._call("GET", "/v1/reservations", list[wire.Reservation])
+        return self._call("GET", "/v1/reservations", list[api_schema.Reservation])
 
-    def reserve(self, wanted: wire.ReservationRequest) -> wire.Reservation:
+    def reserve(self, wanted: api_schema.ReservationRequest) -> api_schema.Reservation:
         """Keeps nodes for a time; operators may. Raises Rejection: nothing is kept."""
-        return self._call("POST", "/v1/reservations", wire.Reservation, wanted)
+        return self._call("POST", "/v1/reservations", api_schema.Reservation, wanted)
 
-    def unreserve(self, name: str) -> list[wire.Reservation]:
+    def unreserve(self, name: str) -> list[api_schema.Reservation]:
         """Takes a reservation away; those that are left."""
-        return self._call("DELETE", f"/v1/reservations/{quote(name)}", list[wire.Reservation])
+        return self._call("DELETE", f"/v1/reservations/{quote(name)}", list[api_schema.Reservation])
 
-    def schedules(self) -> list[wire.ScheduleStatus]:
+    def schedules(self) -> list[api_schema.ScheduleStatus]:
         """One's own schedules; operators get those of all users."""
-        return self._call("GET", "/v1/schedules", list[wire.ScheduleStatus])
+        return self._call("GET", "/v1/schedules", list[api_schema.ScheduleStatus])
 
-    def add_schedule(self, wanted: wire.ScheduleRequest) -> wire.ScheduleStatus:
+    def add_schedule(self, wanted: api_schema.ScheduleRequest) -> api_schema.ScheduleStatus:
         """Makes a schedule. Raises Rejection: nothing is kept."""
-        return self._call("POST", "/v1/schedules", wire.ScheduleStatus, wanted)
+        return self._call("POST", "/v1/schedules", api_schema.ScheduleStatus, wanted)
 
-    def change_schedule(self, owner: str, name: str, action: str) -> list[wire.ScheduleStatus]:
+    def change_schedule(self, owner: str, name: str, action: str) -> list[api_schema.ScheduleStatus]:
         """``action``: pause, resume, run (now, once more), remove."""
         path = f"/v1/schedules/{quote(owner, safe='')}/{quote(name, safe='')}/{quote(action)}"
-        return self._call("POST", path, list[wire.ScheduleStatus])
+        return self._call("POST", path, list[api_schema.ScheduleStatus])
 
-    def schedule_runs(self, owner: str, name: str, limit: int = 20) -> list[wire.ScheduleRun]:
+    def schedule_runs(self, owner: str, name: str, limit: int = 20) -> list[api_schema.ScheduleRun]:
         """What its last due times became, the latest first."""
         path = f"/v1/schedules/{quote(owner, safe='')}/{quote(name, safe='')}/runs?limit={limit}"
-        return self._call("GET", path, list[wire.ScheduleRun])
+        return self._call("GET", path, list[api_schema.ScheduleRun])
 
-    def report(self, since: str, until: str, by: Sequence[str] = ("user",)) -> list[wire.UsageRow]:
+    def report(self, since: str, until: str, by: Sequence[str] = ("user",)) -> list[api_schema.UsageRow]:
         """GPU-hours and CPU-hours of the days (UTC) from ``since`` up to and without ``until``, ``2026-12-01`` each."""
         query = urlencode({"since": since, "until": until, "by": ",".join(by)})
-        return self._call("GET", f"/v1/report?{query}", list[wire.UsageRow])
+        return self._call("GET", f"/v1/report?{query}", list[api_schema.UsageRow])
 
-    def shares(self) -> list[wire.ShareStatus]:
+    def shares(self) -> list[api_schema.ShareStatus]:
         """Who has used how much of what is due to them."""
-        return self._call("GET", "/v1/shares", list[wire.ShareStatus])
+        return self._call("GET", "/v1/shares", list[api_schema.ShareStatus])
 
-    def set_shares(self, wanted: wire.ShareRequest) -> list[wire.ShareStatus]:
+    def set_shares(self, wanted: api_schema.ShareRequest) -> list[api_schema.ShareStatus]:
         """Gives a project, or a user in it, so many shares; managers may."""
-        return self._call("POST", "/v1/shares", list[wire.ShareStatus], wanted)
+        return self._call("POST", "/v1/shares", list[api_schema.ShareStatus], wanted)
 
-    def health(self) -> wire.HealthReply:
+    def health(self) -> api_schema.HealthReply:
         """Raises DatabaseUnavailable when the database does not answer for as long as this client is patient."""
-        return self._call("GET", "/v1/health", wire.HealthReply)
+        return self._call("GET", "/v1/health", api_schema.HealthReply)
 
     def create_token(
         self,
@@ -336,61 +303,61 @@ class Client:
         node: str | None = None,
         lifetime: float = 86400.0,
         scope: str = "all",
-    ) -> wire.TokenReply:
-        request = wire.TokenRequest(kind=kind, user=user, node=node, lifetime=lifetime, scope=scope)
-        return self._call("POST", "/v1/tokens", wire.TokenReply, request)
+    ) -> api_schema.TokenReply:
+        request = api_schema.TokenRequest(kind=kind, user=user, node=node, lifetime=lifetime, scope=scope)
+        return self._call("POST", "/v1/tokens", api_schema.TokenReply, request)
 
-    def tokens(self) -> list[wire.TokenStatus]:
+    def tokens(self) -> list[api_schema.TokenStatus]:
         """One's own tokens that are good; a manager's: all."""
-        return self._call("GET", "/v1/tokens", list[wire.TokenStatus])
+        return self._call("GET", "/v1/tokens", list[api_schema.TokenStatus])
 
     def revoke_tokens(self, ids: Sequence[str]) -> list[str]:
         """Ends tokens, and those made by them; answers the ids of what was ended. Raises InvalidValue: none was."""
-        return self._call("POST", "/v1/tokens/revoke", list[str], wire.RevokeRequest(ids=list(ids)))
+        return self._call("POST", "/v1/tokens/revoke", list[str], api_schema.RevokeRequest(ids=list(ids)))
 
-    def certificates(self) -> list[wire.CertificateStatus]:
+    def certificates(self) -> list[api_schema.CertificateStatus]:
         """Of nodes, those that have not run out; operators may."""
-        return self._call("GET", "/v1/certificates", list[wire.CertificateStatus])
+        return self._call("GET", "/v1/certificates", list[api_schema.CertificateStatus])
 
-    def authorities(self) -> list[wire.AuthorityStatus]:
+    def authorities(self) -> list[api_schema.AuthorityStatus]:
         """The certificate authorities that are trusted; operators may ask."""
-        return self._call("GET", "/v1/authorities", list[wire.AuthorityStatus])
+        return self._call("GET", "/v1/authorities", list[api_schema.AuthorityStatus])
 
     def rotate_authority(
         self, certificate: str = "", key: str = "", wait: float = 0.0
-    ) -> list[wire.AuthorityStatus]:
+    ) -> list[api_schema.AuthorityStatus]:
         """Begins to replace the authority, by a site's own (PEM) or a new one; it does not sign for ``wait`` seconds.
 
         Raises IllegalTransition: a replacement is under way; InvalidValue: what is given is no authority.
         """
-        request = wire.RotateRequest(certificate=certificate, key=key, wait=wait)
-        return self._call("POST", "/v1/authorities", list[wire.AuthorityStatus], request, patience=0.0)
+        request = api_schema.RotateRequest(certificate=certificate, key=key, wait=wait)
+        return self._call("POST", "/v1/authorities", list[api_schema.AuthorityStatus], request, patience=0.0)
 
-    def force_authority(self) -> list[wire.AuthorityStatus]:
+    def force_authority(self) -> list[api_schema.AuthorityStatus]:
         """Takes the next step of a replacement now. Raises IllegalTransition: none is under way."""
-        return self._call("POST", "/v1/authorities/force", list[wire.AuthorityStatus], patience=0.0)
+        return self._call("POST", "/v1/authorities/force", list[api_schema.AuthorityStatus], patience=0.0)
 
     def trusted_authorities(self) -> str:
         """The certificates (PEM) of the authorities that are trusted: what clients have in their ``ca_file``."""
         return self._call("GET", "/v1/ca", dict[str, str]).get("ca", "")
 
-    def revoke_certificates(self, node: str) -> list[wire.CertificateStatus]:
+    def revoke_certificates(self, node: str) -> list[api_schema.CertificateStatus]:
         """Ends a node's certificates at once; managers may. Raises InvalidValue: it has none that is good."""
         path = f"/v1/certificates/{quote(node, safe='')}/revoke"
-        return self._call("POST", path, list[wire.CertificateStatus])
+        return self._call("POST", path, list[api_schema.CertificateStatus])
 
-    def put_secret(self, name: str, value: bytes) -> wire.SecretStatus:
+    def put_secret(self, name: str, value: bytes) -> api_schema.SecretStatus:
         """Keeps a secret of one's own, for jobs with ``-W secret=NAME``; it is not shown again."""
-        request = wire.SecretRequest(value=base64.b64encode(value).decode())
-        return self._call("PUT", f"/v1/secrets/{quote(name, safe='')}", wire.SecretStatus, request)
+        request = api_schema.SecretRequest(value=base64.b64encode(value).decode())
+        return self._call("PUT", f"/v1/secrets/{quote(name, safe='')}", api_schema.SecretStatus, request)
 
-    def secrets(self) -> list[wire.SecretStatus]:
+    def secrets(self) -> list[api_schema.SecretStatus]:
         """Names of one's secrets."""
-        return self._call("GET", "/v1/secrets", list[wire.SecretStatus])
+        return self._call("GET", "/v1/secrets", list[api_schema.SecretStatus])
 
-    def remove_secret(self, name: str) -> list[wire.SecretStatus]:
+    def remove_secret(self, name: str) -> list[api_schema.SecretStatus]:
         """Takes a secret away. Raises InvalidValue: there is none of this name."""
-        return self._call("DELETE", f"/v1/secrets/{quote(name, safe='')}", list[wire.SecretStatus])
+        return self._call("DELETE", f"/v1/secrets/{quote(name, safe='')}", list[api_schema.SecretStatus])
 
     def audit(
         self,
@@ -398,15 +365,15 @@ class Client:
         user: str | None = None,
         job: str | None = None,
         limit: int = 1000,
-    ) -> list[wire.AuditStatus]:
+    ) -> list[api_schema.AuditStatus]:
         """Who changed what since then (epoch seconds; None: a day ago) and how that one came: the newest
         ``limit``, oldest first.
         """
         asked = {"since": since, "user": user, "job": job, "limit": limit}
         query = urlencode({name: value for name, value in asked.items() if value is not None})
-        return self._call("GET", f"/v1/audit?{query}", list[wire.AuditStatus])
+        return self._call("GET", f"/v1/audit?{query}", list[api_schema.AuditStatus])
 
-    def join(self, token: str, node: str, csr: str) -> wire.JoinReply:
+    def join(self, token: str, node: str, csr: str) -> api_schema.JoinReply:
         """Certificate for an agent. The token names the cluster's authority, which is checked before it is shown.
 
         Raises:
@@ -416,8 +383,8 @@ class Client:
         if self._masters.over_tls:
             self.close()
             self._masters.trust(cadata=ca_pem)
-        request = wire.JoinRequest(token=token, node=node, csr=csr)
-        return self._call("POST", "/v1/nodes/join", wire.JoinReply, request, patience=0.0)
+        request = api_schema.JoinRequest(token=token, node=node, csr=csr)
+        return self._call("POST", "/v1/nodes/join", api_schema.JoinReply, request, patience=0.0)
 
     def _authority(self, token: str) -> str:
         """The one of the server's CA certificates that the token names."""
@@ -511,7 +478,7 @@ def _job_path(job_id: str) -> str:
 def _error(status: int, content: bytes) -> Exception:
     """The exception that an answer of an error status stands for."""
     try:
-        reply = msgspec.json.decode(content, type=wire.ErrorReply)
+        reply = msgspec.json.decode(content, type=api_schema.ErrorReply)
     except msgspec.MsgspecError:
         return ProtocolError(f"the server answered HTTP status {status}")
     return leaves().get(reply.code, ProtocolError)(reply.message)

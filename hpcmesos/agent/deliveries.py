@@ -23,10 +23,10 @@ from typing import Any, Protocol
 import msgspec
 
 from hpcmesos.agent.control import LAUNCH
+from hpcmesos.api_schema import Delivery
 from hpcmesos.errors import HpcmesosError, StateError, UnknownJob
 from hpcmesos.launch.owners import Owner, Owners
 from hpcmesos.launch.settings import Refusal
-from hpcmesos.wire import Delivery
 
 log = logging.getLogger(__name__)
 

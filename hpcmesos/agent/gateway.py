@@ -34,6 +34,7 @@ from hpcmesos.agent import api
 from hpcmesos.agent.deliveries import Deliverer, Lines
 from hpcmesos.agent.renewal import keep_certificate, watch_authorities
 from hpcmesos.agent.service import enrol, pid_file, until_told
+from hpcmesos.api_schema import Delivered, Delivery, ErrorReply
 from hpcmesos.config import GatewaySettings
 from hpcmesos.errors import (
     HpcmesosError,
@@ -43,7 +44,6 @@ from hpcmesos.errors import (
     Unavailable,
     UnknownJob,
 )
-from hpcmesos.wire import Delivered, Delivery, ErrorReply
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from hpcmesos import wire
+from hpcmesos import api_schema, wire
 from hpcmesos.agent import api
 from hpcmesos.agent.events import Event, FromLeader, LinkDown, LinkUp
 from hpcmesos.errors import HpcmesosError, MasterUnreachable, ProtocolError
@@ -173,7 +173,7 @@ class Uplink:
         deadline = asyncio.get_running_loop().time() + _ASKING
         while True:
             answer = await asyncio.to_thread(api.call, master, "GET", path, None, context)
-            reply = msgspec.convert(answer, wire.LeaderReply)
+            reply = msgspec.convert(answer, api_schema.LeaderReply)
             self._waited = reply.address is None or reply.term <= after
             if reply.address is not None:
                 return reply.address, reply.term

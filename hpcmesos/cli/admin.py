@@ -11,11 +11,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from hpcmesos.api_schema import AuditStatus, AuthorityStatus
 from hpcmesos.cli import checks, commands_dir, man_pages
 from hpcmesos.cli.connect import connect
 from hpcmesos.cli.times import local_time
 from hpcmesos.model import Scope
-from hpcmesos.wire import AuditStatus, AuthorityStatus
 
 STATE = click.option(
     "--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster."

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcmesos.agent import isolation
+from hpcmesos.api_schema import HealthReply
 from hpcmesos.cli.real_gpus import find_real_gpus
 from hpcmesos.client import Client
 from hpcmesos.errors import HpcmesosError, Unauthorized
-from hpcmesos.wire import HealthReply
 
 _SHORT = 400.0  # days; certificates of nodes live up to a year of an authority's life
 DOCKER_TIMEOUT = 10.0

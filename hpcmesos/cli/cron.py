@@ -15,10 +15,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from hpcmesos.api_schema import ScheduleRequest, ScheduleStatus, Submission
 from hpcmesos.cli.connect import connect
 from hpcmesos.errors import InvalidScript
 from hpcmesos.pbs import submission as pbs
-from hpcmesos.wire import ScheduleRequest, ScheduleStatus, Submission
 
 ALWAYS_SENT = ("HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG")
 STATE = click.option(

@@ -18,6 +18,7 @@ from types import FrameType
 
 import click
 
+from hpcmesos.api_schema import JobStatus
 from hpcmesos.cli.connect import connect
 from hpcmesos.cli.jobs import copy_stream, exit_code
 from hpcmesos.cli.pbs_commands import submit
@@ -25,7 +26,6 @@ from hpcmesos.client import Client
 from hpcmesos.errors import HpcmesosError, UsageError
 from hpcmesos.pbs.option_table import COMMANDS
 from hpcmesos.pbs.values import default_name
-from hpcmesos.wire import JobStatus
 
 AGAIN = 2.0
 """Seconds within which a second Ctrl-C deletes the job."""

@@ -15,13 +15,13 @@ from typing import NoReturn
 
 import click
 
+from hpcmesos.api_schema import CommandReply
 from hpcmesos.cli.commands_dir import COMMANDS as Q_COMMANDS
 from hpcmesos.cli.connect import connect, filter_of_site
 from hpcmesos.client import Client
 from hpcmesos.errors import HpcmesosError, InvalidScript
 from hpcmesos.launch import submit_filter
 from hpcmesos.pbs.option_table import COMMANDS
-from hpcmesos.wire import CommandReply
 
 ALWAYS_SENT = ("HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG")
 

@@ -13,9 +13,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from hpcmesos.api_schema import UsageRow
 from hpcmesos.cli.connect import connect
 from hpcmesos.traces.pictures import stacked
-from hpcmesos.wire import UsageRow
 
 STATE = click.option(
     "--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster."

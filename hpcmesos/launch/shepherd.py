@@ -300,7 +300,9 @@ class Shepherd:
         for path in (self.config.control_socket, self.config.ranks_socket):
             if os.path.exists(path):
                 os.unlink(path)
-        loop.remove_signal_handler(signal.SIGCHLD)  # a child that ends while the loop closes would write an error
+        loop.remove_signal_handler(
+            signal.SIGCHLD
+        )  # a child that ends while the loop closes would write an error
 
 
 def main(argv: list[str]) -> int:

@@ -25,8 +25,8 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.params import Parameter
 
-from hpcmesos import wire
-from hpcmesos.client import MOST_AT_ONCE, NodeStatus
+from hpcmesos import api_schema
+from hpcmesos.api_schema import MOST_AT_ONCE, NodeStatus
 from hpcmesos.errors import HpcmesosError, InvalidValue, UsageError
 from hpcmesos.master import auth
 from hpcmesos.master.api_streams import STREAMS
@@ -67,7 +67,7 @@ _INTERNAL_EXIT = 255
 _LAST_SECOND = 253402300799  # of the year 9999
 
 _REFUSALS = {
-    status: ResponseSpec(wire.ErrorReply, generate_examples=False, description=meaning)
+    status: ResponseSpec(api_schema.ErrorReply, generate_examples=False, description=meaning)
     for status, meaning in {
         400: "The request is malformed, or asks for what cannot be",
         401: "No credential, or a wrong one",
@@ -82,7 +82,7 @@ _REFUSALS = {
 _OPEN: list[dict[str, list[str]]] = [{}]
 """``security`` of what asks for no credential."""
 
-Service = Callable[[Site, auth.Caller, wire.CommandRequest], wire.CommandReply]
+Service = Callable[[Site, auth.Caller, api_schema.CommandRequest], api_schema.CommandReply]
 
 COMMANDS: Mapping[str, Service] = {
     "qsub": submit.qsub,
@@ -147,7 +147,7 @@ def build_app(site: Site, metrics: Metrics) -> Litestar:
 
 
 @post("/v1/commands/{name:str}", sync_to_thread=True, status_code=200)
-def run_command(name: str, data: wire.CommandRequest, request: ApiRequest) -> Response[Any]:
+def run_command(name: str, data: api_schema.CommandRequest, request: ApiRequest) -> Response[Any]:
     """Runs a q-command as typed. A refusal of the whole command is an ErrorReply, of single ids text in the reply."""
     service = COMMANDS.get(name)
     if service is None:
@@ -166,7 +166,7 @@ def run_command(name: str, data: wire.CommandRequest, request: ApiRequest) -> Re
 
 
 @post("/v1/jobs", sync_to_thread=True, status_code=201)
-def submit_jobs(data: wire.SubmitRequest, request: ApiRequest) -> wire.SubmitReply:
+def submit_jobs(data: api_schema.SubmitRequest, request: ApiRequest) -> api_schema.SubmitReply:
     """Submits many jobs at once, all or none."""
     if len(data.jobs) > MOST_AT_ONCE:
         raise UsageError(f"{len(data.jobs)} jobs in one call; at most {MOST_AT_ONCE}")
@@ -183,35 +183,35 @@ def list_events(
     after: Annotated[int, Parameter(ge=0, le=2**63 - 1)] = 0,
     limit: Annotated[int, Parameter(ge=1, le=10_000)] = 1000,
     job: str | None = None,
-) -> list[wire.EventStatus]:
+) -> list[api_schema.EventStatus]:
     """What happened to jobs, in order, behind the event with the id ``after``."""
     caller_of(request)
     return status.list_events(site_of(request), after, limit, job)
 
 
 @get("/v1/jobs", sync_to_thread=True)
-def list_jobs(request: ApiRequest, history: bool = False) -> list[wire.JobStatus]:
+def list_jobs(request: ApiRequest, history: bool = False) -> list[api_schema.JobStatus]:
     """All jobs that are not over; with ``history`` also those that are."""
     caller_of(request)
     return status.list_jobs(site_of(request), history=history)
 
 
 @get("/v1/jobs/{job_id:str}", sync_to_thread=True)
-def show_job(job_id: str, request: ApiRequest) -> wire.JobStatus:
+def show_job(job_id: str, request: ApiRequest) -> api_schema.JobStatus:
     """One job, with the reason when it waits."""
     caller_of(request)
     return status.job_status(site_of(request), job_id)
 
 
 @get("/v1/jobs/{job_id:str}/why", sync_to_thread=True)
-def explain_job(job_id: str, request: ApiRequest) -> wire.Why:
+def explain_job(job_id: str, request: ApiRequest) -> api_schema.Why:
     """Why a job waits, its place, when it starts, all factors of the order, and who holds what until when."""
     caller_of(request)
     return why.why(site_of(request), job_id)
 
 
 @delete("/v1/jobs/{job_id:str}", sync_to_thread=True, status_code=200)
-def delete_job(job_id: str, request: ApiRequest) -> wire.JobStatus:
+def delete_job(job_id: str, request: ApiRequest) -> api_schema.JobStatus:
     """Ends a job; the answer may still show it under way."""
     control.delete(site_of(request), actor_of(request), job_id)
     return status.job_status(site_of(request), job_id)
@@ -220,7 +220,7 @@ def delete_job(job_id: str, request: ApiRequest) -> wire.JobStatus:
 @get("/v1/jobs/{job_id:str}/wait")
 async def wait_for_job(
     job_id: str, request: ApiRequest, timeout: Annotated[float, Parameter(ge=0)] = 30.0
-) -> wire.JobStatus:
+) -> api_schema.JobStatus:
     """Answers when the job has ended, or after ``timeout`` seconds."""
     await wait.in_thread(caller_of, request)
     return await wait.until_ended(site_of(request), job_id, timeout)
@@ -234,20 +234,20 @@ def list_nodes(request: ApiRequest) -> list[NodeStatus]:
 
 
 @get("/v1/reservations", sync_to_thread=True)
-def list_reservations(request: ApiRequest) -> list[wire.Reservation]:
+def list_reservations(request: ApiRequest) -> list[api_schema.Reservation]:
     """Reservations and maintenance windows that are not over."""
     caller_of(request)
     return standing.list_reservations(site_of(request))
 
 
 @post("/v1/reservations", sync_to_thread=True, status_code=201)
-def reserve(data: wire.ReservationRequest, request: ApiRequest) -> wire.Reservation:
+def reserve(data: api_schema.ReservationRequest, request: ApiRequest) -> api_schema.Reservation:
     """Keeps nodes for a time; for operators."""
     return standing.reserve(site_of(request), actor_of(request), data)
 
 
 @delete("/v1/reservations/{name:str}", sync_to_thread=True, status_code=200)
-def unreserve(name: str, request: ApiRequest) -> list[wire.Reservation]:
+def unreserve(name: str, request: ApiRequest) -> list[api_schema.Reservation]:
     """Takes a reservation away; answers those that are left."""
     standing.unreserve(site_of(request), actor_of(request), name)
     return standing.list_reservations(site_of(request))
@@ -260,15 +260,15 @@ def export_queue(request: ApiRequest) -> Response[bytes]:
 
 
 @get("/v1/schedules", sync_to_thread=True)
-def list_schedules(request: ApiRequest) -> list[wire.ScheduleStatus]:
+def list_schedules(request: ApiRequest) -> list[api_schema.ScheduleStatus]:
     """One's own schedules; operators get those of all users."""
     return schedules.listing(site_of(request), caller_of(request))
 
 
 @post("/v1/schedules", sync_to_thread=True, status_code=201)
-def add_schedule(data: wire.ScheduleRequest, request: ApiRequest) -> wire.ScheduleStatus:
+def add_schedule(data: api_schema.ScheduleRequest, request: ApiRequest) -> api_schema.ScheduleStatus:
     """A job for each due time of a rule, or after others have ended well."""
-    shared = wire.SubmitRequest(
+    shared = api_schema.SubmitRequest(
         jobs=[data.job], cwd=data.cwd, host=data.host, environ=data.environ, personality=data.personality
     )
     _check_text(shared, data.job.argv)
@@ -279,7 +279,9 @@ def add_schedule(data: wire.ScheduleRequest, request: ApiRequest) -> wire.Schedu
 
 
 @post("/v1/schedules/{owner:str}/{name:str}/{action:str}", sync_to_thread=True, status_code=200)
-def change_schedule(owner: str, name: str, action: str, request: ApiRequest) -> list[wire.ScheduleStatus]:
+def change_schedule(
+    owner: str, name: str, action: str, request: ApiRequest
+) -> list[api_schema.ScheduleStatus]:
     """``action``: pause, resume, run (now, once more), remove; answers the schedules as they are then."""
     return schedules.change(site_of(request), actor_of(request), owner, name, action)
 
@@ -287,34 +289,34 @@ def change_schedule(owner: str, name: str, action: str, request: ApiRequest) -> 
 @get("/v1/schedules/{owner:str}/{name:str}/runs", sync_to_thread=True)
 def list_schedule_runs(
     owner: str, name: str, request: ApiRequest, limit: Annotated[int, Parameter(ge=1, le=10_000)] = 20
-) -> list[wire.ScheduleRun]:
+) -> list[api_schema.ScheduleRun]:
     """What its last due times became, the latest first."""
     return schedules.runs(site_of(request), caller_of(request), owner, name, limit)
 
 
 @get("/v1/report", sync_to_thread=True)
-def report_usage(request: ApiRequest, since: str, until: str, by: str = "user") -> list[wire.UsageRow]:
+def report_usage(request: ApiRequest, since: str, until: str, by: str = "user") -> list[api_schema.UsageRow]:
     """GPU-hours and CPU-hours by user, project, queue, month, day."""
     caller_of(request)
     return report.usage(site_of(request), since, until, by)
 
 
 @get("/v1/shares", sync_to_thread=True)
-def list_shares(request: ApiRequest) -> list[wire.ShareStatus]:
+def list_shares(request: ApiRequest) -> list[api_schema.ShareStatus]:
     """Who has used how much of what is due to them."""
     caller_of(request)
     return standing.list_shares(site_of(request))
 
 
 @post("/v1/shares", sync_to_thread=True, status_code=200)
-def set_shares(data: wire.ShareRequest, request: ApiRequest) -> list[wire.ShareStatus]:
+def set_shares(data: api_schema.ShareRequest, request: ApiRequest) -> list[api_schema.ShareStatus]:
     """Gives a project, or a user in it, so many shares; for managers."""
     standing.set_shares(site_of(request), actor_of(request), data)
     return standing.list_shares(site_of(request))
 
 
 @get("/v1/leader", security=_OPEN)
-async def show_leader(request: ApiRequest, after: int = -1, timeout: float = 0.0) -> wire.LeaderReply:
+async def show_leader(request: ApiRequest, after: int = -1, timeout: float = 0.0) -> api_schema.LeaderReply:
     """Where agents dial; open to all, for agents ask before they have a certificate.
 
     With a ``timeout`` (at most 2 s) the answer comes as soon as there is a leader of a later term than ``after``.
@@ -323,11 +325,11 @@ async def show_leader(request: ApiRequest, after: int = -1, timeout: float = 0.0
 
 
 @get("/v1/health", sync_to_thread=True, security=_OPEN)
-def show_health(request: ApiRequest) -> wire.HealthReply:
+def show_health(request: ApiRequest) -> api_schema.HealthReply:
     """Answers 200 when the database does, and says whether somebody leads; 503 and why when it does not."""
     store = site_of(request).store
     live, server = store.leader().live, store.database_server()
-    return wire.HealthReply(
+    return api_schema.HealthReply(
         status="ok" if live else "no leader",
         database=True,
         leader=live,
@@ -346,19 +348,19 @@ def show_authority(request: ApiRequest) -> dict[str, str]:
 
 
 @post("/v1/tokens", sync_to_thread=True, status_code=201)
-def create_token(data: wire.TokenRequest, request: ApiRequest) -> wire.TokenReply:
+def create_token(data: api_schema.TokenRequest, request: ApiRequest) -> api_schema.TokenReply:
     """A bearer token for a user, or a one-time token by which an agent joins."""
     return tokens.create(site_of(request), actor_of(request), data)
 
 
 @get("/v1/tokens", sync_to_thread=True)
-def list_tokens(request: ApiRequest) -> list[wire.TokenStatus]:
+def list_tokens(request: ApiRequest) -> list[api_schema.TokenStatus]:
     """Tokens that are good: the caller's own, for managers all; never the secrets."""
     return tokens.listing(site_of(request), caller_of(request))
 
 
 @post("/v1/tokens/revoke", sync_to_thread=True, status_code=200)
-def revoke_tokens(data: wire.RevokeRequest, request: ApiRequest) -> list[str]:
+def revoke_tokens(data: api_schema.RevokeRequest, request: ApiRequest) -> list[str]:
     """Ends tokens at once, and all that were made by them; answers the ids of what was ended."""
     return tokens.revoke(site_of(request), actor_of(request), data)
 
@@ -370,7 +372,7 @@ def list_changes(
     user: str | None = None,
     job: str | None = None,
     limit: Annotated[int, Parameter(ge=1, le=10_000)] = 1000,
-) -> list[wire.AuditStatus]:
+) -> list[api_schema.AuditStatus]:
     """Who changed what since ``since`` (epoch seconds; default: a day ago), and how that one came; users see their own
     changes.
     """
@@ -378,61 +380,61 @@ def list_changes(
 
 
 @get("/v1/certificates", sync_to_thread=True)
-def list_certificates(request: ApiRequest) -> list[wire.CertificateStatus]:
+def list_certificates(request: ApiRequest) -> list[api_schema.CertificateStatus]:
     """Certificates of nodes that have not run out; for operators."""
     return certificates.listing(site_of(request), caller_of(request))
 
 
 @get("/v1/authorities", sync_to_thread=True)
-def list_authorities(request: ApiRequest) -> list[wire.AuthorityStatus]:
+def list_authorities(request: ApiRequest) -> list[api_schema.AuthorityStatus]:
     """The certificate authorities that are trusted. For operators."""
     return authorities.listing(site_of(request), caller_of(request))
 
 
 @post("/v1/authorities", sync_to_thread=True, status_code=201)
-def rotate_authority(data: wire.RotateRequest, request: ApiRequest) -> list[wire.AuthorityStatus]:
+def rotate_authority(data: api_schema.RotateRequest, request: ApiRequest) -> list[api_schema.AuthorityStatus]:
     """Begins to replace the certificate authority. For managers."""
     return authorities.rotate(site_of(request), actor_of(request), data)
 
 
 @post("/v1/authorities/force", sync_to_thread=True, status_code=200)
-def force_authority(request: ApiRequest) -> list[wire.AuthorityStatus]:
+def force_authority(request: ApiRequest) -> list[api_schema.AuthorityStatus]:
     """Takes the next step of a replacement without waiting for nodes that lack what it needs. For managers."""
     return authorities.force(site_of(request), actor_of(request))
 
 
 @post("/v1/certificates/renew", sync_to_thread=True, status_code=201)
-def renew_certificate(data: wire.RenewRequest, request: ApiRequest) -> wire.JoinReply:
+def renew_certificate(data: api_schema.RenewRequest, request: ApiRequest) -> api_schema.JoinReply:
     """A node's next certificate, for the one that it shows."""
     return certificates.renew(site_of(request), caller_of(request), data)
 
 
 @post("/v1/certificates/{node:str}/revoke", sync_to_thread=True, status_code=200)
-def revoke_certificates(node: str, request: ApiRequest) -> list[wire.CertificateStatus]:
+def revoke_certificates(node: str, request: ApiRequest) -> list[api_schema.CertificateStatus]:
     """Ends all certificates of a node at once; it needs a new join token then. For managers."""
     return certificates.revoke(site_of(request), actor_of(request), node)
 
 
 @put("/v1/secrets/{name:str}", sync_to_thread=True)
-def put_secret(name: str, data: wire.SecretRequest, request: ApiRequest) -> wire.SecretStatus:
+def put_secret(name: str, data: api_schema.SecretRequest, request: ApiRequest) -> api_schema.SecretStatus:
     """Keeps a secret of the caller's for his jobs (-W secret=NAME); it is not shown again."""
     return secret_store.put(site_of(request), actor_of(request), name, data)
 
 
 @get("/v1/secrets", sync_to_thread=True)
-def list_secrets(request: ApiRequest) -> list[wire.SecretStatus]:
+def list_secrets(request: ApiRequest) -> list[api_schema.SecretStatus]:
     """Names of the caller's secrets."""
     return secret_store.listing(site_of(request), caller_of(request))
 
 
 @delete("/v1/secrets/{name:str}", sync_to_thread=True, status_code=200)
-def remove_secret(name: str, request: ApiRequest) -> list[wire.SecretStatus]:
+def remove_secret(name: str, request: ApiRequest) -> list[api_schema.SecretStatus]:
     """Takes a secret away; answers those that are left."""
     return secret_store.remove(site_of(request), actor_of(request), name)
 
 
 @post("/v1/nodes/join", sync_to_thread=True, status_code=201, security=_OPEN)
-def join_node(data: wire.JoinRequest, request: ApiRequest) -> wire.JoinReply:
+def join_node(data: api_schema.JoinRequest, request: ApiRequest) -> api_schema.JoinReply:
     """An agent's certificate for a one-time token; the token is the credential."""
     return tokens.join(site_of(request), data, f"join token from {peer_of(request).address}")
 
@@ -488,7 +490,7 @@ _HANDLERS = [
 ]
 
 
-def _check_text(data: wire.CommandRequest | wire.SubmitRequest, words: Iterable[str]) -> None:
+def _check_text(data: api_schema.CommandRequest | api_schema.SubmitRequest, words: Iterable[str]) -> None:
     """Neither a program's arguments nor PostgreSQL can hold NUL; an unknown personality is no one's."""
     shared = [data.cwd, data.host, data.key or "", *data.environ, *data.environ.values()]
     if any("\0" in word for word in chain(words, shared)):
@@ -500,7 +502,7 @@ def _check_text(data: wire.CommandRequest | wire.SubmitRequest, words: Iterable[
 
 def _refusal(error: HpcmesosError, personality: Personality = Personality.TORQUE) -> Response[Any]:
     message, code = one_line(str(error)), exit_code(error, personality)
-    reply = wire.ErrorReply(code=error.code, message=message, exit_code=code)
+    reply = api_schema.ErrorReply(code=error.code, message=message, exit_code=code)
     headers = {"WWW-Authenticate": "Bearer"} if error.http_status == 401 else None
     return Response(reply, status_code=error.http_status, media_type=MediaType.JSON, headers=headers)
 
@@ -518,7 +520,9 @@ def _on_http_error(request: ApiRequest, error: HTTPException) -> Response[Any]:
     detail = " ".join(str(error.detail).split()) or "the request is refused"
     if isinstance(error.extra, list) and error.extra:
         detail = "; ".join(_extra(item) for item in error.extra[:3])
-    reply = wire.ErrorReply(code="usage", message=one_line(detail)[:300], exit_code=UsageError.exit_code)
+    reply = api_schema.ErrorReply(
+        code="usage", message=one_line(detail)[:300], exit_code=UsageError.exit_code
+    )
     return Response(reply, status_code=error.status_code, media_type=MediaType.JSON)
 
 
@@ -540,5 +544,5 @@ def _on_bug(request: ApiRequest, error: Exception) -> Response[Any]:
     number = secrets.token_hex(4)
     log.error("error %s: %s %s", number, request.method, request.url.path, exc_info=error)
     message = f"internal error {number}; the server's log has the details under this number"
-    reply = wire.ErrorReply(code="internal", message=message, exit_code=_INTERNAL_EXIT)
+    reply = api_schema.ErrorReply(code="internal", message=message, exit_code=_INTERNAL_EXIT)
     return Response(reply, status_code=500, media_type=MediaType.JSON)

@@ -26,7 +26,7 @@ import uvloop
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from hpcmesos import wire
+from hpcmesos import api_schema
 from hpcmesos.errors import MasterUnreachable
 from hpcmesos.master.api import build_app
 from hpcmesos.master.child import API_CONFIG, Child, come_first, log_to_stderr
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 _GRACE = 0.5  # seconds that requests may take to finish
 _STOPPING = msgspec.json.encode(
-    wire.ErrorReply(
+    api_schema.ErrorReply(
         code=MasterUnreachable.code,
         message="the server stops; try again",
         exit_code=MasterUnreachable.exit_code,

@@ -12,7 +12,7 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.params import Parameter
 from litestar.response import Stream
 
-from hpcmesos import wire
+from hpcmesos import api_schema
 from hpcmesos.errors import HpcmesosError
 from hpcmesos.master.requests import ApiRequest, ApiSocket, actor_of, caller_of, peer_of, site_of
 from hpcmesos.master.services import display, logs, outputs, terminal, wait
@@ -75,7 +75,7 @@ async def attach_display(job_id: str, socket: ApiSocket, attempt: int, connectio
 
 
 async def _refuse(socket: ApiSocket, error: HpcmesosError) -> None:
-    reply = wire.ErrorReply(code=error.code, message=one_line(str(error)), exit_code=error.exit_code)
+    reply = api_schema.ErrorReply(code=error.code, message=one_line(str(error)), exit_code=error.exit_code)
     await socket.send_json({"event": "refused", **msgspec.to_builtins(reply)})
 
 
@@ -111,14 +111,14 @@ def vouch_for(user: str, request: ApiRequest) -> None:
 @get("/v1/deliveries")
 async def list_deliveries(
     request: ApiRequest, timeout: Annotated[float, Parameter(ge=0)] = 0.0
-) -> list[wire.Delivery]:
+) -> list[api_schema.Delivery]:
     """Output that the gateway which asks has to write; answers when there is some, or after ``timeout`` seconds."""
     caller = await wait.in_thread(caller_of, request)
     return await outputs.waiting(site_of(request), caller, timeout)
 
 
 @post("/v1/deliveries/{attempt:str}/{stream:str}", sync_to_thread=True, status_code=204)
-def finish_delivery(attempt: str, stream: str, data: wire.Delivered, request: ApiRequest) -> None:
+def finish_delivery(attempt: str, stream: str, data: api_schema.Delivered, request: ApiRequest) -> None:
     """A gateway has written a stream, or says why it cannot."""
     outputs.finish(site_of(request), caller_of(request), attempt, stream, data.trouble)
 
@@ -131,7 +131,7 @@ async def store_output(
     offset: Annotated[int, Parameter(ge=0, le=2**62)],
     total: Annotated[int, Parameter(ge=0, le=2**62)],
     wait_seconds: Annotated[float, Parameter(query="wait", ge=0)] = 0.0,
-) -> wire.OutputReply:
+) -> api_schema.OutputReply:
     """A piece of what an attempt has written and nodes could not bring to its place; from the attempt's node."""
     site = site_of(request)
     caller = await wait.in_thread(caller_of, request)

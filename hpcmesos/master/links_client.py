@@ -13,8 +13,9 @@ from typing import Any
 
 import msgspec
 
+from hpcmesos.api_schema import Why
 from hpcmesos.errors import MasterUnreachable, ProtocolError
-from hpcmesos.wire import MAX_FRAME, Why
+from hpcmesos.wire import MAX_FRAME
 
 _GPUS_TIMEOUT = 0.5
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import msgspec
 
-from hpcmesos import wire
+from hpcmesos import api_schema
 from hpcmesos.gang import order
 from hpcmesos.gang.policy import Policy
 from hpcmesos.gang.schedule import schedule
@@ -38,11 +38,11 @@ class Why:
         self._places: tuple[float, dict[JobId, int]] = (float("-inf"), {})
         self._estimates: tuple[Plan | None, Mapping[JobId, float]] = (None, {})
 
-    def explain(self, keys: Iterable[tuple[int, int | None]]) -> list[wire.Why | None]:
+    def explain(self, keys: Iterable[tuple[int, int | None]]) -> list[api_schema.Why | None]:
         """For each key (number, element or None) what is known; None: there is no such job, or it is over."""
         return [self._one(JobKey(seq, index)) for seq, index in keys]
 
-    def try_out(self, trial: Trial) -> wire.Why:
+    def try_out(self, trial: Trial) -> api_schema.Why:
         """What would become of a job if it were submitted now."""
         cluster, now = self._desk.cluster, self._desk.now.timestamp()
         job = JobId(0, cluster.server)
@@ -69,12 +69,14 @@ class Why:
         if started:
             nodes = sorted({member.node for start in started for member in start.members})
             text = f"would start now on {', '.join(nodes)}"
-            return wire.Why(id="", state="Q", code="starts", text=text, starts_at=now, nodes=list(nodes))
+            return api_schema.Why(
+                id="", state="Q", code="starts", text=text, starts_at=now, nodes=list(nodes)
+            )
         reason = plan.reasons[job]
         starts_at = plan.estimates(ESTIMATED).get(job)
         return self._told(str(job), "Q", reason, view, None, starts_at)
 
-    def _one(self, key: JobKey) -> wire.Why | None:
+    def _one(self, key: JobKey) -> api_schema.Why | None:
         cluster = self._desk.cluster
         job = cluster.jobs.get(key) or cluster.jobs.get(JobKey(key.seq))
         reason = self._reasons.why(job) if job else None
@@ -94,8 +96,8 @@ class Why:
         view: JobView | None,
         place: int | None,
         starts_at: float | None,
-    ) -> wire.Why:
-        return wire.Why(
+    ) -> api_schema.Why:
+        return api_schema.Why(
             id=job,
             state=state,
             code=reason.code.value,
@@ -126,19 +128,21 @@ class Why:
             self._estimates = plan, plan.estimates(ESTIMATED)
         return self._estimates[1].get(job)
 
-    def _factors(self, view: JobView) -> dict[str, wire.Factor]:
+    def _factors(self, view: JobView) -> dict[str, api_schema.Factor]:
         now = self._desk.now.timestamp()
         snapshot, _ = cycle.snapshot(self._desk.cluster, self._policy, now, self._plugins.told, whole=False)
         found = order.points(snapshot, replace(view, count=1), self._policy, now)
-        return {name: wire.Factor(value=value, points=points) for name, (value, points) in found.items()}
+        return {
+            name: api_schema.Factor(value=value, points=points) for name, (value, points) in found.items()
+        }
 
-    def _holders(self, view: JobView) -> list[wire.Holder]:
+    def _holders(self, view: JobView) -> list[api_schema.Holder]:
         """Who holds what the job needs, the first to end first."""
         gpus = view.request.gpus > 0
         running = [job for job in self._desk.cluster.holdings.running if not gpus or _gpus(job)]
         running.sort(key=lambda job: (float("inf") if job.ends_at is None else job.ends_at, job.id.seq))
         return [
-            wire.Holder(
+            api_schema.Holder(
                 job=str(job.id),
                 user=job.user,
                 gpus=_gpus(job),

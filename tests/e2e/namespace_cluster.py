@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hpcmesos import pidfile, wire
+from hpcmesos import api_schema, pidfile
 from hpcmesos.agent import isolation
 from hpcmesos.agent.control import stop_shepherd
 from hpcmesos.cli import commands_dir
@@ -59,10 +59,10 @@ class Job:
     directory: Path
 
     @property
-    def status(self) -> wire.JobStatus:
+    def status(self) -> api_schema.JobStatus:
         return self.cluster.api.job(self.id)
 
-    def wait(self, timeout: float = 60) -> wire.JobStatus:
+    def wait(self, timeout: float = 60) -> api_schema.JobStatus:
         """The status at the end of the job."""
         status = self.cluster.api.wait(self.id, timeout)
         assert status.state == "C", f"{status}\n{self.said}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from hpcmesos.api_schema import Submission
 from hpcmesos.client import Client
-from hpcmesos.wire import Submission
 from tests.e2e.cluster_kit import LiveCluster
 
 

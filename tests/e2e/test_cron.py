@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from hpcmesos.wire import ScheduleRequest, Submission
+from hpcmesos.api_schema import ScheduleRequest, Submission
 from tests.e2e.cluster_kit import LiveCluster, wait_until
 
 NEVER = "0 0 1 1 *"

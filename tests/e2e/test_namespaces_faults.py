@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcmesos import wire
+from hpcmesos import api_schema
 from hpcmesos.queue.records import AttemptRecord
 from tests.e2e.cluster_kit import wait_until
 from tests.e2e.namespace_cluster import (
@@ -307,7 +307,7 @@ def first_end(job: Job) -> AttemptRecord | None:
     return attempts[0] if attempts and attempts[0].ended_at else None
 
 
-def running_again(job: Job) -> wire.JobStatus:
+def running_again(job: Job) -> api_schema.JobStatus:
     return wait_until(
         lambda: status if (status := job.status).attempt == 2 and status.state == "R" else None,
         f"{job.id} runs again: {job.status}",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hpcmesos import wire
+from hpcmesos import api_schema
 from tests.e2e.cluster_kit import wait_until
 from tests.e2e.namespace_cluster import RUN, Job, NamespaceCluster
 from tests.e2e.test_namespaces_faults import LINK, first_end, start
@@ -52,7 +52,7 @@ def cluster(namespaces: NamespaceCluster) -> Iterator[NamespaceCluster]:
         namespaces.hosts[node].run(["umount", BOOT_ID], check=False)
 
 
-def runs_again(job: Job) -> wire.JobStatus | None:
+def runs_again(job: Job) -> api_schema.JobStatus | None:
     status = job.status
     return status if status.attempt == 2 and status.state == "R" else None
 

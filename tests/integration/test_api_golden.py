@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
+from hpcmesos.api_schema import CommandReply, CommandRequest
 from hpcmesos.model import Cause
 from hpcmesos.pbs.resources import build
 from hpcmesos.queue.records import AttemptKey, AttemptRecord, NodeRecord, ShareRecord, StartRecord
-from hpcmesos.wire import CommandReply, CommandRequest
 
 if TYPE_CHECKING:
     from .api_kit import Api

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hpcmesos.client import MOST_AT_ONCE
+from hpcmesos.api_schema import MOST_AT_ONCE, Submission
 from hpcmesos.errors import InvalidScript, KeyReused, NeverFits, Unauthenticated, UsageError
 from hpcmesos.model import JobState
-from hpcmesos.wire import Submission
 
 if TYPE_CHECKING:
     from .api_kit import Api

@@ -17,8 +17,8 @@ import pytest
 
 from hpcmesos.agent import deliveries
 from hpcmesos.agent.deliveries import Deliverer, Lines
+from hpcmesos.api_schema import Delivery
 from hpcmesos.errors import MasterUnreachable, StateError, UnknownJob
-from hpcmesos.wire import Delivery
 
 
 class Killed(BaseException):

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from hpcmesos.agent.gateway import Masters
+from hpcmesos.api_schema import Delivery
 from hpcmesos.config import GatewaySettings
 from hpcmesos.errors import MasterUnreachable, StateError, UnknownJob
 from hpcmesos.master import pki
-from hpcmesos.wire import Delivery
 from tests.integration.unix_api_kit import answering
 
 ONE = Delivery(

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from hpcmesos.api_schema import ReservationRequest, ShareRequest
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Authority, Caller
 from hpcmesos.master.services import manager, terminal
 from hpcmesos.model import JobState, Role
-from hpcmesos.wire import ReservationRequest, ShareRequest
 from tests.security.api_stage import MANAGER, OPERATOR, STRANGER, VICTIM, ApiStage
 from tests.security.cases import Case, Switch, Told, Try, both, check, of, replaced
 

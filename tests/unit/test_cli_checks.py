@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from hpcmesos.api_schema import HealthReply
 from hpcmesos.cli.checks import _database
-from hpcmesos.wire import HealthReply
 
 
 @pytest.mark.parametrize(

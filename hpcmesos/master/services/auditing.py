@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
+from hpcmesos.api_schema import AuditStatus
 from hpcmesos.errors import Unauthorized
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services.lookup import parse_id
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import JobId, Role
-from hpcmesos.wire import AuditStatus
 
 DAY = 86400.0
 """Seconds that one looks back who names no time."""

@@ -14,13 +14,13 @@ from typing import TypeAlias
 
 from cryptography import x509
 
+from hpcmesos.api_schema import AuthorityStatus, RotateRequest
 from hpcmesos.errors import IllegalTransition, InvalidValue
 from hpcmesos.master import auth, pki, vault
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import certificates
 from hpcmesos.master.services.site import Site
 from hpcmesos.queue.records import AuthorityRecord, CertificateRecord
-from hpcmesos.wire import AuthorityStatus, RotateRequest
 
 log = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from datetime import timedelta
 
 from cryptography import x509
 
+from hpcmesos.api_schema import CertificateStatus, JoinReply, RenewRequest
 from hpcmesos.errors import InvalidValue, StateError, Unauthenticated, Unauthorized
 from hpcmesos.master import auth, pki
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import Role
-from hpcmesos.wire import CertificateStatus, JoinReply, RenewRequest
 
 
 def authority(site: Site) -> pki.Ca:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from hpcmesos.api_schema import CommandReply, CommandRequest
 from hpcmesos.errors import (
     NotRerunable,
     QueueDisabled,
@@ -46,7 +47,6 @@ from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.signals import parse_signal, parse_suspension
 from hpcmesos.queue.records import JobRecord
 from hpcmesos.queue.rows import dependencies_json
-from hpcmesos.wire import CommandReply, CommandRequest
 
 _ACTIVE = (JobState.RUNNING, JobState.EXITING)
 Wish = tuple[str, Mapping[str, Any]]

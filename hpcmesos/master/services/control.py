@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hpcmesos.api_schema import CommandReply, CommandRequest
 from hpcmesos.errors import HpcmesosError, InvalidValue, JobFinished, Unauthorized, WrongState
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
@@ -17,7 +18,6 @@ from hpcmesos.model import JobId, JobState
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.status import DeleteQuery, parse_hold, parse_qdel
 from hpcmesos.queue.records import JobFilter, JobRecord
-from hpcmesos.wire import CommandReply, CommandRequest
 
 _OPERATOR_HOLDS = frozenset("os")
 

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from hpcmesos.api_schema import AttemptStatus, RankStatus, StepStatus
 from hpcmesos.model import Cause
 from hpcmesos.queue.records import AttemptRecord
-from hpcmesos.wire import AttemptStatus, RankStatus, StepStatus
 
 _SHOWN = ("rank", "node", "code", "signal", "gpu", "step", "command", "first_failed")
 _SHOWN_RANKS = 64  # of a larger job only those that failed

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
+from hpcmesos.api_schema import CommandReply, CommandRequest, Need
 from hpcmesos.errors import (
     BadDirective,
     HpcmesosError,
@@ -39,7 +40,6 @@ from hpcmesos.pbs.options import parse
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.render_text import state_count
 from hpcmesos.queue.records import QueueRecord
-from hpcmesos.wire import CommandReply, CommandRequest, Need
 
 _SWITCHES: Mapping[str, tuple[str, str]] = {
     "qenable": ("enabled", "True"),

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from hpcmesos.api_schema import CommandReply, CommandRequest
 from hpcmesos.errors import UnknownJob, UsageError
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import control, submit, why
@@ -22,7 +23,6 @@ from hpcmesos.pbs.facts import JobFacts
 from hpcmesos.pbs.options import parse
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.records import JobFilter, JobRecord
-from hpcmesos.wire import CommandReply, CommandRequest
 
 
 def showq(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import msgspec
 
-from hpcmesos.client import GpuStatus, NodeStatus
+from hpcmesos.api_schema import CommandReply, CommandRequest, GpuStatus, NodeStatus
 from hpcmesos.errors import UnknownNode, WrongState
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
@@ -22,7 +22,6 @@ from hpcmesos.pbs.facts import NodeFacts
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.status import NodesAction, NodesFormat, NodesQuery, parse_pbsnodes
 from hpcmesos.queue.records import GpuRecord, JobFilter, NodeRecord, ShareRecord
-from hpcmesos.wire import CommandReply, CommandRequest
 
 _HELD = frozenset({JobState.RUNNING, JobState.EXITING})
 _ACTIONS = {

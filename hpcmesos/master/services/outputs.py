@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import msgspec
 
+from hpcmesos.api_schema import Delivery, OutputReply
 from hpcmesos.errors import InvalidValue, Unauthorized, UnknownJob
 from hpcmesos.master.auth import USER_NAME, Caller
 from hpcmesos.master.peercred import Peer
@@ -21,7 +22,6 @@ from hpcmesos.model import AttemptId, JobId, Role
 from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.queue.deliveries import DeliveryRecord
 from hpcmesos.queue.records import JobRecord
-from hpcmesos.wire import Delivery, OutputReply
 
 _CHUNK = 65536
 _ALIVE = 45.0  # seconds since a gateway asked last; it asks each 20

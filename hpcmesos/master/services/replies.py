@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
+from hpcmesos.api_schema import CommandReply
 from hpcmesos.errors import (
     BadDependency,
     BadSignal,
@@ -30,7 +31,6 @@ from hpcmesos.errors import (
 )
 from hpcmesos.pbs.options import help_text, parse
 from hpcmesos.pbs.personalities import Personality
-from hpcmesos.wire import CommandReply
 
 _SPELLED = {
     code: chr(code).encode("unicode_escape").decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import date
 
-from hpcmesos import wire
+from hpcmesos import api_schema
 from hpcmesos.errors import InvalidValue
 from hpcmesos.master.services.site import Site
 from hpcmesos.queue.usage_days import UsageDay
@@ -20,7 +20,7 @@ KEYS: Mapping[str, Callable[[UsageDay], str]] = {
 }
 
 
-def usage(site: Site, since: str, until: str, by: str) -> list[wire.UsageRow]:
+def usage(site: Site, since: str, until: str, by: str) -> list[api_schema.UsageRow]:
     """Days (UTC) from ``since`` up to and without ``until``, summed by the keys in ``by``, in their order.
 
     Raises:
@@ -35,7 +35,7 @@ def usage(site: Site, since: str, until: str, by: str) -> list[wire.UsageRow]:
         for place, amount in enumerate((one.runs, one.gpu_seconds, one.cpu_seconds, one.lost_gpu_seconds)):
             total[place] += amount
     return [
-        wire.UsageRow(
+        api_schema.UsageRow(
             key=list(key),
             runs=int(runs),
             gpu_hours=gpus / _HOUR,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hpcmesos.api_schema import CommandReply, CommandRequest
 from hpcmesos.errors import (
     HpcmesosError,
     InvalidValue,
@@ -28,7 +29,6 @@ from hpcmesos.model import JobState
 from hpcmesos.pbs.options import parse
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.records import JobRecord
-from hpcmesos.wire import CommandReply, CommandRequest
 
 _PATIENCE = 10.0
 """Seconds in which the leader has to start a job or say why it cannot."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from hpcmesos import wire
+from hpcmesos import api_schema
 from hpcmesos.errors import InvalidValue, Unauthorized, UnknownSchedule
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import submit, wishes
@@ -24,7 +24,7 @@ _MOST_TRIES = 100
 _INSTANT = timedelta(microseconds=1)
 
 
-def add(site: Site, caller: Caller, wanted: wire.ScheduleRequest) -> wire.ScheduleStatus:
+def add(site: Site, caller: Caller, wanted: api_schema.ScheduleRequest) -> api_schema.ScheduleStatus:
     """Makes a schedule; its job is checked as if it were submitted now.
 
     Raises:
@@ -71,12 +71,12 @@ def add(site: Site, caller: Caller, wanted: wire.ScheduleRequest) -> wire.Schedu
     return _status(made)
 
 
-def listing(site: Site, caller: Caller) -> list[wire.ScheduleStatus]:
+def listing(site: Site, caller: Caller) -> list[api_schema.ScheduleStatus]:
     """One's own; operators see all."""
     return [_status(one) for one in site.store.schedules(None if caller.privileged else caller.user)]
 
 
-def change(site: Site, caller: Caller, owner: str, name: str, action: str) -> list[wire.ScheduleStatus]:
+def change(site: Site, caller: Caller, owner: str, name: str, action: str) -> list[api_schema.ScheduleStatus]:
     """Raises UnknownSchedule, Unauthorized, InvalidValue: nothing is changed."""
     if action not in ACTIONS:
         raise InvalidValue(f"'{action[:40]}' is nothing to do with a schedule; one of {', '.join(ACTIONS)}")
@@ -89,13 +89,13 @@ def change(site: Site, caller: Caller, owner: str, name: str, action: str) -> li
     return listing(site, caller)
 
 
-def runs(site: Site, caller: Caller, owner: str, name: str, limit: int) -> list[wire.ScheduleRun]:
+def runs(site: Site, caller: Caller, owner: str, name: str, limit: int) -> list[api_schema.ScheduleRun]:
     """What its last due times became. Raises UnknownSchedule, Unauthorized."""
     _check_own(site, caller, owner, name)
     return [_run(one, site.settings.server) for one in site.store.schedule_runs(owner, name, limit)]
 
 
-def _check(site: Site, caller: Caller, wanted: wire.ScheduleRequest) -> None:
+def _check(site: Site, caller: Caller, wanted: api_schema.ScheduleRequest) -> None:
     if not _NAME.fullmatch(wanted.name):
         raise InvalidValue("a schedule's name has letters, digits, '_', '.' and '-', at most 64")
     if _find(site, caller.user, wanted.name):
@@ -122,8 +122,8 @@ def _parents(site: Site, caller: Caller, rule: str) -> tuple[str, ...]:
     return names
 
 
-def _request(wanted: wire.ScheduleRequest) -> wire.SubmitRequest:
-    return wire.SubmitRequest(
+def _request(wanted: api_schema.ScheduleRequest) -> api_schema.SubmitRequest:
+    return api_schema.SubmitRequest(
         jobs=[wanted.job],
         cwd=wanted.cwd,
         umask=wanted.umask,
@@ -151,9 +151,9 @@ def _wish(site: Site, caller: Caller, owner: str, name: str, action: str, schedu
     wishes.await_taken(site.store, [sent])
 
 
-def _status(one: Schedule) -> wire.ScheduleStatus:
+def _status(one: Schedule) -> api_schema.ScheduleStatus:
     assert one.job is not None
-    return wire.ScheduleStatus(
+    return api_schema.ScheduleStatus(
         owner=one.owner,
         name=one.name,
         rule=one.rule or _FOLLOWS + ",".join(one.parents),
@@ -171,8 +171,8 @@ def _status(one: Schedule) -> wire.ScheduleStatus:
     )
 
 
-def _run(one: Run, server: str) -> wire.ScheduleRun:
-    return wire.ScheduleRun(
+def _run(one: Run, server: str) -> api_schema.ScheduleRun:
+    return api_schema.ScheduleRun(
         due=one.due.timestamp(),
         fired_at=one.fired_at.timestamp(),
         number=one.number,

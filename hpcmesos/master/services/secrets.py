@@ -6,12 +6,12 @@ import base64
 import binascii
 from pathlib import Path
 
+from hpcmesos.api_schema import SecretRequest, SecretStatus
 from hpcmesos.errors import InvalidValue, StateError, Unauthorized
 from hpcmesos.launch.secrets import NAME
 from hpcmesos.master import vault
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services.site import Site
-from hpcmesos.wire import SecretRequest, SecretStatus
 
 LARGEST = 64 * 1024
 """Bytes of one secret."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from hpcmesos.api_schema import CommandReply, CommandRequest
 from hpcmesos.errors import UnknownQueue
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services.facts import Surroundings, job_facts
@@ -14,7 +15,6 @@ from hpcmesos.model import JobId, JobState
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.selection import Selection, parse_qselect
 from hpcmesos.queue.records import JobFilter, JobRecord
-from hpcmesos.wire import CommandReply, CommandRequest
 
 
 def qselect(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:

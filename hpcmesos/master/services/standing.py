@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from hpcmesos import wire
+from hpcmesos import api_schema
 from hpcmesos.errors import InvalidValue
 from hpcmesos.gang.fair import decayed, standings
 from hpcmesos.master import auth, reservations, shares
@@ -19,15 +19,17 @@ from hpcmesos.queue import documents
 _HOUR = 3600.0
 
 
-def list_reservations(site: Site) -> list[wire.Reservation]:
+def list_reservations(site: Site) -> list[api_schema.Reservation]:
     """Those that are not over, the first to begin first."""
     kept = site.store.documents().get(documents.RESERVATIONS) or {}
     now = time.time()
-    found = [wire.Reservation(name=name, **entry) for name, entry in kept.items() if entry["ends_at"] > now]
+    found = [
+        api_schema.Reservation(name=name, **entry) for name, entry in kept.items() if entry["ends_at"] > now
+    ]
     return sorted(found, key=lambda one: (one.starts_at, one.name))
 
 
-def reserve(site: Site, caller: Caller, wanted: wire.ReservationRequest) -> wire.Reservation:
+def reserve(site: Site, caller: Caller, wanted: api_schema.ReservationRequest) -> api_schema.Reservation:
     """Keeps nodes for a time. Raises Unauthorized, InvalidValue; then nothing is kept."""
     auth.check_operator(caller, "reserve nodes")
     value = {
@@ -69,7 +71,7 @@ def _change_reservations(site: Site, name: str, value: Mapping[str, Any] | None)
     )
 
 
-def list_shares(site: Site) -> list[wire.ShareStatus]:
+def list_shares(site: Site) -> list[api_schema.ShareStatus]:
     """Everybody who has used something or has shares set, by project and user."""
     kept = site.store.documents()
     tree, usage = kept.get(documents.SHARES) or {}, kept.get(documents.USAGE) or {}
@@ -85,7 +87,7 @@ def list_shares(site: Site) -> list[wire.ShareStatus]:
     listed = accounts(used, tree)
     found = standings(listed, of_projects)
     return [
-        wire.ShareStatus(
+        api_schema.ShareStatus(
             project=account.project,
             user=account.user,
             project_shares=float(of_projects.get(account.project, 1.0)),
@@ -99,7 +101,7 @@ def list_shares(site: Site) -> list[wire.ShareStatus]:
     ]
 
 
-def set_shares(site: Site, caller: Caller, wanted: wire.ShareRequest) -> None:
+def set_shares(site: Site, caller: Caller, wanted: api_schema.ShareRequest) -> None:
     """Gives a project, or a user in it, so many shares. Raises Unauthorized, InvalidValue."""
     auth.check_manager(caller, "set shares")
     value = {"project": wanted.project, "user": wanted.user, "shares": wanted.shares}

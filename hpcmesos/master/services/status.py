@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import msgspec
 
+from hpcmesos.api_schema import CommandReply, CommandRequest, EventStatus, JobStatus
 from hpcmesos.errors import HpcmesosError, JobFinished, UnknownJob, UnknownQueue
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.objects import flat
@@ -32,7 +33,6 @@ from hpcmesos.pbs.render_xml import jobs_xml
 from hpcmesos.pbs.status import QstatFormat, QstatQuery, parse_qstat
 from hpcmesos.queue.brief import BriefElements
 from hpcmesos.queue.records import AttemptKey, JobFilter, JobKey, JobRecord, QueueRecord
-from hpcmesos.wire import CommandReply, CommandRequest, EventStatus, JobStatus
 
 _SHORT = frozenset({QstatFormat.PLAIN, QstatFormat.WHY})
 _ABOUT_QUEUES = frozenset({QstatFormat.QUEUES, QstatFormat.LIMITS, QstatFormat.SERVER})

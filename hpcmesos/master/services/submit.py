@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from hpcmesos.api_schema import CommandReply, CommandRequest, Need, Submission, SubmitReply, SubmitRequest
 from hpcmesos.errors import (
     ArrayTooLarge,
     BadDependency,
@@ -49,7 +50,6 @@ from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.records import JobKey, NewJob
-from hpcmesos.wire import CommandReply, CommandRequest, Need, Submission, SubmitReply, SubmitRequest
 
 ALWAYS_SENT = frozenset({"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG", "PBS_DPREFIX"})
 """Variables that clients send unasked where they are set."""

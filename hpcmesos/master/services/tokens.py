@@ -6,13 +6,13 @@ import re
 import time
 from datetime import timedelta
 
+from hpcmesos.api_schema import JoinReply, JoinRequest, RevokeRequest, TokenReply, TokenRequest, TokenStatus
 from hpcmesos.errors import InvalidValue
 from hpcmesos.master import auth, pki
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import certificates
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import Role, Scope
-from hpcmesos.wire import JoinReply, JoinRequest, RevokeRequest, TokenReply, TokenRequest, TokenStatus
 
 _TOKENS = {"agent": "join", "gateway": "gateway"}
 """What joins, and the kind of the token by which it does."""

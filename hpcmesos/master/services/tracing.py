@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 
+from hpcmesos.api_schema import CommandReply, CommandRequest
 from hpcmesos.errors import UnknownJob, UsageError
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services.lookup import find
@@ -16,7 +17,6 @@ from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.trace import Line, event_text, render
 from hpcmesos.queue import accounting
 from hpcmesos.queue.records import AttemptKey, AttemptRecord, EventRecord, JobKey, JobRecord, ShareRecord
-from hpcmesos.wire import CommandReply, CommandRequest
 
 _LARGEST = 100_000
 _PREFIX = "/var/spool/torque"

@@ -9,12 +9,12 @@ from typing import ParamSpec, TypeVar
 
 import anyio.to_thread
 
-from hpcmesos import wire
+from hpcmesos import api_schema
+from hpcmesos.api_schema import JobStatus
 from hpcmesos.master.services import status
 from hpcmesos.master.services.lookup import find
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import JobState
-from hpcmesos.wire import JobStatus
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,7 +42,7 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs))
 
 
-async def until_leader(site: Site, after: int, timeout: float) -> wire.LeaderReply:
+async def until_leader(site: Site, after: int, timeout: float) -> api_schema.LeaderReply:
     """Who leads, once it is a leader of a later term than ``after``; or whoever leads after ``timeout`` seconds."""
     deadline = time.monotonic() + min(max(timeout, 0.0), LONGEST_FOR_LEADER)
     pace = Pace()
@@ -51,7 +51,7 @@ async def until_leader(site: Site, after: int, timeout: float) -> wire.LeaderRep
         address = leader.address if leader.live and leader.address else None
         left = deadline - time.monotonic()
         if left <= 0 or (address and leader.term > after):
-            return wire.LeaderReply(address=address, term=leader.term, timeline=leader.timeline)
+            return api_schema.LeaderReply(address=address, term=leader.term, timeline=leader.timeline)
         await pace.pause(left)
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, tzinfo
 
 import msgspec
 
-from hpcmesos import wire
+from hpcmesos import api_schema
 from hpcmesos.errors import MasterUnreachable
 from hpcmesos.gang.words import counted
 from hpcmesos.master import links_client
@@ -21,7 +21,7 @@ from hpcmesos.queue.records import JobKey, JobRecord, NewJob
 from hpcmesos.queue.rows import request_json
 
 
-def why(site: Site, text: str) -> wire.Why:
+def why(site: Site, text: str) -> api_schema.Why:
     """All that is known of when one job starts; of one that does not wait only its state.
 
     Raises:
@@ -32,7 +32,7 @@ def why(site: Site, text: str) -> wire.Why:
     return explained(site, [job])[job.key]
 
 
-def explained(site: Site, jobs: Sequence[JobRecord]) -> dict[JobKey, wire.Why]:
+def explained(site: Site, jobs: Sequence[JobRecord]) -> dict[JobKey, api_schema.Why]:
     """As why(), for several."""
     answers = _ask(site, Question(explain=[(job.seq, job.index) for job in jobs])).explained if jobs else []
     return {
@@ -72,7 +72,7 @@ def dry_run(site: Site, new: NewJob, zone: tzinfo) -> str:
     return f"would wait: {found.text}; would start about {shown_time(found.starts_at, zone)}\n"
 
 
-def text(told: wire.Why, zone: tzinfo) -> str:
+def text(told: api_schema.Why, zone: tzinfo) -> str:
     """``qstat --why -f``: the reason, the place, the estimate, all factors of the order, and who holds what."""
     lines = [f"{told.id} {told.state} {told.text}"]
     if told.place is not None:
@@ -92,7 +92,7 @@ def text(told: wire.Why, zone: tzinfo) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _holder(holder: wire.Holder, zone: tzinfo) -> str:
+def _holder(holder: api_schema.Holder, zone: tzinfo) -> str:
     until = "?" if holder.until is None else shown_time(holder.until, zone)
     what = counted(holder.gpus, "GPU") if holder.gpus else counted(holder.cpus, "CPU")
     return f"{holder.job} of {holder.user}: {what} on {', '.join(holder.nodes)} until {until}"
@@ -102,12 +102,12 @@ def shown_time(at: float, zone: tzinfo) -> str:
     return datetime.fromtimestamp(at, zone).strftime("%Y-%m-%d %H:%M %Z")
 
 
-def _own(site: Site, job: JobRecord) -> wire.Why:
+def _own(site: Site, job: JobRecord) -> api_schema.Why:
     over = no_longer_waits(job.state.value, job.exit_status, job.cause)
     if job.state is JobState.RUNNING and job.comment:
         over = f"{over}; {job.comment}"
     text = pending_reasons(site, [job], UTC).get(job.key, over)
-    return wire.Why(id=str(id_of(job)), state=job.state.value, code="", text=text)
+    return api_schema.Why(id=str(id_of(job)), state=job.state.value, code="", text=text)
 
 
 def _ask(site: Site, question: Question) -> links_client.Answer:
