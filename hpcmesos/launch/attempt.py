@@ -28,6 +28,7 @@ from hpcmesos.launch.settings import Config
 from hpcmesos.launch.site_scripts import ABORT, Result, Scripts
 from hpcmesos.launch.steps import Steps, checked
 from hpcmesos.launch.terminal import Terminal
+from hpcmesos.launch.walltime import Walltime
 
 NODE_LOST = "NODE_LOST"
 _TRIM = 1.0
@@ -155,11 +156,7 @@ class Attempt:
         self._peak = 0
         self._written = 0  # bytes of the larger stream, at the end
         self._ring = ""
-        self._since = 0.0  # monotonic; 0: the script has not begun
-        self._suspended: float | None = None  # since when, monotonic
-        self._over_at = 0.0  # monotonic
-        self._timers: list[asyncio.TimerHandle] = []  # of the walltime
-        self._warned = False
+        self._walltime = Walltime(self._over_walltime, self._warn)
 
     # --- PREPARE ----------------------------------------------------------------------------------------------------
 
@@ -291,7 +288,7 @@ class Attempt:
     def _start(self) -> None:
         if self.phase != "running":
             return
-        self._since = time.monotonic()
+        self._walltime.begin()
         started_at = time.time()
         try:
             self._journal.append({"phase": "running", "at": started_at})
@@ -447,7 +444,7 @@ class Attempt:
 
     async def _confirm(self, gang: Gang) -> None:
         """A script whose other members are gone ends with any code: what counts is whether one was lost."""
-        self._leave_walltime()
+        self._walltime.leave()
         await gang.confirm()
         self._close()
 
@@ -525,31 +522,14 @@ class Attempt:
         self._watch_walltime()
 
     def _suspend(self, suspended: bool) -> None:
-        """Time that a job stands still does not count."""
-        if suspended == (self._suspended is not None):
-            return
-        self.enclosure.freeze(suspended)
-        if suspended:
-            self._suspended = time.monotonic()
-        elif self._suspended is not None:
-            self._since += time.monotonic() - self._suspended
-            self._suspended = None
+        if suspended != self._walltime.still:
+            self.enclosure.freeze(suspended)
+            self._walltime.stand_still(suspended)
 
     def _watch_walltime(self) -> None:
-        self._leave_walltime()
-        limit = self.spec["walltime"]
-        if limit is not None and self.phase == "running" and self._since and self._suspended is None:
-            left = limit - (time.monotonic() - self._since)
-            loop = asyncio.get_running_loop()
-            self._timers.append(loop.call_later(max(0.0, left), self._over_walltime))
-            if warning := self.spec.get("warning"):
-                left -= warning[1]
-                if left > 0 or not self._warned:  # also a second time, when the end was put off
-                    self._timers.append(loop.call_later(max(0.0, left), self._warn))
-
-    def _leave_walltime(self) -> None:
-        while self._timers:
-            self._timers.pop().cancel()
+        if self.phase == "running":
+            _, ahead = self.spec.get("warning") or (0, None)
+            self._walltime.watch(self.spec["walltime"], ahead)
 
     def _trim(self) -> None:
         """Again and again while the script may write."""
@@ -558,15 +538,12 @@ class Attempt:
             asyncio.get_running_loop().call_later(_TRIM, self._trim)
 
     def _over_walltime(self) -> None:
-        limit = self.spec["walltime"]
-        elapsed = int(time.monotonic() - self._since)
-        line = f"job killed: walltime {elapsed} exceeded limit {limit}"
+        line = f"job killed: walltime {int(self._walltime.elapsed)} exceeded limit {self.spec['walltime']}"
         self.end(Order("WALLTIME", self.spec["kill_delay"], line))
 
     def _warn(self) -> None:
         """The end of the walltime is near, and the job wants to hear of it: as ``qsig`` would tell it."""
         number, _ = self.spec["warning"]
-        self._warned = True
         self._remark(f"signal {number}: the walltime of {self.spec['walltime']} s ends soon")
         self.signal(number)
 
@@ -581,7 +558,7 @@ class Attempt:
         self.phase = "ending"
         self._suspend(False)  # what stands still hears no signal
         self.scripts.stop()
-        self._leave_walltime()
+        self._walltime.leave()
         if self._order:
             self.steps.closing = True
         if self.gang:
@@ -608,7 +585,7 @@ class Attempt:
                 self._work(proxies.clean_again(*litter))
         if self.head:
             await self._wait_over(enclosure.UNKILLABLE)  # it has ended; SIGCHLD may still be on its way
-        self._over_at = time.monotonic()
+        self._walltime.end()
         if self.scripts.begun and self.scripts.wanted("epilogue"):
             try:
                 left = [*left, *await self._epilogue()]
@@ -644,7 +621,7 @@ class Attempt:
         return {
             "cput": max(cpu, self._cpu),
             "mem": max(peak, self._peak),
-            "walltime": (self._over_at or time.monotonic()) - self._since if self._birth.pid else 0.0,
+            "walltime": self._walltime.elapsed if self._birth.pid else 0.0,
             "session": self._birth.pid,
         }
 
