@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import os
 import sys
@@ -84,6 +86,7 @@ class Agent:
             _read_pair(self._term),
             self._loop.time(),
             faults_file.read(self._faults),
+            config["configuration"],
         )
         self._ours = inventory.Ours(settings.gpus, inventory.Claims())
         self._control = Control(settings, config, self._from_shepherd)
@@ -165,7 +168,7 @@ def shepherd_config(settings: AgentSettings, cluster: str) -> dict[str, Any]:
         raise ConfigError(
             "private_tmp needs root, and state and sockets that do not lie below /tmp or /var/tmp"
         )
-    return {
+    config = {
         "node": settings.node,
         "address": settings.address,
         "peer_port": settings.peer_port,
@@ -189,6 +192,8 @@ def shepherd_config(settings: AgentSettings, cluster: str) -> dict[str, Any]:
         "prolog": str(settings.prolog or ""),
         "prolog_timeout": settings.prolog_timeout,
     }
+    made_of = json.dumps([_version(), config], sort_keys=True)
+    return config | {"configuration": hashlib.sha256(made_of.encode()).hexdigest()[:16]}
 
 
 def _containers(settings: AgentSettings) -> dict[str, Any] | None:

@@ -75,6 +75,8 @@ class Shepherd:
     peer_port: int
     journal: str = ""  # names what it remembers; empty: of a release that did not say
     operations: frozenset[str] = FIRST_OPERATIONS
+    configuration: str = ""  # names what it was started with; empty: it did not say, and may stay
+    dismissed: bool = False  # it was told to end as soon as it holds nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class State:
 
     hello: wire.Hello
     clean_timeout: float
+    configuration: str = ""  # of a shepherd that is started now; empty: each is as good as another
     gpus: Mapping[str, Slot] = field(default_factory=dict)
     attempts: Mapping[str, Attempt] = field(default_factory=dict)
     over: Mapping[str, wire.Refused | None] = field(default_factory=dict)

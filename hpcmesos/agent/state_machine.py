@@ -31,6 +31,7 @@ from hpcmesos.agent.events import (
     ShepherdDown,
     Tick,
     ToLeader,
+    ToShepherd,
 )
 from hpcmesos.agent.gpu_health import GpuHealth
 from hpcmesos.agent.health import Fault
@@ -55,10 +56,11 @@ def first_state(
     obeyed: tuple[int, int] = (0, 0),
     now: float = 0.0,
     faults: Mapping[str, Fault] | None = None,
+    configuration: str = "",
 ) -> State:
     """The state of an agent that has just started, with its simulated GPUs; real ones come with the probe's report.
 
-    ``faults``: what was remembered of GPUs, by UUID.
+    ``faults``: what was remembered of GPUs, by UUID. ``configuration``: the name of a shepherd's that starts now.
     """
     known = faults or {}
     gpus = {}
@@ -66,7 +68,7 @@ def first_state(
         fault = known.get(gpu.uuid)
         state = GpuState.QUARANTINED if fault else GpuState.FREE
         gpus[gpu.uuid] = Slot(gpu, state, fault=fault, fault_at=now)
-    return State(hello, clean_timeout, gpus, obeyed=obeyed, probe_asked=now, faults=known)
+    return State(hello, clean_timeout, configuration, gpus, obeyed=obeyed, probe_asked=now, faults=known)
 
 
 def step(state: State, event: Event, now: float, boot: float = 0.0) -> tuple[State, list[Effect]]:
@@ -136,6 +138,7 @@ class _Step(GpuHealth):
 
     def finish(self) -> tuple[State, list[Effect]]:
         """The leader hears of changed GPUs first: an end must not show as free what is not clean."""
+        self._dismiss_old_shepherd()
         changed = self._untold()
         if changed and self.state.welcomed and self.state.link is not None:
             report: wire.ToLeader = wire.GpuReport(gpus=tuple(s.now for s in changed))
@@ -148,6 +151,18 @@ class _Step(GpuHealth):
             )
             self.effects.insert(place, ToLeader(self.state.link, report))
         return self.state, self.effects
+
+    def _dismiss_old_shepherd(self) -> None:
+        """One of another release, or of settings that have changed, ends once it holds nothing; ours is started then.
+
+        What it is asked to prepare in its last moment it serves to the end, or the next one is asked again.
+        """
+        shepherd, wanted = self.state.shepherd, self.state.configuration
+        if shepherd is None or shepherd.dismissed or self.state.attempts:
+            return
+        if wanted and shepherd.configuration and shepherd.configuration != wanted:
+            self.effects.append(ToShepherd({"op": "shutdown", "force": False}))
+            self._set(shepherd=replace(shepherd, dismissed=True))
 
     # --- the leader ----------------------------------------------------------------------------------------------
 
@@ -363,6 +378,7 @@ class _Step(GpuHealth):
             message["peer_port"],
             message.get("journal", ""),
             frozenset(message.get("operations", FIRST_OPERATIONS)),
+            message.get("configuration", ""),
         )
         if self.state.link is not None:
             self.effects.append(CloseLink(self.state.link, "another shepherd: the leader has to be told"))

@@ -32,6 +32,7 @@ class Refusal(Exception):
 class Config:
     """What the agent wrote; see docs/architecture.md. Durations in seconds."""
 
+    configuration: str  # names all of this and the release
     node: str
     address: str
     peer_port: int  # 0: any free one
@@ -64,6 +65,7 @@ class Config:
             values: dict[str, Any] = json.load(file)
         tls = values["tls"]
         return cls(
+            configuration=values.get("configuration", ""),
             node=values["node"],
             address=values["address"],
             peer_port=int(values.get("peer_port", 0)),

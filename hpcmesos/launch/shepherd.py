@@ -86,6 +86,7 @@ class Shepherd:
             "peer_port": self.peers.port,
             "journal": self.services.journal.identity,
             "operations": list(control.OPERATIONS),
+            "configuration": self.config.configuration,
             "attempts": [attempt.summary() for attempt in self._held()],
         }
 

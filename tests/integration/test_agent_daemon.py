@@ -592,6 +592,24 @@ def test_a_killed_shepherd_is_replaced_and_its_attempt_is_lost(
     assert (report.attempt, report.cause, report.code) == ("7.hpcm#1", "NODE_LOST", None)
 
 
+def test_a_shepherd_of_other_settings_is_replaced_once_its_jobs_are_over(
+    node: Node, leader: Leader, fifo: Path
+) -> None:
+    gpus = running(node, leader, WAITS.format(fifo=fifo))
+    before = living(node.settings)
+    assert node.stop() == 0
+    node.environ["HPCMESOS_GANG_SILENCE"] = "25"
+    node.start()
+    assert leader.expect(wire.Hello).shepherd_pid == before
+    release(fifo)
+    assert leader.expect(wire.Ended).code == 3
+    assert living(node.settings) == before
+    leader.say(wire.Acknowledged(attempt="7.hpcm#1"))
+    assert leader.expect(wire.Hello).shepherd_pid not in (0, before)
+    leader.say(wire.Prepare(attempt="8.hpcm#1", spec=spec("8.hpcm#1", gpus)))
+    assert leader.expect(wire.Ready).attempt == "8.hpcm#1"
+
+
 def test_end_signal_and_delete(node: Node, leader: Leader, fifo: Path) -> None:
     running(node, leader, WAITS.format(fifo=fifo))
     leader.say(wire.End(attempt="7.hpcm#1", cause="DELETED", kill_delay=1.0))

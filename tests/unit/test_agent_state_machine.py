@@ -388,3 +388,21 @@ def test_an_end_that_the_agent_makes_says_when() -> None:
     bench.linked(2)
     (ended,) = [message for message in bench.told() if isinstance(message, wire.Ended)]
     assert (ended.cause, ended.ended_boot) == ("NODE_LOST", seen + BOOT)
+
+
+def test_a_shepherd_of_other_settings_ends_once_it_holds_nothing() -> None:
+    def asked(bench: Bench) -> list[dict[str, Any]]:
+        said = [effect.message for effect in bench.effects if isinstance(effect, ToShepherd)]
+        return [message for message in said if message["op"] == "shutdown"]
+
+    bench = Bench()
+    bench.state = first_state(bench.state.hello, 60.0, now=bench.now, configuration="new")
+    report = {"attempt": "1.h#1", "phase": "running", "head": True, "gpus": []}
+    bench.feed(FromShepherd(SHEPHERD | {"configuration": "old", "attempts": [report]}))
+    assert asked(bench) == []
+    bench.linked().feed(FromShepherd(ENDED))
+    assert asked(bench) == []  # the leader has not heard of the end
+    bench.feed(FromLeader(1, wire.Acknowledged(attempt="1.h#1")), Tick())
+    assert asked(bench) == [{"op": "shutdown", "force": False}]
+    bench.feed(ShepherdDown(), FromShepherd(SHEPHERD | {"configuration": "new"}), Tick())
+    assert len(asked(bench)) == 1
