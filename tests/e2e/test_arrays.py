@@ -117,3 +117,26 @@ def test_files_of_elements_in_both_families(make_cluster: Callable[..., LiveClus
     assert (work / "to-3").exists()
     assert (work / f"p.o{three}.3").read_text() == f"{three}[3].hpcm p 3 3 {pro}\n"
     assert cluster.run("hpcmesos", "logs", f"{two}[3]").stdout == f"{two}[3].hpcm STDIN-3 3 3 {named}\n"
+
+
+AGAIN = """#!/bin/sh
+cd "$PBS_O_WORKDIR"
+echo "$PBS_ARRAYID" >> again
+test "$PBS_ARRAYID" -ne 2 || test $(grep -c '^2$' again) -gt 1 || exec sleep 600
+exit "$PBS_ARRAYID"
+"""
+
+
+def test_one_element_runs_again_and_the_others_do_not(cluster: LiveCluster) -> None:
+    array = cluster.qsub(AGAIN, "-t", "1-3%1", "-S", "/bin/sh")
+    seq = array.partition("[")[0]
+    after = cluster.qsub("#!/bin/sh\ntrue\n", "-S", "/bin/sh", "-W", f"depend=afteranyarray:{array}")
+    cluster.wait_state(f"{seq}[2].hpcm", "R")
+    wait_until(lambda: ran(cluster, "again") == [1, 2], "the second has begun")
+    done = cluster.run("qrerun", "-f", f"{seq}[2]", user="")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert cluster.wait(array)["Exit_status"] == 1
+    assert sorted(ran(cluster, "again")) == [1, 2, 2, 3]
+    shown = [cluster.job(f"{seq}[{i}].hpcm") for i in (1, 2, 3)]
+    assert [(job["Exit_status"], job["run_count"]) for job in shown] == [(1, 1), (2, 2), (3, 1)]
+    assert cluster.wait(after)["Exit_status"] == 0
