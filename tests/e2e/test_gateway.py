@@ -133,7 +133,8 @@ def test_output_of_a_second_attempt_follows_the_first(apart: LiveCluster, login:
     assert apart.run("qrerun", job, user="").returncode == 0
     apart.wait(job)
     (apart.work() / "again").unlink()
-    assert (apart.work() / f"twice.o{lives_on(job)}").read_text() == "try\ntry\n"
+    why = "=>> hpcmesos: job killed: PREEMPTED: run again at the wish of root"
+    assert (apart.work() / f"twice.o{lives_on(job)}").read_text() == f"try\n{why}\ntry\n"
 
 
 def test_logs_outlive_the_node(apart: LiveCluster, login: LoginHost) -> None:
