@@ -35,6 +35,18 @@ UNIFIED = next(
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
 
+OPEN = """
+import errno, os, sys
+for path in sys.argv[1:]:
+    try:
+        os.close(os.open(path, os.O_RDWR))
+        print("opened")
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"""
+"""A program that says of each file among its words whether it may be opened."""
+
+
 def wait_until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
     """The first true answer of ``condition``; fails with what it saw last."""
     deadline = time.monotonic() + timeout

@@ -104,17 +104,6 @@ def test_cpu_shares_follow_the_cpus(node: Node, place: Path, limits: dict[str, A
     assert ended["text"] == "3072\n"
 
 
-OPEN = """
-import errno, os, sys
-for path in sys.argv[1:]:
-    try:
-        os.close(os.open(path, os.O_RDWR))
-        print("opened")
-    except OSError as error:
-        print(errno.errorcode[error.errno])
-"""
-
-
 @pytest.fixture
 def cards(place: Path) -> list[str]:
     """nvidia0, nvidia1, nvidiactl, as the driver's own; nobody drives them, so that who may open them gets ENXIO."""
@@ -140,7 +129,7 @@ def test_a_job_opens_its_own_cards_alone(
 ) -> None:
     if not limits["devices"]:
         pytest.skip("no devices controller of v1")
-    (place / "open.py").write_text(OPEN)
+    (place / "open.py").write_text(kit.OPEN)
     gpus = [{"uuid": f"GPU-{minor}", "index": minor, "model": "", "simulated": False} for minor in minors]
     words = f"CUDA_VISIBLE_DEVICES=GPU-0,GPU-1 {sys.executable} {place}/open.py {' '.join(cards)}\n"
     ended = end(node, place, words, minors=list(minors), member={"gpus": gpus})
@@ -175,7 +164,7 @@ def test_a_job_opens_its_own_instances_alone(limits: dict[str, Any], place: Path
         os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(CAPS, minor))
         path.chmod(0o666)
         cards.append(str(path))
-    (place / "open.py").write_text(OPEN)
+    (place / "open.py").write_text(kit.OPEN)
     state = place / "state"
     state.mkdir()
     caps = limits | {"caps": {"major": CAPS, "directory": str(told), "minors": str(minors)}}

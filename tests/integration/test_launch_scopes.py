@@ -29,15 +29,6 @@ from hpcmesos.agent import isolation
 found = isolation.limits(("devices",), Path("{CGROUP}"), "test", "n1")
 print(json.dumps([found, isolation.enforced({{"cgroup": "x", "limits": {{**found, "devices": [195]}}}})]))
 """
-OPEN = """
-import errno, os, sys
-for path in sys.argv[1:]:
-    try:
-        os.close(os.open(path, os.O_RDWR))
-        print("opened")
-    except OSError as error:
-        print(errno.errorcode[error.errno])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +52,7 @@ def limits(host: Systemd) -> dict[str, Any]:
 
 @contextmanager
 def shepherd(host: Systemd, place: Path, limits: dict[str, Any]) -> Iterator[Node]:
-    (place / "open.py").write_text(OPEN)
+    (place / "open.py").write_text(kit.OPEN)
     for directory in (place, *place.parents):
         directory.chmod(directory.stat().st_mode | 0o711)
     with kit.cluster(place, ["n1"], False, prefix=host.inside, cgroup=CGROUP, limits=limits) as (node,):

@@ -34,8 +34,8 @@ class NoProcesses(Children):
 
 def services(state: Path, told: list[dict[str, Any]]) -> Services:
     (state / "attempts").mkdir()
-    values = dict.fromkeys(Config.__dataclass_fields__, "") | {"proxy_patience": 60.0}  # type: ignore[dict-item]
-    config = Config(**values | {"state": str(state), "node": "n1", "cgroup": None, "limits": {}})  # type: ignore[arg-type]
+    values = dict.fromkeys(Config.__dataclass_fields__, "") | {"proxy_patience": 60.0}  # type: ignore[dict-item]  # fields of all types
+    config = Config(**values | {"state": str(state), "node": "n1", "cgroup": None, "limits": {}})  # type: ignore[arg-type]  # fields of all types
     journal = Journal(str(state / "journal"))
     children = NoProcesses()
     directories = Directories(config, children)
@@ -183,7 +183,7 @@ def test_ranks_that_a_step_does_not_have_are_refused(tmp_path: Path) -> None:
     async def run(ranks: list[int]) -> None:
         attempt = Attempt(services(tmp_path, []), spec(), Owners().resolve(ME))
         request = {"step": "0.1", "ranks": ranks, "size": 2, "space": "s", "mapping": "m"}
-        Crew(attempt, request, Caller())  # type: ignore[arg-type]
+        Crew(attempt, request, Caller())  # type: ignore[arg-type]  # fields of all types
 
     asyncio.run(run([0, 1]))
     (tmp_path / "attempts").rmdir()
