@@ -17,7 +17,7 @@ from tests.e2e.test_masters import Submitting
 pytestmark = pytest.mark.full
 ROUNDS = 6
 PATIENCE = 240.0
-NOTE = "#!/bin/sh\necho $PBS_JOBID >>ran\n"
+NOTE = "#!/bin/sh\necho $PBS_JOBID >>credentials-ran\n"
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def check_each_ran_once(cluster: LiveCluster, jobs: list[str], *users: str | Non
     """By what the jobs themselves have noted."""
     found = cluster.wait_all(jobs, PATIENCE)
     assert [job for job in jobs if found[job].get("Exit_status") != 0] == []
-    ran = [line for user in users for line in (cluster.work(user) / "ran").read_text().split()]
+    ran = [line for user in users for line in (cluster.work(user) / "credentials-ran").read_text().split()]
     assert sorted(ran) == sorted(jobs)
 
 
@@ -62,7 +62,7 @@ def test_no_job_is_lost_while_tokens_are_replaced(
     cluster: LiveCluster, users: tuple[str, str], stack: ExitStack
 ) -> None:
     for user in users:
-        (cluster.work(user) / "ran").unlink(missing_ok=True)
+        (cluster.work(user) / "credentials-ran").unlink(missing_ok=True)
     ann, bob = (Remote(cluster, user) for user in users)
     gate = cluster.work(ann.user) / "gate"
     long = cluster.qsub(f"#!/bin/sh\nuntil [ -e {gate} ]; do sleep 0.1; done\nexit 3\n", user=ann.user)

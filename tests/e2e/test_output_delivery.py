@@ -67,10 +67,10 @@ def test_files_are_staged_in_and_out_as_the_owner(cluster: LiveCluster) -> None:
 
 def test_what_cannot_be_staged_in_is_said_and_the_job_held(cluster: LiveCluster) -> None:
     host = os.uname().nodename
-    job = cluster.qsub("#!/bin/sh\ntouch ran\n", "-d", ".", "-W", f"stagein=x@{host}:/nonexistent/x")
+    job = cluster.qsub("#!/bin/sh\ntouch in-spite\n", "-d", ".", "-W", f"stagein=x@{host}:/nonexistent/x")
     held = wait_until(lambda: (seen := cluster.job(job))["job_state"] == "H" and seen, "held", 60)
     assert "stagein of /nonexistent/x: exit code 1" in held["comment"]
-    assert not (cluster.work() / "ran").exists()
+    assert not (cluster.work() / "in-spite").exists()
 
 
 def test_what_cannot_be_staged_out_is_said_and_the_status_is_the_scripts(cluster: LiveCluster) -> None:
