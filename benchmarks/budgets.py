@@ -1,7 +1,7 @@
 """Every budget of speed, in one run: each benchmark in its turn, and a table of what was measured beside its budget.
 
-`--directory DIR` keeps each benchmark's JSON and `budgets.json`. What a benchmark cannot measure here (a peer that cannot
-be had) stands as "not measured". A run takes about an hour and a half on two quiet cores; ``--only NAME,...`` runs some.
+``--directory DIR`` keeps each benchmark's JSON and `budgets.json`. What a benchmark cannot measure here (a peer that
+cannot be had) stands as "not measured". All of it takes more than an hour; ``--only NAME,...`` runs some.
 """
 
 from __future__ import annotations
@@ -60,7 +60,13 @@ def _gang(name: str) -> Callable[[Figures], float]:
 
 ARRAY = "hpcmesos, program"
 BUDGETS = (
-    Budget("array, program: times HyperQueue's rate", "throughput", _ratio(ARRAY, "hyperqueue, program"), 1.2, False),
+    Budget(
+        "array, program: times HyperQueue's rate",
+        "throughput",
+        _ratio(ARRAY, "hyperqueue, program"),
+        1.2,
+        False,
+    ),
     Budget(
         "array, sh: times HyperQueue's rate",
         "throughput",
@@ -68,7 +74,9 @@ BUDGETS = (
         1.2,
         False,
     ),
-    Budget("array, sh: times Slurm's rate", "throughput", _ratio("hpcmesos, shell", "slurm, shell"), 1.0, False),
+    Budget(
+        "array, sh: times Slurm's rate", "throughput", _ratio("hpcmesos, shell", "slurm, shell"), 1.0, False
+    ),
     Budget(
         "single submits: times Slurm's time",
         "throughput",
@@ -97,7 +105,9 @@ BUDGETS = (
     Budget("gang of 4 x 8: first line, ms", "latencies", _gang("the script's first line"), 80),
     Budget("gang of 4 x 8: hpcmesos run, ms", "latencies", _gang("last of 4 hosts, hpcmesos run"), 150),
     Budget("gang of 4 x 8: mpiexec, ms", "latencies", _gang("last of 4 hosts, mpiexec"), 350),
-    Budget("idle daemons of a node, MiB", "latencies", lambda found: found["idle"]["a node's daemons, MiB"], 60),
+    Budget(
+        "idle daemons of a node, MiB", "latencies", lambda found: found["idle"]["a node's daemons, MiB"], 60
+    ),
     Budget(
         "idle daemons of a node, % of a core",
         "latencies",
@@ -159,7 +169,11 @@ def run(name: str, directory: Path) -> None:
     with (directory / f"{name}.log").open("w") as log:
         command = [sys.executable, str(path), *words, "--json", str(figures)]
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    print(f"{name}: " + ("done" if code == 0 else f"exit code {code}, see {log.name}"), file=sys.stderr, flush=True)
+    print(
+        f"{name}: " + ("done" if code == 0 else f"exit code {code}, see {log.name}"),
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def table(directory: Path) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
 """What one waits for and what idles: single commands with many jobs known, jobs in bulk, the start of a gang, and what
 daemons that have nothing to do hold and use.
 
-Brings up a cluster of its own (4 agents, 32 simulated GPUs, fsync on). ``--known`` jobs wait in it, held, while commands
-are timed as whole processes. A gang of 4 nodes x 8 GPUs is timed from the start of qsub, by what its ranks print: the
-first line of its script, the last of 4 hosts under `hpcmesos run -n 4` and under mpiexec. Medians of ``--repeat``.
+Brings up a cluster of its own (4 agents, 32 simulated GPUs, fsync on). ``--known`` jobs wait in it, held, while
+commands are timed as whole processes. A gang of 4 nodes x 8 GPUs is timed from the start of qsub, by what its ranks
+print: the first line of its script, the last of 4 hosts under `hpcmesos run -n 4` and under mpiexec. Medians of
+``--repeat``.
 """
 
 from __future__ import annotations

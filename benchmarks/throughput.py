@@ -3,8 +3,8 @@
 An array of ``--jobs`` elements, 1 % of which fail, on 4 agents, in turns with the peers, ``--repeat`` times; each
 element has two files, its exit status is in the database afterwards, and is counted there. "program" starts the bare
 program; "shell" a script of sh on both sides. In one further run all daemons but the shepherds are killed half way.
-Slurm's array has a tenth of the elements, for it needs minutes for all of them. ``--submits``: as many single submissions
-of scripts, one after the other, beside Slurm.
+Slurm's array has a tenth of the elements, for it needs minutes for all of them. ``--submits``: as many single
+submissions of scripts, one after the other, beside Slurm.
 
 Peers that cannot be had are left out, and the table says so. Prints a table; ``--json FILE``, ``--svg FILE``.
 """

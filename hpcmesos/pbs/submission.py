@@ -242,6 +242,7 @@ class _Merged:
         self.context = context
         self.rest = rest
         self.operands = sources[-1].operands
+        self._given = {name: value for source in sources for name, value in source.options}
         self.attributes = self._attributes()
 
     def submission(self, submit_args: str) -> Submission:
@@ -321,7 +322,7 @@ class _Merged:
         return self.need.interactive or any(_is_interactive(source) for source in self.sources)
 
     def has(self, name: str) -> bool:
-        return any(source.has(name) for source in self.sources)
+        return name in self._given
 
     def last(self, name: str) -> str | None:
         value = self.raw(name)
@@ -329,7 +330,7 @@ class _Merged:
 
     def raw(self, name: str) -> str | None:
         """As ``last``, with the quotes that are part of a command line."""
-        return next((source.last(name) for source in reversed(self.sources) if source.has(name)), None)
+        return self._given.get(name)
 
     def _lists(self, name: str) -> Iterable[str]:
         """All values of ``name``: the command line's, then the directives', then the server's; each in order."""
