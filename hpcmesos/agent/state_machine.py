@@ -41,7 +41,7 @@ from hpcmesos.model import MIG_FEATURE, Cause, GpuState
 
 CHECK_TIMEOUT = 10.0  # s that NVML has to answer before PREPARE is refused
 REPEAT_ENDED = 5.0  # s until an end that is not acknowledged is told again
-TELL_STARTED = 0.2  # s until the leader hears of a start that it need not wait for; a short script is over by then
+TELL_STARTED = 0.2  # s that a start is kept back when nobody waits for it: a short script is over by then
 LOOK_WHILE_CLEANING = 0.5  # s between two questions to the probe while a GPU is being cleaned
 LOOK_WHEN_IDLE = 10.0  # s between two questions otherwise
 _PARTS_OF_SPECS = {"instances": "MIG", "mps": "MPS"}

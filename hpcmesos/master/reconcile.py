@@ -12,8 +12,9 @@ from hpcmesos.master.absence import Absence
 from hpcmesos.master.cluster import Attempt, Node, Phase
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.events import LinkDown, LinkUp
-from hpcmesos.master.gangs import Gangs, clean
+from hpcmesos.master.gangs import Gangs
 from hpcmesos.master.idle_gpus import take_samples
+from hpcmesos.master.reports import clean
 from hpcmesos.master.strangers import Strangers
 from hpcmesos.model import AttemptId, Cause, GpuState
 from hpcmesos.queue.records import AttemptKey, GpuRecord, JobKey, NodeRecord
