@@ -138,24 +138,15 @@ class Nodes:
             isolation=clean("+".join(inventory.isolation)),
             hostname=clean(inventory.hostname),
         )
-        if hello is not None:
+        told = hello or (node.record if node is not None else None)
+        if told is not None:
             record = replace(
                 record,
-                address=hello.address,
-                peer_port=hello.peer_port,
-                boot_id=hello.boot_id,
-                journal=hello.journal,
-                version=hello.version,
-            )
-        elif node is not None:
-            old = node.record
-            record = replace(
-                record,
-                address=old.address,
-                peer_port=old.peer_port,
-                boot_id=old.boot_id,
-                journal=old.journal,
-                version=old.version,
+                address=told.address,
+                peer_port=told.peer_port,
+                boot_id=told.boot_id,
+                journal=told.journal,
+                version=told.version,
             )
         if node is None:
             node = cluster.nodes[name] = Node(record, {}, 0, 0)
