@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmesos.gang.feasible import can_ever_fit
-from hpcmesos.gang.order import in_order
+from hpcmesos.gang.order import order_key
 from hpcmesos.gang.policy import Backfill, Policy
 from hpcmesos.gang.schedule import schedule
 from hpcmesos.gang.snapshot import GpuView, JobView, NodeView, Plan, Snapshot
@@ -208,7 +208,7 @@ def test_the_order_of_the_input_means_nothing(snapshot: Snapshot, policy: Policy
 def test_reasons_are_true(snapshot: Snapshot, policy: Policy) -> None:
     plan = schedule(snapshot, policy, 0.0)
     left = after(snapshot, plan)
-    order = in_order(snapshot.pending)
+    order = sorted(snapshot.pending, key=order_key)
     jobs = {str(job.id): job for job in order}
     for job in order:
         if job.id not in plan.reasons:
@@ -245,7 +245,7 @@ def test_reasons_are_true(snapshot: Snapshot, policy: Policy) -> None:
 def test_strict_lets_nobody_overtake_a_job_that_waits_for_room(snapshot: Snapshot) -> None:
     plan = schedule(snapshot, STRICT, 0.0)
     blocked = False
-    for job in in_order(snapshot.pending):
+    for job in sorted(snapshot.pending, key=order_key):
         if job.id not in plan.reasons:
             assert not blocked
         else:
