@@ -64,6 +64,7 @@ class AttemptId:
 
     @classmethod
     def parse(cls, text: str) -> AttemptId:
+        """Raises InvalidValue."""
         job, _, number = text.rpartition("#")
         if not job or not number.isdigit():
             raise InvalidValue(f"illegally formed attempt identifier: {text}")

@@ -78,6 +78,7 @@ class Effects:
         return any(rows) or any(others) or self.past_id > 0
 
     def add(self, other: Effects) -> None:
+        """Those of a later handler, to be written together with these."""
         for name in (
             "nodes",
             "finished",
