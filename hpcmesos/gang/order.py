@@ -239,9 +239,3 @@ def walltime(job: JobView, queues: Mapping[str, QueueView], policy: Policy) -> f
         return float(job.request.walltime)
     queue = queues.get(job.queue)
     return policy.assumed_walltime if queue is None or queue.walltime is None else queue.walltime
-
-
-def order_key(job: JobView) -> tuple[int, float, int, str, int]:
-    """Sorts first what starts first: high priority, then long waiting, then the lower id; never a tie."""
-    index = job.id.index
-    return (-job.priority, job.queued_at, job.id.seq, job.id.server, -1 if index is None else index)
