@@ -118,6 +118,16 @@ class JobRecord:
         return self.array_spec.count(self.todo or ()) if self.array_spec else 0
 
     @property
+    def outcome(self) -> Outcome:
+        """What dependents need to know of it as it is now."""
+        if self.array_spec is None:
+            return Outcome(self.state, self.exit_status)
+        size, deleted = self.array_spec.size, self.array_spec.count(self.deleted or ())
+        started = size - self.waiting_elements - deleted
+        progress = Progress(size, started, self.succeeded or 0, self.failed or 0, deleted)
+        return Outcome(self.state, self.exit_status, progress)
+
+    @property
     def attempt_key(self) -> AttemptKey:
         """Key of the last attempt."""
         return AttemptKey(self.seq, self.index, self.attempt)
