@@ -16,9 +16,11 @@ from hpcmesos.errors import InvalidValue
 from hpcmesos.master import objects
 from hpcmesos.master.arrays import without
 from hpcmesos.master.changes import Changes
+from hpcmesos.master.completion import canceled_status, resting_state
 from hpcmesos.master.effects import Desk
-from hpcmesos.master.gangs import Gangs, canceled_status, resting_state
+from hpcmesos.master.gangs import Gangs
 from hpcmesos.master.reconcile import Nodes
+from hpcmesos.master.reports import verdict
 from hpcmesos.master.runs import Runs
 from hpcmesos.master.services import wishes
 from hpcmesos.model import Cause, JobState
@@ -236,7 +238,8 @@ class Inbox:
         if row.payload.get("purge"):
             if attempt is not None:
                 self.gangs.end(attempt, Cause.DELETED, None, text, 0.0)
-                self.gangs.finish(attempt, self.gangs.verdict(attempt, Cause.DELETED, None, text))
+                record = verdict(attempt, self.desk.now, Cause.DELETED, None, text)
+                self.gangs.completion.finish(attempt, record)
             else:
                 self._complete_unrun(job, "purged", message, row.user)
             return

@@ -37,7 +37,8 @@ from hpcmesos.master.events import (
     Received,
     Stop,
 )
-from hpcmesos.master.gangs import GANG_LOSS, Gangs
+from hpcmesos.master.gang_clock import GANG_LOSS
+from hpcmesos.master.gangs import Gangs
 from hpcmesos.master.idle_gpus import IdleGpus
 from hpcmesos.master.inbox import Inbox
 from hpcmesos.master.links_client import Answer, Question
