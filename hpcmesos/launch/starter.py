@@ -1,4 +1,4 @@
-"""``starter FD``: forks the scripts and the ranks of jobs for the shepherd, cheaply; where ``starter.c`` was not compiled.
+"""``starter FD``: forks scripts and ranks for the shepherd, cheaply; where ``starter.c`` was not compiled.
 
 A fork copies the page tables of the whole process, so the shepherd, with asyncio and TLS in its memory, is a costly
 one to fork. This process holds next to nothing, and lets the kernel make each child in its cgroup (clone3, Linux 5.7)

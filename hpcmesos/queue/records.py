@@ -1,7 +1,7 @@
 """What the store takes and gives: frozen rows as values. Standard library, msgspec and floor 0 only.
 
-A job is copied at each of its moves, and its key looked up at each turn, so these are structs of msgspec: a copy costs a
-twentieth of a data class's.
+A job is copied at each of its moves, and its key looked up at each turn, so these are structs of msgspec: to copy one
+costs a seventh of a data class's.
 
 Units: bytes, seconds, whole CPUs and GPUs; every time is an aware datetime in UTC. ``index`` is the element of an
 array; None is the job itself (or the array's parent).
