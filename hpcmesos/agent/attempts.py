@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from hpcmesos import wire
 from hpcmesos.agent.events import AskProbe
@@ -55,7 +54,7 @@ class Attempts(GpuHealth):
             attempt = Attempt(ended.attempt, Phase.ENDING, ended.head)
         if attempt.use.samples:
             used = {f"gpu_{name}": value for name, value in attempt.use.told().items()}
-            ended = msgspec.structs.replace(ended, usage={**ended.usage, **used})
+            ended = replace(ended, usage={**ended.usage, **used})
         if attempt.phase is not Phase.ENDED:
             self._release(attempt, dirty=True)
             self._repeat(replace(attempt, phase=Phase.ENDED, ended=ended, spec=None))

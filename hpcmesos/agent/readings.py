@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-import msgspec
+from msgspec.structs import replace
 
 from hpcmesos import wire
 from hpcmesos.agent.attempts import Attempts
@@ -38,7 +37,7 @@ class Readings(Attempts):
         uuid = reading.gpu.uuid
         live = (a for a in self.state.attempts.values() if a.phase is not Phase.ENDED)
         holder = next((a.name for a in live if uuid in a.gpus), None)
-        told = msgspec.structs.replace(reading.gpu, state=NEVER_TOLD)
+        told = replace(reading.gpu, state=NEVER_TOLD)
         fault = self.state.faults.get(uuid) or self.state.faults.get(reading.gpu.parent)
         if fault is not None:
             self._remember({uuid: fault})

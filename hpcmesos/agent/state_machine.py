@@ -10,10 +10,10 @@ shepherd say.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from hpcmesos import wire
 from hpcmesos.agent.events import (
@@ -176,7 +176,7 @@ class _Step(Readings):
         inventory = self.state.hello.inventory
         there = [gpu for gpu in gpus if gpu.state != GpuState.LOST] or gpus
         profiles = dict.fromkeys(f"{MIG_FEATURE}{gpu.profile}" for gpu in there if gpu.profile)
-        return msgspec.structs.replace(inventory, gpus=gpus, features=(*inventory.features, *profiles))
+        return replace(inventory, gpus=gpus, features=(*inventory.features, *profiles))
 
     def _on_tick(self) -> None:
         for attempt in list(self.state.attempts.values()):
@@ -204,7 +204,7 @@ class _Step(Readings):
     def _say_hello(self, link: int) -> None:
         state = self.state
         self._set_slots(replace(s, told=s.now) for s in state.gpus.values())
-        hello = msgspec.structs.replace(
+        hello = replace(
             state.hello,
             inventory=self._inventory(),
             attempts=tuple(_report(a) for a in state.attempts.values()),

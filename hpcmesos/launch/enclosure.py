@@ -211,6 +211,8 @@ class Cgroup(_Members):
     def remove(self) -> None:
         try:
             os.rmdir(self.directory)
+        except FileNotFoundError:  # removed before
+            pass
         except OSError:  # the job has made groups of its own inside
             for directory, _, _ in os.walk(self.directory, topdown=False):
                 with suppress(OSError):

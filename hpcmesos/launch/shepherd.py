@@ -278,7 +278,7 @@ class Shepherd:
         files.write_commands(self.config)
         self.services.directories.clean()
         if self.config.cgroup:
-            self.children.use_starter()
+            self.children.use_starter(self.config.starter)
         self.recovered = await recover(self.services)
         self.services.secrets.clear()  # recovered attempts have ended
         doors = [

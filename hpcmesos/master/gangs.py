@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from msgspec import structs
+
 from hpcmesos import wire
 from hpcmesos.errors import StateError
 from hpcmesos.master import billing, gang_clock, vault
@@ -82,7 +84,7 @@ class Gangs:
 
     def _spec(self, attempt: Attempt) -> dict[str, Any]:
         submitted = self.submissions.get(attempt.key.seq)
-        job = replace(self.desk.cluster.jobs[attempt.key.job], submission=submitted.submission)
+        job = structs.replace(self.desk.cluster.jobs[attempt.key.job], submission=submitted.submission)
         attempt.billing = billing.of(submitted.submission)
         nodes = self.desk.cluster.nodes
         members = []

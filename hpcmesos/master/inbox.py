@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
+
+from msgspec.structs import replace
 
 from hpcmesos import wire
 from hpcmesos.errors import InvalidValue
@@ -189,8 +190,10 @@ class Inbox:
             return
         if job.array_spec is not None and job.started_at is not None:
             return  # it has begun, and is held now
-        verdict = judge_all(job.dependencies, self._outcomes(job))
         held = DEPENDENCY_HOLD in job.holds
+        if held and self._still_waits(job):
+            return
+        verdict = judge_all(job.dependencies, self._outcomes(job))
         if verdict is Verdict.IMPOSSIBLE:
             comment = "a job that it depends on did not end as it must, or is unknown"
             self._complete_unrun(job, "dependency failed", comment)
@@ -199,9 +202,16 @@ class Inbox:
         elif verdict is Verdict.WAITING and not held:
             self.rest(job, "dependency waits", {*job.holds, DEPENDENCY_HOLD})
 
+    def _still_waits(self, job: JobRecord) -> bool:
+        """By the picture alone; False: the database has to be asked. Each turn asks it of an array that runs."""
+        live = self.desk.cluster.jobs
+        parents = _parents(job)
+        if not all(key in live for key in parents):
+            return False
+        return judge_all(job.dependencies, {key: live[key].outcome for key in parents}) is Verdict.WAITING
+
     def _outcomes(self, job: JobRecord) -> Mapping[JobKey, Outcome]:
-        parents = (one.parent for one in job.dependencies if one.kind is not DependencyKind.ON)
-        return self.desk.reader.outcomes(JobKey(*parent) for parent in parents)
+        return self.desk.reader.outcomes(_parents(job))
 
     def _complete_unrun(self, job: JobRecord, event: str, comment: str, user: str = "") -> None:
         changes: dict[str, object] = {"cause": Cause.DELETED, "comment": comment[:1000]}
@@ -267,6 +277,10 @@ class Inbox:
         if attempt is not None:
             self.gangs.tell(attempt, wire.Signal(attempt=attempt.name, signal=number))
         self.desk.move(job, job.state, "signalled", {"user": row.user, "signal": number})
+
+
+def _parents(job: JobRecord) -> list[JobKey]:
+    return [JobKey(*one.parent) for one in job.dependencies if one.kind is not DependencyKind.ON]
 
 
 def _elements(payload: Mapping[str, Any]) -> Ranges | None:
