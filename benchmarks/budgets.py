@@ -148,10 +148,10 @@ BUDGETS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, required=True)
-    parser.add_argument("--only", help=f"of {','.join(PROGRAMS)}")
+    parser.add_argument("--only", help=f"of {','.join(PROGRAMS)}; empty: only the table, of what is there")
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
-    wanted = options.only.split(",") if options.only else list(PROGRAMS)
+    wanted = list(PROGRAMS) if options.only is None else list(filter(None, options.only.split(",")))
     for name in wanted:
         run(name, options.directory)
     rows = table(options.directory)

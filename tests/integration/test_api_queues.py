@@ -133,7 +133,7 @@ def test_the_jobs_of_one_call_count_one_another(api: Api) -> None:
 
     before = api.counts()
     with api.client() as client:
-        with pytest.raises(TooManyJobs, match="^job 2: .*2 jobs of at most 2 in queue two"):
+        with pytest.raises(TooManyJobs, match=r"^job 2: .*2 jobs of at most 2 in queue two"):
             client.submit_many(jobs("two", 3))
         assert api.counts() == before
         taken = client.submit_many(jobs("spill", 4))
