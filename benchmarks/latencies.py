@@ -24,6 +24,8 @@ from kit import Bench, command_latency, cpu_seconds, daemons_of, machine, some_u
 from hpcmesos.client import Client
 
 AGENTS, GPUS = 4, 32
+SETTLED = 5.0
+"""Seconds after which nothing of a cluster's start is left to do."""
 BULK = 5000
 """Jobs of one call of `Client.submit_many`."""
 MILLION = 1_000_000
@@ -70,6 +72,7 @@ def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 def idle(bench: Bench, seconds: float) -> dict[str, float]:
     """What the daemons of one node hold (MiB, proportional) and use (percent of a core) while there is no job."""
     pids = [pid for part in ("agents", "shepherds", "starters") for pid in daemons_of(bench.state, part)]
+    time.sleep(SETTLED)
     held = sum(proportional(pid) for pid in pids) / AGENTS / 1024
     before, begun = cpu_seconds(bench.state), time.monotonic()
     time.sleep(seconds)
