@@ -19,6 +19,7 @@ from hpcmesos.launch import display, enclosure, files, limits, ports, preflight,
 from hpcmesos.launch.births import Birth
 from hpcmesos.launch.clock import boottime
 from hpcmesos.launch.container import SHELL, Container, PrivateTmp, View
+from hpcmesos.launch.docker_sockets import DockerSocket
 from hpcmesos.launch.journal import Entry, Journal
 from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
@@ -100,6 +101,7 @@ class Services:
     emit: Callable[[dict[str, Any]], None]
     uncontain: Callable[[str], None]  # the container of an attempt is over
     scopes: scopes.Scopes
+    docker: Callable[[Attempt], DockerSocket | None]  # what jobs reach the Docker Engine by, if anything
     tasks: set[asyncio.Task[None]] = field(default_factory=set)  # the loop itself keeps none alive
 
 
@@ -134,6 +136,7 @@ class Attempt:
         self.output.spool, self.output.limit = self.paths.directory, int(spec.get("log_limit") or 0)
         self.tasks: dict[str, Any] = {}  # of a framework, on this node
         self.container: Container | None = None  # of a job with an image, once it is ready
+        self.docker: DockerSocket | None = None
         self.enclosure: enclosure.Enclosure
         self.ended: dict[str, Any] | None = None
         self._started: dict[str, Any] | None = None
@@ -176,6 +179,7 @@ class Attempt:
                 self.enclosure = self._cgroup(self.services.scopes.known(self.devices) or config.cgroup)
             else:
                 self.enclosure = enclosure.Tree(self.services.trees, self.id, self.owner.uid)
+            self.docker = self.services.docker(self)
         except BaseException:
             self.discard()
             raise
@@ -183,7 +187,8 @@ class Attempt:
     def _cgroup(self, parent: str) -> enclosure.Cgroup:
         config = self.services.config
         wanted = limits.wanted(config.limits, self.spec)
-        return enclosure.Cgroup(parent, self.id, config.limits.get("v1", {}), wanted)
+        shared = bool(config.docker_proxy)
+        return enclosure.Cgroup(parent, self.id, config.limits.get("v1", {}), wanted, shared=shared)
 
     @property
     def devices(self) -> tuple[limits.Device, ...]:
@@ -206,6 +211,8 @@ class Attempt:
     def discard(self) -> None:
         """Nothing was started: leaves no trace, and nothing can be started any more."""
         self.phase = "ended"
+        if self.docker:
+            self.docker.discard()
         if hasattr(self, "enclosure"):
             self.enclosure.remove()
         self.leave_container()
@@ -215,9 +222,9 @@ class Attempt:
 
     def leave_container(self) -> None:
         """Whatever there is of it, or is still being made, is to go."""
-        if self.spec.get("image"):
-            if self.container:
-                self.container.close()
+        if self.container:
+            self.container.close()
+        if self.spec.get("image") or (self.docker and self.docker.used):
             self.services.uncontain(self.id)
 
     # --- the script -------------------------------------------------------------------------------------------------
@@ -398,6 +405,7 @@ class Attempt:
             "HPCMESOS_ATTEMPT": self.id,
             "HPCMESOS_SOCKET": self.services.config.ranks_socket,
             "HPCMESOS_SHEPHERD": str(os.getpid()),
+            **(self.docker.environment if self.docker else {}),
         }
 
     @property
@@ -578,6 +586,8 @@ class Attempt:
             self._forced = not self._over()
         self.steps.closing = self._killed = True
         self._hurry = False
+        if self.docker:
+            await self.docker.close()
         left = await enclosure.clear(self.enclosure)
         if self._mpi_since is not None:
             litter = (self.owner.uid, self._mpi_since, time.time())

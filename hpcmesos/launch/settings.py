@@ -57,6 +57,8 @@ class Config:
     containers: (
         dict[str, Any] | None
     )  # command of the helper, docker: URL, paths: seen inside, pull; None: not served
+    docker_proxy: dict[str, Any] | None
+    """What serves jobs' Docker sockets: command, engine: path of its own, cgroups: root of v2; None: they have none."""
 
     @classmethod
     def load(cls, path: str) -> Config:
@@ -88,6 +90,7 @@ class Config:
             site_script_timeout=float(values.get("site_script_timeout", 300.0)),
             python=values["python"],
             containers=values.get("containers"),
+            docker_proxy=values.get("docker_proxy"),
         )
 
     @property

@@ -30,6 +30,7 @@ from hpcmesos.launch.attempt import Attempt, Order, Services
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.containers import Containers
 from hpcmesos.launch.deadman import DeadMan
+from hpcmesos.launch.docker_sockets import Sockets
 from hpcmesos.launch.journal import Journal
 from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.peers import Identity, Peers
@@ -55,7 +56,9 @@ class Shepherd:
         self.children = Children()
         self.control = control.Control(self)
         self._started_at = time.time()
-        self._containers = Containers(config, self.children, f"{os.getpid()}.{self._started_at}")
+        token = f"{os.getpid()}.{self._started_at}"
+        self._containers = Containers(config, self.children, token)
+        self._docker = Sockets(config, self.children, token)
         marker = f"HPCMESOS_SOCKET={config.ranks_socket}"
         self.services = Services(
             config=config,
@@ -67,6 +70,7 @@ class Shepherd:
             emit=self.control.emit,
             uncontain=self._containers.over,
             scopes=Scopes(config, self.children),
+            docker=self._docker.open,
         )
         self.peers = Peers(config)
         self._ranks = ranks.Ranks(self.attempts, self.services.trees, self.peers, config.node)
@@ -282,6 +286,7 @@ class Shepherd:
             self.children.use_starter()
         self.recovered = await recover(self.services)
         self.services.secrets.clear()  # recovered attempts have ended
+        self._docker.clean()
         doors = [
             await self.peers.listen(self._answer_peer),
             await control.listen(self.config.ranks_socket, 0o666, self._ranks.serve),
