@@ -25,7 +25,7 @@ from hpcmesos.launch.processes import Children, Launch
 from hpcmesos.launch.settings import Config
 
 if TYPE_CHECKING:
-    from hpcmesos.launch.attempt import Attempt
+    from hpcmesos.launch.workspace import Workspace
 
 _FAREWELL = 15.0
 """Seconds that the process may take for what it has begun."""
@@ -44,7 +44,7 @@ class Sockets:
         self.token = token
         self._place = os.path.join(config.sockets, "docker")
 
-    def open(self, attempt: Attempt) -> DockerSocket | None:
+    def open(self, workspace: Workspace) -> DockerSocket | None:
         """Of an attempt, if the site gives jobs one.
 
         Raises:
@@ -54,8 +54,8 @@ class Sockets:
             return None
         os.makedirs(self._place, 0o711, exist_ok=True)
         # No name that some client takes for more than a path: attempts' have # and brackets.
-        name = hashlib.sha256(attempt.id.encode()).hexdigest()[:16]
-        return DockerSocket(self, os.path.join(self._place, f"{name}.sock"), attempt)
+        name = hashlib.sha256(workspace.id.encode()).hexdigest()[:16]
+        return DockerSocket(self, os.path.join(self._place, f"{name}.sock"), workspace)
 
     def clean(self) -> None:
         """Removes what an earlier shepherd left."""
@@ -68,17 +68,17 @@ class Sockets:
 class DockerSocket:
     """Of one attempt. ``used``: somebody has called."""
 
-    def __init__(self, sockets: Sockets, path: str, attempt: Attempt) -> None:
+    def __init__(self, sockets: Sockets, path: str, workspace: Workspace) -> None:
         self.used = False
         self._sockets = sockets
         self._path = path
-        self._pins = docker_pins.directory_of(sockets.config.state, attempt.id)
-        self._attempt = attempt
+        self._pins = docker_pins.directory_of(sockets.config.state, workspace.id)
+        self._workspace = workspace
         self._pid = 0
         self._since = 0.0
         self._closed = False
         self._ended = asyncio.Event()
-        self._listener = _listen(self._path, attempt.owner)
+        self._listener = _listen(self._path, workspace.owner)
         self._await_caller()
 
     @property
@@ -114,15 +114,15 @@ class DockerSocket:
             self._pid, report = self._sockets.children.spawn(launch, self._exited)
             report.close()
         except OSError as error:  # no process, no memory, no disk: callers wait
-            sys.stderr.write(f"shepherd: {self._attempt.id}: nobody serves its Docker socket: {error}\n")
+            sys.stderr.write(f"shepherd: {self._workspace.id}: nobody serves its Docker socket: {error}\n")
             loop.call_later(_SHORT_LIFE, self._await_caller)
 
     def _settings(self, proxy: dict[str, Any]) -> dict[str, Any]:
         """What the process is told: `docker_proxy.Settings`."""
-        attempt, config = self._attempt, self._sockets.config
-        owner, spec, held = attempt.owner, attempt.spec, attempt.enclosure
+        workspace, config = self._workspace, self._sockets.config
+        owner, spec, held = workspace.owner, workspace.spec, workspace.enclosure
         assert config.containers is not None and isinstance(held, Cgroup)
-        tmp = attempt.private_tmp
+        tmp = workspace.private_tmp
         paths = [path.partition(":") for path in config.containers["paths"]]
         grant = {
             "name": owner.name,
@@ -131,12 +131,12 @@ class DockerSocket:
             "groups": owner.groups,
             "cgroup": "/" + os.path.relpath(held.directory, proxy["cgroups"]),
             "labels": {
-                **container_marks.labels(config, attempt.id, self._sockets.token),
-                container_marks.OWN: attempt.id,
+                **container_marks.labels(config, workspace.id, self._sockets.token),
+                container_marks.OWN: workspace.id,
                 container_marks.OWNER: owner.name,
             },
             "gpus": [g["uuid"] for g in spec["members"][spec["me"]]["gpus"] if not g["simulated"]],
-            "paths": [*((path, how != "ro") for path, _, how in paths), (attempt.paths.directory, True)],
+            "paths": [*((path, how != "ro") for path, _, how in paths), (workspace.paths.directory, True)],
             "pull": (spec.get("image_pull") or config.containers["pull"]) != "never",
             **({"log_bytes": int(spec["log_limit"])} if spec.get("log_limit") else {}),
         }

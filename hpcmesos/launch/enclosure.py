@@ -161,8 +161,7 @@ class Cgroup(_Members):
     """A directory of the v2 hierarchy, made here; ``limits`` may have groups of v1 beside it.
 
     ``shared``: others make groups in it, too, so our processes are in one of their own: no group of v2 that hands
-    controllers down has processes itself (cgroups(7)). ``directory`` is the whole, ``entry`` where
-    ours are started.
+    controllers down has processes itself (cgroups(7)). ``directory`` is the whole, ``entry`` where ours are started.
     """
 
     def __init__(
@@ -180,9 +179,8 @@ class Cgroup(_Members):
         with suppress(FileExistsError):
             try:
                 os.mkdir(self.directory, 0o755)
-            except (
-                FileNotFoundError
-            ):  # the unit that keeps the jobs' part of the tree was stopped and started
+            except FileNotFoundError:
+                # The unit that keeps the jobs' part of the tree was stopped and started.
                 os.makedirs(self.directory, 0o755)
         try:
             self.limits = Limits(self.directory, v1, limits)

@@ -12,6 +12,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from msgspec import structs
+
 from hpcmesos import wire
 from hpcmesos.gang.predict import History
 from hpcmesos.gang.snapshot import NodeView, QueueView
@@ -297,7 +299,7 @@ class Cluster:
         """So many more elements of an array are complete."""
         parent = self.jobs[JobKey(seq)]
         # Nothing that scheduling looks at: the rest of the picture stays.
-        self.jobs[parent.key] = replace(
+        self.jobs[parent.key] = structs.replace(
             parent, succeeded=(parent.succeeded or 0) + succeeded, failed=(parent.failed or 0) + failed
         )
 
@@ -305,7 +307,7 @@ class Cluster:
         """Elements of an array get rows; answers the parent, without them."""
         parent = self.jobs[JobKey(seq)]
         left = arrays.subtract(parent.todo or (), arrays.of(indexes))
-        begun = replace(
+        begun = structs.replace(
             parent, state=JobState.RUNNING, todo=left, started_at=parent.started_at or now, modified_at=now
         )
         self.put(begun)

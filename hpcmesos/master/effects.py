@@ -7,9 +7,11 @@ before it is durable.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+
+from msgspec.structs import replace
 
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
