@@ -101,6 +101,7 @@ class Attempt:
             raise
 
     def ready(self) -> None:
+        """Everything of it is here, and a member has joined its head; told once."""
         if self.phase == "preparing":
             self.phase = "ready"
             self.scripts.begun = not self.head

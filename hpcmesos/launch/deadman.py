@@ -42,6 +42,7 @@ class DeadMan:
             await asyncio.sleep(_LOOK)
 
     def look(self) -> None:
+        """Ends the attempts whose limit has passed."""
         silence = self._clock() - self._heard
         for attempt in list(self._attempts()):
             limit = attempt.spec.get("silence")

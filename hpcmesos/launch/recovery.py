@@ -36,6 +36,7 @@ class Recovered:
         return [self.ended]
 
     def forget(self, services: Services) -> bool:
+        """Removes what is left of it; True: it may always be forgotten."""
         for parent in scopes.directories(services.config):
             if os.path.isdir(os.path.join(parent, self.name)):
                 # Again: what could not be killed may have gone.

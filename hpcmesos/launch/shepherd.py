@@ -84,6 +84,7 @@ class Shepherd:
     # --- what the agent asks ----------------------------------------------------------------------------------------
 
     def hello(self) -> dict[str, Any]:
+        """The answer to ``hello``; see docs/architecture.md."""
         return {
             "event": "hello",
             "pid": os.getpid(),
@@ -197,6 +198,7 @@ class Shepherd:
         self.control.emit(event)
 
     def forget(self, attempt: str) -> None:
+        """The leader has the end of this attempt in its database: nothing of it has to be kept here."""
         self._refused.pop(attempt, None)
         if (known := self.attempts.get(attempt)) and known.still_read():
             asyncio.get_running_loop().call_later(_KEPT_OUTPUT, self._forget, attempt)

@@ -143,6 +143,7 @@ class Arrays:
             self._count(job, 1)
 
     def forget(self, job: JobRecord) -> None:
+        """That record of an element holds no longer."""
         if job.index is not None:
             self.live[job.seq].discard(job.key)
             self._count(job, -1)
@@ -378,6 +379,7 @@ class Cluster:
     # --- nodes
 
     def set_gpu(self, node: Node, uuid: str, state: GpuState, note: str | None = None) -> None:
+        """``note`` None: as it was. A GPU that the node does not have is passed over."""
         gpu = node.gpus.get(uuid)
         if gpu is not None:
             node.gpus[uuid] = replace(gpu, state=state, note=gpu.note if note is None else note)

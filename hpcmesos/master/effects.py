@@ -80,6 +80,7 @@ class Effects:
         return any(rows) or any(others) or self.past_id > 0
 
     def add(self, other: Effects) -> None:
+        """Those of a later handler, to be written together with these."""
         for name in (
             "nodes",
             "finished",

@@ -139,6 +139,7 @@ class Gangs:
             self.end(attempt, Cause.START_FAILED, attempt.head, why)
 
     def on_ready(self, attempt: Attempt, node: str) -> None:
+        """A member is prepared; once all are, the head hears GO."""
         attempt.ready.add(node)
         if (
             attempt.phase is Phase.PREPARING

@@ -65,6 +65,7 @@ class Nodes:
         return attempt is not None and node in attempt.shares
 
     def on_down(self, event: LinkDown) -> None:
+        """A link is over; word of one that another has replaced changes nothing."""
         node = self.desk.cluster.nodes.get(event.node)
         if node is None or node.link != event.link:
             return
