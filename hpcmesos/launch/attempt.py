@@ -20,6 +20,7 @@ from hpcmesos.launch.births import Birth
 from hpcmesos.launch.clock import boottime
 from hpcmesos.launch.container import SHELL, Container, PrivateTmp, View
 from hpcmesos.launch.journal import Entry, Journal
+from hpcmesos.launch.load import Load
 from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch, Outputs
@@ -100,6 +101,7 @@ class Services:
     emit: Callable[[dict[str, Any]], None]
     uncontain: Callable[[str], None]  # the container of an attempt is over
     scopes: scopes.Scopes
+    load: Load = field(default_factory=Load)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)  # the loop itself keeps none alive
 
 
@@ -121,7 +123,9 @@ class Attempt:
             if spec.get("x11"):
                 path = os.path.join(files.attempt_directory(services.config, self.id), display.FILE)
                 self.terminal.display = display.Display(path, self.terminal.tell_of_display)
-        self.steps = Steps(spec["me"])
+        self.steps = Steps(spec["me"], sum(int(member["slots"]) for member in spec["members"]))
+        self.turn = asyncio.Lock()
+        """Of its processes one at a time has us hold a large request."""
         self.proxies = proxies.Watch(
             services.config.proxy_patience, lambda: self.enclosure.pids(), self.output.note
         )

@@ -56,12 +56,15 @@ class Launch:
     view: View | None = None  # of the file system; None: the host's
     made: tuple[str, ...] = ()  # directories that it makes as its owner: links there are his
     gated: bool = False  # ready to begin, it waits for a word on its report
+    descriptors: tuple[int, int] = (0, 0)  # soft and hard limit of what it may have open; `Children` says so
 
 
 class Children:
     """Every child of this process: of our own or the starter's making, or adopted (we are a subreaper); reaped here."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptors: tuple[int, int] | None = None) -> None:
+        """``descriptors``: soft and hard limit for each child; None: our own."""
+        self._descriptors = descriptors or resource.getrlimit(resource.RLIMIT_NOFILE)
         self._watched: dict[int, OnExit] = {}
         self._starter: Starter | None = None
         self._unclaimed: dict[socket.socket, float] = {}
@@ -78,6 +81,7 @@ class Children:
             OSError: when the fork fails.
         """
         if self._starter:
+            launch.descriptors = self._descriptors
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 sent = self._starter.ask(launch, into, theirs)
@@ -119,6 +123,7 @@ class Children:
         Raises:
             OSError: when the fork fails.
         """
+        launch.descriptors = self._descriptors
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # A signal that hits the child before exec would be written into our own wake-up descriptor.
         before = quick.signal.pthread_sigmask(signal.SIG_BLOCK, _EVERY_SIGNAL)
@@ -202,6 +207,7 @@ class Starter:
             "view": None,
             "made": launch.made,
             "gated": launch.gated,
+            "descriptors": launch.descriptors,
             "outputs": outputs
             and {
                 "stdout": outputs.stdout,

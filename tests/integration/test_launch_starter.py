@@ -127,6 +127,10 @@ def test_a_directory_is_used_again_by_its_owner_only(tmp_path: Path) -> None:
             assert other[-2:] == ["root:700", "root:700"]
             listing(4, "nobody", "chmod 755 $PBS_JOBDIR; rmdir $TMPDIR; ln -s / $TMPDIR\n")
             assert listing(5, "nobody")[2:] == first[2:]
+            elsewhere = place / "home" / "empty"
+            listing(6, "nobody", f"rmdir $TMPDIR; mkdir {elsewhere}; ln -s {elsewhere} $TMPDIR\n")
+            kept = [path for path in (node.state / "attempts").glob(".spare.*/tmp") if path.is_symlink()]
+            assert kept == [], "nobody looks where its owner's link leads, and such a directory is not kept"
     finally:
         shutil.rmtree(place)
 
