@@ -24,7 +24,7 @@ PARTS = {
     "api": "-m hpcmesos.master.api_process",
     "agents": " agent --config ",
     "shepherds": "launch shepherd ",
-    "starters": "__main__.py starter ",
+    "starters": " starter ",
     "postgres": "postgres",
 }
 """Parts of a cluster by what their command lines hold."""

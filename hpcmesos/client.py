@@ -304,6 +304,10 @@ class Client:
         lifetime: float = 86400.0,
         scope: str = "all",
     ) -> api_schema.TokenReply:
+        """A new token; it is shown only now.
+
+        See `api_schema.TokenRequest`. Raises Unauthorized: the caller may not make this one.
+        """
         request = api_schema.TokenRequest(kind=kind, user=user, node=node, lifetime=lifetime, scope=scope)
         return self._call("POST", "/v1/tokens", api_schema.TokenReply, request)
 

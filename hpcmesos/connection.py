@@ -152,6 +152,7 @@ class UnixConnection(_Closing):
         self._path = path
 
     def connect(self) -> None:
+        """Raises OSError."""
         self.sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         try:
@@ -172,6 +173,7 @@ class TlsConnection(http.client.HTTPSConnection, _Closing):
         self._by_authority = not context.check_hostname and context.verify_mode is ssl.CERT_REQUIRED
 
     def connect(self) -> None:
+        """Raises OSError, ssl.SSLError, and Unauthenticated when the certificate is no master's."""
         super().connect()
         certificate: Any = self.sock.getpeercert() or {}
         fields = {name: value for part in certificate.get("subject", ()) for name, value in part}

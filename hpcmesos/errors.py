@@ -246,11 +246,6 @@ class DatabaseUnavailable(Unavailable):
     exit_code = 255
 
 
-class NodeUnreachable(Unavailable):
-    code = "node-unreachable"
-    exit_code = 1
-
-
 class LogStoreUnavailable(Unavailable):
     """This master cannot keep output now; another one may, or this one when its disk has room."""
 

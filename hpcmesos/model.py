@@ -64,6 +64,7 @@ class AttemptId:
 
     @classmethod
     def parse(cls, text: str) -> AttemptId:
+        """Raises InvalidValue."""
         job, _, number = text.rpartition("#")
         if not job or not number.isdigit():
             raise InvalidValue(f"illegally formed attempt identifier: {text}")
@@ -195,14 +196,6 @@ class Request:
             for c in self.chunks
         )
         return replace(self, chunks=tuple(chunks))
-
-    def describe(self) -> str:
-        """The request as we understood it: ``2 nodes x 4 GPUs, 8 ranks, 24:00:00``-style text for people."""
-        parts = [
-            f"{c.count} x ({c.cpus} CPUs, {c.gpus} GPUs{f', {c.mem} bytes' if c.mem else ''})"
-            for c in self.chunks
-        ]
-        return " + ".join(parts)
 
 
 class ReasonCode(StrEnum):

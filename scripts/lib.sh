@@ -165,7 +165,10 @@ torch_is_for_cpus() (
 )
 
 # Hash of everything that the content of .venv follows from.
-wanted() { cat "$ROOT/requirements.lock" "$ROOT/pyproject.toml" "$ROOT/scripts/lib.sh" | sha256sum | cut -d' ' -f1; }
+wanted() {
+    (cd "$ROOT" && cat requirements.lock pyproject.toml setup.py hpcmesos/launch/starter.c scripts/lib.sh) |
+        sha256sum | cut -d' ' -f1
+}
 
 up_to_date() { [ "$(cat "$VENV/.set-up" 2>/dev/null)" = "$(wanted)" ] && "$VENV/bin/python" -c '' 2>/dev/null; }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+from hpcmesos.connection import UnixConnection
 from hpcmesos.errors import ConfigError, MasterUnreachable, Unauthenticated, leaves
 
 TIMEOUT = 5.0
@@ -108,20 +108,9 @@ def host_and_port(master: str) -> tuple[str, int]:
     raise ConfigError(f"master: '{master}' is neither unix:PATH nor https://HOST:PORT")
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 def _connection(master: str, context: ssl.SSLContext | None, timeout: float) -> http.client.HTTPConnection:
     if master.startswith("unix:"):
-        return _UnixConnection(master.removeprefix("unix:"), timeout)
+        return UnixConnection(master.removeprefix("unix:"), timeout)
     return http.client.HTTPSConnection(*host_and_port(master), timeout=timeout, context=context)
 
 

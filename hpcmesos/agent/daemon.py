@@ -98,6 +98,7 @@ class Agent:
         self._alarm = Alarm(self._loop, lambda: self.handle(Tick()))
 
     async def run(self) -> None:
+        """Serves until cancelled, or until a part of it fails: whatever that raises."""
         parts: list[Coroutine[Any, Any, None]] = [self._control.run(), self._uplink.run(self._ready)]
         if self._probe is not None:
             parts.append(self._probe.run())

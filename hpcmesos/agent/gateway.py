@@ -319,6 +319,11 @@ class Masters:
                     raise StateError(f"cannot write {target}: {os.strerror(errno.ENOSPC)}")
 
     def finish(self, one: Delivery, trouble: str) -> None:
+        """Tells the masters that a delivery is done; ``trouble``: why it cannot be, empty: it is.
+
+        Raises:
+            OSError, http.client.HTTPException: no answer. Whatever leaf of the error tree the API answered.
+        """
         path = f"/v1/deliveries/{quote(one.attempt, safe='')}/{one.stream}"
         body = msgspec.to_builtins(Delivered(trouble=trouble))
         with self._request(self._masters[0], "POST", path, body) as reply:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from hpcmesos import wire
 from hpcmesos.agent import health
@@ -13,9 +14,7 @@ from hpcmesos.agent.state import Draft, Phase, Slot
 from hpcmesos.model import GpuState
 
 FAULT_CLEARS = 3600.0  # s without a new error after which a GPU that had one may work again
-TELL_FIGURES = (
-    9.0  # s between two reports of figures, at least: the probe is asked more often while a GPU is cleaned
-)
+TELL_FIGURES = 9.0  # s between two reports of figures, at least: the probe is asked more often than that
 
 
 class GpuHealth(Draft):

@@ -1,13 +1,16 @@
-"""What an agent knows (frozen values), and ``Draft``: the next state while a step is being taken."""
+"""What an agent knows (frozen values), and ``Draft``: the next state while a step is being taken.
+
+Each step makes new values of old ones a dozen times: with msgspec's structs at a seventh of a data class's price.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from hpcmesos import wire
 from hpcmesos.agent.events import Effect, ToLeader, ToShepherd
@@ -27,8 +30,7 @@ class Phase(StrEnum):
     ENDED = "ended"
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(msgspec.Struct, frozen=True):
     """One GPU. ``told``: what the leader knows of it; ``since``: when it got into its state."""
 
     told: wire.Gpu
@@ -44,11 +46,10 @@ class Slot:
     def now(self) -> wire.Gpu:
         """The GPU with the state that it has now."""
         note = self.note or (self.fault.text if self.fault else "")
-        return msgspec.structs.replace(self.told, state=self.state.value, note=note)
+        return replace(self.told, state=self.state.value, note=note)
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """This node's part of an attempt. What was asked of it stays here, to be asked again of a new shepherd."""
 
     name: str
@@ -61,7 +62,7 @@ class Attempt:
     started: wire.Started | None = None
     untold: float | None = None  # since when the leader has not been told that it started; None: it was
     ended: wire.Ended | None = None
-    use: Use = field(default_factory=Use)
+    use: Use = msgspec.field(default_factory=Use)
     since: float = 0.0  # checking: when the probe was asked; ended: when the leader was told last
 
 
@@ -69,8 +70,7 @@ FIRST_OPERATIONS = frozenset({"hello", "prepare", "go", "end", "signal", "forget
 """What a shepherd can do whose hello does not say it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shepherd:
+class Shepherd(msgspec.Struct, frozen=True):
     pid: int
     peer_port: int
     journal: str = ""  # names what it remembers; empty: of a release that did not say
@@ -79,8 +79,7 @@ class Shepherd:
     dismissed: bool = False  # it was told to end as soon as it holds nothing
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """Everything that the agent knows. ``hello`` holds what never changes; its lists are filled in when it is sent.
 
     ``over``: attempts that are finished or refused here, oldest first. ``obeyed``: the highest (timeline, term).
@@ -89,16 +88,16 @@ class State:
     hello: wire.Hello
     clean_timeout: float
     configuration: str = ""  # of a shepherd that is started now; empty: each is as good as another
-    gpus: Mapping[str, Slot] = field(default_factory=dict)
-    attempts: Mapping[str, Attempt] = field(default_factory=dict)
-    over: Mapping[str, wire.Refused | None] = field(default_factory=dict)
+    gpus: Mapping[str, Slot] = msgspec.field(default_factory=dict)
+    attempts: Mapping[str, Attempt] = msgspec.field(default_factory=dict)
+    over: Mapping[str, wire.Refused | None] = msgspec.field(default_factory=dict)
     obeyed: tuple[int, int] = (0, 0)
     link: int | None = None
     welcomed: bool = False
     shepherd: Shepherd | None = None
     probe_asked: float = 0.0
     trouble: str | None = None  # by the health program; None: there is none, or it has not said anything yet
-    faults: Mapping[str, Fault] = field(default_factory=dict)  # by UUID, also of GPUs that are away
+    faults: Mapping[str, Fault] = msgspec.field(default_factory=dict)  # by UUID, also of GPUs that are away
     figures_told: float = float("-inf")
 
 

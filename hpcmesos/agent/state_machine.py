@@ -2,19 +2,21 @@
 
 The agent decides little: it relays between the leader and the shepherd, answers for the cleanliness of its GPUs, and
 repeats every end until the leader has it in the database. Nothing here ends an attempt because somebody is silent.
+
+The rules lie upon each other: `state.Draft`, `gpu_health`, `attempts`, `readings`, and here what the leader and the
+shepherd say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from hpcmesos import wire
 from hpcmesos.agent.events import (
-    AskProbe,
     CloseLink,
     Effect,
     Event,
@@ -26,26 +28,22 @@ from hpcmesos.agent.events import (
     Note,
     ProbeReport,
     ProbeSilent,
-    Reading,
     Remember,
     ShepherdDown,
     Tick,
     ToLeader,
     ToShepherd,
 )
-from hpcmesos.agent.gpu_health import GpuHealth
 from hpcmesos.agent.health import Fault
+from hpcmesos.agent.readings import Readings
 from hpcmesos.agent.state import FIRST_OPERATIONS, NEVER_TOLD, Attempt, Phase, Shepherd, Slot, State
 from hpcmesos.model import MIG_FEATURE, Cause, GpuState
 
 CHECK_TIMEOUT = 10.0  # s that NVML has to answer before PREPARE is refused
 REPEAT_ENDED = 5.0  # s until an end that is not acknowledged is told again
-TELL_STARTED = (
-    0.2  # s after which the leader hears of a start that it need not wait for; a short script is over by then
-)
+TELL_STARTED = 0.2  # s that a start is kept back when nobody waits for it: a short script is over by then
 LOOK_WHILE_CLEANING = 0.5  # s between two questions to the probe while a GPU is being cleaned
 LOOK_WHEN_IDLE = 10.0  # s between two questions otherwise
-LOST_KILL_DELAY = 10.0  # s between SIGTERM and SIGKILL for an attempt whose GPU is lost
 _PARTS_OF_SPECS = {"instances": "MIG", "mps": "MPS"}
 """Those that a shepherd may not understand, by the word of its hello that says that it does."""
 
@@ -108,7 +106,7 @@ def _job(attempt: str) -> str:
     return attempt.rpartition("#")[0]
 
 
-class _Step(GpuHealth):
+class _Step(Readings):
     """One event's way through the rules."""
 
     def on(self, event: Event) -> None:
@@ -164,12 +162,49 @@ class _Step(GpuHealth):
             self.effects.append(ToShepherd({"op": "shutdown", "force": False}))
             self._set(shepherd=replace(shepherd, dismissed=True))
 
-    # --- the leader ----------------------------------------------------------------------------------------------
+    def _untold(self) -> list[Slot]:
+        """GPUs of which the leader should hear; that it has given one to an attempt it knows itself."""
+        return [
+            s
+            for s in self.state.gpus.values()
+            if s.now != s.told and (s.state is not GpuState.ALLOCATED or s.told.state == NEVER_TOLD)
+        ]
+
+    def _inventory(self) -> wire.Inventory:
+        """What a layout of before has left behind names no feature, unless there is nothing else."""
+        gpus = tuple(s.now for s in self.state.gpus.values())
+        inventory = self.state.hello.inventory
+        there = [gpu for gpu in gpus if gpu.state != GpuState.LOST] or gpus
+        profiles = dict.fromkeys(f"{MIG_FEATURE}{gpu.profile}" for gpu in there if gpu.profile)
+        return replace(inventory, gpus=gpus, features=(*inventory.features, *profiles))
+
+    def _on_tick(self) -> None:
+        for attempt in list(self.state.attempts.values()):
+            if attempt.phase is Phase.CHECKING and self.now >= attempt.since + CHECK_TIMEOUT:
+                self._refuse_checking(attempt, f"NVML has not answered for {CHECK_TIMEOUT:.0f} s")
+            elif attempt.phase is Phase.ENDED and self.now >= attempt.since + REPEAT_ENDED:
+                self._repeat(attempt)
+            elif _is_late(attempt, self.now):
+                self._tell_started(attempt.name)
+        for slot in list(self.state.gpus.values()):
+            if (
+                slot.state is GpuState.CLEANING
+                and not slot.told.simulated
+                and self.now >= slot.since + self.state.clean_timeout
+            ):
+                note = f"not clean after {self.state.clean_timeout:.0f} s: {slot.note or 'no answer of NVML'}"
+                self.effects.append(Note(f"GPU {slot.told.index} ({slot.told.uuid}) is {note}"))
+                self._set_gpu(slot, GpuState.QUARANTINED, note)
+        real = any(not s.told.simulated for s in self.state.gpus.values())
+        if real and self.now >= self.state.probe_asked + _look_interval(self.state.gpus.values()):
+            self._ask_probe()
+
+    # --- the leader ------------------------------------------------------------------------------------------
 
     def _say_hello(self, link: int) -> None:
         state = self.state
         self._set_slots(replace(s, told=s.now) for s in state.gpus.values())
-        hello = msgspec.structs.replace(
+        hello = replace(
             state.hello,
             inventory=self._inventory(),
             attempts=tuple(_report(a) for a in state.attempts.values()),
@@ -298,55 +333,12 @@ class _Step(GpuHealth):
         else:
             self._repeat(attempt)
 
-    def _on_end(self, message: wire.End) -> None:
-        attempt = self.state.attempts.get(message.attempt)
-        if attempt is None:
-            self._tell_unknown(message.attempt, message.cause)
-        elif attempt.phase is Phase.CHECKING:
-            self._end_here(replace(attempt, end=message), message.cause, message.message)
-        elif attempt.phase is Phase.ENDED:
-            self._repeat(attempt)
-        else:
-            self._set_attempt(replace(attempt, phase=Phase.ENDING, end=message))
-            self._command_end(message)
-
     def _on_acknowledged(self, name: str) -> None:
         attempt = self.state.attempts.get(name)
         if attempt is not None and attempt.phase is Phase.ENDED:
             self._forget(attempt, None)
 
-    def _repeat(self, attempt: Attempt) -> None:
-        """Tells the leader (again) how far an attempt is."""
-        if attempt.ended is not None:
-            self._set_attempt(replace(attempt, since=self.now))
-            self._tell(attempt.ended)
-        elif attempt.started is not None:
-            self._tell_started(attempt.name)
-        elif attempt.phase is Phase.READY:
-            self._tell(wire.Ready(attempt=attempt.name))
-
-    def _tell_started(self, name: str) -> None:
-        attempt = replace(self.state.attempts[name], untold=None)
-        self._set_attempt(attempt)
-        if attempt.started is not None:
-            self._tell(attempt.started)
-
-    def _tell_unknown(self, name: str, cause: str) -> None:
-        """An answer for an attempt that is not here; a PREPARE of it that comes later is refused."""
-        self._set_over(name, self.state.over.get(name))
-        text = f"node {self.state.hello.node} holds nothing of {name}"
-        self._tell(wire.Ended(attempt=name, head=False, cause=cause, message=text))
-
-    def _refused(self, name: str, reason: str, culprit: str = "") -> wire.Refused:
-        node = self.state.hello.node
-        return wire.Refused(attempt=name, culprit=culprit or node, reason=f"node {node}: {reason}")
-
-    def _refuse(self, name: str, reason: str) -> None:
-        refused = self._refused(name, reason)
-        self._set_over(name, refused)
-        self._tell(refused)
-
-    # --- the shepherd --------------------------------------------------------------------------------------------
+    # --- the shepherd ------------------------------------------------------------------------------------------
 
     def _on_shepherd(self, message: dict[str, Any]) -> None:
         attempt = self.state.attempts.get(message.get("attempt", ""))
@@ -418,200 +410,6 @@ class _Step(GpuHealth):
                 self._command_end(attempt.end)
             elif attempt.go and phase in (Phase.PREPARING, Phase.READY):
                 self._command("go", name)
-
-    def _on_ended(self, attempt: Attempt | None, ended: wire.Ended) -> None:
-        if attempt is None:
-            if ended.attempt in self.state.over:
-                self._command("forget", ended.attempt)
-                return
-            attempt = Attempt(ended.attempt, Phase.ENDING, ended.head)
-        if attempt.use.samples:
-            used = {f"gpu_{name}": value for name, value in attempt.use.told().items()}
-            ended = msgspec.structs.replace(ended, usage={**ended.usage, **used})
-        if attempt.phase is not Phase.ENDED:
-            self._release(attempt, dirty=True)
-            self._repeat(replace(attempt, phase=Phase.ENDED, ended=ended, spec=None))
-
-    def _end_here(self, attempt: Attempt, cause: str, text: str) -> None:
-        """The end of a part that the shepherd never had or has lost."""
-        ended = wire.Ended(
-            attempt=attempt.name, head=attempt.head, cause=cause, message=text, ended_boot=self.boot
-        )
-        self._on_ended(attempt, ended)
-
-    def _prepare(self, attempt: Attempt) -> None:
-        self._set_attempt(replace(attempt, phase=Phase.PREPARING))
-        self._command("prepare", attempt.name, spec=self._with_minors(attempt))
-        if attempt.go:
-            self._command("go", attempt.name)
-
-    def _with_minors(self, attempt: Attempt) -> Mapping[str, Any] | None:
-        """The spec, with the device numbers of its real GPUs here: only their node knows them. Of a MIG instance
-        they are its card's and, in ``instances``, (card, GPU instance, compute instance).
-        """
-        held = [self.state.gpus[uuid].told for uuid in attempt.gpus]
-        minors = [gpu.minor for gpu in held if not gpu.simulated and gpu.minor is not None]
-        if not (minors and attempt.spec):
-            return attempt.spec
-        parts = [[gpu.minor, *gpu.instance] for gpu in held if gpu.parent]
-        return {**attempt.spec, "minors": minors} | ({"instances": parts} if parts else {})
-
-    # --- GPUs ----------------------------------------------------------------------------------------------------
-
-    def _release(self, attempt: Attempt, *, dirty: bool) -> None:
-        """``dirty``: something of the attempt may have run on them."""
-        held = [s for s in self.state.gpus.values() if s.attempt == attempt.name]
-        real = dirty and attempt.phase is not Phase.CHECKING
-        for slot in held:
-            if slot.state is GpuState.LOST:
-                self._set_slots([replace(slot, attempt=None)])
-            elif real and not slot.told.simulated:
-                self._set_gpu(slot, GpuState.CLEANING)
-            else:
-                self._set_gpu(slot, GpuState.FREE)
-        if any(s.state is GpuState.CLEANING for s in self.state.gpus.values()):
-            self._ask_probe()
-
-    def _on_probe(self, asked: float, readings: tuple[Reading, ...]) -> None:
-        seen = {r.gpu.uuid: r for r in readings}
-        for uuid, reading in seen.items():
-            if uuid not in self.state.gpus:
-                self._appear(reading)
-        for uuid, reading in seen.items():
-            self._judge(self.state.gpus[uuid], reading)
-        for slot in list(self.state.gpus.values()):
-            if not slot.told.simulated and asked >= slot.since:
-                self._look(slot, seen.get(slot.told.uuid))
-        self._tell_figures(readings)
-        for attempt in list(self.state.attempts.values()):
-            if attempt.phase is Phase.CHECKING and asked >= attempt.since:
-                self._checked(attempt, seen)
-
-    def _appear(self, reading: Reading) -> None:
-        uuid = reading.gpu.uuid
-        live = (a for a in self.state.attempts.values() if a.phase is not Phase.ENDED)
-        holder = next((a.name for a in live if uuid in a.gpus), None)
-        told = msgspec.structs.replace(reading.gpu, state=NEVER_TOLD)
-        fault = self.state.faults.get(uuid) or self.state.faults.get(reading.gpu.parent)
-        if fault is not None:
-            self._remember({uuid: fault})
-        unheld = GpuState.QUARANTINED if fault else GpuState.CLEANING
-        state = GpuState.ALLOCATED if holder else unheld
-        self._set_slots([Slot(told, state, holder, fault=fault, fault_at=self.now)])
-
-    def _inventory(self) -> wire.Inventory:
-        """What a layout of before has left behind names no feature, unless there is nothing else."""
-        gpus = tuple(s.now for s in self.state.gpus.values())
-        inventory = self.state.hello.inventory
-        there = [gpu for gpu in gpus if gpu.state != GpuState.LOST] or gpus
-        profiles = dict.fromkeys(f"{MIG_FEATURE}{gpu.profile}" for gpu in there if gpu.profile)
-        return msgspec.structs.replace(inventory, gpus=gpus, features=(*inventory.features, *profiles))
-
-    def _look(self, slot: Slot, reading: Reading | None) -> None:
-        """One GPU's next state from what the probe saw of it."""
-        if reading is None or reading.lost:
-            if slot.state is not GpuState.LOST:
-                self._lose(
-                    slot, reading.error if reading and reading.error else "NVML does not see it any more"
-                )
-        elif slot.state is GpuState.LOST:
-            self._set_gpu(slot, GpuState.ALLOCATED if slot.attempt else GpuState.CLEANING, keep=True)
-        elif slot.state is GpuState.ALLOCATED:
-            self._set_slots([replace(slot, note=reading.error)])
-        elif reading.processes or reading.error:
-            note = _foreign(reading)
-            if slot.state is GpuState.FREE:
-                self.effects.append(Note(f"GPU {slot.told.index} ({slot.told.uuid}) is not clean: {note}"))
-                self._set_gpu(slot, GpuState.CLEANING, note)
-            else:
-                self._set_slots([replace(slot, note=note)])
-        elif slot.state is not GpuState.FREE and not slot.fault:
-            self._set_gpu(slot, GpuState.FREE)
-
-    def _lose(self, slot: Slot, why: str) -> None:
-        where = f"GPU {slot.told.index} ({slot.told.uuid})"
-        self.effects.append(Note(f"{where} is lost: {why}"))
-        self._set_gpu(slot, GpuState.LOST, why, keep=True)
-        attempt = self.state.attempts.get(slot.attempt or "")
-        if attempt and attempt.phase in (Phase.PREPARING, Phase.READY, Phase.RUNNING):
-            text = f"node {self.state.hello.node}: {where} is lost: {why}"
-            self._on_end(
-                wire.End(attempt=attempt.name, cause=Cause.GPU_LOST, kill_delay=LOST_KILL_DELAY, message=text)
-            )
-
-    def _checked(self, attempt: Attempt, seen: Mapping[str, Reading]) -> None:
-        """PREPARE goes on when nothing is on the attempt's GPUs, and is refused else."""
-        for uuid in attempt.gpus:
-            slot, reading = self.state.gpus[uuid], seen.get(uuid)
-            if slot.told.simulated or (reading and not (reading.processes or reading.error or reading.lost)):
-                continue
-            what = _foreign(reading) if reading else "NVML does not see it any more"
-            self._refuse_checking(attempt, f"GPU {slot.told.index} ({uuid}) is not clean: {what}")
-            dirty = self.state.gpus[uuid]
-            if dirty.state is GpuState.FREE:
-                self._set_gpu(dirty, GpuState.CLEANING, what)
-            return
-        self._prepare(attempt)
-
-    def _refuse_checking(self, attempt: Attempt, reason: str) -> None:
-        self._release(attempt, dirty=False)
-        self._drop_attempt(attempt.name)
-        self._refuse(attempt.name, reason)
-
-    def _on_probe_silent(self, seconds: float) -> None:
-        note = (
-            f"NVML has not answered for {seconds:.0f} s" if seconds else "the GPU probe of this node failed"
-        )
-        self.effects.append(Note(note))
-        for attempt in list(self.state.attempts.values()):
-            if attempt.phase is Phase.CHECKING and attempt.gpus:
-                self._refuse_checking(attempt, note)
-        for slot in list(self.state.gpus.values()):
-            if slot.told.simulated:
-                continue
-            if slot.state in (GpuState.FREE, GpuState.CLEANING):
-                self._set_gpu(slot, GpuState.QUARANTINED, note)
-            else:
-                self._set_slots([replace(slot, note=note)])
-
-    def _on_tick(self) -> None:
-        for attempt in list(self.state.attempts.values()):
-            if attempt.phase is Phase.CHECKING and self.now >= attempt.since + CHECK_TIMEOUT:
-                self._refuse_checking(attempt, f"NVML has not answered for {CHECK_TIMEOUT:.0f} s")
-            elif attempt.phase is Phase.ENDED and self.now >= attempt.since + REPEAT_ENDED:
-                self._repeat(attempt)
-            elif _is_late(attempt, self.now):
-                self._tell_started(attempt.name)
-        for slot in list(self.state.gpus.values()):
-            if (
-                slot.state is GpuState.CLEANING
-                and not slot.told.simulated
-                and self.now >= slot.since + self.state.clean_timeout
-            ):
-                note = f"not clean after {self.state.clean_timeout:.0f} s: {slot.note or 'no answer of NVML'}"
-                self.effects.append(Note(f"GPU {slot.told.index} ({slot.told.uuid}) is {note}"))
-                self._set_gpu(slot, GpuState.QUARANTINED, note)
-        real = any(not s.told.simulated for s in self.state.gpus.values())
-        if real and self.now >= self.state.probe_asked + _look_interval(self.state.gpus.values()):
-            self._ask_probe()
-
-    def _ask_probe(self) -> None:
-        self._set(probe_asked=self.now)
-        self.effects.append(AskProbe())
-
-    def _untold(self) -> list[Slot]:
-        """GPUs of which the leader should hear; that it has given one to an attempt it knows itself."""
-        return [
-            s
-            for s in self.state.gpus.values()
-            if s.now != s.told and (s.state is not GpuState.ALLOCATED or s.told.state == NEVER_TOLD)
-        ]
-
-
-def _foreign(reading: Reading) -> str:
-    if reading.processes:
-        return ", ".join(str(p) for p in reading.processes[:4]) + " on it"
-    return reading.error or "lost"
 
 
 def _report(attempt: Attempt) -> wire.AttemptReport:

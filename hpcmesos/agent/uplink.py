@@ -70,6 +70,7 @@ class Uplink:
         self._waited = False  # the masters have waited for an election, so the next question need not
 
     def send(self, link: int, message: wire.ToLeader) -> None:
+        """Sends on that link, or nothing when it is not up any more: all that counts is said again on the next one."""
         if link != self._link or self._writer is None:
             return
         if isinstance(message, wire.Ended) and message.ended_boot:

@@ -13,13 +13,9 @@ from rich.table import Table
 
 from hpcmesos.api_schema import AuditStatus, AuthorityStatus
 from hpcmesos.cli import checks, commands_dir, man_pages
-from hpcmesos.cli.connect import connect
+from hpcmesos.cli.connect import STATE, connect
 from hpcmesos.cli.times import local_time
 from hpcmesos.model import Scope
-
-STATE = click.option(
-    "--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster."
-)
 
 
 @click.group()

@@ -37,6 +37,7 @@ class Finding:
 
 
 def run_all(connect: Callable[[], Client]) -> Iterator[Finding]:
+    """Every check in its turn; a cluster that ``connect`` does not reach is a finding."""
     yield from _cluster(connect)
     yield from _interpreter()
     yield from _cgroups()

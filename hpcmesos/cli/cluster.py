@@ -25,7 +25,6 @@ STATE = click.option(
     required=True,
     help="Directory that holds everything of the cluster but its sockets.",
 )
-GIB = 1024**3
 
 
 @click.command()

@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import click
+
 from hpcmesos.cli.embedded import Cluster
 from hpcmesos.client import Client
 from hpcmesos.config import ClientSettings, load
 from hpcmesos.launch import submit_filter
+
+STATE = click.option(
+    "--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster."
+)
+"""The option of every command that calls `connect`."""
 
 
 def connect(state: Path | None = None) -> Client:

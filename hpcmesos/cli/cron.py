@@ -16,14 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from hpcmesos.api_schema import ScheduleRequest, ScheduleStatus, Submission
-from hpcmesos.cli.connect import connect
+from hpcmesos.cli.connect import STATE, connect
 from hpcmesos.errors import InvalidScript
 from hpcmesos.pbs import submission as pbs
 
 ALWAYS_SENT = ("HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG")
-STATE = click.option(
-    "--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster."
-)
 OWNER = click.option("--owner", help="Whose schedule it is (operators).  [default: you]")
 _RAW: dict[str, Any] = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 

@@ -38,6 +38,7 @@ class Cluster:
     def create(
         cls, state: Path, agents: int, gpus: int, cpus: int, memory: int, server: str, masters: int = 1
     ) -> Cluster:
+        """A new one, described in ``state/cluster.json``. ``memory``: bytes. Raises OSError."""
         user = pwd.getpwuid(os.getuid()).pw_name
         identity = uuid.uuid4().hex[:8]
         cluster = cls(
@@ -61,6 +62,7 @@ class Cluster:
             raise StateError(f"{state / 'cluster.json'} is of another version: {error}") from error
 
     def save(self) -> None:
+        """Whole or not at all. Raises OSError."""
         content = asdict(self) | {"sockets": str(self.sockets)}
         del content["state"]
         target = self.state / "cluster.json"

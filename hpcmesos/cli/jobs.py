@@ -9,13 +9,9 @@ from pathlib import Path
 import click
 
 from hpcmesos.api_schema import JobStatus
-from hpcmesos.cli.connect import connect
+from hpcmesos.cli.connect import STATE, connect
 from hpcmesos.client import Client
 from hpcmesos.errors import HpcmesosError
-
-STATE = click.option(
-    "--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster."
-)
 
 
 @click.command()

@@ -42,6 +42,7 @@ class Found:
 
 
 def find_real_gpus() -> Found:
+    """Asks NVML in a process of its own: on a broken machine it may hang, or end its caller."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=PROBE_TIMEOUT, check=True

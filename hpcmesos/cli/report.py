@@ -14,12 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from hpcmesos.api_schema import UsageRow
-from hpcmesos.cli.connect import connect
+from hpcmesos.cli.connect import STATE, connect
 from hpcmesos.traces.pictures import stacked
 
-STATE = click.option(
-    "--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster."
-)
 _FIGURES = ("runs", "gpu_hours", "cpu_hours", "lost_gpu_hours")
 
 

@@ -9,12 +9,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from hpcmesos.cli.connect import connect
+from hpcmesos.cli.connect import STATE, connect
 from hpcmesos.cli.times import local_time
-
-STATE = click.option(
-    "--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster."
-)
 
 
 @click.group()

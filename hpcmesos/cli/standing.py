@@ -11,14 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from hpcmesos.api_schema import Reservation, ReservationRequest, ShareRequest, ShareStatus
-from hpcmesos.cli.connect import connect
+from hpcmesos.cli.connect import STATE, connect
 from hpcmesos.cli.times import local_time
 from hpcmesos.errors import InvalidValue
 from hpcmesos.units import parse_duration
-
-STATE = click.option(
-    "--state", type=click.Path(path_type=Path), help="State directory of an embedded cluster."
-)
 
 
 @click.group()

@@ -27,6 +27,7 @@ class Changes:
         self.size = 0
 
     def add(self, rows: Ints) -> None:
+        """The room of these rows has shrunk."""
         size = self.size + len(rows)
         while size > len(self._rows):
             self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])

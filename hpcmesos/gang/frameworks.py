@@ -48,7 +48,6 @@ _COMMON = frozenset(
         *("PET_NNODES", "PET_RDZV_BACKEND", "PET_RDZV_ENDPOINT"),
     }
 )
-_PLACEHOLDER = re.compile(r"\{(chief_hosts|worker_hosts|ps_hosts|evaluator_hosts|job_name|task_index)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,25 +284,12 @@ def placeholders(task: Task, tasks: Sequence[Task]) -> dict[str, str]:
     return values | {"job_name": task.role, "task_index": str(task.index)}
 
 
-def substitute(argv: Sequence[str], task: Task, tasks: Sequence[Task]) -> tuple[str, ...]:
-    """Replaces tfmesos' ``{ps_hosts}``, ``{worker_hosts}``, ``{job_name}`` and ``{task_index}`` in arguments.
-
-    So also ``{chief_hosts}`` and ``{evaluator_hosts}``. Any other brace stays as it is.
-    """
-    values = placeholders(task, tasks)
-    return tuple(_PLACEHOLDER.sub(lambda match: values[match[1]], word) for word in argv)
-
-
-def torchrun_words(framework: Framework, task: Task, tasks: Sequence[Task]) -> tuple[str, ...]:
-    """The options with which torchrun starts this node's part; ``environment`` says the same in PET_ variables.
-
-    https://docs.pytorch.org/docs/stable/elastic/run.html. With ``static`` every process meets at the granted port;
-    with ``c10d`` the host of the store is told, for torchrun guesses it by host names.
-    """
-    return tuple(f"--{option}={value}" for option, value in _torchrun_options(framework, task, tasks).items())
-
-
 def _torchrun_options(framework: Framework, task: Task, tasks: Sequence[Task]) -> dict[str, str]:
+    """As https://docs.pytorch.org/docs/stable/elastic/run.html names them.
+
+    With ``static`` every process meets at the granted port; with ``c10d`` the host of the store is told, for torchrun
+    guesses it by host names.
+    """
     options = {
         "nnodes": str(len(tasks)),
         "nproc-per-node": str(task.processes),

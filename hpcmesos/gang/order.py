@@ -5,7 +5,7 @@ An order is a function from columns to sort keys, smallest first. Ties go to the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import log2
 
 import numpy as np
@@ -239,14 +239,3 @@ def walltime(job: JobView, queues: Mapping[str, QueueView], policy: Policy) -> f
         return float(job.request.walltime)
     queue = queues.get(job.queue)
     return policy.assumed_walltime if queue is None or queue.walltime is None else queue.walltime
-
-
-def order_key(job: JobView) -> tuple[int, float, int, str, int]:
-    """Sorts first what starts first: high priority, then long waiting, then the lower id; never a tie."""
-    index = job.id.index
-    return (-job.priority, job.queued_at, job.id.seq, job.id.server, -1 if index is None else index)
-
-
-def in_order(jobs: Iterable[JobView]) -> list[JobView]:
-    """The jobs, first to start first; independent of the order they come in."""
-    return sorted(jobs, key=order_key)

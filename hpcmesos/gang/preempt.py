@@ -26,13 +26,14 @@ def lost(job: RunningView, now: float) -> float:
 
 
 def level(queues: Mapping[str, QueueView], queue: str) -> int:
+    """Of a queue; 0 of one that is not known."""
     return queues[queue].level if queue in queues else 0
 
 
 def candidates(
     running: Iterable[RunningView], queues: Mapping[str, QueueView], below: int
 ) -> list[RunningView]:
-    """Who may be ended for a job of level ``below``."""
+    """Who may be ended for a job of level ``below``: jobs of lower levels that do not leave already."""
     return [
         job for job in running if job.preemptible and not job.leaving and level(queues, job.queue) < below
     ]

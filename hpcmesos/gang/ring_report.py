@@ -85,7 +85,7 @@ def duties(rank: int, size: int) -> list[tuple[int, bool]]:
 
 
 def closed(ranks: Sequence[Rank]) -> Report:
-    """The report of a ring whose ranks have all done their part."""
+    """The report of a ring whose ranks have all done their part; its text has microseconds and MB/s."""
     hosts = len({rank.host for rank in ranks})
     text = f"the ring closed: {_count(len(ranks), 'rank')} on {_count(hosts, 'node')}"
     timed = [rank for rank in ranks if rank.latency is not None and rank.bandwidth is not None]

@@ -83,7 +83,8 @@ def _become(owner: Any) -> None:
 
 def _limit(launch: Any) -> None:
     """Last, for what our parent has open may go beyond it; what shall not stay open is closed at exec."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, tuple(launch.descriptors))
+    if launch.descriptors:
+        resource.setrlimit(resource.RLIMIT_NOFILE, launch.descriptors)
 
 
 def _make(launch: Any) -> None:

@@ -12,6 +12,7 @@ _PATIENCE = 8.0
 
 
 def main(argv: list[str]) -> int:
+    """Exit code of what was run here; else it does not come back. 127: this node has no other ``hpcmesos``."""
     if argv[:1] == ["run"]:
         from hpcmesos.launch import run
 

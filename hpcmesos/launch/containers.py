@@ -13,11 +13,11 @@ from contextlib import suppress
 from typing import Any
 
 from hpcmesos.launch import helper
-from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.container import Container
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children
 from hpcmesos.launch.settings import Config, Refusal
+from hpcmesos.launch.workspace import Workspace
 
 _RETRY = 30.0
 _MOST_AT_ONCE = 500  # attempts in one question: it has to fit into a pipe
@@ -40,13 +40,13 @@ class Containers:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def make(self, attempt: Attempt) -> Container:
+    async def make(self, workspace: Workspace) -> Container:
         """Gets the image and makes the container of this attempt here.
 
         Raises:
             Refusal: it cannot be had; says why.
         """
-        spec = attempt.spec
+        spec = workspace.spec
         engine = self._config.containers
         if engine is None:
             raise Refusal("containers are not served on this node")
@@ -57,14 +57,14 @@ class Containers:
             "docker": engine["docker"],
             "image": spec["image"],
             "pull": spec.get("image_pull") or engine["pull"],
-            "login": os.path.join(attempt.paths.secrets, login)
+            "login": os.path.join(workspace.paths.secrets, login)
             if (login := spec.get("image_secret"))
             else None,
             "state": self._config.state,
             "token": self._token,
-            "attempt": attempt.id,
-            "owner": _owner(attempt.owner),
-            "mounts": self._mounts(attempt),
+            "attempt": workspace.id,
+            "owner": _owner(workspace.owner),
+            "mounts": self._mounts(workspace),
             "gpus": [g["uuid"] for g in spec["members"][spec["me"]]["gpus"] if not g["simulated"]],
         }
         answer = await self._ask(request, float(spec["prepare_timeout"]))
@@ -73,12 +73,12 @@ class Containers:
                 int(answer["pid"]),
                 dict(answer["environ"]),
                 map(base64.b64decode, answer["filters"]),
-                attempt.private_tmp,
+                workspace.private_tmp,
             )
         except (OSError, KeyError, ValueError) as error:
             raise Refusal(f"the container of image {spec['image']} did not stay: {error}") from error
 
-    def _mounts(self, attempt: Attempt) -> list[tuple[str, str, bool]]:
+    def _mounts(self, workspace: Workspace) -> list[tuple[str, str, bool]]:
         """Source, target, and whether it may be written: what the site gives, the job's own, and our programs.
 
         The helper leaves out what is not there: to look may take for ever, where a file server hangs.
@@ -89,7 +89,7 @@ class Containers:
         package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         return [
             *((path, path, how != "ro") for path, _, how in paths),
-            (attempt.paths.directory, attempt.paths.directory, True),
+            (workspace.paths.directory, workspace.paths.directory, True),
             *((path, path, False) for path in (config.hosts, config.sockets, package)),
             (config.container_bin, config.bin, False),
         ]

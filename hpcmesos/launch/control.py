@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from hpcmesos.launch import protocol
-from hpcmesos.launch.attempt import Attempt, Order
+from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.deadman import DeadMan
+from hpcmesos.launch.order import Order
 
 _OF_ATTEMPTS = ("go", "signal", "alter", "end")
 _OF_SPECS = ("instances", "mps")

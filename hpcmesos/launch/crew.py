@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from hpcmesos.gang import mpi
-from hpcmesos.launch import enclosure, programs, protocol, streams, tasks
+from hpcmesos.launch import enclosure, environment, programs, protocol, streams, tasks
 from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.births import Birth
 from hpcmesos.launch.channel import Channel
@@ -87,7 +87,7 @@ class Crew:
         return mpi.rank_gpus(share, local, size)[0]
 
     def _task(self, local: int) -> dict[str, Any] | None:
-        return tasks.choose(self._attempt.tasks, local) if self._attempt.tasks else None
+        return tasks.choose(known, local) if (known := self._attempt.workspace.tasks) else None
 
     async def run(self) -> None:
         """Starts the ranks and serves them until the step is to end or ``run`` is gone; nothing of them is left."""
@@ -186,7 +186,7 @@ class Crew:
             on_failure=stillborn,
         )
         self._unborn.add(member.number)
-        member.birth.begin(launch, attempt.enclosure, quickly=launch.view is None)
+        member.birth.begin(launch, attempt.workspace.enclosure, quickly=launch.view is None)
 
     def _open_gates(self) -> None:
         self._gated = False
@@ -209,8 +209,8 @@ class Crew:
             directories=(self._request.get("cwd") or attempt.owner.home, attempt.owner.home),
             owner=attempt.owner,
             umask=attempt.spec["umask"],
-            cgroups=attempt.enclosure.procs,
-            view=attempt.view,
+            cgroups=attempt.workspace.enclosure.procs,
+            view=attempt.workspace.view,
             stdio=stdio,
             inherit=("PMI_FD", pmi),
             # Ranks that run while the others are being made keep the node busy waiting for them.
@@ -222,7 +222,7 @@ class Crew:
         environ = {key: value for key, value in given.items() if not key.startswith(mpi.FOREIGN)}
         rank, local, locals_ = str(member.number), str(member.local_rank), str(len(self._members))
         values = {
-            **self._attempt.environment(environ),
+            **environment.of_command(self._attempt.workspace, environ),
             "CUDA_VISIBLE_DEVICES": ",".join(member.gpus),
             "HPCMESOS_STEP": self._step,
             "HPCMESOS_RANK": rank,
@@ -364,7 +364,7 @@ class Crew:
         await self._until(lambda: not self._unborn)  # what is not there yet cannot be killed
         started = [member for member in self._started if member.birth.pid]
         leaders = [member.birth.pid for member in started]
-        await enclosure.clear_step(self._attempt.enclosure, self._step, leaders)
+        await enclosure.clear_step(self._attempt.workspace.enclosure, self._step, leaders)
         reaped = self._until(lambda: all(member.status is not None for member in started))
         with suppress(TimeoutError):
             await asyncio.wait_for(reaped, enclosure.UNKILLABLE)

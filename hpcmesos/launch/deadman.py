@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from hpcmesos.launch.attempt import Attempt, Order
+from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.clock import boottime
+from hpcmesos.launch.order import Order
 
 _LOOK = 1.0
 """Seconds between two looks at the clock."""
@@ -41,6 +42,7 @@ class DeadMan:
             await asyncio.sleep(_LOOK)
 
     def look(self) -> None:
+        """Ends the attempts whose limit has passed."""
         silence = self._clock() - self._heard
         for attempt in list(self._attempts()):
             limit = attempt.spec.get("silence")

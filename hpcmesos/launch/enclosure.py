@@ -163,9 +163,8 @@ class Cgroup(_Members):
         with suppress(FileExistsError):
             try:
                 os.mkdir(self.directory, 0o755)
-            except (
-                FileNotFoundError
-            ):  # the unit that keeps the jobs' part of the tree was stopped and started
+            except FileNotFoundError:
+                # The unit that keeps the jobs' part of the tree was stopped and started.
                 os.makedirs(self.directory, 0o755)
         try:
             self.limits = Limits(self.directory, v1, limits)
@@ -212,6 +211,8 @@ class Cgroup(_Members):
     def remove(self) -> None:
         try:
             os.rmdir(self.directory)
+        except FileNotFoundError:  # removed before
+            pass
         except OSError:  # the job has made groups of its own inside
             for directory, _, _ in os.walk(self.directory, topdown=False):
                 with suppress(OSError):

@@ -42,7 +42,7 @@ _MOST_SPARES = 64
 
 
 def attempt_directory(config: Config, attempt: str) -> str:
-    """Raises Refusal for a name that is no plain file name."""
+    """Where the things of an attempt lie. Raises Refusal for a name that is no plain file name."""
     if not attempt or "/" in attempt or attempt.startswith("."):
         raise Refusal(f"illegally formed attempt identifier: {attempt!r}")
     return os.path.join(config.state, "attempts", attempt)

@@ -4,17 +4,46 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from hpcmesos.launch import protocol
-from hpcmesos.launch.attempt import Attempt, Order
+from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.clock import boottime
+from hpcmesos.launch.order import Order
 from hpcmesos.launch.peers import FIRST_WORD, PeerError, Peers
 from hpcmesos.launch.settings import Refusal
 
 _RETRY = 0.2
 """Seconds between two tries to reach the head."""
+
+
+class Gang(Protocol):
+    """The other members, as this one sees them."""
+
+    def end(self, order: Order) -> None:
+        """This part ends: says so, and why."""
+        ...
+
+    def suspect(self) -> str | None:
+        """The node that this member blames for a loss that nobody has explained; only a head has an opinion."""
+        ...
+
+    async def prologues(self) -> tuple[str, int, str] | None:
+        """Has the other members run theirs: node, code and text of one that did not end well."""
+        ...
+
+    async def confirm(self) -> None:
+        """Comes back once every other member has been heard from now on, or when the attempt is ended."""
+        ...
+
+    def rank(self, message: dict[str, Any], node: str) -> None:
+        """Passes on what a rank reported, to where its step is kept."""
+        ...
+
+    def sweep(self, step: str, origin: str) -> None:
+        """A step is over: the other members end what is left of it; ``origin``: the node that says so."""
+        ...
 
 
 def _order_message(order: Order) -> dict[str, Any]:
@@ -171,9 +200,7 @@ class MemberGang:
         self._heard: float | None = None  # None: not joined yet
         self._trouble = ""
         self._prologue: asyncio.Future[tuple[int, str]] | None = None
-        task = asyncio.get_running_loop().create_task(self._run())
-        attempt.services.tasks.add(task)
-        task.add_done_callback(attempt.services.tasks.discard)
+        attempt.services.work(self._run())
         self._clock = asyncio.get_running_loop().create_task(self._watch())
 
     def end(self, order: Order) -> None:
@@ -249,9 +276,7 @@ class MemberGang:
         if "sweep" in message:
             self._attempt.sweep(str(message["sweep"]), self._head["node"])
         if "prologue" in message:
-            task = asyncio.get_running_loop().create_task(self._run_prologue())
-            self._attempt.services.tasks.add(task)
-            task.add_done_callback(self._attempt.services.tasks.discard)
+            self._attempt.services.work(self._run_prologue())
 
     async def _run_prologue(self) -> None:
         if self._prologue is None:  # asked again, it runs only once

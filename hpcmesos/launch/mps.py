@@ -11,14 +11,13 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpcmesos.gang import mpi
+from hpcmesos.launch import environment
 from hpcmesos.launch.processes import Launch, Report, read_report
 from hpcmesos.launch.settings import Refusal
-
-if TYPE_CHECKING:
-    from hpcmesos.launch.attempt import Attempt
+from hpcmesos.launch.workspace import Workspace
 
 PROGRAM = "nvidia-cuda-mps-control"
 _PATIENCE = 10.0
@@ -32,7 +31,7 @@ def wanted(spec: dict[str, Any]) -> bool:
     return bool(mpi.mps_directories(spec, ""))
 
 
-async def start(attempt: Attempt) -> None:
+async def start(workspace: Workspace) -> None:
     """Comes back when the daemon takes programs.
 
     Raises:
@@ -41,11 +40,11 @@ async def start(attempt: Attempt) -> None:
     path = _find()
     said = os.memfd_create("mps")  # no pipe: the daemon would keep it open
     try:
-        status = await _run(attempt, path, said)
+        status = await _run(workspace, path, said)
         text = os.pread(said, 65536, 0).decode(errors="replace").strip().rpartition("\n")[2][:_LONGEST]
     finally:
         os.close(said)
-    attempt.enclosure.set_apart()
+    workspace.enclosure.set_apart()
     if status:
         code = os.waitstatus_to_exitcode(status)
         raise Refusal(f"mps: {PROGRAM} ended with {code}{': ' if text else ''}{text}")
@@ -59,23 +58,23 @@ def _find() -> str:
     raise Refusal(f"mps: there is no {PROGRAM} in the agent's PATH; it comes with NVIDIA's driver")
 
 
-async def _run(attempt: Attempt, path: str, output: int) -> int:
+async def _run(workspace: Workspace, path: str, output: int) -> int:
     """The wait status of the program; its daemon goes on."""
     ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     launch = Launch(
         program=path,
         argv=[PROGRAM, "-d"],
-        environ=attempt.environment({}),
+        environ=environment.of_command(workspace, {}),
         directories=("/",),
-        made=tuple(mpi.mps_directories(attempt.spec, attempt.paths.tmpdir).values()),
-        owner=attempt.owner,
+        made=tuple(mpi.mps_directories(workspace.spec, workspace.paths.tmpdir).values()),
+        owner=workspace.owner,
         umask=0o077,
-        cgroups=attempt.enclosure.procs,
+        cgroups=workspace.enclosure.procs,
         stdio=(None, output, output),
     )
-    children, report = attempt.services.children, Report()
+    children, report = workspace.services.children, Report()
     pid, opened = children.spawn(launch, lambda status, usage: ended.set_result(status))
-    attempt.enclosure.adopt(pid)
+    workspace.enclosure.adopt(pid)
     try:
         async with asyncio.timeout(_PATIENCE):
             status = await asyncio.shield(ended)

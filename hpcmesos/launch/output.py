@@ -66,6 +66,7 @@ class Output:
         return _regular_size(self._fd(stream)) or 0
 
     def read(self, stream: str, offset: int, size: int) -> bytes:
+        """At most ``size`` bytes from ``offset`` on; empty for what is not there, or cannot be read."""
         fd = self._fd(stream)
         if fd is None or self.size(stream) <= offset:
             return b""
@@ -111,7 +112,7 @@ class Output:
         return self.tail("stdout"), self.tail("stderr"), max(self.size("stdout"), self.size("stderr"))
 
     async def patiently(self, action: Callable[[], T], default: T) -> T:
-        """What ``action`` answers, or ``default`` when the file server does not within seconds."""
+        """What ``action`` answers, or ``default`` when the file server does not within `PATIENCE`."""
         if not self._is_far():
             return action()
         if self._waiting >= _MOST_WAITING:
@@ -155,6 +156,7 @@ class Output:
             self.sink(text.decode(errors="replace"))
 
     def close(self) -> None:
+        """Closes the descriptors; in threads where a file server may keep us waiting."""
         self.closed = True
         fds = [fd for fd in (self.opened.stdout, self.opened.stderr) if fd is not None]
         far = self._is_far()

@@ -15,6 +15,7 @@ _FLAGS = ("-u", "-o", "-s", "-v", "-E")
 
 
 def main(argv: list[str]) -> int:
+    """Exit code: the first of the copies' that is not 0; 2 for words that are none of ours."""
     words, options = list(argv), {}
     while words and words[0].startswith("-") and words[0] != "--":
         option = words.pop(0)

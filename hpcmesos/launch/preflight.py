@@ -6,14 +6,12 @@ import asyncio
 import json
 import os
 import socket
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from hpcmesos.gang import mpi, ring_report
-from hpcmesos.launch import programs, streams
+from hpcmesos.launch import environment, programs, streams
 from hpcmesos.launch.processes import Launch, Report, read_report
-
-if TYPE_CHECKING:
-    from hpcmesos.launch.attempt import Attempt
+from hpcmesos.launch.workspace import Workspace
 
 _LARGEST = 4 << 20
 _MARGIN = 15.0
@@ -28,15 +26,15 @@ class Outcome(NamedTuple):
     culprits: str | None = None
 
 
-async def check(attempt: Attempt) -> Outcome:
+async def check(workspace: Workspace) -> Outcome:
     """Runs the ring over the whole attempt. All that it says is the owner's word: good for this job alone."""
     try:
-        output, opened = _start(attempt)
+        output, opened = _start(workspace)
     except OSError as error:
         return Outcome(False, f"the ring could not be started: {error.strerror}")
     report = Report()
     try:
-        async with asyncio.timeout(_patience(attempt) + _MARGIN):
+        async with asyncio.timeout(_patience(workspace) + _MARGIN):
             data = await streams.read(output, _LARGEST)
     except TimeoutError:
         return Outcome(False, "the ring's own program did not end")
@@ -45,7 +43,7 @@ async def check(attempt: Attempt) -> Outcome:
         opened.close()
     if report.failure:
         return Outcome(False, f"the ring could not be started: {report.failure}")
-    return judge(data, [member["node"] for member in attempt.spec["members"]])
+    return judge(data, [member["node"] for member in workspace.spec["members"]])
 
 
 def judge(data: bytes, nodes: list[str]) -> Outcome:
@@ -59,38 +57,40 @@ def judge(data: bytes, nodes: list[str]) -> Outcome:
     return Outcome(report.closed, report.message[:1000], "+".join(culprits) or None)
 
 
-def _start(attempt: Attempt) -> tuple[int, socket.socket]:
+def _start(workspace: Workspace) -> tuple[int, socket.socket]:
     """Answers the reading end of what it prints, and what tells of its start."""
     output, theirs = os.pipe()
     try:
-        pid, opened = attempt.services.children.spawn(_launch(attempt, theirs), lambda status, usage: None)
+        pid, opened = workspace.services.children.spawn(
+            _launch(workspace, theirs), lambda status, usage: None
+        )
     except OSError:
         os.close(output)
         raise
     finally:
         os.close(theirs)
-    attempt.enclosure.adopt(pid)
+    workspace.enclosure.adopt(pid)
     return output, opened
 
 
-def _launch(attempt: Attempt, output: int) -> Launch:
-    config = attempt.services.config
-    options = ["--json", "--save", attempt.paths.directory, "--patience", str(config.ring_patience)]
+def _launch(workspace: Workspace, output: int) -> Launch:
+    config = workspace.services.config
+    options = ["--json", "--save", workspace.paths.directory, "--patience", str(config.ring_patience)]
     return Launch(
         program=config.python,
         argv=[config.python, "-IS", programs.START, "ring", *options],
-        environ=attempt.environment({}),
+        environ=environment.of_command(workspace, {}),
         directories=("/",),
-        owner=attempt.owner,
+        owner=workspace.owner,
         umask=0o077,
-        cgroups=attempt.enclosure.procs,
+        cgroups=workspace.enclosure.procs,
         stdio=(None, output, output),
     )
 
 
-def _patience(attempt: Attempt) -> float:
-    members: list[dict[str, Any]] = attempt.spec["members"]
-    seats = ((mpi.seats(attempt.spec, member), len(member["gpus"])) for member in members)
+def _patience(workspace: Workspace) -> float:
+    members: list[dict[str, Any]] = workspace.spec["members"]
+    seats = ((mpi.seats(workspace.spec, member), len(member["gpus"])) for member in members)
     ranks = sum(ring_report.ranks_of(*seat) for seat in seats)
-    limit = ring_report.time_limit(ranks, attempt.services.config.ring_patience)
+    limit = ring_report.time_limit(ranks, workspace.services.config.ring_patience)
     return limit + ring_report.grace(ranks)

@@ -56,7 +56,9 @@ class Launch:
     view: View | None = None  # of the file system; None: the host's
     made: tuple[str, ...] = ()  # directories that it makes as its owner: links there are his
     gated: bool = False  # ready to begin, it waits for a word on its report
-    descriptors: tuple[int, int] = (0, 0)  # soft and hard limit of what it may have open; `Children` says so
+    descriptors: tuple[int, int] | None = (
+        None  # soft and hard limit of what it may have open; None: as its maker
+    )
 
 
 class Children:
@@ -70,9 +72,12 @@ class Children:
         self._unclaimed: dict[socket.socket, float] = {}
         self._strays: dict[int, tuple[float, int, resource.struct_rusage]] = {}
 
-    def use_starter(self) -> None:
-        """From now on `start` has a process of little memory fork, where the kernel can do it."""
-        self._starter = Starter()
+    def use_starter(self, program: str = programs.STARTER) -> None:
+        """From now on `start` has a process of little memory fork, where the kernel can do it.
+
+        ``program``: the compiled one; where it is not, or is not of this machine, ``starter.py`` serves.
+        """
+        self._starter = _made_starter(program, self._descriptors)
 
     def start(self, launch: Launch, into: str, on_exit: OnExit) -> tuple[int, socket.socket]:
         """As `spawn`, into the cgroup directory ``into``, but cheaper; a pid of 0 is told by the report, see `claim`.
@@ -81,7 +86,6 @@ class Children:
             OSError: when the fork fails.
         """
         if self._starter:
-            launch.descriptors = self._descriptors
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 sent = self._starter.ask(launch, into, theirs)
@@ -153,75 +157,65 @@ class Children:
             if on_exit := self._watched.pop(pid, None):
                 on_exit(status, usage)
             elif self._starter and pid == self._starter.pid:
-                # Whoever killed it: what it has started is ours all the same. One that cannot live is not made again.
-                lived = time.monotonic() - self._starter.since
-                self._starter = None
-                if lived > _SHORT_LIFE:
-                    with suppress(OSError):
-                        self._starter = Starter()
+                self._replace(self._starter)
             elif self._unclaimed:
                 self._strays[pid] = (time.monotonic(), status, usage)
 
+    def _replace(self, dead: Starter) -> None:
+        """Whoever killed it: what it has started is ours all the same. One that cannot live is not made again."""
+        lives = time.monotonic() - dead.since > _SHORT_LIFE
+        self._starter = None
+        if lives or dead.program:
+            with suppress(OSError):
+                self._starter = _made_starter(dead.program if lives else "", self._descriptors)
+
+
+def _made_starter(program: str, descriptors: tuple[int, int]) -> Starter:
+    """Raises OSError: nor can the interpreter be started."""
+    if program and os.access(program, os.X_OK):
+        with suppress(OSError):  # of another kind of machine
+            return Starter(program, descriptors)
+    return Starter("", descriptors)
+
 
 class Starter:
-    """The process that forks for us; see starter.py. Raises OSError when it cannot be made."""
+    """The process that forks for us; see starter.py. Raises OSError when it cannot be made.
 
-    def __init__(self) -> None:
+    ``program``: compiled of ``starter.c``; empty: starter.py is it. ``descriptors``: soft and hard limit of what it
+    may have open, and so each process that it starts.
+    """
+
+    def __init__(self, program: str, descriptors: tuple[int, int]) -> None:
+        self.program = program
         self.since = time.monotonic()
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._connection.setblocking(False)
-        words = [sys.executable, "-IS", programs.START, "starter", str(theirs.fileno())]
+        words = [program] if program else [sys.executable, "-IS", programs.START]
+        words += ["starter", str(theirs.fileno())]
         with theirs:
             theirs.set_inheritable(True)
             null = os.open("/dev/null", os.O_RDWR)
             onto = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1)]
             self.pid = os.posix_spawn(words[0], words, {}, file_actions=onto, setsid=True)
             os.close(null)
+        with suppress(ProcessLookupError):  # it is asked for nothing before
+            resource.prlimit(self.pid, resource.RLIMIT_NOFILE, descriptors)
 
     def ask(self, launch: Launch, into: str, report: socket.socket) -> bool:
         """False: this one is too large for it, or it does not listen. Only what says itself which process it is."""
         assert launch.outputs or launch.gated
-        owner, outputs = launch.owner, launch.outputs
-        fds = [report.fileno()]
-
-        def enclose(fd: int | None) -> int | None:
-            """Sends it along; answers its place among those that are sent."""
-            if fd is None:
-                return None
-            fds.append(fd)
-            return len(fds) - 1
-
-        values = {
-            "into": into,
-            "program": launch.program,
-            "argv": launch.argv,
-            "environ": launch.environ,
-            "directories": launch.directories,
-            "owner": {"switch": owner.switch, "uid": owner.uid, "gid": owner.gid, "groups": owner.groups},
-            "umask": launch.umask,
-            "cgroups": [path for path in launch.cgroups if not path.startswith(into + "/")],
-            "stdio": [enclose(fd) for fd in launch.stdio] if launch.stdio else None,
-            "terminal": None,
-            "preamble": None,
-            "inherit": launch.inherit and [launch.inherit[0], enclose(launch.inherit[1])],
-            "view": None,
-            "made": launch.made,
-            "gated": launch.gated,
-            "descriptors": launch.descriptors,
-            "outputs": outputs
-            and {
-                "stdout": outputs.stdout,
-                "stderr": outputs.stderr,
-                "join": outputs.join,
-                "truncate": outputs.truncate,
-            },
-        }
-        data = quick.dumps(values).encode("ascii")
-        if len(data) > starter.LARGEST:
-            return False
+        fds, places = [report.fileno()], []
+        for fd in launch.stdio or ():
+            places.append(-1 if fd is None else len(fds))
+            fds += [] if fd is None else [fd]
+        if launch.inherit:
+            fds.append(launch.inherit[1])
         try:
+            data = starter.packed(launch, into, places)
+            if len(data) > starter.LARGEST:
+                return False
             socket.send_fds(self._connection, [data], fds)
-        except OSError:
+        except (OSError, ValueError):
             return False
         return True
 

@@ -7,6 +7,8 @@ import sys
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 START = os.path.join(_HERE, "__main__.py")
+STARTER = os.path.join(_HERE, "starter")
+"""Compiled of ``starter.c``, where there was a compiler when this was installed."""
 RING_RANK = "ring-rank"
 """What starts one rank of the ring, with the interpreter of the node where it runs."""
 LAUNCHERS = ("mpiexec", "mpirun", "hydra", "prte", "prun", "orte", "orted")

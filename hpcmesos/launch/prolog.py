@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from hpcmesos.launch import helper
 from hpcmesos.launch.settings import Refusal
-
-if TYPE_CHECKING:
-    from hpcmesos.launch.attempt import Attempt
+from hpcmesos.launch.workspace import Workspace
 
 _LONGEST = 500
 """Characters of its last line that are told."""
 
 
-async def run(attempt: Attempt) -> None:
+async def run(workspace: Workspace) -> None:
     """As Slurm's Prolog: a node on which it fails is not fit for the job.
 
     Raises:
         Refusal: it returned something else than 0, or has not ended in time.
     """
-    config, spec = attempt.services.config, attempt.spec
+    config, spec = workspace.services.config, workspace.spec
     assert config.prolog
     gpus = spec["members"][spec["me"]]["gpus"]
     environ = {
@@ -29,15 +26,15 @@ async def run(attempt: Attempt) -> None:
         "PBS_JOBID": spec["job"],
         "PBS_JOBNAME": spec["name"],
         "PBS_QUEUE": spec["queue"],
-        "HPCMESOS_ATTEMPT": attempt.id,
+        "HPCMESOS_ATTEMPT": workspace.id,
         "HPCMESOS_NODE": config.node,
         "HPCMESOS_GPUS": ",".join(gpu["uuid"] for gpu in gpus),
-        "HPCMESOS_OWNER": attempt.owner.name,
+        "HPCMESOS_OWNER": workspace.owner.name,
         "HPCMESOS_NODES": ",".join(member["node"] for member in spec["members"]),
     }
     words = [config.prolog]
     try:
-        status, output = await helper.run(attempt.services.children, words, environ, config.prolog_timeout)
+        status, output = await helper.run(workspace.services.children, words, environ, config.prolog_timeout)
     except TimeoutError:
         raise Refusal(f"the prolog has not ended within {config.prolog_timeout:g} s") from None
     except OSError as error:

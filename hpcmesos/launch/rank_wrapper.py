@@ -35,6 +35,7 @@ _LOCAL_SIZE = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 
 
 def main(argv: list[str]) -> NoReturn:
+    """Runs the rank, and ends as it did: see the module."""
     step, command = argv[0], argv[argv.index("--") + 1 :]
     _take_back()
     rank, size = _number(_RANK, 0), _number(_SIZE, 1)

@@ -102,9 +102,9 @@ class Ranks:
             return None
         while path not in ("", "/"):
             attempt = self._attempts.get(os.path.basename(path))
-            if attempt and isinstance(attempt.enclosure, enclosure.Cgroup):
+            if attempt and isinstance(attempt.workspace.enclosure, enclosure.Cgroup):
                 # A user may have made a group of that name somewhere else.
-                return attempt if attempt.enclosure.directory.endswith(path) else None
+                return attempt if attempt.workspace.enclosure.directory.endswith(path) else None
             path = os.path.dirname(path)
         return None
 

@@ -6,17 +6,16 @@ import asyncio
 import base64
 import os
 import signal
-import time
 from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
 
-from hpcmesos.launch import enclosure, files, scopes
-from hpcmesos.launch.attempt import NODE_LOST, Services
-from hpcmesos.launch.clock import boottime
+from hpcmesos.launch import enclosure, ending, files, scopes
+from hpcmesos.launch.order import NODE_LOST
 from hpcmesos.launch.output import PATIENCE, TAIL
 from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.processes import Children, Launch
+from hpcmesos.launch.services import Services
 from hpcmesos.launch.settings import Config, Refusal
 
 
@@ -37,11 +36,11 @@ class Recovered:
         return [self.ended]
 
     def forget(self, services: Services) -> bool:
+        """Removes what is left of it; True: it may always be forgotten."""
         for parent in scopes.directories(services.config):
             if os.path.isdir(os.path.join(parent, self.name)):
-                _cgroup(
-                    services.config, parent, self.name
-                ).remove()  # again: what could not be killed may have gone
+                # Again: what could not be killed may have gone.
+                _cgroup(services.config, parent, self.name).remove()
         services.directories.remove(files.attempt_directory(services.config, self.name))
         services.journal.remove(self.name)
         return True
@@ -107,25 +106,17 @@ async def _end(
     if stuck:
         why += f"; processes that cannot be killed: {' '.join(map(str, sorted(stuck)))}"
     started_at = next((r["at"] for r in records if r.get("phase") == "running"), None)
-    ended = {
-        "event": "ended",
-        "attempt": name,
-        "head": spec is not None and spec["me"] == 0,
-        "cause": NODE_LOST,
-        "code": None,
-        "signal": None,
-        "forced": True,
-        "culprit": config.node,
-        "message": why,
-        "started_at": started_at,
-        "ended_at": time.time(),
-        "ended_boot": boottime(),
-        "usage": {},
-        "ranks": [],
-        "steps": [],
-        **(await _output(services, spec) if spec else {}),
-    }
+    ended = ending.report(
+        name,
+        head=spec is not None and spec["me"] == 0,
+        cause=NODE_LOST,
+        forced=True,
+        culprit=config.node,
+        message=why,
+        started_at=started_at,
+    )
     if spec:
+        ended |= await _output(services, spec)
         services.journal.reopen(name).end(ended)
         await services.journal.synced()
     return ended

@@ -177,6 +177,7 @@ class Lines:
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
+        """Writes the whole lines; the rest waits for its end, unless it is very long."""
         whole, newline, self._rest = (self._rest + data).rpartition(b"\n")
         if newline:
             self._write(whole + newline)

@@ -108,7 +108,7 @@ class Scopes:
 
     def known(self, granted: tuple[Device, ...]) -> str | None:
         """The directory for attempts with these devices; None: there is none, or not any more."""
-        return self._known(self._values(granted))
+        return self._known(self._values(granted)) if self._made else None
 
     def _values(self, granted: tuple[Device, ...]) -> tuple[str, ...]:
         with open(self._devices, encoding="ascii") as file:

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from hpcmesos.launch import programs
+
 
 class Refusal(Exception):
     """PREPARE cannot be done. ``culprit``: the node at fault; empty: this one."""
@@ -54,6 +56,7 @@ class Config:
     site_scripts: str  # directory of prologue, epilogue and their kin; empty: none
     site_script_timeout: float
     python: str  # interpreter of the programs inside jobs
+    starter: str  # program that forks for the shepherd, see processes.Children.use_starter
     containers: (
         dict[str, Any] | None
     )  # command of the helper, docker: URL, paths: seen inside, pull; None: not served
@@ -87,6 +90,7 @@ class Config:
             site_scripts=values.get("site_scripts", ""),
             site_script_timeout=float(values.get("site_script_timeout", 300.0)),
             python=values["python"],
+            starter=values.get("starter", programs.STARTER),
             containers=values.get("containers"),
         )
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import Any
 
-from hpcmesos.launch import protocol, proxies, streams
+from hpcmesos.launch import environment, protocol, proxies, streams
 from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.processes import Launch, Report, read_report
@@ -81,7 +81,7 @@ class Command:
         request, attempt = self._request, self._attempt
         # Of any type, as a process of the job wrote them; whatever is wrong is raised before a pipe is open.
         given = {str(name): str(value) for name, value in dict(request.get("environ") or {}).items()}
-        environ, command = attempt.shell(given, str(request["command"]))
+        environ, command = environment.of_shell(attempt.workspace, given, str(request["command"]))
         if proxies.is_proxy(str(request["command"])):
             attempt.note_mpi()
         pipes: list[int] = []
@@ -110,12 +110,12 @@ class Command:
             directories=(request.get("cwd") or attempt.owner.home, attempt.owner.home),
             owner=attempt.owner,
             umask=attempt.spec["umask"],
-            cgroups=attempt.enclosure.procs,
-            view=attempt.view,
+            cgroups=attempt.workspace.enclosure.procs,
+            view=attempt.workspace.view,
             stdio=stdio,
         )
         self._pid, self._connection = attempt.services.children.spawn(launch, self._exited)
-        attempt.enclosure.adopt(self._pid)
+        attempt.workspace.enclosure.adopt(self._pid)
 
     def _exited(self, status: int, usage: resource.struct_rusage) -> None:
         read_report(self._connection, self._report)

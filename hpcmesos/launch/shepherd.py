@@ -30,17 +30,19 @@ from hpcmesos.launch import (
     shells,
     terminal,
 )
-from hpcmesos.launch.attempt import Attempt, Order, Services
+from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.containers import Containers
 from hpcmesos.launch.deadman import DeadMan
 from hpcmesos.launch.journal import Journal
+from hpcmesos.launch.order import Order
 from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.peers import Identity, Peers
 from hpcmesos.launch.processes import Children
 from hpcmesos.launch.recovery import Recovered, recover
 from hpcmesos.launch.scopes import Scopes
 from hpcmesos.launch.secrets import Secrets
+from hpcmesos.launch.services import Services
 from hpcmesos.launch.settings import Config, Refusal
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -84,6 +86,7 @@ class Shepherd:
     # --- what the agent asks ----------------------------------------------------------------------------------------
 
     def hello(self) -> dict[str, Any]:
+        """The answer to ``hello``; see docs/architecture.md."""
         return {
             "event": "hello",
             "pid": os.getpid(),
@@ -120,11 +123,9 @@ class Shepherd:
         self._arrived(name)
         if attempt.head and len(spec["members"]) > 1:
             attempt.gang = gangs.HeadGang(attempt)
-        unheld = self.services.scopes.wanted and not self.services.scopes.known(attempt.devices)
+        unheld = self.services.scopes.wanted and not self.services.scopes.known(attempt.workspace.devices)
         if unheld or spec.get("image") or self.config.prolog or mps.wanted(spec):
-            task = asyncio.get_running_loop().create_task(self._get_ready(attempt))
-            self.services.tasks.add(task)
-            task.add_done_callback(self.services.tasks.discard)
+            self.services.work(self._get_ready(attempt))
         else:
             self._prepared(attempt)
 
@@ -132,15 +133,15 @@ class Shepherd:
         """What may take long; the attempt may be over meanwhile."""
         try:
             if self.services.scopes.wanted:
-                scope = await self.services.scopes.make(attempt.devices)
+                scope = await self.services.scopes.make(attempt.workspace.devices)
                 if attempt.phase == "preparing":
-                    attempt.hold_below(scope)
+                    attempt.workspace.hold_below(scope)
             if self.config.prolog:
-                await prolog.run(attempt)
+                await prolog.run(attempt.workspace)
             if mps.wanted(attempt.spec) and attempt.phase == "preparing":
-                await mps.start(attempt)
+                await mps.start(attempt.workspace)
             if attempt.spec.get("image"):
-                attempt.container = await self._containers.make(attempt)
+                attempt.workspace.container = await self._containers.make(attempt.workspace)
         except Exception as error:  # whatever it is, it costs this attempt
             refusal = Refusal.of(error)
             if attempt.phase == "preparing":
@@ -151,7 +152,7 @@ class Shepherd:
         if attempt.phase == "preparing":
             self._prepared(attempt)
         else:
-            attempt.leave_container()
+            attempt.workspace.leave_container()
 
     def _prepared(self, attempt: Attempt) -> None:
         """This node's part is there; a member is ready once it has joined the head."""
@@ -169,16 +170,14 @@ class Shepherd:
 
     def _withdraw(self, attempt: Attempt, refusal: Refusal) -> None:
         """It cannot get ready after all: as if it had been refused at once."""
-        if attempt.enclosure.empty() or not mps.wanted(attempt.spec):
+        if attempt.workspace.enclosure.empty() or not mps.wanted(attempt.spec):
             self._discard(attempt, refusal)
             return
-        task = asyncio.get_running_loop().create_task(self._clear(attempt, refusal))
-        self.services.tasks.add(task)
-        task.add_done_callback(self.services.tasks.discard)
+        self.services.work(self._clear(attempt, refusal))
 
     async def _clear(self, attempt: Attempt, refusal: Refusal) -> None:
         """Ends what runs for it already; it may be over meanwhile."""
-        await enclosure.clear(attempt.enclosure)
+        await enclosure.clear(attempt.workspace.enclosure)
         if attempt.phase == "preparing":
             self._discard(attempt, refusal)
 
@@ -201,6 +200,7 @@ class Shepherd:
         self.control.emit(event)
 
     def forget(self, attempt: str) -> None:
+        """The leader has the end of this attempt in its database: nothing of it has to be kept here."""
         self._refused.pop(attempt, None)
         if (known := self.attempts.get(attempt)) and known.still_read():
             asyncio.get_running_loop().call_later(_KEPT_OUTPUT, self._forget, attempt)
@@ -220,8 +220,7 @@ class Shepherd:
             return
         for attempt in held:
             attempt.end(Order("NODE_LOST", 0.0, "the agent was stopped by force"))
-        task = asyncio.get_running_loop().create_task(self._stop())
-        self.services.tasks.add(task)
+        self.services.work(self._stop())
 
     async def _stop(self) -> None:
         while any(attempt.phase != "ended" for attempt in self.attempts.values()):
@@ -284,7 +283,7 @@ class Shepherd:
         files.write_commands(self.config)
         self.services.directories.clean()
         if self.config.cgroup:
-            self.children.use_starter()
+            self.children.use_starter(self.config.starter)
         self.recovered = await recover(self.services)
         self.services.secrets.clear()  # recovered attempts have ended
         doors: list[Handshakes | asyncio.Server] = [

@@ -22,16 +22,14 @@ import signal
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpcmesos.gang import mpi
 from hpcmesos.launch import streams
 from hpcmesos.launch.container import TEMPORARY, PrivateTmp
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Launch, Report, read_report
-
-if TYPE_CHECKING:
-    from hpcmesos.launch.attempt import Attempt
+from hpcmesos.launch.workspace import Workspace
 
 ABORT = 1
 """Exit code by which a prologue refuses the job for good; any other but 0 means: run it again, elsewhere."""
@@ -80,10 +78,10 @@ class Result:
 class Scripts:
     """Those of one attempt on this node."""
 
-    def __init__(self, attempt: Attempt) -> None:
-        self._attempt = attempt
-        self._directory: str = attempt.services.config.site_scripts
-        self._limit: float = attempt.services.config.site_script_timeout
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._directory: str = workspace.services.config.site_scripts
+        self._limit: float = workspace.services.config.site_script_timeout
         self._pid = 0
         self._stopped = False
         self.begun = False
@@ -135,8 +133,8 @@ class Scripts:
 
     def _chosen(self, kind: str) -> list[tuple[str, bool]]:
         """Paths, each with whether it runs as the owner."""
-        spec, found = self._attempt.spec, []
-        if self._attempt.head:
+        spec, found = self._workspace.spec, []
+        if self._workspace.head:
             names = [(kind, False), (f"{kind}.user", True)]
             if suffix := spec.get("prologue"):
                 names.insert(1, (f"{kind}.{suffix}", False))
@@ -145,15 +143,15 @@ class Scripts:
         if self._directory and os.path.isdir(self._directory):
             paths = [(os.path.join(self._directory, name), as_owner) for name, as_owner in names]
             found = [(path, as_owner) for path, as_owner in paths if os.path.lexists(path)]
-        own = spec.get("resource_list", {}).get(kind) if self._attempt.head else None
+        own = spec.get("resource_list", {}).get(kind) if self._workspace.head else None
         if own:
-            found.append((os.path.join(spec["workdir"] or self._attempt.owner.home, own), True))
+            found.append((os.path.join(spec["workdir"] or self._workspace.owner.home, own), True))
         return found
 
     def _transfers(self, kind: str) -> list[dict[str, str | None]]:
         """Files that come before the script, or go after it: {local, host (None: seen from here), remote}."""
         name = "stagein" if kind == "prologue" else "stageout"
-        return list(self._attempt.spec.get(name, ())) if self._attempt.head else []
+        return list(self._workspace.spec.get(name, ())) if self._workspace.head else []
 
     async def _stage(self, name: str, transfer: dict[str, str | None]) -> Result:
         """Copies as the owner, in his home; what lies on another host with scp.
@@ -161,11 +159,11 @@ class Scripts:
         ``local`` is what the job means by it, ``remote`` what the host does, where /tmp is the job's own.
         """
         remote, host = transfer["remote"] or "", transfer["host"]
-        local = in_private_tmp(self._attempt, transfer["local"] or "")
+        local = in_private_tmp(self._workspace, transfer["local"] or "")
         far = f"{host}:{remote}" if host else remote
         ends = [far, local] if name == "stagein" else [local, far]
         words = ["scp", "-Brpq", "--"] if host else ["cp", "-rp", "--"]
-        result = await self._execute([*words, *ends], self._attempt.owner, _STAGING, in_job=True)
+        result = await self._execute([*words, *ends], self._workspace.owner, _STAGING, in_job=True)
         result.name, result.staging = f"{name} of {ends[0]}", True
         return result
 
@@ -186,38 +184,38 @@ class Scripts:
     # --- with what ----------------------------------------------------------------------------------------------
 
     def _common(self) -> list[str]:
-        spec, owner = self._attempt.spec, self._attempt.owner
+        spec, owner = self._workspace.spec, self._workspace.owner
         return [spec["job"], owner.name, spec.get("group") or _group(owner.gid), spec["name"]]
 
     def _asked(self) -> str:
-        asked = self._attempt.spec.get("resource_list", {})
+        asked = self._workspace.spec.get("resource_list", {})
         return ",".join(f"{name}={value}" for name, value in sorted(asked.items()))
 
     def _script(self) -> str:
-        return os.path.join(self._attempt.paths.directory, "script")
+        return os.path.join(self._workspace.paths.directory, "script")
 
     def _prologue_arguments(self) -> list[str]:
-        spec = self._attempt.spec
+        spec = self._workspace.spec
         rest = [self._asked(), spec["queue"], spec.get("account") or "", self._script()]
         return [*self._common(), *rest]
 
     def _epilogue_arguments(self, exit_status: int, usage: dict[str, Any]) -> list[str]:
-        spec = self._attempt.spec
+        spec = self._workspace.spec
         used = f"cput={_clock(usage['cput'])},mem={int(usage['mem']) // 1024}kb,walltime={_clock(usage['walltime'])}"
         rest = [spec["queue"], spec.get("account") or "", str(exit_status), self._script()]
         return [*self._common(), str(usage["session"]), self._asked(), used, *rest]
 
     def _environment(self, owner: Owner) -> dict[str, str]:
-        attempt = self._attempt
-        job = mpi.job_environment(attempt.spec, attempt.paths)
-        asked = attempt.spec.get("resource_list", {})
+        workspace = self._workspace
+        job = mpi.job_environment(workspace.spec, workspace.paths)
+        asked = workspace.spec.get("resource_list", {})
         return {
             **owner.environment(),
             **{name: job[name] for name in _PASSED_ON if name in job},
             "PBS_RESOURCE_NODES": asked.get("nodes") or asked.get("select") or "1",
             "PBS_RESOURCE_GRES": asked.get("gres", ""),
-            "PBS_MSHOST": attempt.spec["members"][0]["node"],
-            "PBS_O_WORKDIR": attempt.spec["environment"].get("PBS_O_WORKDIR", ""),
+            "PBS_MSHOST": workspace.spec["members"][0]["node"],
+            "PBS_O_WORKDIR": workspace.spec["environment"].get("PBS_O_WORKDIR", ""),
             "HPCMESOS_GPUS": job["HPCMESOS_GPUS"],
         }
 
@@ -229,11 +227,11 @@ class Scripts:
         if in_site and (why := self._unsafe(path)):
             return Result(name, NOT_SAFE, trouble=f"not run, for {why}")
         ours = (
-            self._attempt.owner
+            self._workspace.owner
             if as_owner
             else Owner("root", os.geteuid(), os.getegid(), (), "/", "", switch=False)
         )
-        view = self._attempt.private_tmp if as_owner else None
+        view = self._workspace.private_tmp if as_owner else None
         return await self._execute([path, *arguments], ours, self._limit, in_job=as_owner, view=view)
 
     async def _execute(
@@ -277,7 +275,7 @@ class Scripts:
         self, argv: list[str], owner: Owner, in_job: bool, view: PrivateTmp | None
     ) -> tuple[Any, Any, list[int]]:
         """What tells of its end, what tells of its start, and the reading ends of its output."""
-        attempt = self._attempt
+        workspace = self._workspace
         pipes = [os.pipe(), os.pipe()]
         exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         launch = Launch(
@@ -288,12 +286,12 @@ class Scripts:
             owner=owner,
             umask=_UMASK,
             # A site's script would count, and be killed, with the job.
-            cgroups=attempt.enclosure.procs if in_job else (),
+            cgroups=workspace.enclosure.procs if in_job else (),
             stdio=(None, pipes[0][1], pipes[1][1]),
             view=view,
         )
         try:
-            self._pid, report = attempt.services.children.spawn(
+            self._pid, report = workspace.services.children.spawn(
                 launch, lambda status, usage: None if exited.done() else exited.set_result(status)
             )
         except OSError:
@@ -306,13 +304,18 @@ class Scripts:
         return exited, report, [reading for reading, _ in pipes]
 
 
-def in_private_tmp(attempt: Attempt, path: str) -> str:
+def joined(results: list[Result]) -> tuple[bytes, bytes]:
+    """What they have written, stdout and stderr."""
+    return b"".join(result.stdout for result in results), b"".join(result.stderr for result in results)
+
+
+def in_private_tmp(workspace: Workspace, path: str) -> str:
     """Where the job's ``path``, absolute or below its owner's home, lies on the host."""
-    if attempt.private_tmp:
-        whole = os.path.normpath(os.path.join(attempt.owner.home, path))
+    if workspace.private_tmp:
+        whole = os.path.normpath(os.path.join(workspace.owner.home, path))
         for place in TEMPORARY:
             if whole == place or whole.startswith(place + "/"):
-                return attempt.private_tmp.directory + whole.removeprefix(place)
+                return workspace.private_tmp.directory + whole.removeprefix(place)
     return path
 
 

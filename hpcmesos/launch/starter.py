@@ -1,4 +1,4 @@
-"""``starter FD``: forks the scripts and the ranks of jobs for the shepherd, cheaply.
+"""``starter FD``: forks scripts and ranks for the shepherd, cheaply; where ``starter.c`` was not compiled.
 
 A fork copies the page tables of the whole process, so the shepherd, with asyncio and TLS in its memory, is a costly
 one to fork. This process holds next to nothing, and lets the kernel make each child in its cgroup (clone3, Linux 5.7)
@@ -17,6 +17,7 @@ from hpcmesos.launch import child, quick
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 LARGEST = 64 * 1024
@@ -47,6 +48,73 @@ class Order:
         self.__dict__.update(values)
 
 
+def packed(launch: Any, into: str, stdio: Sequence[int]) -> bytes:
+    """A request: words that end with a zero byte; a list is the number of its words, and they.
+
+    ``into``: the cgroup's directory. ``stdio``: places of the three among the descriptors that go along, -1: /dev/null;
+    empty: there are outputs instead. The descriptor of ``launch.inherit`` is the last of them.
+
+    Raises:
+        ValueError: a zero byte in a word, which no process could be told either.
+    """
+    owner, outputs = launch.owner, launch.outputs
+    words = [
+        into,
+        launch.program,
+        str(launch.umask),
+        " ".join(map(str, (owner.uid, owner.gid, *owner.groups))) if owner.switch else "",
+        " ".join(map(str, stdio)),
+        launch.inherit[0] if launch.inherit else "",
+        "gated" if launch.gated else "",
+        outputs.join if outputs else "",
+        "truncate" if outputs and outputs.truncate else "",
+    ]
+    others = [path for path in launch.cgroups if not path.startswith(into + "/")]
+    environment = [f"{name}={value}" for name, value in launch.environ.items()]
+    places = (outputs.stdout, outputs.stderr) if outputs else ((), ())
+    for values in (launch.argv, environment, launch.directories, others, launch.made, *places):
+        words.append(str(len(values)))
+        words += values
+    data = os.fsencode("\0".join(words)) + b"\0"
+    if data.count(b"\0") != len(words):
+        raise ValueError("embedded null byte")
+    return data
+
+
+def unpacked(data: bytes, fds: list[int]) -> tuple[str, Order]:
+    """The cgroup's directory and the launch of a request, with the descriptors that came along."""
+    words = iter(os.fsdecode(data).split("\0"))
+    into, program, umask, identity, stdio, inherit, gated, join, truncate = (next(words) for _ in range(9))
+    argv, environment, directories, cgroups, made, stdout, stderr = (_list(words) for _ in range(7))
+    uid, gid, *groups = map(int, identity.split() or (0, 0))
+    places = [int(place) for place in stdio.split()]
+    return into, Order(
+        {
+            "program": program,
+            "argv": argv,
+            "environ": dict(one.split("=", 1) for one in environment),
+            "directories": directories,
+            "owner": Order({"switch": bool(identity), "uid": uid, "gid": gid, "groups": groups}),
+            "umask": int(umask),
+            "cgroups": cgroups,
+            "stdio": [None if place < 0 else fds[place] for place in places],
+            "outputs": join
+            and Order({"stdout": stdout, "stderr": stderr, "join": join, "truncate": bool(truncate)}),
+            "terminal": None,
+            "preamble": None,
+            "inherit": (inherit, fds[-1]) if inherit else None,
+            "view": None,
+            "made": made,
+            "gated": bool(gated),
+            "descriptors": None,
+        }
+    )
+
+
+def _list(words: Iterator[str]) -> list[str]:
+    return [next(words) for _ in range(int(next(words)))]
+
+
 def main(argv: list[str]) -> int:
     """Serves until the shepherd closes its end."""
     connection = quick.socket.socket(fileno=int(argv[0]))
@@ -74,18 +142,9 @@ def main(argv: list[str]) -> int:
 def _start(
     libc: Any, arguments: _CloneArgs, data: bytes, report: Any, fds: list[int], connection: Any
 ) -> None:
-    values = quick.loads(data.decode("ascii"))
-    values["owner"] = Order(values["owner"])
-    if values["outputs"]:
-        values["outputs"] = Order(values["outputs"])
-    if values["stdio"]:
-        values["stdio"] = [None if place is None else fds[place] for place in values["stdio"]]
-    if values["inherit"]:
-        name, place = values["inherit"]
-        values["inherit"] = name, fds[place]
-    launch = Order(values)
+    into, launch = unpacked(data, fds)
     try:
-        directory = os.open(values.pop("into"), os.O_RDONLY | os.O_DIRECTORY)
+        directory = os.open(into, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:  # the attempt has ended meanwhile
         child.tell(report, {"unable": error.errno})
         return

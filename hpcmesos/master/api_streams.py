@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated
 
 import msgspec
@@ -46,29 +46,31 @@ async def attach_terminal(
     offset: int = 0,
 ) -> None:
     """The terminal of an interactive job, for its owner; see services/terminal.py. A refusal is an ErrorReply."""
-    await socket.accept()
-    with suppress(WebSocketDisconnect):
-        try:
-            site = site_of(socket)
-            caller = await wait.in_thread(actor_of, socket)
-            job = await wait.in_thread(terminal.find_terminal, site, caller, job_id)
-            client = _TerminalClient(socket, local=peer_of(socket).uid is not None)
-            await terminal.Relay(site, caller, job, client, (attempt, offset), (rows, columns)).run()
-        except HpcmesosError as error:
-            await _refuse(socket, error)
-        await socket.close()
+    async with _accepted(socket):
+        site = site_of(socket)
+        caller = await wait.in_thread(actor_of, socket)
+        job = await wait.in_thread(terminal.find_terminal, site, caller, job_id)
+        client = _TerminalClient(socket, local=peer_of(socket).uid is not None)
+        await terminal.Relay(site, caller, job, client, (attempt, offset), (rows, columns)).run()
 
 
 @websocket("/v1/jobs/{job_id:str}/display")
 async def attach_display(job_id: str, socket: ApiSocket, attempt: int, connection: int) -> None:
     """One connection to the display of an interactive job, for its owner. A refusal is an ErrorReply."""
+    async with _accepted(socket):
+        site = site_of(socket)
+        caller = await wait.in_thread(actor_of, socket)
+        job = await wait.in_thread(terminal.find_terminal, site, caller, job_id)
+        await display.relay(site, job, attempt, connection, _TerminalClient(socket, local=True))
+
+
+@asynccontextmanager
+async def _accepted(socket: ApiSocket) -> AsyncIterator[None]:
+    """Until the end of the block, or until the other side goes. An error of ours is told as a refusal."""
     await socket.accept()
     with suppress(WebSocketDisconnect):
         try:
-            site = site_of(socket)
-            caller = await wait.in_thread(actor_of, socket)
-            job = await wait.in_thread(terminal.find_terminal, site, caller, job_id)
-            await display.relay(site, job, attempt, connection, _TerminalClient(socket, local=True))
+            yield
         except HpcmesosError as error:
             await _refuse(socket, error)
         await socket.close()

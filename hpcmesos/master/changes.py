@@ -82,7 +82,7 @@ class Changes:
         stored = {} if submission is None else {"submission": submission}
         altered = self.desk.move(job, job.state, "altered", {"user": row.user, **shown}, **changes, **stored)
         if submission is not None:
-            altered = replace(altered, submission={})  # the picture has none
+            altered = msgspec.structs.replace(altered, submission={})  # the picture has none
             self.desk.cluster.put(altered)
             self.gangs.submissions.change(job.seq, submission)
             if attempt := self.desk.cluster.current(job.key):

@@ -43,6 +43,7 @@ class Child:
 
     @classmethod
     def read(cls, path: Path) -> Child:
+        """As `write` wrote it. Raises OSError, ValueError, KeyError, or ConfigError for a setting."""
         values: dict[str, Any] = json.loads(path.read_text())
         return cls(
             settings=load(MasterSettings, values["settings"], {}),

@@ -12,6 +12,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from msgspec import structs
+
 from hpcmesos import wire
 from hpcmesos.gang.predict import History
 from hpcmesos.gang.snapshot import NodeView, QueueView
@@ -141,6 +143,7 @@ class Arrays:
             self._count(job, 1)
 
     def forget(self, job: JobRecord) -> None:
+        """That record of an element holds no longer."""
         if job.index is not None:
             self.live[job.seq].discard(job.key)
             self._count(job, -1)
@@ -297,7 +300,7 @@ class Cluster:
         """So many more elements of an array are complete."""
         parent = self.jobs[JobKey(seq)]
         # Nothing that scheduling looks at: the rest of the picture stays.
-        self.jobs[parent.key] = replace(
+        self.jobs[parent.key] = structs.replace(
             parent, succeeded=(parent.succeeded or 0) + succeeded, failed=(parent.failed or 0) + failed
         )
 
@@ -305,7 +308,7 @@ class Cluster:
         """Elements of an array get rows; answers the parent, without them."""
         parent = self.jobs[JobKey(seq)]
         left = arrays.subtract(parent.todo or (), arrays.of(indexes))
-        begun = replace(
+        begun = structs.replace(
             parent, state=JobState.RUNNING, todo=left, started_at=parent.started_at or now, modified_at=now
         )
         self.put(begun)
@@ -376,6 +379,7 @@ class Cluster:
     # --- nodes
 
     def set_gpu(self, node: Node, uuid: str, state: GpuState, note: str | None = None) -> None:
+        """``note`` None: as it was. A GPU that the node does not have is passed over."""
         gpu = node.gpus.get(uuid)
         if gpu is not None:
             node.gpus[uuid] = replace(gpu, state=state, note=gpu.note if note is None else note)

@@ -145,6 +145,7 @@ class Process:
     deaths: int = field(default=0)
 
     def start(self) -> None:
+        """With our environment and its own; it ends when we do. Raises OSError."""
         environ = os.environ | self.environ | {"HPCMESOS_SUPERVISOR": str(os.getpid())}
         self.popen = subprocess.Popen(
             [sys.executable, "-P", "-m", self.module],

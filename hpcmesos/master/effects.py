@@ -7,9 +7,11 @@ before it is durable.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+
+from msgspec.structs import replace
 
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
@@ -78,6 +80,7 @@ class Effects:
         return any(rows) or any(others) or self.past_id > 0
 
     def add(self, other: Effects) -> None:
+        """Those of a later handler, to be written together with these."""
         for name in (
             "nodes",
             "finished",

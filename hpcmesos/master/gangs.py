@@ -1,71 +1,37 @@
-"""The life of an attempt as the leader steers it: PREPARE, GO, END, its end, and what then becomes of the job."""
+"""The life of an attempt as the leader steers it: PREPARE, GO, END, and its end (see `completion`)."""
 
 from __future__ import annotations
 
 import base64
 import logging
 import signal
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
+
+from msgspec import structs
 
 from hpcmesos import wire
 from hpcmesos.errors import StateError
-from hpcmesos.gang.feasible import can_ever_fit
-from hpcmesos.master import cycle, vault
+from hpcmesos.master import billing, gang_clock, vault
 from hpcmesos.master.arrays import Arrays
+from hpcmesos.master.billing import Billing
 from hpcmesos.master.cluster import Attempt, Phase
+from hpcmesos.master.completion import LOSSES, TROUBLE, UNHARMED, Completion
 from hpcmesos.master.effects import Desk
-from hpcmesos.master.gpu_use import with_gpus
+from hpcmesos.master.reports import clean, reported, verdict
 from hpcmesos.master.spec import build_spec, prepare_timeout
 from hpcmesos.master.submissions import Submissions
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
-from hpcmesos.queue.records import AttemptRecord, Ending, JobRecord
-from hpcmesos.queue.states import exit_status
+from hpcmesos.queue.records import Ending, JobRecord
 from hpcmesos.units import parse_size
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-GANG_LOSS = 30.0
-"""Seconds after which the other parts of a lost gang have ended by their own clocks (docs: gang clock, 20 s)."""
-
-ACCUSED = 6.0
-"""The same when a member has not heard the head for the gang's silence: the head's clock has run as long."""
-
-HEARING = 5.0
-"""Seconds that the head has from a member's report on, however long that one had to wait for a leader: the head's own,
-and truer, may have waited as well. An agent's longest pause between two dials is 2 s, then a master that knows of no
-leader yet answers after 1 s, then it dials.
-"""
-
-LINKING = 2.0
-"""Seconds that the next leader gives the nodes to link before it gives up the head of such a gang.
-
-Nine of ten agents need less than 1.7 (docs/nodes.md, Chaos), and the head has had its time under leaders before.
-"""
-
 PREEMPT_GRACE = "preempt_grace"
 """Attribute of a queue: seconds between SIGUSR1 and SIGTERM for its jobs that are preempted; unset: no SIGUSR1."""
-
-MAX_FAILED_STARTS = 5
-_BILLED = ("account", "resource_list")
-_BILLED_AT_ONCE = 500  # submissions read together: each has a user's environment
-_LOSSES = frozenset({Cause.NODE_LOST, Cause.GPU_LOST})
-_UNHARMED = frozenset({Cause.START_FAILED, Cause.PREEMPTED})
-"""Ends that cost a job nothing: it waits again."""
-_SAID_SO = frozenset({Cause.APP, Cause.SIGNAL})
-"""How a job ends that was told to save its work and did not end with 0; with 0 it is complete."""
-
-_BY_ITS_NODE = frozenset({Cause.DELETED, Cause.APP, Cause.OK, Cause.SIGNAL})
-"""Ends of which a node may have to tell something: nobody at a terminal, a prologue's refusal, files not staged out."""
-_TROUBLE = _LOSSES | {Cause.START_FAILED, Cause.OOM}  # of a member: the whole attempt ends with it
 
 
 class Gangs:
@@ -75,6 +41,8 @@ class Gangs:
         self.desk = desk
         self.arrays = Arrays(desk)
         self.submissions = Submissions(desk.reader)
+        self.billing = Billing(desk, self.submissions)
+        self.completion = Completion(desk, self.arrays, self.billing)
 
     # --- start
 
@@ -116,8 +84,8 @@ class Gangs:
 
     def _spec(self, attempt: Attempt) -> dict[str, Any]:
         submitted = self.submissions.get(attempt.key.seq)
-        job = replace(self.desk.cluster.jobs[attempt.key.job], submission=submitted.submission)
-        attempt.billing = _billing(submitted.submission)
+        job = structs.replace(self.desk.cluster.jobs[attempt.key.job], submission=submitted.submission)
+        attempt.billing = billing.of(submitted.submission)
         nodes = self.desk.cluster.nodes
         members = []
         for name in attempt.nodes:
@@ -171,6 +139,7 @@ class Gangs:
             self.end(attempt, Cause.START_FAILED, attempt.head, why)
 
     def on_ready(self, attempt: Attempt, node: str) -> None:
+        """A member is prepared; once all are, the head hears GO."""
         attempt.ready.add(node)
         if (
             attempt.phase is Phase.PREPARING
@@ -186,7 +155,7 @@ class Gangs:
             return
         attempt.phase, attempt.spec, attempt.started_at = Phase.RUNNING, None, started_at
         job = self.desk.cluster.jobs[attempt.key.job]
-        entry = accounting.started(self._billed(job, attempt), attempt.placed, self.desk.now)
+        entry = accounting.started(self.billing.of_job(job, attempt), attempt.placed, self.desk.now)
         self.desk.effects.accounting.append(entry)
         for message in attempt.untold:
             self.tell(attempt, message)
@@ -205,24 +174,6 @@ class Gangs:
         elif attempt.phase is not Phase.OVER and attempt.end is None:  # what is told to end needs none
             self.desk.send(attempt.head, message)
 
-    def _billed(self, job: JobRecord, attempt: Attempt) -> JobRecord:
-        """The job with what accounting wants to know; the picture's jobs have no submission."""
-        if not attempt.billing:
-            self._read_billing(attempt)
-        return replace(job, submission=attempt.billing)
-
-    def _read_billing(self, attempt: Attempt) -> None:
-        """With those of other jobs: after a takeover none is known, and nodes have many ends to tell."""
-        unread = defaultdict(list, {attempt.key.seq: [attempt]})
-        for one in self.desk.cluster.attempts.values():
-            if not one.billing:
-                unread[one.key.seq].append(one)
-        seqs = list(islice(unread, _BILLED_AT_ONCE))
-        found = self.submissions.currents(seqs)
-        for seq in seqs:
-            for one in unread[seq]:
-                one.billing = _billing(found[seq])
-
     def on_refused(self, attempt: Attempt, node: str, culprit: str, reason: str) -> None:
         """A member cannot prepare; nothing of the attempt is there."""
         if node in attempt.shares:
@@ -234,10 +185,10 @@ class Gangs:
 
     def start_failed(self, attempt: Attempt, culprit: str | None, reason: str) -> None:
         """The attempt is over before its script ran."""
-        record = self.verdict(attempt, Cause.START_FAILED, culprit, reason)
+        record = verdict(attempt, self.desk.now, Cause.START_FAILED, culprit, reason)
         if attempt.end is None:
             self.end(attempt, Cause.START_FAILED, culprit, reason)
-        self.finish(attempt, record)
+        self.completion.finish(attempt, record)
 
     def tell_walltime(self, attempt: Attempt) -> None:
         """Tells the head the walltime that holds now; it had one from the start."""
@@ -328,7 +279,7 @@ class Gangs:
             self.desk.alarms.set(left, lambda: self._preempt_now(attempt.name))
             return
         attempt.end = _end(attempt, ending)
-        if ending.cause in _LOSSES and ending.culprit is not None:
+        if ending.cause in LOSSES and ending.culprit is not None:
             self._watch_lost(attempt, ending.cause, ending.culprit, ending.message, left)
 
     def on_ended(self, attempt: Attempt, node: str, report: wire.Ended) -> None:
@@ -341,8 +292,8 @@ class Gangs:
         if node == attempt.head:
             if report.started_at:
                 self.on_started(attempt, report.started_at)  # a short one says both at once
-            self.finish(attempt, self._report(attempt, report))
-        elif attempt.end is None and Cause(report.cause) in _TROUBLE:
+            self.completion.finish(attempt, reported(attempt, self.desk.now, report))
+        elif attempt.end is None and Cause(report.cause) in TROUBLE:
             culprit = report.culprit or node
             self._member_fell(attempt, Cause(report.cause), culprit, clean(report.message), report.ago)
 
@@ -354,39 +305,44 @@ class Gangs:
         if attempt.phase is Phase.OVER:
             return
         if node == attempt.head:
-            record = self.verdict(attempt, cause, node, text)
+            record = verdict(attempt, self.desk.now, cause, node, text)
             if attempt.end is None:
                 self.end(attempt, cause, node, text)
-            self.finish(attempt, record)
+            self.completion.finish(attempt, record)
         elif attempt.end is None:
             self._member_fell(attempt, cause, node, text)
 
     def never_began(self, attempt: Attempt) -> bool:
         """The head has never had it: when it was told to end for no loss, that is the end it has; whether so."""
         ending = attempt.ending
-        if attempt.end is None or ending is None or ending.cause not in _UNHARMED:
+        if attempt.end is None or ending is None or ending.cause not in UNHARMED:
             return False
         if attempt.phase in (Phase.RUNNING, Phase.OVER):
             return False
         self.desk.release(attempt, attempt.head)
-        self.finish(attempt, self.verdict(attempt, ending.cause, ending.culprit, ending.message))
+        self.completion.finish(
+            attempt, verdict(attempt, self.desk.now, ending.cause, ending.culprit, ending.message)
+        )
         return True
 
     def _member_fell(self, attempt: Attempt, cause: Cause, culprit: str, text: str, ago: float = 0.0) -> None:
         """``ago``: s since the member's part ended, if positive; the head's clock has run as long."""
-        ago = min(ago, _patience_with(attempt, culprit) - HEARING) if ago > 0 else 0.0  # also for NaN
+        longest = gang_clock.patience(attempt, culprit) - gang_clock.HEARING
+        ago = min(ago, longest) if ago > 0 else 0.0  # also for NaN
         ending = self._ending(attempt, cause, culprit, text)
         self._tell_end(attempt, replace(ending, at=ending.at - ago))
-        if cause in _LOSSES:
+        if cause in LOSSES:
             self._watch_lost(attempt, cause, culprit, text, -ago)
 
     def _watch_lost(
         self, attempt: Attempt, cause: Cause, culprit: str, text: str, since: float = 0.0
     ) -> None:
         """``since``: s, at most 0: when the loss was noticed."""
-        patience = _patience_with(attempt, culprit) + since
+        patience = gang_clock.patience(attempt, culprit) + since
         name = attempt.name
-        self.desk.alarms.set(max(LINKING, patience), lambda: self._gang_lost(name, cause, culprit, text))
+        self.desk.alarms.set(
+            max(gang_clock.LINKING, patience), lambda: self._gang_lost(name, cause, culprit, text)
+        )
 
     def _gang_lost(self, name: str, cause: Cause, culprit: str, text: str) -> None:
         """The gang clock has ended every part by now; a head that still is silent gets no more time."""
@@ -394,205 +350,12 @@ class Gangs:
         if attempt is None or attempt.phase is Phase.OVER:
             return
         if self.desk.cluster.nodes[attempt.head].link is None:
-            self.finish(attempt, self.verdict(attempt, cause, culprit, text))
+            self.completion.finish(attempt, verdict(attempt, self.desk.now, cause, culprit, text))
         else:
-            self.desk.alarms.set(GANG_LOSS, lambda: self._gang_lost(name, cause, culprit, text))
-
-    def verdict(self, attempt: Attempt, cause: Cause, culprit: str | None, text: str) -> AttemptRecord:
-        """An end that no head reported."""
-        started = moment(attempt.started_at)
-        return AttemptRecord(
-            key=attempt.key,
-            started_at=started,
-            ended_at=self.desk.now,
-            cause=cause,
-            culprit=clean(culprit),
-            message=clean(text),
-        )
-
-    def _report(self, attempt: Attempt, report: wire.Ended) -> AttemptRecord:
-        culprit = report.culprit or attempt.culprit
-        # A head and a member accuse each other: of two, the one who told us first is right. A head of more hears the
-        # others, and accuses itself when it hears none of them.
-        knows = attempt.culprit == attempt.head and len(attempt.nodes) > 2 and report.culprit
-        if report.cause == Cause.NODE_LOST and attempt.culprit and not knows:
-            culprit = attempt.culprit
-        return AttemptRecord(
-            key=attempt.key,
-            started_at=moment(report.started_at or attempt.started_at),
-            ended_at=moment(report.ended_at) or self.desk.now,
-            cause=Cause(report.cause),
-            code=report.code,
-            signal=report.signal,
-            forced=report.forced,
-            culprit=clean(culprit),
-            message=clean(report.message),
-            usage=with_gpus(report.usage, attempt.head, attempt.uses),
-            ranks=tuple(clean(report.ranks)),
-            steps=tuple(clean(report.steps)),
-            stdout_tail=report.stdout_tail,
-            stderr_tail=report.stderr_tail,
-            stdout_path=clean(report.stdout_path),
-            stderr_path=clean(report.stderr_path),
-            undelivered=clean(report.undelivered),
-        )
-
-    def finish(self, attempt: Attempt, record: AttemptRecord) -> None:
-        """The attempt is over: its job is complete or waits again."""
-        desk = self.desk
-        attempt.phase, attempt.spec = Phase.OVER, None
-        if attempt.preempted_for and record.cause in _SAID_SO:
-            text = f"preempted for {attempt.preempted_for}: {record.message}".removesuffix(": ")
-            record = replace(record, cause=Cause.PREEMPTED, message=text)
-        desk.effects.finished.append(record)
-        level = logging.WARNING if record.cause in _TROUBLE else logging.DEBUG
-        log.log(
-            level,
-            "attempt over attempt=%s cause=%s culprit=%s message=%r",
-            attempt.name,
-            record.cause,
-            record.culprit,
-            record.message,
-        )
-        job = desk.cluster.jobs[attempt.key.job]
-        if self._may_run_again(job, attempt, record):
-            self._requeue(job, attempt, record)
-        else:
-            self._complete(job, attempt, record)
-        if not attempt.shares:
-            desk.cluster.drop(attempt)
-
-    def _may_run_again(self, job: JobRecord, attempt: Attempt, record: AttemptRecord) -> bool:
-        if attempt.final or job.state is not JobState.RUNNING:
-            return False
-        if record.cause in _LOSSES:
-            return job.rerunable and job.charged_attempts + 1 < self.desk.settings.max_attempts
-        return record.cause in _UNHARMED
-
-    def _requeue(self, job: JobRecord, attempt: Attempt, record: AttemptRecord) -> None:
-        """Back to its old place in the queue, away from the culprit; too many failed starts hold it."""
-        changes: dict[str, Any] = {
-            "comment": f"attempt {job.attempt}: {record.cause}: {record.message}"[:1000]
-        }
-        if job.suspended:
-            changes["suspended"] = False
-        excluded = self._excluded(job, record.culprit)
-        if excluded != job.excluded:
-            changes["excluded"] = excluded
-        if record.cause in _LOSSES:
-            changes["charged_attempts"] = job.charged_attempts + 1
-        if attempt.preempted_for:
-            self.desk.cluster.preempted.add(job.key)
-        if attempt.hold:
-            changes["holds"] = "".join(sorted({*job.holds, *attempt.hold}))
-        elif record.cause is Cause.START_FAILED and (failed := self._failed_starts(job)) >= MAX_FAILED_STARTS:
-            changes["holds"] = "".join(sorted({*job.holds, "s"}))
-            text = f"held after {failed} failed starts; the last: {record.message}"
-            changes["comment"] = text[:1000]
-        target = resting_state(changes.get("holds", job.holds), job.not_before, self.desk.now)
-        payload = {"attempt": job.attempt, "cause": record.cause, "culprit": record.culprit}
-        if attempt.shares:
-            # Set before the move: a job in Q is a candidate at once.
-            self.desk.cluster.blocked.add(job.key)
-            self.desk.alarms.set(GANG_LOSS, lambda: self.desk.cluster.unblock(job.key))
-        waiting = self.desk.move(job, target, "requeued", payload, **changes)
-        self.desk.effects.accounting.append(accounting.requeued(waiting, self.desk.now))
-
-    def _failed_starts(self, job: JobRecord) -> int:
-        """Failed starts of a job whose last one has just failed. Attempts that were preempted or rerun do not count."""
-        most = job.attempt - job.charged_attempts
-        if most < MAX_FAILED_STARTS:
-            return most  # too few, whatever they were
-        earlier = [a for a in self.desk.reader.attempts([job.key], tails=False) if a.key.number < job.attempt]
-        return 1 + sum(attempt.cause is Cause.START_FAILED for attempt in earlier)
-
-    def _excluded(self, job: JobRecord, culprit: str | None) -> tuple[str, ...]:
-        """Nodes not to use again; none is added without which the job could never run."""
-        excluded = job.excluded
-        for name in culprit.split("+") if culprit else ():
-            if (
-                name not in excluded
-                and name in self.desk.cluster.nodes
-                and self._could_do_without(job, (*excluded, name))
-            ):
-                excluded = (*excluded, name)
-        return excluded
-
-    def _could_do_without(self, job: JobRecord, nodes: tuple[str, ...]) -> bool:
-        left = [cycle.node_view(node) for name, node in self.desk.cluster.nodes.items() if name not in nodes]
-        return bool(left) and can_ever_fit(job.request, left) is None
-
-    def _complete(self, job: JobRecord, attempt: Attempt, record: AttemptRecord) -> None:
-        assert record.cause is not None
-        cause = attempt.final if attempt.final and record.cause in _TROUBLE else record.cause
-        status = exit_status(cause, record.code, record.signal, record.forced)
-        if cause is Cause.DELETED:
-            status = canceled_status(self.desk.cluster.attributes, status)
-        changes: dict[str, Any] = {"exit_status": status, "cause": cause}
-        if record.undelivered:
-            changes["comment"] = record.undelivered[:1000]
-        elif cause is Cause.GPU_IDLE:
-            told = attempt.ending.message if attempt.ending else record.message
-            changes["comment"] = f"{cause}: {told}"[:1000]
-        elif record.cause in _TROUBLE:
-            changes["comment"] = f"{record.cause}: {record.message}"[:1000]
-        elif record.message and record.cause in _BY_ITS_NODE and not attempt.deleted:
-            changes["comment"] = record.message[:1000]
-        if record.started_at is not None and record.ended_at is not None:
-            size = (job.request.gpus, job.request.cpus)
-            ran = (record.ended_at - record.started_at).total_seconds()
-            self.desk.cluster.history.ended(job.owner, size, ran)
-        payload = {"attempt": job.attempt, "exit_status": status, "cause": cause}
-        done = self.desk.move(job, JobState.COMPLETE, "ended", payload, **changes)
-        entry = accounting.ended(self._billed(done, attempt), record, attempt.placed, self.desk.now)
-        self.desk.effects.accounting.append(entry)
-        self.arrays.element_over(done)
-
-
-def _patience_with(attempt: Attempt, culprit: str) -> float:
-    """Seconds that the head of a lost gang has to tell its end."""
-    return ACCUSED if culprit == attempt.head else GANG_LOSS
+            self.desk.alarms.set(gang_clock.GANG_LOSS, lambda: self._gang_lost(name, cause, culprit, text))
 
 
 def _end(attempt: Attempt, ending: Ending) -> wire.End:
     return wire.End(
         attempt=attempt.name, cause=ending.cause, kill_delay=ending.kill_delay, message=ending.message
     )
-
-
-def _billing(submission: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: submission.get(key) or {} for key in _BILLED}
-
-
-def canceled_status(server: Mapping[str, str], otherwise: T) -> int | T:
-    """Exit_status of a deleted job: the site's, if it has set one (``exit_code_canceled_job``, Torque)."""
-    given = server.get("exit_code_canceled_job")
-    return otherwise if given is None else int(given)
-
-
-def resting_state(holds: str, not_before: datetime | None, now: datetime) -> JobState:
-    """Where a job waits that does not run."""
-    if holds:
-        return JobState.HELD
-    return JobState.WAITING if not_before is not None and not_before > now else JobState.QUEUED
-
-
-def moment(seconds: float | None) -> datetime | None:
-    """An aware time of epoch seconds; None, 0 and what no calendar has: unknown."""
-    try:
-        return datetime.fromtimestamp(seconds, UTC) if seconds else None
-    except (OverflowError, ValueError, OSError):
-        return None
-
-
-def clean(value: T) -> T:
-    """Text from a node without the zero bytes that PostgreSQL cannot store, at any depth."""
-    convert: Callable[[Any], Any] = clean
-    result: Any = value
-    if isinstance(value, str):
-        result = value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    elif isinstance(value, dict):
-        result = {convert(key): convert(item) for key, item in value.items()}
-    elif isinstance(value, list):
-        result = [convert(item) for item in value]
-    return result  # type: ignore[no-any-return]

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
+
+from msgspec.structs import replace
 
 from hpcmesos import wire
 from hpcmesos.errors import InvalidValue
 from hpcmesos.master import objects
 from hpcmesos.master.arrays import without
 from hpcmesos.master.changes import Changes
+from hpcmesos.master.completion import canceled_status, resting_state
 from hpcmesos.master.effects import Desk
-from hpcmesos.master.gangs import Gangs, canceled_status, resting_state
+from hpcmesos.master.gangs import Gangs
 from hpcmesos.master.reconcile import Nodes
+from hpcmesos.master.reports import verdict
 from hpcmesos.master.runs import Runs
 from hpcmesos.master.services import wishes
 from hpcmesos.model import Cause, JobState
@@ -187,8 +190,10 @@ class Inbox:
             return
         if job.array_spec is not None and job.started_at is not None:
             return  # it has begun, and is held now
-        verdict = judge_all(job.dependencies, self._outcomes(job))
         held = DEPENDENCY_HOLD in job.holds
+        if held and self._still_waits(job):
+            return
+        verdict = judge_all(job.dependencies, self._outcomes(job))
         if verdict is Verdict.IMPOSSIBLE:
             comment = "a job that it depends on did not end as it must, or is unknown"
             self._complete_unrun(job, "dependency failed", comment)
@@ -197,9 +202,16 @@ class Inbox:
         elif verdict is Verdict.WAITING and not held:
             self.rest(job, "dependency waits", {*job.holds, DEPENDENCY_HOLD})
 
+    def _still_waits(self, job: JobRecord) -> bool:
+        """By the picture alone; False: the database has to be asked. Each turn asks it of an array that runs."""
+        live = self.desk.cluster.jobs
+        parents = _parents(job)
+        if not all(key in live for key in parents):
+            return False
+        return judge_all(job.dependencies, {key: live[key].outcome for key in parents}) is Verdict.WAITING
+
     def _outcomes(self, job: JobRecord) -> Mapping[JobKey, Outcome]:
-        parents = (one.parent for one in job.dependencies if one.kind is not DependencyKind.ON)
-        return self.desk.reader.outcomes(JobKey(*parent) for parent in parents)
+        return self.desk.reader.outcomes(_parents(job))
 
     def _complete_unrun(self, job: JobRecord, event: str, comment: str, user: str = "") -> None:
         changes: dict[str, object] = {"cause": Cause.DELETED, "comment": comment[:1000]}
@@ -227,7 +239,8 @@ class Inbox:
         if row.payload.get("purge"):
             if attempt is not None:
                 self.gangs.end(attempt, Cause.DELETED, None, text, 0.0)
-                self.gangs.finish(attempt, self.gangs.verdict(attempt, Cause.DELETED, None, text))
+                record = verdict(attempt, self.desk.now, Cause.DELETED, None, text)
+                self.gangs.completion.finish(attempt, record)
             else:
                 self._complete_unrun(job, "purged", message, row.user)
             return
@@ -264,6 +277,10 @@ class Inbox:
         if attempt is not None:
             self.gangs.tell(attempt, wire.Signal(attempt=attempt.name, signal=number))
         self.desk.move(job, job.state, "signalled", {"user": row.user, "signal": number})
+
+
+def _parents(job: JobRecord) -> list[JobKey]:
+    return [JobKey(*one.parent) for one in job.dependencies if one.kind is not DependencyKind.ON]
 
 
 def _elements(payload: Mapping[str, Any]) -> Ranges | None:

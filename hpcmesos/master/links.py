@@ -33,7 +33,11 @@ Sink = Callable[[Event], None]
 
 
 def bind(listen: str) -> tuple[socket.socket, str]:
-    """Binds ``host:port`` without listening yet; returns the socket and the address where others reach it."""
+    """Binds ``host:port`` without listening yet; returns the socket and the address where others reach it.
+
+    Raises:
+        OSError: the address is taken, or not this host's. ValueError: the port is no number.
+    """
     host, _, port = listen.rpartition(":")
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -130,6 +134,7 @@ class Links:
         self._open.add(connection)
 
     def closed(self, connection: Connection, why: str) -> None:
+        """A link is over; the planner hears of it if it was a node's."""
         self._open.discard(connection)
         if connection.node and self.nodes.get(connection.node) is connection:
             del self.nodes[connection.node]
@@ -159,6 +164,8 @@ class Links:
         self.sink(LinkUp(hello.node, connection.number, hello))
 
     def ask(self, connection: Connection, question: links_client.Question) -> None:
+        """Passes a question of an API process on to the planner, and its answer back."""
+
         def reply(answer: links_client.Answer) -> None:
             self._loop.call_soon_threadsafe(connection.write, links_client.frame(answer))
 
@@ -233,6 +240,7 @@ class Connection(asyncio.Protocol):
             self.abort(f"protocol error: {error}")
 
     def write(self, data: bytes) -> None:
+        """Gives the link up when too much waits for an agent that does not read."""
         if self._transport is None or self._transport.is_closing():
             return
         self._transport.write(data)

@@ -180,7 +180,7 @@ def _signing(directory: Path) -> str:
 
 
 def digest(trusted: str) -> str:
-    """By which masters and nodes tell each other which authorities they trust, and which of them signs."""
+    """SHA-256 in hex, by which masters and nodes tell each other which authorities they trust, and which signs."""
     return hashlib.sha256(trusted.encode()).hexdigest()
 
 

@@ -11,13 +11,12 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-import msgspec
+from msgspec.structs import replace
 
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
@@ -37,7 +36,8 @@ from hpcmesos.master.events import (
     Received,
     Stop,
 )
-from hpcmesos.master.gangs import GANG_LOSS, Gangs
+from hpcmesos.master.gang_clock import GANG_LOSS
+from hpcmesos.master.gangs import Gangs
 from hpcmesos.master.idle_gpus import IdleGpus
 from hpcmesos.master.inbox import Inbox
 from hpcmesos.master.links_client import Answer, Question
@@ -242,9 +242,9 @@ class Planner:
     def _told(self, question: Question) -> Answer:
         answer = self._reasons.answer(question)
         if question.metrics:
-            answer = msgspec.structs.replace(answer, metrics=answer.metrics | self._plugins.figures())
+            answer = replace(answer, metrics=answer.metrics | self._plugins.figures())
         told = [self._why.try_out(question.trial)] if question.trial else self._why.explain(question.explain)
-        return msgspec.structs.replace(answer, explained=told)
+        return replace(answer, explained=told)
 
     def _take_recheck(self) -> set[JobKey]:
         keys, self._recheck = self._recheck, set()

@@ -48,6 +48,7 @@ def load(kind: str, name: str) -> Callable[..., Any]:
 
 
 def answer(called: Callable[..., Any], kind: str, ask: Ask) -> Reply:
+    """What the plug-in says to one question; whatever it raises is told as an error."""
     try:
         more = (ask.nodes,) if kind == "rank" else ()
         return Reply(keys=_plain(called(ask.classes, *more, ask.now)))
@@ -73,6 +74,7 @@ def frame(value: Ask | Reply) -> bytes:
 
 
 def main() -> int:
+    """Answers questions until the other side closes the pipe. Words: kind, name, pid of the parent."""
     kind, name, parent = sys.argv[1], sys.argv[2], int(sys.argv[3])
     die_with_parent(parent)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))

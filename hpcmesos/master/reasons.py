@@ -80,6 +80,7 @@ class Reasons:
         self._figures["events_total"] += events
 
     def answer(self, question: Question) -> Answer:
+        """What an API process asks, of the picture as it is now."""
         return Answer(
             why=dict(self._why(question.why)),
             metrics=self._metrics() if question.metrics else {},

@@ -12,8 +12,9 @@ from hpcmesos.master.absence import Absence
 from hpcmesos.master.cluster import Attempt, Node, Phase
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.events import LinkDown, LinkUp
-from hpcmesos.master.gangs import Gangs, clean
+from hpcmesos.master.gangs import Gangs
 from hpcmesos.master.idle_gpus import take_samples
+from hpcmesos.master.reports import clean
 from hpcmesos.master.strangers import Strangers
 from hpcmesos.model import AttemptId, Cause, GpuState
 from hpcmesos.queue.records import AttemptKey, GpuRecord, JobKey, NodeRecord
@@ -64,6 +65,7 @@ class Nodes:
         return attempt is not None and node in attempt.shares
 
     def on_down(self, event: LinkDown) -> None:
+        """A link is over; word of one that another has replaced changes nothing."""
         node = self.desk.cluster.nodes.get(event.node)
         if node is None or node.link != event.link:
             return
@@ -137,24 +139,15 @@ class Nodes:
             isolation=clean("+".join(inventory.isolation)),
             hostname=clean(inventory.hostname),
         )
-        if hello is not None:
+        told = hello or (node.record if node is not None else None)
+        if told is not None:
             record = replace(
                 record,
-                address=hello.address,
-                peer_port=hello.peer_port,
-                boot_id=hello.boot_id,
-                journal=hello.journal,
-                version=hello.version,
-            )
-        elif node is not None:
-            old = node.record
-            record = replace(
-                record,
-                address=old.address,
-                peer_port=old.peer_port,
-                boot_id=old.boot_id,
-                journal=old.journal,
-                version=old.version,
+                address=told.address,
+                peer_port=told.peer_port,
+                boot_id=told.boot_id,
+                journal=told.journal,
+                version=told.version,
             )
         if node is None:
             node = cluster.nodes[name] = Node(record, {}, 0, 0)

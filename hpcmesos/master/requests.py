@@ -14,6 +14,8 @@ from hpcmesos.model import Scope
 
 ApiRequest = Request[Any, Any, State]
 ApiSocket = WebSocket[Any, Any, State]
+OPEN: list[dict[str, list[str]]] = [{}]
+"""``security`` of a handler that asks for no credential."""
 
 
 def site_of(request: ApiRequest | ApiSocket) -> Site:

@@ -41,7 +41,7 @@ class Usage:
             self._used[key] = self._used.get(key, 0.0) + rate * seconds
 
     def release(self, attempt: Attempt, share: ShareRecord, now: float) -> None:
-        """A node's part of an attempt is over."""
+        """A node's part of an attempt is over at ``now`` (epoch seconds)."""
         self.charge(*attempt.account, rate(share), attempt.begun, now)
 
     def accrue(self, attempts: Iterable[Attempt], now: float) -> None:

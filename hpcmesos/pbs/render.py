@@ -25,22 +25,24 @@ class View:
     now: datetime  # aware
     zone: tzinfo | None = None  # the client's; None: times as they come
     personality: Personality = Personality.TORQUE
-    show_variables: bool = False  # True for the jobs' owner and operators
 
 
 def render_jobs(query: QstatQuery, jobs: Sequence[JobFacts], view: View) -> str:
-    """The jobs as ``query.format`` asks; for the formats of queues and the server see the functions below."""
-    variables, personality = view.show_variables, view.personality
+    """The jobs as ``query.format`` asks; for the formats of queues and the server see the functions below.
+
+    Facts hold variables only of jobs whose variables the viewer may see, so that all are shown.
+    """
+    personality = view.personality
     match query.format:
         case QstatFormat.JSON:
             frame = {"version": view.version, "server": view.server}
-            return jobs_json(jobs, view.zone, now=view.now, **frame, show_variables=variables)
+            return jobs_json(jobs, view.zone, now=view.now, **frame, show_variables=True)
         case QstatFormat.XML:
-            return jobs_xml(jobs, show_variables=variables)
+            return jobs_xml(jobs, show_variables=True)
         case QstatFormat.FULL:
-            return full(jobs, personality, view.zone, show_variables=variables, one_line=query.one_line)
+            return full(jobs, personality, view.zone, show_variables=True, one_line=query.one_line)
         case QstatFormat.DSV:
-            return dsv(jobs, personality, view.zone, show_variables=variables, delimiter=query.delimiter)
+            return dsv(jobs, personality, view.zone, show_variables=True, delimiter=query.delimiter)
         case QstatFormat.WHY:
             return why(jobs)
         case QstatFormat.ALT:

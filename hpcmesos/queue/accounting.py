@@ -88,13 +88,7 @@ def array_ended(job: JobRecord, at: datetime) -> Entry:
     """An array is complete; what its elements used is in their own records (OpenPBS)."""
     fields = {
         "user": job.owner,
-        "jobname": job.name,
-        "queue": job.queue,
-        "ctime": _epoch(job.created_at),
-        "qtime": _epoch(job.created_at),
-        "etime": _epoch(job.queued_at or job.created_at),
-        "start": _epoch(job.started_at),
-        "owner": f"{job.owner}@{job.submit_host}",
+        **_job_fields(job),
         "array_indices": str(job.array_spec),
         "end": str(int(at.timestamp())),
         "Exit_status": str(job.exit_status),
@@ -140,7 +134,13 @@ def _start_fields(job: JobRecord, shares: Sequence[ShareRecord]) -> dict[str, st
     if account := submission.get("account"):
         fields["account"] = str(account)
     hosts = "+".join(f"{share.node}/{slot}" for share in shares for slot in range(share.slots))
-    fields |= {
+    fields |= {**_job_fields(job), "exec_host": hosts}
+    resources = submission.get("resource_list", {})
+    return fields | {f"Resource_List.{name}": str(value) for name, value in sorted(resources.items())}
+
+
+def _job_fields(job: JobRecord) -> dict[str, str]:
+    return {
         "jobname": job.name,
         "queue": job.queue,
         "ctime": _epoch(job.created_at),
@@ -148,10 +148,7 @@ def _start_fields(job: JobRecord, shares: Sequence[ShareRecord]) -> dict[str, st
         "etime": _epoch(job.queued_at or job.created_at),
         "start": _epoch(job.started_at),
         "owner": f"{job.owner}@{job.submit_host}",
-        "exec_host": hosts,
     }
-    resources = submission.get("resource_list", {})
-    return fields | {f"Resource_List.{name}": str(value) for name, value in sorted(resources.items())}
 
 
 def _epoch(at: datetime | None) -> str:

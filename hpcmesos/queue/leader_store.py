@@ -309,6 +309,8 @@ class LeaderStore(Reads):
         super().__init__(make_engine(url, APPLICATION, pool=6, look_before_use=False, limits=limits))
         self._url = url
         self.term = term
+        fence = select(func.now()).select_from(t.leadership).where(t.leadership.c.term == term)
+        self._fence = fence.with_for_update(read=True, key_share=True)
 
     @contextmanager
     def transaction(self) -> Iterator[LeaderTransaction]:
@@ -316,9 +318,8 @@ class LeaderStore(Reads):
 
         Keep it short: the database ends it after 5 s, or 3 s of idleness, which raises DatabaseUnavailable.
         """
-        fence = select(func.now()).select_from(t.leadership).where(t.leadership.c.term == self.term)
         with begin(self._engine) as connection:
-            now = connection.scalar(fence.with_for_update(read=True, key_share=True))
+            now = connection.scalar(self._fence)
             if now is None:
                 raise LostLeadership(f"term {self.term} is over")
             yield LeaderTransaction(connection, now)

@@ -30,7 +30,7 @@ class Span:
 
 
 def parse_opening(text: str) -> tuple[Span, ...]:
-    """Raises InvalidValue for a text that is none."""
+    """The spans of a text as above. Raises InvalidValue for one that is none."""
     return tuple(_span(part.strip()) for part in text.split(","))
 
 

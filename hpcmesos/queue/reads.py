@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any
 
+from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, Select, Table, func, or_, select, text, union_all
 
 from hpcmesos.model import JobState
@@ -292,6 +293,7 @@ def read_documents(connection: Connection) -> dict[str, Any]:
 
 
 def read_nodes(connection: Connection) -> list[NodeRecord]:
+    """All nodes with their GPUs, by name and index."""
     gpus: defaultdict[str, list[GpuRecord]] = defaultdict(list)
     for row in connection.execute(select(t.gpus).order_by(t.gpus.c.node, t.gpus.c["index"])):
         gpus[row.node].append(gpu_record(row))
@@ -300,6 +302,7 @@ def read_nodes(connection: Connection) -> list[NodeRecord]:
 
 
 def read_jobs(connection: Connection, wanted: JobFilter) -> list[JobRecord]:
+    """See `records.JobFilter`."""
     if wanted == JobFilter(seqs=wanted.seqs, elements=False) and wanted.seqs is not None:
         found = connection.execute(queries.HOT_JOBS, {"seqs": list(wanted.seqs)})
         return [job_record(row) for row in found]
@@ -362,6 +365,7 @@ def _missing(jobs: Sequence[int | JobKey], rows: Iterable[Any]) -> list[int | Jo
 
 
 def read_outcomes(connection: Connection, jobs: set[JobKey]) -> dict[JobKey, Outcome]:
+    """How far these jobs are, or how they ended, also those in history; unknown ones are left out."""
     found: dict[JobKey, Outcome] = {}
     for statement in queries.OUTCOMES:
         if missing := jobs - found.keys():
@@ -377,6 +381,7 @@ def read_outcomes(connection: Connection, jobs: set[JobKey]) -> dict[JobKey, Out
 def read_attempts(
     connection: Connection, jobs: Sequence[int | JobKey], *, tails: bool = True
 ) -> list[AttemptRecord]:
+    """Of these jobs (a number: of all elements of it), also in history, without their last output unless ``tails``."""
     rows = _rows_of(connection, queries.ATTEMPTS[tails], jobs)
     if missing := _missing(jobs, rows):
         rows += _rows_of(connection, queries.OLD_ATTEMPTS[tails], missing)

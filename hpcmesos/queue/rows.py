@@ -232,6 +232,7 @@ def share_record(row: Any) -> ShareRecord:
 
 
 def share_values(share: ShareRecord) -> dict[str, Any]:
+    """The columns of a share."""
     return {
         **attempt_values(share.attempt),
         "position": share.position,

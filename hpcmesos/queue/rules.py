@@ -127,6 +127,7 @@ class Interval:
     count: int | None
 
     def after(self, moment: datetime) -> datetime | None:
+        """The first due time after ``moment``; None: there is none any more."""
         mean = self.months * _MEAN_MONTH + self.days * 86400 + self.seconds
         number = max(0, int((moment - self.start).total_seconds() / mean) - 2)
         while self.count is None or number < self.count:

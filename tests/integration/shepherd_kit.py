@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -370,6 +371,34 @@ def cluster(root: Path, names: list[str], cgroups: bool, **settings: Any) -> Ite
     finally:
         for node in nodes:
             node.stop()
+
+
+def both_ways(names: list[str], gpus: int = 0, **settings: Any) -> Any:
+    """A fixture of a test module, ``nodes = kit.both_ways(...)``: such a cluster with cgroups, and one without.
+
+    ``gpus``: simulated ones of each node, as `give_gpus`; 0: none.
+    """
+
+    @pytest.fixture(scope="module", params=["cgroups", "tree"])
+    def nodes(
+        request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[list[Node]]:
+        if request.param == "cgroups" and not UNIFIED:
+            pytest.skip("needs a writable cgroup v2 hierarchy")
+        root = tmp_path_factory.mktemp("state")
+        with cluster(root, names, cgroups=request.param == "cgroups", **settings) as nodes:
+            if gpus:
+                give_gpus(nodes, gpus)
+            yield nodes
+
+    return nodes
+
+
+@pytest.fixture
+def gang(nodes: list[Node], tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """`runs` on all nodes of the module; it takes this over by ``gang = kit.gang``."""
+    with runs(nodes, tmp_path) as start:
+        yield start
 
 
 def starter(node: Node) -> int:

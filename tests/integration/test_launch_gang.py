@@ -19,32 +19,8 @@ from . import shepherd_kit as kit
 RSH = '"$(dirname "$(command -v mpiexec)")/pbs_tmrsh"'
 
 
-@pytest.fixture(scope="module", params=["cgroups", "tree"])
-def nodes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[list[kit.Node]]:
-    if request.param == "cgroups" and not kit.UNIFIED:
-        pytest.skip("needs a writable cgroup v2 hierarchy")
-    root = tmp_path_factory.mktemp("state")
-    with kit.cluster(root, ["node1", "node2"], cgroups=request.param == "cgroups") as nodes:
-        yield nodes
-
-
-@pytest.fixture
-def gang(nodes: list[kit.Node], tmp_path: Path) -> Iterator[object]:
-    count = len(nodes[0].agent.events)
-    runs: list[kit.Run] = []
-
-    def start(script: str, **changes: object) -> kit.Run:
-        attempt = f"{count + len(runs) + 1}.hpcm#1"
-        runs.append(kit.Run(nodes, kit.spec(nodes, tmp_path, script, **{"attempt": attempt, **changes})))
-        return runs[-1]
-
-    yield start
-    for one in runs:
-        for index, node in enumerate(nodes):
-            one.ended(index)
-            node.agent.send(op="forget", attempt=one.attempt)
+nodes = kit.both_ways(["node1", "node2"])
+gang = kit.gang
 
 
 def test_members_end_with_the_head(gang) -> None:

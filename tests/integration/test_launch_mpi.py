@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,22 +17,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=["cgroups", "tree"])
-def nodes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[list[kit.Node]]:
-    if request.param == "cgroups" and not kit.UNIFIED:
-        pytest.skip("needs a writable cgroup v2 hierarchy")
-    root = tmp_path_factory.mktemp("state")
-    with kit.cluster(root, ["node1", "node2"], cgroups=request.param == "cgroups") as nodes:
-        kit.give_gpus(nodes, 4)
-        yield nodes
-
-
-@pytest.fixture
-def gang(nodes: list[kit.Node], tmp_path: Path) -> Iterator[object]:
-    with kit.runs(nodes, tmp_path) as start:
-        yield start
+nodes = kit.both_ways(["node1", "node2"], gpus=4)
+gang = kit.gang
 
 
 def test_every_rank_has_a_gpu_of_its_own(gang, tmp_path: Path) -> None:

@@ -51,10 +51,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[kit.Node]]:
             node.stop()
 
 
-@pytest.fixture
-def gang(nodes: list[kit.Node], tmp_path: Path) -> Iterator[Start]:
-    with kit.runs(nodes, tmp_path) as start:
-        yield start
+gang = kit.gang
 
 
 @pytest.mark.parametrize("place", FOUND)

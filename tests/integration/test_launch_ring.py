@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,7 @@ needs_mpi = pytest.mark.skipif(
 NAMES = ["node1", "node2", "node3"]
 
 
-@pytest.fixture(scope="module", params=["cgroups", "tree"])
-def nodes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[list[kit.Node]]:
-    if request.param == "cgroups" and not kit.UNIFIED:
-        pytest.skip("needs a writable cgroup v2 hierarchy")
-    root = tmp_path_factory.mktemp("state")
-    with kit.cluster(root, NAMES, cgroups=request.param == "cgroups", ring_patience=3) as nodes:
-        kit.give_gpus(nodes, 2)
-        yield nodes
+nodes = kit.both_ways(NAMES, gpus=2, ring_patience=3)
 
 
 def ranks_on(node: kit.Node) -> list[int]:

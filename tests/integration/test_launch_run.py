@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,22 +19,8 @@ NAMES = ["node1", "node2", "node3", "node4"]
 Start = Callable[..., kit.Run]
 
 
-@pytest.fixture(scope="module", params=["cgroups", "tree"])
-def nodes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[list[kit.Node]]:
-    if request.param == "cgroups" and not kit.UNIFIED:
-        pytest.skip("needs a writable cgroup v2 hierarchy")
-    root = tmp_path_factory.mktemp("state")
-    with kit.cluster(root, NAMES, cgroups=request.param == "cgroups") as nodes:
-        kit.give_gpus(nodes, 4)
-        yield nodes
-
-
-@pytest.fixture
-def gang(nodes: list[kit.Node], tmp_path: Path) -> Iterator[Start]:
-    with kit.runs(nodes, tmp_path) as start:
-        yield start
+nodes = kit.both_ways(NAMES, gpus=4)
+gang = kit.gang
 
 
 def test_sixteen_ranks_with_a_gpu_each(gang: Start, tmp_path: Path) -> None:

@@ -16,14 +16,12 @@ from hpcmesos.launch.journal import Journal
 
 from . import shepherd_kit as kit
 
+nodes = kit.both_ways(["node1"])
 
-@pytest.fixture(scope="module", params=["cgroups", "tree"])
-def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[kit.Node]:
-    if request.param == "cgroups" and not kit.UNIFIED:
-        pytest.skip("needs a writable cgroup v2 hierarchy")
-    root = tmp_path_factory.mktemp("state")
-    with kit.cluster(root, ["node1"], cgroups=request.param == "cgroups") as nodes:
-        yield nodes[0]
+
+@pytest.fixture(scope="module")
+def node(nodes: list[kit.Node]) -> kit.Node:
+    return nodes[0]
 
 
 @pytest.fixture

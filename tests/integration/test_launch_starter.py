@@ -6,20 +6,31 @@ import os
 import pwd
 import shutil
 import signal
+import stat
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from hpcmesos.launch import programs, starter
+from hpcmesos.launch.owners import Owner
+from hpcmesos.launch.processes import Launch, Outputs
 
 from . import shepherd_kit as kit
 
 pytestmark = pytest.mark.skipif(not kit.UNIFIED, reason="needs a writable cgroup v2 hierarchy")
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[kit.Node]:
-    with kit.cluster(tmp_path, ["node1"], True) as [one]:
+@pytest.fixture(params=[programs.STARTER, ""], ids=["compiled", "interpreted"])
+def node(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[kit.Node]:
+    if request.param and not os.access(request.param, os.X_OK):
+        pytest.skip("no C compiler when hpcmesos was installed")
+    with kit.cluster(tmp_path, ["node1"], True, starter=request.param) as [one]:
+        kit.wait_until(lambda: kit.starter(one), "there is a starter")
+        program = Path(f"/proc/{kit.starter(one)}/exe").readlink()
+        assert (program.name == "starter") is bool(request.param)
         yield one
 
 
@@ -43,6 +54,83 @@ def test_scripts_and_ranks_hold_nothing_of_the_shepherds(node: kit.Node, tmp_pat
     assert run.ended()["code"] == 0, run.tail("stderr")
     sockets = [line for line in run.tail("stdout").splitlines() if line.startswith("socket:")]
     assert len(sockets) == 1, f"the rank's connection for PMI, and no other: {sockets}"
+
+
+def test_what_the_program_finds(node: kit.Node, tmp_path: Path) -> None:
+    """Its words, variables, directory, mask and streams, whatever bytes they have."""
+    odd = 'q"\\ \n\udcff \N{SNOWMAN}'
+    place = tmp_path / odd
+    place.mkdir()
+    tool = place / "tool"
+    tool.write_text('printf "%s|" "$0" "$@" "$ODD"; pwd; umask; read line; echo "end: $?"; echo other >&2\n')
+    tool.chmod(0o755)
+    value = kit.spec(
+        [node],
+        place,
+        attempt="1.hpcm#1",
+        argv=["tool", odd, ""],
+        environment={"ODD": odd, "PATH": f"/nowhere:{place}:/usr/bin:/bin"},
+        umask=0o027,
+    )
+    run = kit.Run([node], value)
+    ended = run.ended()
+    assert ended["code"] == 0, run.tail("stderr")
+    assert (ended["stdout_path"], ended["undelivered"]) == (f"{place}/out", "")
+    words = os.fsencode(f"tool|{odd}||{odd}|{place}\n0027\nend: 1\n")
+    assert (place / "out").read_bytes() == words
+    assert (place / "err").read_bytes() == b"other\n"
+    assert stat.S_IMODE((place / "out").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (["no-such-program"], 127, "hpcmesos: no-such-program: No such file or directory"),
+        (["/etc/hostname/x"], 127, "hpcmesos: /etc/hostname/x: Not a directory"),
+        (["/etc"], 126, "hpcmesos: /etc: Permission denied"),
+    ],
+)
+def test_what_cannot_be_executed(
+    node: kit.Node, tmp_path: Path, argv: list[str], code: int, said: str
+) -> None:
+    run = kit.Run([node], kit.spec([node], tmp_path, attempt="1.hpcm#1", argv=argv))
+    assert run.ended()["code"] == code
+    assert run.tail("stderr") == f"{said}\n"
+
+
+def test_outputs_that_cannot_be_opened(node: kit.Node, tmp_path: Path) -> None:
+    """The spool takes what has no place; where that cannot be, nothing starts, and the reason is told."""
+    lost = str(tmp_path / 'no"such' / "out")
+    value = kit.spec([node], tmp_path, "echo text\n", attempt="1.hpcm#1", stdout=lost, stderr=lost, join="oe")
+    run = kit.Run([node], value)
+    ended = run.ended()
+    assert (ended["code"], ended["stderr_path"]) == (0, "")
+    assert ended["undelivered"] == f"{lost}: No such file or directory"
+    assert ended["stdout_path"] == f"{node.state}/attempts/1.hpcm#1/stdout"
+    assert run.tail("stdout") == "text\n"
+
+
+def test_a_request_comes_back_as_it_was() -> None:
+    """What starter.py reads is what was packed; a word with a zero byte is none."""
+    owner = Owner("ann", 1000, 100, (100, 7), "/home/ann", "/bin/sh", switch=True)
+    launch = Launch(
+        "tool", ["tool", "", "b\udcff"], {"A": "=1", "B": ""}, ("/w", "/"), owner, 0o027,
+        ("/v2/job/cgroup.procs", "/v1/job/cgroup.procs"),
+        outputs=Outputs(["/o", "/spool/o"], [], "oe", truncate=True), made=("/m",),
+    )  # fmt: skip
+    into, found = starter.unpacked(starter.packed(launch, "/v2/job", []), [5])
+    assert (into, found.program, found.argv) == ("/v2/job", launch.program, launch.argv)
+    assert (found.environ, tuple(found.directories)) == (launch.environ, launch.directories)
+    assert (found.owner.switch, found.owner.uid, found.owner.gid) == (True, 1000, 100)
+    assert (tuple(found.owner.groups), found.umask) == (owner.groups, 0o027)
+    assert (found.cgroups, found.made, found.gated) == (["/v1/job/cgroup.procs"], ["/m"], False)
+    assert (found.outputs.stdout, found.outputs.stderr) == (["/o", "/spool/o"], [])
+    assert (found.outputs.join, found.outputs.truncate, found.inherit) == ("oe", True, None)
+    rank = replace(launch, outputs=None, gated=True, inherit=("PMI_FD", 9))
+    _, found = starter.unpacked(starter.packed(rank, "/v2/job", [-1, 1, 2]), [5, 6, 7, 8])
+    assert (found.stdio, found.inherit, bool(found.outputs)) == ([None, 6, 7], ("PMI_FD", 8), False)
+    with pytest.raises(ValueError, match="null byte"):
+        starter.packed(replace(launch, argv=["tool", "a\0b"]), "/v2/job", [])
 
 
 def test_death_of_the_starter(node: kit.Node, tmp_path: Path) -> None:
@@ -148,3 +236,13 @@ def test_an_attempt_whose_records_are_damaged_was_here_all_the_same(node: kit.No
     node.agent.send(op="forget", attempt=run.attempt)
     directory = node.state / "attempts" / run.attempt
     kit.wait_until(lambda: not directory.exists(), "it is forgotten")
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_open_files_are_limited_whoever_starts_a_process(tmp_path: Path, compiled: bool) -> None:
+    more = {} if compiled else {"starter": ""}
+    with kit.cluster(tmp_path, ["node1"], True, limits={"nofile": 300}, **more) as [node]:
+        run = begin(node, tmp_path, 1, "ulimit -Sn; ulimit -Hn; hpcmesos run -n 1 sh -c 'ulimit -Hn'\n")
+        assert run.ended()["code"] == 0, run.tail("stderr")
+        assert run.tail("stdout").split() == ["300"] * 3
+        node.agent.send(op="forget", attempt=run.attempt)

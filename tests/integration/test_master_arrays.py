@@ -16,7 +16,7 @@ from hpcmesos.model import Cause, JobState
 from hpcmesos.pbs.arrays import parse_array
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.leader_store import LeaderStore
-from hpcmesos.queue.records import JobFilter, JobRecord, QueueRecord
+from hpcmesos.queue.records import JobFilter, JobKey, JobRecord, QueueRecord
 from hpcmesos.queue.store import Store
 from tests.integration.invariants import check_invariants, most_at_once
 from tests.integration.leader_kit import Bench, ended, hello, report, request, settings
@@ -252,6 +252,29 @@ def test_a_job_waits_for_an_array(bench: ArrayBench, kind: str, number: int | No
     assert (bench.state(after) is JobState.HELD) == (number is None)
     bench.end(three)
     assert bench.state(after) is JobState.RUNNING
+
+
+def test_who_still_waits_for_an_array_costs_no_read(
+    bench: ArrayBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture knows what the database would say of it, and is asked each time that an element starts or ends."""
+    seq = bench.array("1-9:2%3")
+    wanted = Dependency(DependencyKind.AFTER_ANY_ARRAY, seq)
+    after = bench.submit(state=JobState.HELD, holds="d", dependencies=(wanted,))
+    one, two, three = bench.started(bench.up("node1"))
+    bench.wish("delete", seq, elements=[[9, 10]])
+    [last] = bench.started(bench.end(one, code=1))
+    key = JobKey(seq)
+    store, cluster = bench.planner._store, bench.planner._desk.cluster
+    assert cluster.jobs[key].outcome == store.outcomes([key])[key]
+    reads: list[set[JobKey]] = []
+    read = store.outcomes
+    monkeypatch.setattr(store, "outcomes", lambda jobs: reads.append(set(jobs)) or read(jobs))
+    bench.end(two)
+    assert (bench.state(after), reads) == (JobState.HELD, [])
+    bench.end(three, last)
+    assert bench.state(after) is JobState.RUNNING
+    assert reads
 
 
 def test_a_job_waits_for_an_element(bench: ArrayBench) -> None:

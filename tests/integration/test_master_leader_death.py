@@ -14,7 +14,7 @@ import pytest
 
 from hpcmesos import wire
 from hpcmesos.master.events import Asked, Received
-from hpcmesos.master.gangs import ACCUSED, HEARING, LINKING
+from hpcmesos.master.gang_clock import ACCUSED, HEARING, LINKING
 from hpcmesos.master.links_client import Question
 from hpcmesos.model import Cause, JobState, Request
 from hpcmesos.queue.leader_store import LeaderStore

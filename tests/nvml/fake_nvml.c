@@ -15,6 +15,7 @@
  *   mig UUID GI CI MEMORY USED PROFILE   begins an instance of the card (PROFILE as 1g.10gb); processes below are on it
  */
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,19 +44,62 @@ struct part {
     struct process process[MOST_PROCESSES];
 };
 
+typedef unsigned long long ull;
+
 struct gpu {
-    unsigned mig_mode, parts;
-    struct part part[MOST_PARTS];
     char uuid[80], name[96], bus[32], links[MOST_LINKS][80];
-    unsigned long long memory, used, energy, ecc, nvlink_errors, xid[MOST_XIDS];
-    unsigned temperature, power, xids, rows_failed;
-    unsigned minor, numa, pci_switch, utilization, processes, nvlinks, lost;
+    ull memory, used, minor, numa, pci_switch, utilization, temperature, power, energy, ecc, nvlink_errors;
+    ull rows_failed, lost, mig_mode; /* 1: it is so */
+    ull xid[MOST_XIDS];
+    unsigned xids, processes, nvlinks, parts;
     struct process process[MOST_PROCESSES];
+    struct part part[MOST_PARTS];
 };
+
+/* Words of the file that are followed by one number, or by nothing. */
+#define PLACE(word, field) { word, offsetof(struct gpu, field) }
+static const struct { const char *word; size_t place; } numbers[] = {
+    PLACE("memory", memory), PLACE("used", used), PLACE("minor", minor), PLACE("numa", numa),
+    PLACE("switch", pci_switch), PLACE("utilization", utilization), PLACE("temperature", temperature),
+    PLACE("power", power), PLACE("energy", energy), PLACE("ecc", ecc), PLACE("nvlink_errors", nvlink_errors),
+}, flags[] = { PLACE("rows_failed", rows_failed), PLACE("lost", lost), PLACE("mig_mode", mig_mode) };
 
 static _Thread_local struct { char driver[80]; unsigned gpus; struct gpu gpu[MOST_GPUS]; } facts;
 static int initialized;
 static struct { int registered; unsigned told; } events[MOST_GPUS];
+
+/* What a line says of a card, or of the instance that was named last. */
+static void read_fact(struct gpu *gpu, struct part **part, const char *word, const char *text)
+{
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (!strcmp(word, numbers[i].word))
+            *(ull *)((char *)gpu + numbers[i].place) = strtoull(text, NULL, 10);
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
+        if (!strcmp(word, flags[i].word))
+            *(ull *)((char *)gpu + flags[i].place) = 1;
+    if (!strcmp(word, "name"))
+        snprintf(gpu->name, sizeof gpu->name, "%.95s", text);
+    else if (!strcmp(word, "bus"))
+        snprintf(gpu->bus, sizeof gpu->bus, "%.31s", text);
+    else if (!strcmp(word, "xid") && gpu->xids < MOST_XIDS)
+        gpu->xid[gpu->xids++] = strtoull(text, NULL, 10);
+    else if (!strcmp(word, "nvlink") && gpu->nvlinks < MOST_LINKS)
+        snprintf(gpu->links[gpu->nvlinks++], sizeof gpu->links[0], "%.79s", text);
+    else if (!strcmp(word, "mig") && gpu->parts < MOST_PARTS) {
+        *part = &gpu->part[gpu->parts++];
+        sscanf(text, "%79s %u %u %llu %llu %31s", (*part)->uuid, &(*part)->gpu_instance, &(*part)->compute_instance,
+               &(*part)->memory, &(*part)->used, (*part)->profile);
+    } else if (!strcmp(word, "process")) {
+        unsigned *count = *part ? &(*part)->processes : &gpu->processes;
+        struct process *process = *part ? (*part)->process : gpu->process;
+        if (*count < MOST_PROCESSES) {
+            process += (*count)++;
+            sscanf(text, "%u %llu", &process->pid, &process->memory);
+            process->gpu_instance = *part ? (*part)->gpu_instance : 0xFFFFFFFF;
+            process->compute_instance = *part ? (*part)->compute_instance : 0xFFFFFFFF;
+        }
+    }
+}
 
 /* Reads the facts; blocks if they say that this function does. */
 static int read_facts(const char *function)
@@ -63,7 +107,8 @@ static int read_facts(const char *function)
     const char *path = getenv("FAKE_NVML_FILE");
     FILE *file = path ? fopen(path, "r") : NULL;
     char line[256], word[32], text[200];
-    struct gpu none, *gpu = &none;
+    static _Thread_local struct gpu none;
+    struct gpu *gpu = &none;
     struct part *part = NULL;
 
     if (!file)
@@ -71,11 +116,9 @@ static int read_facts(const char *function)
     memset(&facts, 0, sizeof facts);
     memset(&none, 0, sizeof none);
     while (fgets(line, sizeof line, file)) {
-        unsigned long long number;
         text[0] = 0;
         if (sscanf(line, "%31s %199[^\n]", word, text) < 1)
             continue;
-        number = strtoull(text, NULL, 10);
         if (!strcmp(word, "hang") && !strcmp(text, function)) {
             fclose(file);
             for (;;)
@@ -87,56 +130,8 @@ static int read_facts(const char *function)
             gpu = &facts.gpu[facts.gpus++];
             part = NULL;
             snprintf(gpu->uuid, sizeof gpu->uuid, "%.79s", text);
-        } else if (!strcmp(word, "name"))
-            snprintf(gpu->name, sizeof gpu->name, "%.95s", text);
-        else if (!strcmp(word, "bus"))
-            snprintf(gpu->bus, sizeof gpu->bus, "%.31s", text);
-        else if (!strcmp(word, "memory"))
-            gpu->memory = number;
-        else if (!strcmp(word, "used"))
-            gpu->used = number;
-        else if (!strcmp(word, "minor"))
-            gpu->minor = number;
-        else if (!strcmp(word, "numa"))
-            gpu->numa = number;
-        else if (!strcmp(word, "switch"))
-            gpu->pci_switch = number;
-        else if (!strcmp(word, "utilization"))
-            gpu->utilization = number;
-        else if (!strcmp(word, "temperature"))
-            gpu->temperature = number;
-        else if (!strcmp(word, "power"))
-            gpu->power = number;
-        else if (!strcmp(word, "energy"))
-            gpu->energy = number;
-        else if (!strcmp(word, "ecc"))
-            gpu->ecc = number;
-        else if (!strcmp(word, "nvlink_errors"))
-            gpu->nvlink_errors = number;
-        else if (!strcmp(word, "rows_failed"))
-            gpu->rows_failed = 1;
-        else if (!strcmp(word, "xid") && gpu->xids < MOST_XIDS)
-            gpu->xid[gpu->xids++] = number;
-        else if (!strcmp(word, "lost"))
-            gpu->lost = 1;
-        else if (!strcmp(word, "nvlink") && gpu->nvlinks < MOST_LINKS)
-            snprintf(gpu->links[gpu->nvlinks++], sizeof gpu->links[0], "%.79s", text);
-        else if (!strcmp(word, "mig_mode"))
-            gpu->mig_mode = 1;
-        else if (!strcmp(word, "mig") && gpu->parts < MOST_PARTS) {
-            part = &gpu->part[gpu->parts++];
-            sscanf(text, "%79s %u %u %llu %llu %31s", part->uuid, &part->gpu_instance, &part->compute_instance,
-                   &part->memory, &part->used, part->profile);
-        } else if (!strcmp(word, "process") && part && part->processes < MOST_PROCESSES) {
-            struct process *process = &part->process[part->processes++];
-            sscanf(text, "%u %llu", &process->pid, &process->memory);
-            process->gpu_instance = part->gpu_instance;
-            process->compute_instance = part->compute_instance;
-        } else if (!strcmp(word, "process") && gpu->processes < MOST_PROCESSES) {
-            struct process *process = &gpu->process[gpu->processes++];
-            sscanf(text, "%u %llu", &process->pid, &process->memory);
-            process->gpu_instance = process->compute_instance = 0xFFFFFFFF;
-        }
+        } else
+            read_fact(gpu, &part, word, text);
     }
     fclose(file);
     return OK;
@@ -257,13 +252,38 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, device *handle)
     return NOT_FOUND;
 }
 
-int nvmlDeviceGetIndex(device handle, unsigned *index)
-{
-    struct gpu *gpu;
-    FIND(handle, gpu);
-    *index = gpu - facts.gpu;
-    return OK;
-}
+/* One value of a card. */
+#define GET(function, type, value) \
+    int function(device handle, type *result) \
+    { \
+        struct gpu *gpu; \
+        FIND(handle, gpu); \
+        *result = value; \
+        return OK; \
+    }
+
+GET(nvmlDeviceGetMinorNumber, unsigned, gpu->minor)
+GET(nvmlDeviceGetNumaNodeId, unsigned, gpu->numa)
+GET(nvmlDeviceGetIndex, unsigned, gpu - facts.gpu)
+GET(nvmlDeviceGetPowerUsage, unsigned, gpu->power)
+GET(nvmlDeviceGetTotalEnergyConsumption, unsigned long long, gpu->energy)
+GET(nvmlDeviceGetMaxMigDeviceCount, unsigned, MOST_PARTS)
+
+/* One value of an instance. */
+#define GET_OF_PART(function, value) \
+    int function(device handle, unsigned *result) \
+    { \
+        struct gpu *gpu; \
+        struct part *part; \
+        FIND_ANY(handle, gpu, part); \
+        if (!part) \
+            return INVALID_ARGUMENT; \
+        *result = value; \
+        return OK; \
+    }
+
+GET_OF_PART(nvmlDeviceGetGpuInstanceId, part->gpu_instance)
+GET_OF_PART(nvmlDeviceGetComputeInstanceId, part->compute_instance)
 
 int nvmlDeviceGetUUID(device handle, char *uuid, unsigned size)
 {
@@ -281,22 +301,6 @@ int nvmlDeviceGetName(device handle, char *name, unsigned size)
     if (!part)
         return copy(name, size, gpu->name);
     return (size_t)snprintf(name, size, "%s MIG %s", gpu->name, part->profile) < size ? OK : TOO_SMALL;
-}
-
-int nvmlDeviceGetMinorNumber(device handle, unsigned *minor)
-{
-    struct gpu *gpu;
-    FIND(handle, gpu);
-    *minor = gpu->minor;
-    return OK;
-}
-
-int nvmlDeviceGetNumaNodeId(device handle, unsigned *node)
-{
-    struct gpu *gpu;
-    FIND(handle, gpu);
-    *node = gpu->numa;
-    return OK;
 }
 
 int nvmlDeviceGetPciInfo_v3(device handle, struct pci *pci)
@@ -347,21 +351,17 @@ static int list_processes(const struct gpu *gpu, const struct part *part, unsign
     return OK;
 }
 
-int nvmlDeviceGetComputeRunningProcesses_v2(device handle, unsigned *count, struct process *processes)
-{
-    struct gpu *gpu;
-    struct part *part;
-    FIND_ANY(handle, gpu, part);
-    return list_processes(gpu, part, count, processes);
-}
+#define LIST_PROCESSES(function) \
+    int function(device handle, unsigned *count, struct process *processes) \
+    { \
+        struct gpu *gpu; \
+        struct part *part; \
+        FIND_ANY(handle, gpu, part); \
+        return list_processes(gpu, part, count, processes); \
+    }
 
-int nvmlDeviceGetComputeRunningProcesses_v3(device handle, unsigned *count, struct process *processes)
-{
-    struct gpu *gpu;
-    struct part *part;
-    FIND_ANY(handle, gpu, part);
-    return list_processes(gpu, part, count, processes);
-}
+LIST_PROCESSES(nvmlDeviceGetComputeRunningProcesses_v2)
+LIST_PROCESSES(nvmlDeviceGetComputeRunningProcesses_v3)
 
 int nvmlDeviceGetTopologyCommonAncestor(device first, device second, int *level)
 {
@@ -428,22 +428,6 @@ int nvmlDeviceGetTemperature(device handle, int sensor, unsigned *degrees)
     return sensor ? INVALID_ARGUMENT : OK;
 }
 
-int nvmlDeviceGetPowerUsage(device handle, unsigned *milliwatts)
-{
-    struct gpu *gpu;
-    FIND(handle, gpu);
-    *milliwatts = gpu->power;
-    return OK;
-}
-
-int nvmlDeviceGetTotalEnergyConsumption(device handle, unsigned long long *millijoules)
-{
-    struct gpu *gpu;
-    FIND(handle, gpu);
-    *millijoules = gpu->energy;
-    return OK;
-}
-
 int nvmlDeviceGetTotalEccErrors(device handle, int kind, int counter, unsigned long long *count)
 {
     struct gpu *gpu;
@@ -470,14 +454,6 @@ int nvmlDeviceGetMigMode(device handle, unsigned *current, unsigned *pending)
     return OK;
 }
 
-int nvmlDeviceGetMaxMigDeviceCount(device handle, unsigned *count)
-{
-    struct gpu *gpu;
-    FIND(handle, gpu);
-    *count = MOST_PARTS;
-    return OK;
-}
-
 int nvmlDeviceGetMigDeviceHandleByIndex(device handle, unsigned index, device *found)
 {
     struct gpu *gpu;
@@ -496,28 +472,6 @@ int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device handle, device *found)
     if (!part)
         return INVALID_ARGUMENT;
     *found = (device)((size_t)(gpu - facts.gpu) + 1);
-    return OK;
-}
-
-int nvmlDeviceGetGpuInstanceId(device handle, unsigned *id)
-{
-    struct gpu *gpu;
-    struct part *part;
-    FIND_ANY(handle, gpu, part);
-    if (!part)
-        return INVALID_ARGUMENT;
-    *id = part->gpu_instance;
-    return OK;
-}
-
-int nvmlDeviceGetComputeInstanceId(device handle, unsigned *id)
-{
-    struct gpu *gpu;
-    struct part *part;
-    FIND_ANY(handle, gpu, part);
-    if (!part)
-        return INVALID_ARGUMENT;
-    *id = part->compute_instance;
     return OK;
 }
 

@@ -11,13 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmesos.gang.feasible import can_ever_fit
-from hpcmesos.gang.order import in_order
 from hpcmesos.gang.policy import Backfill, Policy
 from hpcmesos.gang.schedule import schedule
 from hpcmesos.gang.snapshot import GpuView, JobView, NodeView, Plan, Snapshot
 from hpcmesos.model import Chunk, GpuUuid, JobId, NodeName, Placement, ReasonCode, Request
 
 GB = 1 << 30
+
+
+def first_to_start(job: JobView) -> tuple[int, float, int, str, int]:
+    """The order of jobs alike in queue and user: high priority, then long waiting, then the lower id."""
+    index = job.id.index
+    return (-job.priority, job.queued_at, job.id.seq, job.id.server, -1 if index is None else index)
 
 
 @st.composite
@@ -208,7 +213,7 @@ def test_the_order_of_the_input_means_nothing(snapshot: Snapshot, policy: Policy
 def test_reasons_are_true(snapshot: Snapshot, policy: Policy) -> None:
     plan = schedule(snapshot, policy, 0.0)
     left = after(snapshot, plan)
-    order = in_order(snapshot.pending)
+    order = sorted(snapshot.pending, key=first_to_start)
     jobs = {str(job.id): job for job in order}
     for job in order:
         if job.id not in plan.reasons:
@@ -245,7 +250,7 @@ def test_reasons_are_true(snapshot: Snapshot, policy: Policy) -> None:
 def test_strict_lets_nobody_overtake_a_job_that_waits_for_room(snapshot: Snapshot) -> None:
     plan = schedule(snapshot, STRICT, 0.0)
     blocked = False
-    for job in in_order(snapshot.pending):
+    for job in sorted(snapshot.pending, key=first_to_start):
         if job.id not in plan.reasons:
             assert not blocked
         else:

@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import pytest
 
 from hpcmesos.errors import HpcmesosError
-from hpcmesos.master import api, api_streams, requests
+from hpcmesos.master import api, api_credentials, api_streams, requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,4 +98,5 @@ def both(*switches: Switch) -> Switch:
 
 def known_by(caller_of: Any) -> Switch:
     """An API that tells by this who calls; for handlers that read, and by `requests.actor_of` for those that change."""
-    return both(*(replaced(module, "caller_of", caller_of) for module in (api, api_streams, requests)))
+    modules = (api, api_credentials, api_streams, requests)
+    return both(*(replaced(module, "caller_of", caller_of) for module in modules))

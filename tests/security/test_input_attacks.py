@@ -6,12 +6,12 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from hpcmesos.master import api as api_module
 from hpcmesos.master import auth

@@ -140,9 +140,9 @@ files.attempt_directory = lambda config, attempt: os.path.join(config.state, "at
 """
 OUR_ENVIRONMENT = """
 import os
-from hpcmesos.launch import attempt
-real = attempt.Attempt._script_environment
-attempt.Attempt._script_environment = lambda self: {**os.environ, "SECRET": "42x", **real(self)}
+from hpcmesos.launch import environment
+real = environment.of_script
+environment.of_script = lambda workspace: {**os.environ, "SECRET": "42x", **real(workspace)}
 """
 OUR_DESCRIPTORS = """
 import os
@@ -254,7 +254,7 @@ LEFT = [
         "more processes than the limit",
         forks(100),
         forks(5),
-        without("from hpcmesos.launch import attempt, limits; limits.wanted = lambda config, spec: {}"),
+        without("from hpcmesos.launch import limits; limits.wanted = lambda config, spec: {}"),
     ),
 ]
 

@@ -26,7 +26,7 @@ def line(word: str, attempt: int, seconds: float, value: str = "-") -> str:
 
 
 def job(**changes: Any) -> JobRecord:
-    values = dict.fromkeys(JobRecord.__dataclass_fields__)
+    values = dict.fromkeys(JobRecord.__struct_fields__)
     values |= {
         "seq": 1, "state": JobState.COMPLETE, "exit_status": 7, "cause": Cause.APP, "attempt": 1, "comment": "",
         "request": Request(), "ended_at": BEGIN,

@@ -12,6 +12,7 @@ import pytest
 from hpcmesos.errors import InvalidValue
 from hpcmesos.gang import frameworks
 from hpcmesos.gang.frameworks import Framework, Share
+from hpcmesos.launch.tasks import fill
 
 ROOT = Path(frameworks.__file__).parents[2]
 
@@ -231,18 +232,19 @@ def test_servers_see_no_gpu() -> None:
 def test_tfmesos_words_in_arguments() -> None:
     tasks = frameworks.tasks(frameworks.parse("tfmesos:ps=1,worker=2"), [share(1, 2), share(2, 1)])
     argv = ["--ps={ps_hosts}", "--workers={worker_hosts}", "{job_name}:{task_index}", "awk '{print $1}'"]
-    assert frameworks.substitute(argv, tasks[1], tasks) == (
+    values = frameworks.placeholders(tasks[1], tasks)
+    assert [fill(word, values) for word in argv] == [
         "--ps=10.0.0.2:20000",
         "--workers=10.0.0.1:20000,10.0.0.1:20001",
         "worker:1",
         "awk '{print $1}'",
-    )
+    ]
 
 
 def test_without_servers_tfmesos_hosts_are_empty() -> None:
     framework = frameworks.parse("tfmesos")
     tasks = frameworks.tasks(framework, [share(1, 1)])
-    assert frameworks.substitute(["{ps_hosts}"], tasks[0], tasks) == ("",)
+    assert fill("{ps_hosts}", frameworks.placeholders(tasks[0], tasks)) == ""
     assert frameworks.environment(framework, tasks[0], tasks)["TFMESOS_PS_HOSTS"] == ""
 
 
@@ -278,13 +280,8 @@ def test_torch_finds_the_first_rank_and_sees_its_nodes_gpus() -> None:
 def test_torchrun_is_one_task_a_node_and_a_process_a_gpu() -> None:
     framework = frameworks.parse("torchrun")
     tasks = frameworks.tasks(framework, [share(1, 1, 4), share(2, 1, 2)])
-    assert frameworks.torchrun_words(framework, tasks[1], tasks) == (
-        "--nnodes=2",
-        "--nproc-per-node=2",
-        "--rdzv-backend=static",
-        "--rdzv-endpoint=10.0.0.1:20000",
-        "--node-rank=1",
-    )
+    second = frameworks.environment(framework, tasks[1], tasks)
+    assert (second["PET_NPROC_PER_NODE"], second["PET_NODE_RANK"]) == ("2", "1")
     assert frameworks.environment(framework, tasks[0], tasks) == {
         "CUDA_VISIBLE_DEVICES": "GPU-1-0,GPU-1-1,GPU-1-2,GPU-1-3",
         "MASTER_ADDR": "10.0.0.1",
@@ -302,14 +299,15 @@ def test_torchrun_without_gpus_starts_a_process_a_slot() -> None:
     framework = frameworks.parse("torchrun:c10d")
     tasks = frameworks.tasks(framework, [share(1, 3), share(2, 2)])
     assert [task.processes for task in tasks] == [3, 2]
-    assert frameworks.torchrun_words(framework, tasks[1], tasks) == (
-        "--nnodes=2",
-        "--nproc-per-node=2",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=10.0.0.1:20000",
-        "--node-rank=1",
-        "--rdzv-conf=is_host=0",
-    )
+    told = frameworks.environment(framework, tasks[1], tasks)
+    assert {name: value for name, value in told.items() if name.startswith("PET_")} == {
+        "PET_NNODES": "2",
+        "PET_NPROC_PER_NODE": "2",
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_RDZV_ENDPOINT": "10.0.0.1:20000",
+        "PET_NODE_RANK": "1",
+        "PET_RDZV_CONF": "is_host=0",
+    }
 
 
 def test_jax_may_not_go_on_without_cuda() -> None:

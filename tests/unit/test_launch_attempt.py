@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 
-from hpcmesos.launch.attempt import Attempt, Order, Services
+from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.crew import Crew
 from hpcmesos.launch.enclosure import Trees
 from hpcmesos.launch.files import Directories
 from hpcmesos.launch.journal import Entry, Journal
+from hpcmesos.launch.order import Order
 from hpcmesos.launch.output import Output
 from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.processes import Children, Launch
 from hpcmesos.launch.scopes import Scopes
 from hpcmesos.launch.secrets import Secrets
+from hpcmesos.launch.services import Services
 from hpcmesos.launch.settings import Config
 from hpcmesos.launch.shells import Command
 

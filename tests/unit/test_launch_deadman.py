@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from hpcmesos.launch.attempt import Attempt, Order
+from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.deadman import DeadMan
+from hpcmesos.launch.order import Order
 
 
 @dataclass

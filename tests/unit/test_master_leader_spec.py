@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from hpcmesos.config import MasterSettings
 from hpcmesos.gang.policy import Policy
@@ -180,15 +181,15 @@ def test_only_the_front_of_a_long_queue_on_an_event() -> None:
         return sorted(view.id.seq for view in found.pending)
 
     assert seen() == [*range(1, FRONT), 9999]
-    picture.put(replace(job(1), state=JobState.COMPLETE))
+    picture.put(structs.replace(job(1), state=JobState.COMPLETE))
     picture.put(job(3 * FRONT, priority=9))  # what is new of the queue belongs to it
     assert seen() == [*range(2, FRONT), 3 * FRONT, 9999]
     for seq in range(2, FRONT - 100):
-        picture.put(replace(job(seq), state=JobState.COMPLETE))
+        picture.put(structs.replace(job(seq), state=JobState.COMPLETE))
     assert seen() == [*range(FRONT - 100, FRONT + 398), 3 * FRONT, 9999]  # it is filled up in the old order
     assert len(seen(whole=True)) == 3 * FRONT - (FRONT - 100) + 2
     for seq in range(FRONT - 100, FRONT + 500):
-        picture.put(replace(job(seq), state=JobState.COMPLETE))
+        picture.put(structs.replace(job(seq), state=JobState.COMPLETE))
     assert look(picture)[1], "a short queue is looked at whole"
 
 
@@ -198,7 +199,7 @@ def test_the_scheduler_sees_who_holds_what_until_when() -> None:
     (view,) = look(picture)[0].running
     assert (view.id, view.started_at, view.ends_at, view.user) == (running.id, 5000.0, 5060.0, running.owner)
     assert [(part.node, part.cpus, part.gpus) for part in view.members] == [("node1", 2, ("node1-1",))]
-    picture.put(replace(running, request=replace(running.request, walltime=None)))
+    picture.put(structs.replace(running, request=replace(running.request, walltime=None)))
     (view,) = look(picture)[0].running
     assert view.ends_at == 5000.0 + Policy().assumed_walltime
     picture.release(picture.attempts["12.hpcm#2"], "node1")

@@ -47,7 +47,7 @@ def job(points: str = "a", users: tuple[str, ...] = (), **changes: Any) -> JobRe
         "project": "",
         "submission": {"mail_points": points, "mail_users": list(users)},
     }
-    known = JobRecord.__dataclass_fields__
+    known = JobRecord.__struct_fields__
     return JobRecord(**{name: value for name, value in {**values, **changes}.items() if name in known})
 
 

@@ -77,7 +77,7 @@ def job(number: int, state: str, **changes: object) -> JobFacts:
 RUNNING = job(101, "R", walltime_remaining=3538)
 QUEUED = job(102, "Q", pending_reason="needs 8 GPUs; 3 are free")
 COMPLETE = job(103, "C", exit_status=3, comp_time=at(2), cause="APP")
-VIEW = View(server="hpcmaster", version="0.1.0", now=at(5), zone=UTC, show_variables=True)
+VIEW = View(server="hpcmaster", version="0.1.0", now=at(5), zone=UTC)
 
 
 def test_plain_table_of_torque() -> None:

@@ -51,6 +51,7 @@ class Surroundings:
         reasons: Mapping[JobKey, str],
         elements: Mapping[int, Mapping[JobState, int]],
     ) -> Surroundings:
+        """From rows of several jobs; ``elements``: counts of each array's live elements by state, by ``seq``."""
         by_attempt: defaultdict[AttemptKey, list[ShareRecord]] = defaultdict(list)
         for share in shares:
             by_attempt[share.attempt].append(share)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+
+from msgspec.structs import replace
 
 from hpcmesos.model import JobState
 from hpcmesos.queue import elements

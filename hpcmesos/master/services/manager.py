@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 
 from hpcmesos.api_schema import CommandReply, CommandRequest, Need
 from hpcmesos.errors import (
@@ -29,7 +28,7 @@ from hpcmesos.master.auth import Caller
 from hpcmesos.master.objects import changed_queue, flat
 from hpcmesos.master.services import wishes
 from hpcmesos.master.services.nodes import facts as node_facts
-from hpcmesos.master.services.replies import Refusals, error_number, exit_code, information
+from hpcmesos.master.services.replies import VERSION, Refusals, error_number, exit_code, information
 from hpcmesos.master.services.site import FRESH, Site, server_attributes
 from hpcmesos.master.services.submit import decoded
 from hpcmesos.pbs import manager_render as render
@@ -213,7 +212,7 @@ class _Session:
                 raise UnknownAttribute(f"Undefined attribute {attribute}")
         if directive.kind == "server":
             shown = {"server_state": "Active", **self._counted(None), **server_attributes(self.site)}
-            shown["pbs_version"] = version("hpcmesos")
+            shown["pbs_version"] = VERSION
             name = self.site.settings.server
         elif directive.kind == "queue":
             queue = self.site.queues.fresh().get(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 
 import msgspec
 
@@ -14,13 +13,13 @@ from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import wishes
 from hpcmesos.master.services.facts import node_facts
-from hpcmesos.master.services.replies import Refusals, information
+from hpcmesos.master.services.replies import VERSION, Refusals, information
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import JobId, JobState
-from hpcmesos.pbs import nodes as render
 from hpcmesos.pbs.facts import NodeFacts
 from hpcmesos.pbs.personalities import Personality
-from hpcmesos.pbs.status import NodesAction, NodesFormat, NodesQuery, parse_pbsnodes
+from hpcmesos.pbs.render import View, render_nodes
+from hpcmesos.pbs.status import NodesAction, NodesQuery, parse_pbsnodes
 from hpcmesos.queue.records import GpuRecord, JobFilter, NodeRecord, ShareRecord
 
 _HELD = frozenset({JobState.RUNNING, JobState.EXITING})
@@ -60,7 +59,8 @@ def _answer(site: Site, caller: Caller, query: NodesQuery, personality: Personal
             chosen = [node for node in chosen if _has_gpu(node, query.gpu, refusals)]
         _wish(site, caller, query, chosen)
         return refusals.reply()
-    return refusals.reply(_rendered(site, query, personality, facts(site, chosen)))
+    view = View(server=site.settings.server, version=VERSION, now=datetime.now(UTC), personality=personality)
+    return refusals.reply(render_nodes(query, facts(site, chosen), view))
 
 
 def list_nodes(site: Site) -> list[NodeStatus]:
@@ -133,21 +133,6 @@ def facts(site: Site, nodes: list[NodeRecord]) -> list[NodeFacts]:
 def _figures(site: Site, nodes: list[NodeRecord]) -> dict[str, dict[str, float]]:
     """What real GPUs show, by UUID; nothing is asked for when there is none."""
     return site.gpus.recent() if any(not gpu.simulated for node in nodes for gpu in node.gpus) else {}
-
-
-def _rendered(site: Site, query: NodesQuery, personality: Personality, shown: list[NodeFacts]) -> str:
-    match query.format:
-        case NodesFormat.LIST:
-            return render.nodes_list(shown, query.states, with_notes=query.with_notes)
-        case NodesFormat.XML:
-            return render.nodes_xml(shown)
-        case NodesFormat.JSON:
-            now, number = datetime.now(UTC), version("hpcmesos")
-            return render.nodes_json(shown, now=now, version=number, server=site.settings.server)
-        case NodesFormat.DSV:
-            return render.nodes_dsv(shown, query.delimiter)
-        case _:
-            return render.nodes_text(shown, personality)
 
 
 def _state(node: NodeRecord, facts: NodeFacts) -> str:

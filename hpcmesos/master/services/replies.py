@@ -46,6 +46,8 @@ _SPELLED = {
 }
 _STEERING = re.compile("[" + "".join(map(re.escape, map(chr, _SPELLED))) + "]")
 
+VERSION = version("hpcmesos")
+"""Of this release."""
 _FIRST_ERROR = 14848  # 58 * 256: 15001 & 255 is 153
 _FIRST_ERROR_CODE = 153
 
@@ -123,10 +125,9 @@ def information(command: str, argv: Sequence[str], personality: Personality) -> 
         return CommandReply(stdout=help_text(command))
     if not (parsed.has("version") or parsed.has("about")):
         return None
-    number = version("hpcmesos")
     if personality is Personality.PBSPRO:
-        return CommandReply(stdout=f"pbs_version = {number}\n")
-    return CommandReply(stderr=f"Version: {number}\n")
+        return CommandReply(stdout=f"pbs_version = {VERSION}\n")
+    return CommandReply(stderr=f"Version: {VERSION}\n")
 
 
 @dataclass(slots=True)

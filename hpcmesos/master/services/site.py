@@ -112,6 +112,7 @@ class Site:
     def open(
         cls, settings: MasterSettings, store: Store, tls: Callable[[], ssl.SSLContext] | None = None
     ) -> Site:
+        """``tls`` None: nothing is asked of the leader. What it starts, `close` ends."""
         leader = Remembered(store.leader, _LEADER_KEPT)
         lines = None if tls is None else Lines(tls)
         return cls(
@@ -146,6 +147,7 @@ class Site:
         return self.store.wish(kind, seq, caller.user or "master", payload, caller.via)
 
     def close(self) -> None:
+        """Ends connections to the leader and to the database."""
         self.notifier.close()
         if self.lines is not None:
             self.lines.close()

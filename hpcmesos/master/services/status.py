@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
-from importlib.metadata import version
 
 import msgspec
 
@@ -21,15 +20,13 @@ from hpcmesos.master.services.launches import attempt_status
 from hpcmesos.master.services.listing import Listed, expanded
 from hpcmesos.master.services.lookup import find, full_id, id_of, names, parse_id
 from hpcmesos.master.services.reasons import pending_reasons
-from hpcmesos.master.services.replies import Refusals, information
+from hpcmesos.master.services.replies import VERSION, Refusals, information
 from hpcmesos.master.services.site import Site, client_zone, kept_for, server_attributes
 from hpcmesos.model import JobId, JobState
-from hpcmesos.pbs import render_full, render_text
 from hpcmesos.pbs.facts import JobFacts, QueueFacts, ServerFacts, each
 from hpcmesos.pbs.manager_attributes import resources, total_limit
 from hpcmesos.pbs.personalities import Personality
-from hpcmesos.pbs.render_json import jobs_json
-from hpcmesos.pbs.render_xml import jobs_xml
+from hpcmesos.pbs.render import View, render_jobs, render_queues, render_server
 from hpcmesos.pbs.status import QstatFormat, QstatQuery, parse_qstat
 from hpcmesos.queue.brief import BriefElements
 from hpcmesos.queue.records import AttemptKey, JobFilter, JobKey, JobRecord, QueueRecord
@@ -58,7 +55,7 @@ def qstat(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
     if _is_brief(query) and not query.arrays_only:
         jobs = [one.job for one in listed]
         facts = with_elements(jobs, facts, _brief_elements(site, query, personality, jobs, now))
-    return refusals.reply(_rendered(site, query, personality, facts, zone, now))
+    return refusals.reply(render_jobs(query, facts, _view(site, personality, now, zone)))
 
 
 def _explained(site: Site, query: QstatQuery, jobs: Sequence[JobRecord], zone: tzinfo) -> str:
@@ -295,41 +292,13 @@ def _facts(
     return alike if query.format is QstatFormat.PLAIN else list(each(alike))
 
 
-def _rendered(
-    site: Site,
-    query: QstatQuery,
-    personality: Personality,
-    facts: list[JobFacts],
-    zone: tzinfo,
-    now: datetime,
-) -> str:
-    match query.format:
-        case QstatFormat.FULL:
-            return render_full.full(facts, personality, zone, show_variables=True, one_line=query.one_line)
-        case QstatFormat.DSV:
-            return render_full.dsv(facts, personality, zone, show_variables=True, delimiter=query.delimiter)
-        case QstatFormat.JSON:
-            server = site.settings.server
-            number = version("hpcmesos")
-            return jobs_json(facts, zone, now=now, version=number, server=server, show_variables=True)
-        case QstatFormat.XML:
-            return jobs_xml(facts, show_variables=True)
-        case QstatFormat.WHY:
-            return render_text.why(facts)
-        case QstatFormat.ALT:
-            return render_text.alternate(
-                facts,
-                site.settings.server,
-                personality,
-                with_nodes=query.with_nodes,
-                with_comment=query.with_comment,
-                one_line=query.one_line,
-            )
-        case _:
-            return render_text.plain(facts, personality)
+def _view(site: Site, personality: Personality, now: datetime, zone: tzinfo | None = None) -> View:
+    server = site.settings.server
+    return View(server=server, version=VERSION, now=now, zone=zone, personality=personality)
 
 
 def _queues_or_server(site: Site, query: QstatQuery, personality: Personality, refusals: Refusals) -> str:
+    view = _view(site, personality, datetime.now(UTC))
     counts = site.store.counts()
     if query.format is QstatFormat.SERVER:
         total = sum(map(Counter, counts.values()), Counter[str]())
@@ -340,11 +309,9 @@ def _queues_or_server(site: Site, query: QstatQuery, personality: Personality, r
             status="Active" if given["scheduling"] == "True" else "Idle",
             counts=dict(total),
             max_running=most,
-            attributes={**given, "pbs_version": version("hpcmesos")},
+            attributes={**given, "pbs_version": VERSION},
         )
-        return (
-            render_full.full_server(server) if query.full else render_text.server_table(server, personality)
-        )
+        return render_server(query, server, view)
     known = site.queues.fresh()
     for name in query.queues:
         if name not in known:
@@ -354,9 +321,7 @@ def _queues_or_server(site: Site, query: QstatQuery, personality: Personality, r
         for queue in known.values()
         if not query.queues or queue.name in query.queues
     ]
-    if query.format is QstatFormat.LIMITS:
-        return render_text.queue_limits(shown, site.settings.server)
-    return render_full.full_queues(shown) if query.full else render_text.queues(shown, personality)
+    return render_queues(query, shown, view)
 
 
 def _queue_facts(queue: QueueRecord, counts: Mapping[str, int]) -> QueueFacts:

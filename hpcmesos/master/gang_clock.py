@@ -1,0 +1,28 @@
+"""How long a gang that has lost a member may take to tell its end, before the leader goes on without its word."""
+
+from __future__ import annotations
+
+from hpcmesos.master.cluster import Attempt
+
+GANG_LOSS = 30.0
+"""Seconds after which the other parts of a lost gang have ended by their own clocks (docs: gang clock, 20 s)."""
+
+ACCUSED = 6.0
+"""The same when a member has not heard the head for the gang's silence: the head's clock has run as long."""
+
+HEARING = 5.0
+"""Seconds that the head has from a member's report on, however long that one had to wait for a leader: the head's own,
+and truer, may have waited as well. An agent's longest pause between two dials is 2 s, then a master that knows of no
+leader yet answers after 1 s, then it dials.
+"""
+
+LINKING = 2.0
+"""Seconds that the next leader gives the nodes to link before it gives up the head of such a gang.
+
+Nine of ten agents need less than 1.7 (docs/nodes.md, Chaos), and the head has had its time under leaders before.
+"""
+
+
+def patience(attempt: Attempt, culprit: str) -> float:
+    """Seconds that the head of a lost gang has to tell its end."""
+    return ACCUSED if culprit == attempt.head else GANG_LOSS

@@ -1,0 +1,35 @@
+"""The one program that is compiled. Without a C compiler hpcmesos is installed all the same, and is slower."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+
+class BuildPrograms(build_ext):
+    """Makes an executable of each "extension", beside the package's modules."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        compiler = shlex.split(os.environ.get("CC", "cc"))
+        words = [*compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-o", str(target), *ext.sources]
+        try:
+            subprocess.run(words, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise CompileError(str(error)) from error
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")))
+
+
+setup(
+    cmdclass={"build_ext": BuildPrograms},
+    ext_modules=[Extension("hpcmesos.launch.starter", ["hpcmesos/launch/starter.c"], optional=True)],
+)
