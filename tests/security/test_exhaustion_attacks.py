@@ -112,7 +112,7 @@ stay()
 """
 """A rank on each connection: more than the shepherd may open descriptors for."""
 FEW_DESCRIPTORS = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (240, 240))"
-MOST_DESCRIPTORS = 180
+MOST_DESCRIPTORS = 145
 LARGE = "x=$(head -c 100000 /dev/zero | tr '\\0' x)\n" + "".join(f"export V{n}=$x\n" for n in range(10))
 
 READS_INPUT = by_job("echo mine | hpcmesos run -n 1 cat\n", lambda said: said == "mine\n")
