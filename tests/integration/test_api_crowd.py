@@ -193,6 +193,7 @@ class Crowd:
                 connection.sendall(b"x")
 
 
+@pytest.mark.alone
 def test_a_crowd_of_idle_and_slow_connections_does_not_keep_others_out(
     api: Api, crowd: contextlib.ExitStack
 ) -> None:
