@@ -19,7 +19,10 @@ from hpcmesos.launch.limits import CONTROLLERS, hand_down
 
 log = logging.getLogger(__name__)
 
-_LIMITS = (*CONTROLLERS, "devices")
+_LIMITS = (*CONTROLLERS, "devices", "nofile")
+_NUMBERED = ("pids", "nofile")
+_LEAST_DESCRIPTORS = 256
+"""What our own programs inside a job may need."""
 _SYSTEMD = Path("/run/systemd/system")
 """There where systemd runs the host (sd_booted(3))."""
 _HELD = 11
@@ -62,20 +65,21 @@ def limits(
     """``limits`` of the shepherd's configuration, as far as this kernel and this user allow: what cannot be set is
     left out, and said once.
 
-    ``setting``: any of memory, cpu, devices, pids=NUMBER. ``directory``: what ``choose`` has found; None: no limits.
+    ``setting``: any of memory, cpu, devices, pids=NUMBER, nofile=NUMBER. ``directory``: what ``choose`` has found;
+    None: no limits but the last, which needs no cgroup.
     ``with_docker``: Docker makes groups in an attempt's, whose path has to be the same in all hierarchies then.
 
     Raises:
         ConfigError: the setting is none of these.
     """
     asked = _parse(setting)
+    found: dict[str, Any] = {name: asked.pop(name) for name in ("nofile",) if name in asked}
     if directory is None:
-        return {}
+        return found
     v2 = _words(directory / "cgroup.controllers")
     root = find_v2() if with_docker else None
     same = f"/{directory.relative_to(root)}" if root and directory.is_relative_to(root) else ""
     v1: dict[str, str] = {}
-    found: dict[str, Any] = {}
     for controller, value in asked.items():
         if controller not in v2:
             group = _v1_group(controller, cluster, node, proc, same)
@@ -113,9 +117,8 @@ def _load_unified_memory(proc: Path) -> None:
 
 def enforced(config: dict[str, Any]) -> tuple[str, ...]:
     """What holds jobs on this node, in words, from the shepherd's configuration; empty: their environment alone."""
-    if not config.get("cgroup"):
-        return ()
-    return ("cgroup", *(name for name in _LIMITS if config["limits"].get(name)))
+    groups = ("cgroup",) if config.get("cgroup") else ()
+    return (*groups, *(name for name in _LIMITS if config["limits"].get(name)))
 
 
 def below_tmp(paths: Iterable[Path]) -> bool:
@@ -139,8 +142,11 @@ def _parse(setting: tuple[str, ...]) -> dict[str, Any]:
     asked: dict[str, Any] = {}
     for word in setting:
         name, _, value = word.strip().partition("=")
-        if name not in _LIMITS or (name == "pids") != value.isdigit() or (value and name != "pids"):
-            raise ConfigError(f"limits: '{word}' is none of memory, cpu, devices, pids=NUMBER")
+        numbered = name in _NUMBERED
+        if name not in _LIMITS or numbered != value.isdigit() or (value and not numbered):
+            raise ConfigError(f"limits: '{word}' is none of memory, cpu, devices, pids=NUMBER, nofile=NUMBER")
+        if name == "nofile" and int(value) < _LEAST_DESCRIPTORS:
+            raise ConfigError(f"limits: '{word}' is too few; at least {_LEAST_DESCRIPTORS}")
         asked[name] = int(value) if value else True
     return asked
 

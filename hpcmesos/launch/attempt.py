@@ -53,7 +53,9 @@ class Attempt:
         self.workspace = Workspace(services, spec, owner)
         self.output.spool = self.workspace.paths.directory
         self.output.limit = int(spec.get("log_limit") or 0)
-        self.steps = Steps(spec["me"])
+        self.steps = Steps(spec["me"], sum(int(member["slots"]) for member in spec["members"]))
+        self.turn = asyncio.Lock()
+        """Of its processes one at a time has us hold a large request."""
         self.proxies = proxies.Watch(
             services.config.proxy_patience, lambda: self.workspace.enclosure.pids(), self.output.note
         )

@@ -245,6 +245,8 @@ class Trees:
 
     def owner_of(self, pid: int) -> str | None:
         """The attempt that ``pid`` belongs to."""
+        if not self.live:  # all are known by their cgroups; anybody may have us ask
+            return None
         table = process_table()
         for attempt, tree in self.live.items():
             if pid in tree.members(table):

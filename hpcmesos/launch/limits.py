@@ -54,6 +54,12 @@ def wanted(config: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
     return limits
 
 
+def descriptors(config: dict[str, Any], own: tuple[int, int]) -> tuple[int, int]:
+    """Soft and hard limit of what a process started here may have open; ``own``: what the shepherd was given."""
+    most = int(config.get("nofile") or own[1])
+    return min(own[0], most), min(own[1], most)
+
+
 def granted(config: dict[str, Any], spec: dict[str, Any]) -> tuple[Device, ...]:
     """The devices that this attempt may open and others may not. Raises ValueError as `wanted`."""
     cards = [(NVIDIA, minor) for minor in sorted(spec.get("minors") or ())]

@@ -6,19 +6,23 @@ import asyncio
 import ctypes
 import gc
 import os
+import resource
 import signal
 import sys
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any
 
 from hpcmesos import pidfile
+from hpcmesos.handshakes import Handshakes
 from hpcmesos.launch import (
     control,
     display,
     enclosure,
     files,
     gangs,
+    limits,
     logs,
     mps,
     prolog,
@@ -51,11 +55,12 @@ _KEPT_OUTPUT = 30.0
 class Shepherd:
     """The attempts of this node and the doors to them."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, descriptors: tuple[int, int]) -> None:
+        """``descriptors``: soft and hard limit of what this process might have open when it began."""
         self.config = config
         self.attempts: dict[str, Attempt] = {}
         self.recovered: dict[str, Recovered] = {}
-        self.children = Children()
+        self.children = Children(limits.descriptors(config.limits, descriptors))
         self.control = control.Control(self)
         self._started_at = time.time()
         token = f"{os.getpid()}.{self._started_at}"
@@ -285,7 +290,7 @@ class Shepherd:
         self.recovered = await recover(self.services)
         self.services.secrets.clear()  # recovered attempts have ended
         self.services.docker.clean()
-        doors = [
+        doors: list[Handshakes | asyncio.Server] = [
             await self.peers.listen(self._answer_peer),
             await control.listen(self.config.ranks_socket, 0o666, self._ranks.serve),
             await control.listen(self.config.control_socket, 0o600, self.control.serve),
@@ -325,7 +330,7 @@ def main(argv: list[str]) -> int:
         return 1
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with open(lock, "w", encoding="ascii"):
-        asyncio.run(_serve(config))
+        asyncio.run(_serve(config, _raise_descriptors()))
     return 0
 
 
@@ -333,8 +338,16 @@ def _is_member(attempt: Attempt, node: str) -> bool:
     return any(member["node"] == node for member in attempt.spec["members"])
 
 
-async def _serve(config: Config) -> None:
-    await Shepherd(config).run()
+def _raise_descriptors() -> tuple[int, int]:
+    """As many as the hard limit for us, who serve all jobs; answers what held before, and holds for them."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    return before
+
+
+async def _serve(config: Config, descriptors: tuple[int, int]) -> None:
+    await Shepherd(config, descriptors).run()
 
 
 def _make_directories(config: Config) -> None:
