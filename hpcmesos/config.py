@@ -126,6 +126,7 @@ class AgentSettings:
         "auto"  # URL of the Docker Engine; "auto": DOCKER_HOST or its usual socket; "none": no containers
     )
     container_paths: tuple[str, ...] = ("/home", "/tmp", "/var/tmp")  # noqa: S108  seen in containers; PATH:ro
+    docker_in_jobs: bool = False  # jobs find a Docker socket of their own in DOCKER_HOST; docs/containers.md
     image_pull: str = (
         "missing"  # which images are pulled where the job does not say: "always", "missing", "never"
     )

@@ -337,6 +337,9 @@ class Attempt:
         self.steps.closing = self._killed = True
         self._hurry = False
         left = await enclosure.clear(self.workspace.enclosure)
+        if self.workspace.docker:
+            await self.workspace.docker.close()
+            left = await enclosure.clear(self.workspace.enclosure)  # what was being started
         if self._mpi_since is not None:
             self._clean_up_after_mpi(self._mpi_since)
         if self.head:

@@ -34,6 +34,7 @@ from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.containers import Containers
 from hpcmesos.launch.deadman import DeadMan
+from hpcmesos.launch.docker_sockets import Sockets
 from hpcmesos.launch.journal import Journal
 from hpcmesos.launch.order import Order
 from hpcmesos.launch.owners import Owners
@@ -62,7 +63,8 @@ class Shepherd:
         self.children = Children(limits.descriptors(config.limits, descriptors))
         self.control = control.Control(self)
         self._started_at = time.time()
-        self._containers = Containers(config, self.children, f"{os.getpid()}.{self._started_at}")
+        token = f"{os.getpid()}.{self._started_at}"
+        self._containers = Containers(config, self.children, token)
         marker = f"HPCMESOS_SOCKET={config.ranks_socket}"
         self.services = Services(
             config=config,
@@ -74,6 +76,7 @@ class Shepherd:
             emit=self.control.emit,
             uncontain=self._containers.over,
             scopes=Scopes(config, self.children),
+            docker=Sockets(config, self.children, token),
         )
         self.peers = Peers(config)
         self._ranks = ranks.Ranks(self.attempts, self.services.trees, self.peers, config.node)
@@ -286,6 +289,7 @@ class Shepherd:
             self.children.use_starter(self.config.starter)
         self.recovered = await recover(self.services)
         self.services.secrets.clear()  # recovered attempts have ended
+        self.services.docker.clean()
         doors: list[Handshakes | asyncio.Server] = [
             await self.peers.listen(self._answer_peer),
             await control.listen(self.config.ranks_socket, 0o666, self._ranks.serve),
