@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import sys
 import tempfile
 import time
-import tomllib
 from pathlib import Path
 
 import psycopg
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from first_figures import Bench, command_latency, cpu_seconds, timed
+from kit import Bench, command_latency, cpu_seconds, machine, timed
 
 COPIED = "server, name, owner, queue, priority, request, created_at, queued_at, rerunable, submit_host"
 """Columns of jobs that an element has from its array."""
@@ -58,9 +52,8 @@ def midway(bench: Bench, size: int, done: int) -> dict[str, object]:
     """qstat of an array of which ``done`` elements are over, written into the database: to run them takes minutes."""
     array = bench.run("qsub", "-h", "-t", f"1-{size}", "--", "/bin/true")
     seq = int(array.partition("[")[0])
-    settings = tomllib.loads((bench.state / "master" / "master.toml").read_text())
     values = {"seq": seq, "done": done, "left": f"{{[{done + 1},{size + 1})}}"}
-    with psycopg.connect(settings["database_url"]) as connection:
+    with psycopg.connect(bench.database_url) as connection:
         connection.execute(
             f"INSERT INTO jobs (seq, element, state, attempt, started_at, ended_at, exit_status, cause, {COPIED})"
             f" SELECT seq, i, 'C', 1, now(), now(), 0, 'OK', {COPIED} FROM jobs, generate_series(1, %(done)s) i"
@@ -100,15 +93,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hpcmesos-bench-") as directory:
-        Path(directory).chmod(
-            0o711
-        )  # PostgreSQL runs under a user of its own when root brings the cluster up
+        Path(directory).chmod(0o711)
         bench = Bench(Path(directory))
-        bench.hpcmesos("up", "--agents", "4", "--gpus", "4", "--state", str(bench.state), "--detach")
-        try:
+        with bench.up(4, 4):
             runs = [throughput(bench, arguments.true) for _ in range(arguments.repeat)]
             figures: dict[str, object] = {
-                "machine": f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
+                "machine": machine(),
                 "array of true": runs,
                 "median elements_per_s": statistics.median(run["elements_per_s"] for run in runs),
                 "a million accepted, s": accepted(bench, "1-1000000"),
@@ -116,8 +106,6 @@ def main() -> None:
                 "qstat": listed(bench, arguments.listed),
                 "qstat midway": midway(bench, arguments.listed, int(0.62 * arguments.listed)),
             }
-        finally:
-            bench.hpcmesos("down", "--state", str(bench.state))
     for name, value in figures.items():
         print(f"{name:40} {value}")
     if arguments.json:

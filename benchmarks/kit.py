@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import pwd
+import statistics
 import subprocess
 import sys
 import time
@@ -113,19 +114,41 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def cpu_seconds(state: Path) -> dict[str, float]:
-    """CPU seconds that each part of the cluster has used; jobs: what their shepherds have reaped."""
-    stats, lines = {}, {}
+def command_latency(bench: Bench, command: list[str], count: int, stdin: str = "") -> dict[str, float]:
+    """Wall time of a command as a whole process of the benchmark's user, in ms."""
+    samples = sorted(
+        1000 * timed(lambda: bench.run(*command, stdin=stdin, user=bench.user)) for _ in range(count)
+    )
+    return {"median_ms": statistics.median(samples), "p95_ms": samples[int(0.95 * (len(samples) - 1))]}
+
+
+def daemons_of(state: Path, part: str) -> list[int]:
+    """Processes of one part of a cluster."""
+    return [pid for pid, found in _parts(state).items() if found == part]
+
+
+def _parts(state: Path) -> dict[int, str]:
+    """The cluster's processes, by pid: which part they belong to."""
+    lines, parents = {}, {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             lines[int(name)] = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            stats[int(name)] = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
-    parents = {pid: int(fields[1]) for pid, fields in stats.items()}
+            parents[int(name)] = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
     roots = {pid for pid, line in lines.items() if f"{state}/" in line}
-    used = dict.fromkeys([*PARTS, "jobs"], 0.0)
-    for pid, fields in stats.items():
+    found = {}
+    for pid, parent in parents.items():
         part = next((part for part, mark in PARTS.items() if mark in lines[pid]), None)
-        if part and {pid, parents[pid]} & roots:
+        if part and {pid, parent} & roots:
+            found[pid] = part
+    return found
+
+
+def cpu_seconds(state: Path) -> dict[str, float]:
+    """CPU seconds that each part of the cluster has used; jobs: what their shepherds have reaped."""
+    used = dict.fromkeys([*PARTS, "jobs"], 0.0)
+    for pid, part in _parts(state).items():
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             own, reaped = (sum(map(int, fields[at : at + 2])) for at in (11, 13))
             used[part] += own / CLOCK_TICKS
             used["jobs" if part == "shepherds" else part] += reaped / CLOCK_TICKS

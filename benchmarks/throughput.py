@@ -3,7 +3,8 @@
 An array of ``--jobs`` elements, 1 % of which fail, on 4 agents, in turns with the peers, ``--repeat`` times; each
 element has two files, its exit status is in the database afterwards, and is counted there. "program" starts the bare
 program; "shell" a script of sh on both sides. In one further run all daemons but the shepherds are killed half way.
-``--submits``: as many single submissions of scripts, one after the other, beside Slurm.
+Slurm's array has a tenth of the elements, for it needs minutes for all of them. ``--submits``: as many single
+submissions of scripts, one after the other, beside Slurm.
 
 Peers that cannot be had are left out, and the table says so. Prints a table; ``--json FILE``, ``--svg FILE``.
 """
@@ -39,13 +40,15 @@ SHELL = "[ $((${HQ_TASK_ID:-0} % 100)) -ne 7 ]"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--slurm-jobs", type=int, help="elements of Slurm's array; a tenth of --jobs")
     parser.add_argument("--submits", type=int, default=1000)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--cores", type=int, default=4, help="slots of each agent or worker")
+    parser.add_argument("--cores", type=int, default=16, help="slots of each agent or worker")
     parser.add_argument("--peers", default="hyperqueue,slurm", help="empty: none")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
     options = parser.parse_args()
+    options.slurm_jobs = options.slurm_jobs or max(1, options.jobs // 10)
     with tempfile.TemporaryDirectory(prefix="hpcmesos-bench-") as directory:
         Path(directory).chmod(0o711)
         figures = Run(Path(directory), options).measure()
@@ -72,7 +75,7 @@ class Run:
         options = self.options
         self._start_peers(options.peers.split(","))
         try:
-            with self.bench.up(AGENTS, 0, "--cpus", str(options.cores * AGENTS)):
+            with self.bench.up(AGENTS, 0, "--cpus", str(options.cores)):
                 settings = self.bench.settings()
                 self._take_turns()
                 if options.jobs:
@@ -200,7 +203,7 @@ class Run:
 
     def _slurm_array(self) -> dict[str, float]:
         assert self.slurm
-        return {"seconds": self.slurm.array(self._empty(), self.options.jobs, SCRIPT)}
+        return {"seconds": self.slurm.array(self._empty(), self.options.slurm_jobs, SCRIPT)}
 
     def _slurm_submits(self) -> dict[str, float]:
         assert self.slurm
@@ -229,7 +232,11 @@ class Run:
 
     def _figures(self, settings: dict[str, str]) -> dict[str, Any]:
         options = self.options
-        jobs = {name: options.submits if "submits" in name else options.jobs for name in self.samples}
+        sizes = {"slurm, shell": options.slurm_jobs}
+        jobs = {
+            name: options.submits if "submits" in name else sizes.get(name, options.jobs)
+            for name in self.samples
+        }
         medians = {
             name: {key: statistics.median(one[key] for one in runs) for key in runs[0]}
             for name, runs in self.samples.items()
@@ -237,6 +244,7 @@ class Run:
         return {
             "machine": machine(),
             "jobs": options.jobs,
+            "slurm_jobs": options.slurm_jobs,
             "submits": options.submits,
             "repeat": options.repeat,
             "user": self.bench.user or "the present one",

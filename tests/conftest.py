@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.nvml.plugin"]
+pytest_plugins = ["tests.neighbours", "tests.nvml.plugin"]
 # Before whichever test imports them first, so that their assertions explain themselves.
 _KITS = ("database_kit", "api_kit", "leader_kit", "shepherd_kit", "agent_kit", "daemon_kit")
 pytest.register_assert_rewrite(*(f"tests.integration.{kit}" for kit in _KITS))
@@ -66,6 +66,7 @@ def kind_of(report: Report) -> str:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     seconds: Counter[str] = Counter()
+    of_files: Counter[str] = Counter()
     skips: Counter[tuple[str, str]] = Counter()
     for outcome, reports in terminalreporter.stats.items():
         for report in reports:
@@ -73,6 +74,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 continue
             kind = kind_of(report)
             seconds[kind] += getattr(report, "duration", 0)
+            of_files[report.nodeid.partition("::")[0]] += getattr(report, "duration", 0)
             if outcome:  # the empty one holds set-ups and tear-downs
                 counts[kind][outcome] += 1
             if outcome == "skipped":
@@ -87,6 +89,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         skipped = counts[kind]["skipped"]
         failed = counts[kind]["failed"] + counts[kind]["error"]
         write(f"{kind:<14}{passed:>8}{failed:>8}{skipped:>9}{seconds[kind]:>10.1f}")
+    for file, taken in of_files.most_common(10):
+        if taken >= 60:
+            write(f"{taken:.0f} s in {file}")
     for (kind, reason), count in sorted(skips.items()):
         write(f"skipped {count} in {kind}: {reason}")
 

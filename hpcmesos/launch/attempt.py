@@ -51,7 +51,9 @@ class Attempt:
         self.workspace = Workspace(services, spec, owner)
         self.output.spool = self.workspace.paths.directory
         self.output.limit = int(spec.get("log_limit") or 0)
-        self.steps = Steps(spec["me"])
+        self.steps = Steps(spec["me"], sum(int(member["slots"]) for member in spec["members"]))
+        self.turn = asyncio.Lock()
+        """Of its processes one at a time has us hold a large request."""
         self.proxies = proxies.Watch(
             services.config.proxy_patience, lambda: self.workspace.enclosure.pids(), self.output.note
         )
@@ -342,6 +344,9 @@ class Attempt:
         self.steps.closing = self._killed = True
         self._hurry = False
         left = await enclosure.clear(self.workspace.enclosure)
+        if self.workspace.docker:
+            await self.workspace.docker.close()
+            left = await enclosure.clear(self.workspace.enclosure)  # what was being started
         if self._mpi_since is not None:
             self._clean_up_after_mpi(self._mpi_since)
         if self.head:

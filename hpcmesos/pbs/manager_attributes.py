@@ -214,6 +214,8 @@ def resources(attributes: Mapping[str, str], name: str) -> dict[str, str]:
 
 def limit_of(text: str, letter: str, name: str) -> int | None:
     """What OpenPBS' form allows the user (letter u), group (g) or project (p): its own entry, else the generic one."""
+    if not text:
+        return None
     match = re.search(rf"\[{letter}:{re.escape(name)}=(\d+)\]", text)
     return int(match[1]) if match else _generic(text, letter)
 
@@ -222,7 +224,9 @@ def total_limit(attributes: Mapping[str, str], torque: str, openpbs: str) -> int
     """A limit for all together: Torque's own attribute, or ``[o:PBS_ALL=N]`` of OpenPBS' form."""
     if torque in attributes:
         return int(attributes[torque])
-    text = attributes.get(openpbs, "")
+    text = attributes.get(openpbs)
+    if text is None:
+        return None
     return int(text) if text.isdigit() else _generic(text, "o")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from hpcmesos.errors import UsageError
 from hpcmesos.pbs.option_table import COMMANDS, Command
@@ -37,6 +38,11 @@ def parse(command: str, argv: Sequence[str]) -> ParsedCommand:
     Raises:
         UsageError: for an option that the command does not have, and for one that lacks its argument.
     """
+    return _parse(command, tuple(argv))
+
+
+@lru_cache(maxsize=16)  # qsub reads the same words for what it needs, which variables, and the job
+def _parse(command: str, argv: tuple[str, ...]) -> ParsedCommand:
     table = COMMANDS[command]
     options: list[tuple[str, str | None]] = []
     operands: list[str] = []

@@ -11,6 +11,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import MappingProxyType
 
 from hpcmesos.errors import InvalidValue
 from hpcmesos.model import Chunk, Placement, Request
@@ -69,6 +71,12 @@ def build(resources: Mapping[str, str]) -> Resources:
     Raises:
         InvalidValue: for malformed values, fractions of GPUs, and shapes that exclude each other.
     """
+    return _build(tuple(resources.items()))
+
+
+@lru_cache(maxsize=256)  # of thousands of jobs that are submitted at once most ask for the same
+def _build(items: tuple[tuple[str, str], ...]) -> Resources:
+    resources = dict(items)
     _refuse_other_gpus(resources)
     chunks, placement = _shape(resources)
     chunks = _spread_gpus(chunks, resources)
@@ -81,7 +89,7 @@ def build(resources: Mapping[str, str]) -> Resources:
                 f"signal={warning}: a walltime of {format_duration(walltime)} is too short for it"
             )
     request = Request(chunks, placement, walltime)
-    return Resources(request, _display(resources, request), "wd" in resources)
+    return Resources(request, MappingProxyType(_display(resources, request)), "wd" in resources)
 
 
 def _refuse_other_gpus(values: Mapping[str, str], whole: str = "") -> None:

@@ -31,6 +31,7 @@ from hpcmesos.pbs.values import (
     parse_boolean,
     parse_depend,
     parse_execution_time,
+    parse_mail_users,
     parse_priority,
     parse_umask,
     parse_variables,
@@ -242,7 +243,9 @@ class _Merged:
         self.context = context
         self.rest = rest
         self.operands = sources[-1].operands
+        self._given = {name: value for source in sources for name, value in source.options}
         self.attributes = self._attributes()
+        self.interactive = need.interactive or any(_is_interactive(source) for source in sources)
 
     def submission(self, submit_args: str) -> Submission:
         queue = (self.last("q") or "").partition("@")[0] or None
@@ -274,10 +277,10 @@ class _Merged:
             workdir=self._workdir(asked.submit_directory),
             block=self._flag("block"),
             argv=self._program(),
-            script_args=_arguments(self.raw("F") or "", "-F"),
+            script_args=_arguments(self.raw("F"), "-F"),
             account=self.last("A"),
             mail_points=self._choice("m", "a"),
-            mail_users=split_list(self.last("M") or ""),
+            mail_users=parse_mail_users(self.last("M") or ""),
             project=self.last("P"),
             group_list=split_list(self.attributes.get("group_list", "")),
             checkpoint=self.last("c") or "u",
@@ -316,12 +319,8 @@ class _Merged:
         limit = self.attributes.get("max_run_subjobs")
         return spec if limit is None else parse_array(f"{replace(spec, limit=None)}%{limit}")
 
-    @property
-    def interactive(self) -> bool:
-        return self.need.interactive or any(_is_interactive(source) for source in self.sources)
-
     def has(self, name: str) -> bool:
-        return any(source.has(name) for source in self.sources)
+        return name in self._given
 
     def last(self, name: str) -> str | None:
         value = self.raw(name)
@@ -329,7 +328,7 @@ class _Merged:
 
     def raw(self, name: str) -> str | None:
         """As ``last``, with the quotes that are part of a command line."""
-        return next((source.last(name) for source in reversed(self.sources) if source.has(name)), None)
+        return self._given.get(name)
 
     def _lists(self, name: str) -> Iterable[str]:
         """All values of ``name``: the command line's, then the directives', then the server's; each in order."""
@@ -493,7 +492,9 @@ def _is_interactive(command: ParsedCommand) -> bool:
     return any(parse_boolean("interactive", value) for value in values if value is not None)
 
 
-def _arguments(text: str, option: str) -> tuple[str, ...]:
+def _arguments(text: str | None, option: str) -> tuple[str, ...]:
+    if not text:
+        return ()
     try:
         return tuple(shlex.split(text))
     except ValueError as error:

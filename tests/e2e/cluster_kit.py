@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pwd
@@ -58,6 +59,8 @@ class LiveCluster:
             (self.state / "site.toml").write_text("".join(lines))
         self.size = ["--agents", str(agents), "--gpus", str(gpus), *extra]
         self.user = USERS[0] if os.getuid() == 0 else None  # who submits unless a test names another
+        self._places = itertools.count(1)
+        self.new_work()
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -164,10 +167,14 @@ class LiveCluster:
         )
         return text
 
+    def new_work(self) -> None:
+        """From now on users submit from new directories: nobody finds the files of those before him."""
+        self._work = self.root / "work" / str(next(self._places))
+
     def work(self, user: str | None = None) -> Path:
         """The directory from which a user submits; "" is the one who runs the tests."""
         user = self.user if user is None else user
-        path = self.root / "work" / (user or "self")
+        path = self._work / (user or "self")
         if not path.exists():
             path.mkdir(parents=True)
             if user:

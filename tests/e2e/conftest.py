@@ -18,12 +18,29 @@ from tests.integration.invariants import check_invariants
 
 def check_clean(cluster: LiveCluster) -> None:
     """The invariants hold over the whole database and no process of an attempt is left."""
-    wait_until(
-        lambda: not cluster.job_processes(), f"no process of an attempt: {cluster.job_processes()}", 15
-    )
-    wait_until(lambda: not check_invariants(cluster.database_url), "invariants", 15)
-    violations = check_invariants(cluster.database_url)
-    assert not violations, violations
+    _soon_none(cluster.job_processes, "processes of attempts")
+    _soon_none(lambda: check_invariants(cluster.database_url), "violations")
+
+
+def _soon_none(look: Callable[[], list[str]], what: str) -> None:
+    """Fails with those that were seen last."""
+    last: list[str] = []
+
+    def gone() -> bool:
+        last[:] = look()
+        return not last
+
+    with contextlib.suppress(AssertionError):
+        wait_until(gone, what, 15)
+    assert not last, f"{what}: {last}"
+
+
+def end_jobs(cluster: LiveCluster) -> None:
+    """What a test left must not meet the next one."""
+    with cluster.client() as client:
+        left = client.jobs()
+    if left:
+        cluster.run("qdel", "-W", "0", "all", user="")
 
 
 @pytest.fixture(scope="session")
@@ -34,11 +51,10 @@ def shared_cluster() -> Iterator[LiveCluster]:
 
 @pytest.fixture
 def cluster(shared_cluster: LiveCluster) -> Iterator[LiveCluster]:
-    """4 agents with 4 simulated GPUs each; left as it was found."""
+    """4 agents with 4 simulated GPUs each; left as it was found, and users start in empty directories."""
+    shared_cluster.new_work()
     yield shared_cluster
-    shared_cluster.run(
-        "qdel", "-W", "0", "all", user=""
-    )  # what a failed test left must not fail the next one
+    end_jobs(shared_cluster)
     check_clean(shared_cluster)
 
 
@@ -94,7 +110,7 @@ def namespaces(shared_namespaces: NamespaceCluster) -> Iterator[NamespaceCluster
     """Left as it was found: every link mended, every node up, no job, nothing of one on any node."""
     yield shared_namespaces
     shared_namespaces.hosts.mend()
-    shared_namespaces.run("qdel", "-W", "0", "all", user="")
+    end_jobs(shared_namespaces)
     wait_until(lambda: shared_namespaces.up_nodes() == set(shared_namespaces.nodes), "all nodes up", 30)
     check_clean(shared_namespaces)
     shared_namespaces.check_nothing_left()

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -448,17 +449,21 @@ def debian(
     if found:
         place.mkdir(parents=True, exist_ok=True)
         for plain, path in real.items():
-            if not (place / plain).is_symlink():
-                (place / plain).symlink_to(path)
+            _link(place / plain, path)
     if found and proxy == "hydra_pmi_proxy":  # mpi4py knows the library by another name than Debian
         (place.parent / "lib").mkdir(exist_ok=True)
-        if not (link := place.parent / "lib" / "libmpi.so.12").is_symlink():
-            link.symlink_to(_LIBRARIES / library)
-        environ["LD_LIBRARY_PATH"] = str(link.parent)
-        environ["LD_PRELOAD"] = str(_undisconnected(link.parent))
+        _link(place.parent / "lib" / "libmpi.so.12", _LIBRARIES / library)
+        environ["LD_LIBRARY_PATH"] = str(place.parent / "lib")
+        environ["LD_PRELOAD"] = str(_undisconnected(place.parent / "lib"))
     environ["MPI4PY_LIBMPI"] = str(_LIBRARIES / library)
     missing = "" if found else f"no {name} of Debian"
     return Stack(name, place, version, environ=environ, proxy=proxy, missing=missing)
+
+
+def _link(path: Path, target: Path) -> None:
+    """Two test processes may be at it at once."""
+    with suppress(FileExistsError):
+        path.symlink_to(target)
 
 
 def _undisconnected(directory: Path) -> Path:
@@ -469,9 +474,10 @@ def _undisconnected(directory: Path) -> Path:
     library = directory / "undisconnected.so"
     if not library.exists() and (compiler := shutil.which("gcc")):
         source = "void *ucp_disconnect_nb(void *endpoint) { (void)endpoint; return (void *)0; }\n"
-        command = [compiler, "-shared", "-fPIC", "-x", "c", "-o", library.with_suffix(".new"), "-"]
+        draft = library.with_suffix(f".{os.getpid()}")
+        command = [compiler, "-shared", "-fPIC", "-x", "c", "-o", draft, "-"]
         subprocess.run(command, input=source, text=True, check=True)
-        library.with_suffix(".new").rename(library)
+        draft.rename(library)
     return library
 
 

@@ -93,8 +93,7 @@ def qstat_ms(cluster: LiveCluster, seq: str) -> tuple[float, str]:
     return round(statistics.median(taken), 1), "ms"
 
 
-def test_block_waits_for_all_elements(make_cluster: Callable[..., LiveCluster]) -> None:
-    cluster = make_cluster(agents=1, gpus=1)
+def test_block_waits_for_all_elements(cluster: LiveCluster) -> None:
     for script, code in (("exit 0", 0), ("exit $((PBS_ARRAY_INDEX == 2))", 1)):
         words = ["qsub", "-W", "block=true", "-J", "1-3", "-S", "/bin/sh"]
         done = cluster.run(*words, stdin=f"#!/bin/sh\n{script}\n")
@@ -102,8 +101,7 @@ def test_block_waits_for_all_elements(make_cluster: Callable[..., LiveCluster]) 
         assert done.stdout.endswith("[].hpcm\n")
 
 
-def test_files_of_elements_in_both_families(make_cluster: Callable[..., LiveCluster]) -> None:
-    cluster = make_cluster(agents=1, gpus=1)
+def test_files_of_elements_in_both_families(cluster: LiveCluster) -> None:
     script = "#!/bin/sh\necho $PBS_JOBID $PBS_JOBNAME $PBS_ARRAYID $PBS_ARRAY_INDEX $PBS_ARRAY_ID\n"
     torque = cluster.qsub(script, "-t", "3", "-S", "/bin/sh", "-N", "t", "-j", "oe")
     named = cluster.qsub(script, "-t", "3", "-S", "/bin/sh", "-o", "to", "-j", "oe")

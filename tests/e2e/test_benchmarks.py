@@ -12,6 +12,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = {
     "throughput": ["--jobs", "100", "--submits", "3", "--repeat", "1", "--peers", "", "--svg", "picture.svg"],
+    "latencies": ["--known", "50", "--repeat", "1", "--idle", "1"],
     "answering": ["--jobs", "50", "--repeat", "1", "--stranger", "1"],
     "many_agents": ["--agents", "20", "--rate", "10", "--seconds", "2"],
 }
@@ -28,3 +29,19 @@ def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
     if name == "throughput":
         assert figures["postgresql"]["fsync"] == figures["postgresql"]["synchronous_commit"] == "on"
         assert (tmp_path / "picture.svg").read_text().startswith("<svg")
+
+
+def test_the_table_of_budgets_says_what_was_not_measured(tmp_path: Path) -> None:
+    (tmp_path / "schedule.json").write_text('[{"total_s": 2.0}]')
+    (tmp_path / "takeover.json").write_text('{"median_s": 0.5, "max_s": 1.0}')
+    words = [sys.executable, str(BENCHMARKS / "budgets.py"), "--directory", str(tmp_path), "--only", ""]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {row["what"]: row for row in json.loads((tmp_path / "budgets.json").read_text())}
+    decision, killed = (
+        rows[f"{name} s"]
+        for name in ("one decision, 100,000 on 10,000 nodes,", "leader killed: next job, longest")
+    )
+    assert (decision["value"], decision["kept"], killed["kept"]) == (2.0, False, True)
+    assert rows["qsub, ms"] == {"what": "qsub, ms", "value": None, "budget": "<= 20", "kept": None}
+    assert "qsub, ms" in done.stdout and "not measured" in done.stdout

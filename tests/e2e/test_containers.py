@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e import docker_kit, registry_kit
 from tests.e2e.cluster_kit import USERS, LiveCluster, wait_until
-from tests.e2e.conftest import check_clean, running
+from tests.e2e.conftest import check_clean, end_jobs, running
 from tests.e2e.docker_kit import IMAGE, Engine
 from tests.integration import shepherd_kit
 
@@ -53,7 +53,7 @@ def contained(engine: Engine, users_of_tests: None) -> Iterator[LiveCluster]:
 @pytest.fixture
 def cluster(contained: LiveCluster, engine: Engine) -> Iterator[LiveCluster]:
     yield contained
-    contained.run("qdel", "-W", "0", "all", user="")
+    end_jobs(contained)
     check_clean(contained)
     wait_until(lambda: not engine.containers(), "no container is left", 60)
 

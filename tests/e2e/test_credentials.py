@@ -61,8 +61,6 @@ def refused(remote: Remote, token: str) -> bool:
 def test_no_job_is_lost_while_tokens_are_replaced(
     cluster: LiveCluster, users: tuple[str, str], stack: ExitStack
 ) -> None:
-    for user in users:
-        (cluster.work(user) / "credentials-ran").unlink(missing_ok=True)
     ann, bob = (Remote(cluster, user) for user in users)
     gate = cluster.work(ann.user) / "gate"
     long = cluster.qsub(f"#!/bin/sh\nuntil [ -e {gate} ]; do sleep 0.1; done\nexit 3\n", user=ann.user)

@@ -50,7 +50,6 @@ def stopped(*pids: int) -> Iterator[None]:
 
 
 def test_a_node_is_drained_and_put_back(cluster: LiveCluster) -> None:
-    (cluster.work() / "drain.go").unlink(missing_ok=True)
     job = cluster.qsub(looping(cluster, "drain"), "-l", "nodes=node2")
     cluster.wait_state(job, "R")
     refused = cluster.run("pbsnodes", "-o", "node2")

@@ -46,7 +46,6 @@ def test_output_is_its_owners_with_the_umask_asked_for(
 def test_files_are_staged_in_and_out_as_the_owner(cluster: LiveCluster) -> None:
     work = cluster.work()
     (work / "data.in").write_text("42\n")
-    (work / "stage.txt").unlink(missing_ok=True)
     host = os.uname().nodename
     name = f"staged.{os.getpid()}"
     job = cluster.qsub(

@@ -74,7 +74,6 @@ def farhost(cluster: LiveCluster) -> Iterator[str]:
 def test_files_come_and_go_by_scp(cluster: LiveCluster, farhost: str) -> None:
     work, home = cluster.work(), Path(pwd.getpwnam(cluster.user or "").pw_dir)
     (work / "far.in").write_text("42\n")
-    (work / "far.out").unlink(missing_ok=True)
     name = f"scp.{os.getpid()}"
     job = cluster.qsub(
         f"#!/bin/sh\nsed s/4/5/ {name}.in >{name}.out\n",

@@ -65,6 +65,9 @@ QUEUES = {
     "nowhere": {"queue_type": "Route", "route_destinations": "away,bob"},
     "later": {"queue_type": "Route", "route_destinations": "bob,closed"},
     "circle": {"queue_type": "Route", "route_destinations": "circle"},
+    "two": {"max_user_queuable": "2"},
+    "three": {"max_queued": "[o:PBS_ALL=3]"},
+    "spill": {"queue_type": "Route", "route_destinations": "two,three"},
     "norerun": {"disallowed_types": "nonrerunable"},
 }
 
@@ -122,6 +125,24 @@ def test_a_user_has_so_many_jobs_in_a_queue_and_no_more(api: Api, queue: str) ->
     with pytest.raises(TooManyJobs) as caught:
         submit(api, "-q", queue)
     assert f"1 jobs of at most 1 in queue {queue}" in str(caught.value)
+
+
+def test_the_jobs_of_one_call_count_one_another(api: Api) -> None:
+    def jobs(queue: str, count: int) -> list[list[str]]:
+        return [["-q", queue, "-l", f"ncpus={1 + place % 2}", "--", "prog"] for place in range(count)]
+
+    before = api.counts()
+    with api.client() as client:
+        with pytest.raises(TooManyJobs, match=r"^job 2: .*2 jobs of at most 2 in queue two"):
+            client.submit_many(jobs("two", 3))
+        assert api.counts() == before
+        taken = client.submit_many(jobs("spill", 4))
+        seqs = [int(job.partition(".")[0]) for job in taken]
+        assert [api.store.job(seq).queue for seq in seqs] == ["two", "two", "three", "three"]
+        after = api.counts()
+        with pytest.raises(TooManyJobs):
+            client.submit_many(jobs("three", 2))
+        assert api.counts() == after
 
 
 @pytest.mark.parametrize("queue", ["onegroup", "group-or-user", "grouprun", "groupgpus", "group"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,6 +17,7 @@ from hpcmesos.master.services.hosts import Whereabouts
 from hpcmesos.master.services.site import Site
 from hpcmesos.pbs.manager_attributes import limit_of, members, resources, total_limit
 from hpcmesos.pbs.resources import SHAPES
+from hpcmesos.queue.reads import Reads
 from hpcmesos.queue.records import JobRecord, QueueRecord
 from hpcmesos.units import parse_duration, parse_size
 
@@ -40,7 +42,6 @@ class Applicant:
     array: bool = False
     rerunable: bool = True
     lets_idle: bool = False  # -W gpu_idle=allowed
-    jobs: int = 1  # how many come in
     project: str = ""
     group: str = ""  # that they are accounted to; empty: not known
     new: bool = True  # False: they are in another queue until now
@@ -104,36 +105,65 @@ def default_resources(site: Site, name: str, asked: Mapping[str, str]) -> dict[s
     return {key: value for key, value in found.items() if key not in asked and key != "nodect"}
 
 
-def admit(site: Site, name: str, applicant: Applicant, *, operator: bool = False) -> QueueRecord:
+class Tally:
+    """How many jobs are not over, those among them that come in by the same request and are not stored yet."""
+
+    def __init__(self, store: Reads) -> None:
+        self._store = store
+        self._stored: dict[tuple[tuple[str, str], ...], int] = {}
+        self._coming: Counter[tuple[str, str, str, str]] = Counter()
+
+    def add(self, queue: str, applicant: Applicant) -> None:
+        """One comes in."""
+        self._coming[queue, applicant.user, applicant.group, applicant.project] += 1
+
+    def count(self, **of: str) -> int:
+        """``of``: values of ``queue``, ``owner``, ``egroup``, ``project`` that they have."""
+        key = tuple(of.items())
+        if key not in self._stored:
+            self._stored[key] = self._store.live_count(**of)
+        names = ("queue", "owner", "egroup", "project")
+        wanted = [(names.index(name), value) for name, value in key]
+        coming = (
+            number
+            for one, number in self._coming.items()
+            if all(one[place] == value for place, value in wanted)
+        )
+        return self._stored[key] + sum(coming)
+
+
+def admit(
+    site: Site, name: str, applicant: Applicant, *, operator: bool = False, tally: Tally | None = None
+) -> QueueRecord:
     """The queue that takes the job: ``name``, or behind a route queue its first destination that would.
 
     The route queue itself, where the job waits, when it is stopped or one that is disabled or full may take it later.
 
-    ``operator``: one moves the job; then only the queue has to exist.
+    ``operator``: one moves the job; then only the queue has to exist. ``tally``: counts the jobs of a request.
 
     Raises:
         UnknownQueue, QueueDisabled, QueueDenied, QueueLimit, TooManyJobs: why it does not.
     """
-    return _admit(site, name, applicant, operator=operator, hops=0)
-
-
-def _admit(site: Site, name: str, applicant: Applicant, *, operator: bool, hops: int) -> QueueRecord:
     queue = find_queue(site, name)
     if operator and not routes(queue):
         return queue
+    return _admit(site, queue, applicant, tally or Tally(site.store), hops=0)
+
+
+def _admit(site: Site, queue: QueueRecord, applicant: Applicant, tally: Tally, hops: int) -> QueueRecord:
     if not queue.enabled:
-        raise QueueDisabled(f"Queue '{name}' is not enabled")
+        raise QueueDisabled(f"Queue '{queue.name}' is not enabled")
     if hops == 0 and queue.attributes.get("from_route_only") == "True":
-        raise QueueDenied(f"queue {name} takes jobs from route queues only")
+        raise QueueDenied(f"queue {queue.name} takes jobs from route queues only")
     check_group_list(site, queue, applicant.user, applicant.groups)
-    _check_access(f"queue {name}", queue.attributes, applicant)
+    _check_access(f"queue {queue.name}", queue.attributes, applicant)
     _check_access("the server", site.server.recent(), applicant)
     if routes(queue):
-        return _route(site, queue, applicant, hops)
+        return _route(site, queue, applicant, tally, hops)
     _check_types(queue, applicant)
     _check_idle(site, queue, applicant)
     check_limits(site, queue, applicant.resources)
-    _check_numbers(site, queue, applicant)
+    check_numbers(site, queue, applicant, tally)
     return queue
 
 
@@ -142,7 +172,7 @@ def routes(queue: QueueRecord) -> bool:
     return queue.attributes.get("queue_type") == "Route"
 
 
-def _route(site: Site, queue: QueueRecord, applicant: Applicant, hops: int) -> QueueRecord:
+def _route(site: Site, queue: QueueRecord, applicant: Applicant, tally: Tally, hops: int) -> QueueRecord:
     if hops >= _MOST_HOPS:
         raise QueueDenied(f"queue {queue.name} routes in a circle")
     if not queue.started and hops == 0:
@@ -151,7 +181,8 @@ def _route(site: Site, queue: QueueRecord, applicant: Applicant, hops: int) -> Q
     for_now = False
     for destination in members(queue.attributes.get("route_destinations", "")):
         try:
-            return _admit(site, destination.partition("@")[0], applicant, operator=False, hops=hops + 1)
+            found = find_queue(site, destination.partition("@")[0])
+            return _admit(site, found, applicant, tally, hops=hops + 1)
         except (UnknownQueue, QueueDisabled, QueueDenied, QueueLimit, TooManyJobs) as error:
             refusals.append(f"{destination}: {error}")
             for_now = for_now or isinstance(error, QueueDisabled | TooManyJobs)
@@ -322,14 +353,15 @@ def groups_of(user: str) -> list[str]:
     return found
 
 
-def _check_numbers(site: Site, queue: QueueRecord, applicant: Applicant) -> None:
-    _check_number(site, "queue", queue.name, queue.attributes, applicant)
+def check_numbers(site: Site, queue: QueueRecord, applicant: Applicant, tally: Tally) -> None:
+    """Raises TooManyJobs when the queue, or the server, has as many jobs as it may: of all, of one user and so on."""
+    _check_number(tally, "queue", queue.name, queue.attributes, applicant)
     if applicant.new:
-        _check_number(site, "server", "", site.server.recent(), applicant)
+        _check_number(tally, "server", "", site.server.recent(), applicant)
 
 
 def _check_number(
-    site: Site, what: str, name: str, attributes: Mapping[str, str], applicant: Applicant
+    tally: Tally, what: str, name: str, attributes: Mapping[str, str], applicant: Applicant
 ) -> None:
     """How many jobs that are not over a queue or the server may have: in all, of a user, of a group, of a project."""
     user, group, project = applicant.user, applicant.group, applicant.project
@@ -360,7 +392,7 @@ def _check_number(
     for most, of, text in limits:
         if most is None:
             continue
-        there = site.store.live_count(**of, **({"queue": name} if name else {}))
-        if there + applicant.jobs > most:
+        there = tally.count(**of, **({"queue": name} if name else {}))
+        if there >= most:
             where = f"{what} {name}" if name else "the server"
             raise TooManyJobs(f"{text} MSG={there} jobs of at most {most} in {where}")

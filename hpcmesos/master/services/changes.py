@@ -25,6 +25,7 @@ from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.cycle import job_view
 from hpcmesos.master.services import output_paths, wishes
+from hpcmesos.master.services.acceptance import check_ever, check_fits
 from hpcmesos.master.services.admission import (
     admit,
     applicant_of,
@@ -38,7 +39,7 @@ from hpcmesos.master.services.lookup import find_own, full_id, id_of
 from hpcmesos.master.services.outputs import gateways_of
 from hpcmesos.master.services.replies import Refusals, information
 from hpcmesos.master.services.site import Site, client_zone
-from hpcmesos.master.services.submit import check_ever, check_fits, dependencies, resolved
+from hpcmesos.master.services.submit import dependencies, resolved
 from hpcmesos.model import JobState, Request
 from hpcmesos.pbs.alteration import Alteration, altered, parse_qalter
 from hpcmesos.pbs.options import ParsedCommand, parse

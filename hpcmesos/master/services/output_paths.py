@@ -7,19 +7,20 @@ renders them when it builds the spec of an attempt; status commands render them 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from hpcmesos.model import JobId
 from hpcmesos.pbs.paths import PathTemplate
 
+_FIELDS = tuple(field.name for field in fields(PathTemplate))
 STREAMS = {"stdout": "stdout_template", "stderr": "stderr_template"}
 
 
 def stored(template: PathTemplate) -> dict[str, Any]:
     """The JSON form of a template."""
-    return asdict(template)
+    return {name: getattr(template, name) for name in _FIELDS}
 
 
 def in_sight(template: PathTemplate, shared_paths: Sequence[str]) -> bool:

@@ -20,30 +20,25 @@ import msgspec
 
 from hpcmesos.api_schema import CommandReply, CommandRequest, Need, Submission, SubmitReply, SubmitRequest
 from hpcmesos.errors import (
-    ArrayTooLarge,
     BadDependency,
     HpcmesosError,
     InvalidScript,
     InvalidValue,
-    NeverFits,
-    QueueLimit,
     Unauthorized,
     UnknownJob,
     UsageError,
 )
-from hpcmesos.gang.snapshot import JobView
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
-from hpcmesos.master.limits import why_never
 from hpcmesos.master.objects import fenced
 from hpcmesos.master.services import output_paths, secrets, why
-from hpcmesos.master.services.admission import Applicant, admit, default_resources, execution_group
-from hpcmesos.master.services.hosts import peer_of
+from hpcmesos.master.services.acceptance import Acceptance
+from hpcmesos.master.services.admission import default_resources
 from hpcmesos.master.services.lookup import find_own
 from hpcmesos.master.services.outputs import gateways_of
 from hpcmesos.master.services.replies import information
 from hpcmesos.master.services.site import Site, client_zone
-from hpcmesos.model import JobId, JobState, Request
+from hpcmesos.model import JobId, JobState
 from hpcmesos.pbs import submission as pbs
 from hpcmesos.pbs.echo import understood
 from hpcmesos.pbs.paths import PathTemplate
@@ -55,6 +50,10 @@ ALWAYS_SENT = frozenset({"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG
 """Variables that clients send unasked where they are set."""
 
 _ASKED_BEFORE = 4096
+_PIECE = 64 * 1024
+"""Bytes of script, environment and words by which a job counts as one more."""
+MOST_KEPT = 2 * 1024 * 1024
+"""Bytes of environment and words of a job, as JSON: no more can be handed to a program (execve(2))."""
 _NUMBERED = re.compile(r"(\d+\[\](?:\.[^\[\]]+)?)\[(\d{1,9})\]", re.ASCII)
 
 
@@ -88,12 +87,13 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         return _ask_for_terminal(caller, request)
     if built.interactive:
         script = None  # only its directives count (Torque)
-    new = _new_job(site, caller, request, built, script)
+    acceptance = Acceptance(site, caller, Personality(request.personality))
+    new = _new_job(site, caller, request, built, script, acceptance)
     if built.dry_run:
         start = why.dry_run(site, new, client_zone(request.environ.get("TZ")))
         return CommandReply(stdout=understood(built, new.queue) + f"start = {start}")
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
-    site.rates.take(caller.user, 1)
+    site.rates.take(caller.user, _weight(new))
     seq = site.store.submit(new, request.key, digest).seq
     site.notifier.poke()
     job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
@@ -120,17 +120,17 @@ def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
         Rejection: a leaf of it, with the place of the job that is at fault, from 0; nothing was stored.
     """
     auth.check_may_submit(caller, site.settings)
-    context = _context(site, caller, request)
+    desk = _Desk(site, caller, request)
     news, built_jobs = [], []
     for place, job in enumerate(request.jobs):
         try:
-            new, built = _one_of_many(site, caller, request, job, context)
+            new, built = desk.take(job)
         except HpcmesosError as error:
             raise type(error)(f"job {place}: {error}") from error
         news.append(new)
         built_jobs.append(built)
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
-    site.rates.take(caller.user, len(news))
+    site.rates.take(caller.user, sum(map(_weight, news)))
     done = site.store.submit_many(news, request.key, digest)
     site.notifier.poke()
     arrays = (built.array is not None for built in built_jobs)
@@ -140,26 +140,41 @@ def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
     )
 
 
+def _weight(new: NewJob) -> int:
+    """As how many it counts of those that a user may submit in a time: one that has us keep much as several."""
+    return 1 + (len(new.script or b"") + len(msgspec.json.encode(new.submission))) // _PIECE
+
+
 def template(site: Site, caller: Caller, request: SubmitRequest) -> NewJob:
     """The single job of the request, checked as if it were submitted now. Raises a Rejection."""
     auth.check_may_submit(caller, site.settings)
-    return _one_of_many(site, caller, request, request.jobs[0], _context(site, caller, request))[0]
+    return _Desk(site, caller, request).take(request.jobs[0])[0]
 
 
-def _one_of_many(
-    site: Site, caller: Caller, request: SubmitRequest, job: Submission, context: pbs.SubmitContext
-) -> tuple[NewJob, pbs.Submission]:
-    asked = pbs.needs(job.argv)
-    if asked.information is not None or asked.interactive:
-        raise UsageError("a job among many can neither be interactive nor ask for information")
-    if asked.script is not None and job.script is None:
-        raise UsageError("it has neither a script nor a program behind --")
-    script = job.script if asked.script is not None else None
-    text = None if script is None else pbs.check_script(script)
-    built = pbs.build_submission(job.argv, text, context)
-    if built.block or built.dry_run:
-        raise UsageError("a job among many can neither block nor be a dry run")
-    return _new_job(site, caller, request, built, script), built
+class _Desk:
+    """Takes the jobs of one request, one after the other."""
+
+    def __init__(self, site: Site, caller: Caller, request: SubmitRequest) -> None:
+        self._site = site
+        self._caller = caller
+        self._request = request
+        self._context = _context(site, caller, request)
+        self._acceptance = Acceptance(site, caller, Personality(request.personality))
+
+    def take(self, job: Submission) -> tuple[NewJob, pbs.Submission]:
+        """The job as it is stored, and as it was asked for. Raises a Rejection."""
+        asked = pbs.needs(job.argv)
+        if asked.information is not None or asked.interactive:
+            raise UsageError("a job among many can neither be interactive nor ask for information")
+        if asked.script is not None and job.script is None:
+            raise UsageError("it has neither a script nor a program behind --")
+        script = job.script if asked.script is not None else None
+        text = None if script is None else pbs.check_script(script)
+        built = pbs.build_submission(job.argv, text, self._context)
+        if built.block or built.dry_run:
+            raise UsageError("a job among many can neither block nor be a dry run")
+        new = _new_job(self._site, self._caller, self._request, built, script, self._acceptance)
+        return new, built
 
 
 def _holds(request: CommandRequest, operand: str) -> bool:
@@ -238,27 +253,10 @@ def _new_job(
     request: CommandRequest | SubmitRequest,
     built: pbs.Submission,
     script: bytes | None,
+    acceptance: Acceptance,
 ) -> NewJob:
-    _check_array(site, built, Personality(request.personality))
-    project, group = built.project or caller.project, execution_group(caller.user, built.group_list)
-    applicant = Applicant(
-        user=caller.user,
-        peer=peer_of(caller),
-        resources=built.resource_list,
-        groups=built.group_list,
-        interactive=built.interactive,
-        array=built.array is not None,
-        rerunable=built.rerunable,
-        lets_idle=built.gpu_idle == "allowed",
-        project=project,
-        group=group,
-    )
-    queue = admit(site, built.queue or site.default_queue, applicant)
-    check_fits(site, built.request)
-    asked = JobView(
-        JobId(0, ""), built.request, 0, 0.0, queue.name, user=caller.user, project=project, group=group
-    )
-    check_ever(site, asked)
+    accepted = acceptance.accept(built)
+    queue, applicant = accepted.queue, accepted.applicant
     secrets.check(site, caller.user, built.secrets)
     parents = dependencies(site, built.dependencies)
     holds = ("u" if built.hold else "") + ("d" if parents else "")
@@ -269,9 +267,11 @@ def _new_job(
         _stored(site, request, built)
         | ({"before": before} if before else {})
         | ({"via": caller.via} if caller.via else {})
-        | {"peer": peer_of(caller)}
+        | {"peer": applicant.peer}
     )
     _check_storable([built.name, request.host, request.key or "", stored])
+    if (size := len(msgspec.json.encode(stored))) > MOST_KEPT:
+        raise InvalidValue(f"environment and words of the job have {size} bytes; at most {MOST_KEPT}")
     return NewJob(
         name=built.name,
         owner=caller.user,
@@ -285,45 +285,12 @@ def _new_job(
         rerunable=built.rerunable,
         dependencies=parents,
         submit_host=request.host,
-        project=project,
-        egroup=group,
+        project=applicant.project,
+        egroup=applicant.group,
         submission=stored,
         script=script,
         array_spec=built.array,
     )
-
-
-def _check_array(site: Site, built: pbs.Submission, personality: Personality) -> None:
-    """What a family refuses of arrays, and the site's limit."""
-    if built.array is None:
-        return
-    given = site.server.recent()
-    most = min(site.settings.max_array_size, int(given.get("max_job_array_size", 2**31)))
-    if built.array.size > most:
-        raise ArrayTooLarge(
-            f"Array job exceeds server or queue size limit: {built.array.size} elements, at most {most}"
-        )
-    if (slots := int(given.get("max_slot_limit", 2**31))) < (built.array.limit or built.array.size):
-        raise QueueLimit(f"Requested slot limit is too large, limit is {slots}")
-    if personality is Personality.PBSPRO and built.array.size < 2:
-        raise UsageError("illegal -J value: an array has at least two elements")
-    if personality is Personality.PBSPRO and not built.rerunable:
-        raise UsageError("cannot submit non-rerunable Array Job")
-
-
-def check_ever(site: Site, job: JobView) -> None:
-    """Raises QueueLimit for a job that a limit would keep waiting for ever."""
-    if reason := why_never(job, site.queues.recent(), site.server.recent()):
-        raise QueueLimit(f"Job violates queue and/or server resource limits: {reason.text}")
-
-
-def check_fits(site: Site, request: Request) -> None:
-    """Raises NeverFits; what was known a moment ago may accept a job, only a fresh look may refuse it."""
-    known = site.nodes.recent()
-    if known.nodes and known.why_never(request) is None:
-        return
-    if reason := site.nodes.fresh().why_never(request):
-        raise NeverFits(f"Job exceeds what the cluster could ever give: {reason.text}")
 
 
 def dependencies(site: Site, terms: tuple[pbs.Dependency, ...]) -> tuple[Dependency, ...]:
@@ -453,6 +420,11 @@ def resolved(site: Site, template: PathTemplate) -> PathTemplate:
 
 def _check_storable(value: Any) -> None:
     """Raises InvalidValue for text that PostgreSQL cannot hold: NUL, and bytes that are no UTF-8."""
+    try:
+        if b"\\u0000" not in msgspec.json.encode(value):
+            return
+    except UnicodeEncodeError:
+        pass
     for text in _texts(value):
         if "\0" in text or not _is_unicode(text):
             raise InvalidValue(f"'{ascii(text)[1:41]}' holds a NUL byte or bytes that are not UTF-8")
