@@ -12,11 +12,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpcmesos.launch import display, enclosure, ending, files, prelude, proxies, script
 from hpcmesos.launch.births import Birth
 from hpcmesos.launch.ending import Ending
+from hpcmesos.launch.members import Gang
 from hpcmesos.launch.order import NODE_LOST, Order
 from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
@@ -28,9 +29,6 @@ from hpcmesos.launch.steps import Steps, checked
 from hpcmesos.launch.terminal import Terminal
 from hpcmesos.launch.walltime import Walltime
 from hpcmesos.launch.workspace import Workspace
-
-if TYPE_CHECKING:
-    from hpcmesos.launch.gangs import Gang
 
 _TRIM = 1.0
 """Seconds between two looks at how much a script has written."""
@@ -121,7 +119,7 @@ class Attempt:
         says what is."""
         if self.phase == "ready" and self.head:
             self.phase = "running"
-            self.services.work(self._play()) if prelude.wanted(self) else self._begin()
+            self.services.work(self._play()) if self._has_prelude() else self._begin()
         elif self._started:
             self.services.emit(self._started)
 
@@ -130,9 +128,18 @@ class Attempt:
         results = await self.scripts.prologue() if self.phase == "ready" else []
         return (results[-1].code, str(results[-1])) if results else (0, "")
 
+    def _has_prelude(self) -> bool:
+        return self.gang is not None or prelude.wanted(self.workspace, self.scripts)
+
     async def _play(self) -> None:
         try:
-            played = await prelude.run(self)
+            played = await prelude.run(
+                self.workspace,
+                self.scripts,
+                self.gang,
+                running=lambda: self.phase == "running",
+                interactive=self.terminal is not None,
+            )
             if isinstance(played, Order):
                 self.end(played)
                 return
