@@ -20,6 +20,7 @@ import pytest
 
 from hpcmesos.launch import docker_pins, docker_sockets
 from hpcmesos.launch.container_marks import OWN, STATE
+from hpcmesos.launch.limits import remove_group
 from hpcmesos.launch.owners import Owner
 from tests.e2e.cluster_kit import wait_until
 from tests.e2e.docker_kit import IMAGE, Engine
@@ -28,6 +29,7 @@ from tests.security.cases import Switch, Told, Try
 OWNER, STRANGER = "nobody", "daemon"
 OTHERS = "hpcmesos-others:1"
 GPU, FOREIGN_GPU = "GPU-mine", "GPU-another"
+CGROUP = f"hpcmesos-attacks-{os.getpid()}"
 _UNGUARDED = str(Path(__file__).with_name("unguarded_docker.py"))
 _settings: dict[str, Any] = {"code": "", "mode": None}
 
@@ -59,9 +61,15 @@ class DockerStage:
     home: Path = field(init=False)
     foreign: str = field(init=False)  # another job's container, which runs
 
-    def renew(self) -> None:
+    def clear(self) -> None:
+        """No container, and none of the groups in which they were made."""
         for container in self.engine.containers():
             self.engine.ask("DELETE", f"/containers/{container}?force=1")
+        for group in Path("/sys/fs/cgroup").glob(f"*/{CGROUP}"):
+            remove_group(str(group))
+
+    def renew(self) -> None:
+        self.clear()
         for left in self.root.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         self.home = self.root / "home"
@@ -102,7 +110,7 @@ class DockerStage:
         path, pins = self.root / "docker.sock", docker_pins.directory_of(str(self.root), "12.hpcm#1")
         grant = {
             "name": OWNER, "uid": owner.uid, "gid": owner.gid, "groups": [owner.gid],
-            "cgroup": f"/hpcmesos-attacks-{os.getpid()}", "labels": {STATE: "/state", OWN: "12.hpcm#1"},
+            "cgroup": f"/{CGROUP}", "labels": {STATE: "/state", OWN: "12.hpcm#1"},
             "gpus": [GPU], "paths": [(str(self.root), True)],
         }  # fmt: skip
         settings = {"grant": grant, "engine": self.engine.url.removeprefix("unix://"), "pins": pins}

@@ -50,7 +50,9 @@ def engine() -> Iterator[Engine]:
 def stage(engine: Engine) -> Iterator[DockerStage]:
     place = Path(tempfile.mkdtemp(prefix="hpcm-docker-", dir="/var/tmp"))
     place.chmod(0o711)
-    yield DockerStage(engine, place)
+    found = DockerStage(engine, place)
+    yield found
+    found.clear()
     shutil.rmtree(place)
 
 
