@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class Grant:
 
     ``cgroup``: of the attempt, as Docker names it. ``labels``: theirs. ``gpus``: UUIDs. ``paths``: what may be
     mounted, without symbolic links, and whether it may be written. ``log_bytes``: of what each of them says.
+    ``nofile``: files that each process may have open; 0: the Engine's own limit holds.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Grant:
     paths: tuple[tuple[str, bool], ...] = ()
     pull: bool = True
     log_bytes: int = 1 << 30
+    nofile: int = 0
 
     @property
     def user(self) -> str:
@@ -103,7 +105,8 @@ def creation(grant: Grant, asked: Mapping[str, Any]) -> Creation:
     Raises:
         Refused: it asks for what containers of jobs do not get.
     """
-    silent = {"NetworkMode": None, "LogConfig": None}  # what is said of these where nothing is, is ours
+    # What is said of these where nothing is, is ours.
+    silent = {"NetworkMode": None, "LogConfig": None, "Ulimits": None}
     host = silent | dict(_mapping(asked.get("HostConfig"), "HostConfig"))
     binds = [_bind(text) for text in _list(host.pop("Binds", None), "HostConfig.Binds")]
     mounts = [
@@ -114,7 +117,11 @@ def creation(grant: Grant, asked: Mapping[str, Any]) -> Creation:
     gpus = _gpus(grant, host.pop("DeviceRequests", None))
     config = _fields(grant, {k: v for k, v in asked.items() if k != "HostConfig"}, CONFIG, _CONFIG_CHECKS, "")
     made = _fields(grant, host, HOST, _HOST_CHECKS, "HostConfig.")
-    body = {**config, **forced_config(grant, config, gpus), "HostConfig": {**made, **forced_host(grant, gpus)}}
+    body = {
+        **config,
+        **forced_config(grant, config, gpus),
+        "HostConfig": {**made, **forced_host(grant, gpus)},
+    }
     if kept:
         body["HostConfig"]["Mounts"] = kept
     return Creation(body, tuple(binds))
@@ -123,13 +130,13 @@ def creation(grant: Grant, asked: Mapping[str, Any]) -> Creation:
 def execution(grant: Grant, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The command that is run in a container instead of the one that is asked for. Raises Refused."""
     made = _fields(grant, asked, EXEC, {"User": _user}, "")
-    return {**made, "User": grant.user}
+    return {**made, "User": made.get("User", grant.user)}
 
 
 def forced_config(grant: Grant, config: Mapping[str, Any], gpus: list[str]) -> dict[str, Any]:
     """What a container is, whatever was asked. An image may name all GPUs, and its runtime may believe it."""
     return {
-        "User": grant.user,
+        "User": config.get("User", grant.user),
         "Labels": {**config.get("Labels", {}), **grant.labels},
         "Env": [*config.get("Env", []), f"{_VISIBLE}={','.join(gpus) or 'void'}"],
     }
@@ -139,14 +146,15 @@ def forced_host(grant: Grant, gpus: list[str]) -> dict[str, Any]:
     """What a container has of its node, whatever was asked.
 
     Root's jobs keep Docker's own choice of capabilities but for making devices; anybody else's have none. Docker's
-    default seccomp and AppArmor profiles hold, for none is named.
+    default seccomp and AppArmor profiles hold, for none is named. There is one group, that of User: the Engine looks
+    further ones up in the image's /etc/group by name, even those that are numbers, so whoever makes an image with a
+    group called 1001 whose id is 0 would have that. The group of User is a number for it if it is one.
     """
     request = {"DeviceIDs": gpus, "Capabilities": [["gpu"]]}
     return {
         "CgroupParent": grant.cgroup,
         "CapDrop": ["ALL"] if grant.uid else ["MKNOD"],
         "SecurityOpt": ["no-new-privileges"],
-        "GroupAdd": [str(group) for group in grant.groups if group != grant.gid],
         "RestartPolicy": {"Name": "no"},
         **({"DeviceRequests": [request]} if gpus else {}),
     }
@@ -256,11 +264,20 @@ def _texts(value: Any, field: str) -> list[str]:
     return found
 
 
-def _user(grant: Grant, value: Any) -> None:
-    """Only to see whether it asks for another: it is put in its place anyway."""
+def _user(grant: Grant, value: Any) -> str:
+    """The owner by numbers, with the group of his that is asked for."""
     user, _, group = str(value or "").partition(":")
-    if user not in ("", grant.name, str(grant.uid)) or group not in ("", str(grant.gid)):
-        raise _no("User", f"containers of jobs run as their owner; leave --user away, or say {grant.user}")
+    groups = {str(number): number for number in (grant.gid, *grant.groups)}
+    if user not in ("", grant.name, str(grant.uid)) or (group and group not in groups):
+        raise _no(
+            "User",
+            f"containers of jobs run as their owner; leave --user away, or say {grant.uid}:GROUP of {_of(groups)}",
+        )
+    return f"{grant.uid}:{groups.get(group, grant.gid)}"
+
+
+def _of(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
 
 
 def _environment(_: Grant, value: Any) -> list[str]:
@@ -307,9 +324,11 @@ def _security(_: Grant, value: Any) -> None:
 
 
 def _groups(grant: Grant, value: Any) -> None:
-    for group in _list(value, "HostConfig.GroupAdd"):
-        if str(group) not in map(str, grant.groups):
-            raise _no(f"--group-add {group}", "containers have the groups of their owner, by number")
+    if found := _list(value, "HostConfig.GroupAdd"):
+        groups = _of(map(str, grant.groups))
+        raise _no(
+            f"--group-add {found[0]}", f"containers have one group; say --user {grant.uid}:GROUP of {groups}"
+        )
 
 
 def _log(grant: Grant, value: Any) -> dict[str, Any]:
@@ -322,12 +341,24 @@ def _log(grant: Grant, value: Any) -> dict[str, Any]:
     return {"Type": "json-file", "Config": {"max-size": str(max(1, grant.log_bytes // 2)), "max-file": "2"}}
 
 
-def _ulimits(_: Grant, value: Any) -> list[Any] | None:
-    found = _list(value, "HostConfig.Ulimits")
-    for limit in found:
-        if (name := _mapping(limit, "HostConfig.Ulimits").get("Name")) not in _ULIMITS:
+def _ulimits(grant: Grant, value: Any) -> list[Any] | None:
+    """In our spelling: the Engine reads names in any case, and of a name that comes twice the last."""
+    made = []
+    for limit in (_mapping(one, "HostConfig.Ulimits") for one in _list(value, "HostConfig.Ulimits")):
+        if (name := str(limit.get("Name"))) not in _ULIMITS:
             raise _no(f"--ulimit {name}", f"known are {', '.join(sorted(_ULIMITS))}")
-    return found or None
+        made.append({"Name": name, "Soft": limit.get("Soft"), "Hard": limit.get("Hard")})
+        if name == "nofile" and grant.nofile and not _within(grant.nofile, limit):
+            raise _no("--ulimit nofile", f"on this node it is at most {grant.nofile}")
+    if grant.nofile and not any(limit["Name"] == "nofile" for limit in made):
+        made.append({"Name": "nofile", "Soft": grant.nofile, "Hard": grant.nofile})
+    return made or None
+
+
+def _within(most: int, limit: Mapping[str, Any]) -> bool:
+    return all(
+        isinstance(number, int) and 0 < number <= most for number in (limit.get("Soft"), limit.get("Hard"))
+    )
 
 
 def _oom_score(_: Grant, value: Any) -> int | None:
@@ -421,7 +452,10 @@ def _tmpfs_of(mount: Mapping[str, Any]) -> dict[str, Any]:
     options = _mapping(mount.get("TmpfsOptions"), "TmpfsOptions")
     _known(options, {"SizeBytes", "Mode"})
     made = {"Type": "tmpfs", "Target": _target(mount.get("Target")), "ReadOnly": bool(mount.get("ReadOnly"))}
-    return {**made, "TmpfsOptions": dict(options)}
+    return {
+        **made,
+        "TmpfsOptions": {name: options[name] for name in ("SizeBytes", "Mode") if name in options},
+    }
 
 
 def _known(asked: Mapping[str, Any], names: Collection[str]) -> None:

@@ -33,6 +33,10 @@ _CHUNK = 1 << 16
 _LARGEST_BODY = 1 << 20
 """Bytes of a request; those of `docker run` have a few thousand."""
 _MOST_CALLERS = 64
+_MOST_CONTAINERS = 256
+"""Of one attempt on its node, at once: the Engine, which all share, holds each in its memory."""
+_MOST_COMMANDS = 4096
+"""In one container. The Engine forgets one some minutes after its end."""
 _FAREWELL = 10.0
 """Seconds that containers which are being started are waited for: later they could not be killed with the others."""
 _BETWEEN_ENDS = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer"})
@@ -132,25 +136,37 @@ class Proxy:
             if not container or await self._own(container) is None:
                 raise NotThere(f"No such exec instance of this job: {call.execution[:100]}")
         elif call.container:
-            identifier = await self._own(call.container)
-            if identifier is None:
+            own = await self._own(call.container)
+            if own is None:
                 raise NotThere(f"No such container of this job: {call.container[:100]}")
-            return call.about(identifier)
+            if call.route.kind is Kind.EXECUTE and len(own.get("ExecIDs") or ()) >= _MOST_COMMANDS:
+                raise Refused(
+                    f"{call.container[:100]} has had {_MOST_COMMANDS} commands of late; wait some minutes"
+                )
+            return call.about(str(own["Id"]))
+        elif call.route.kind is Kind.CREATE and len(await self._all_own()) >= _MOST_CONTAINERS:
+            raise Refused(
+                f"a job has at most {_MOST_CONTAINERS} containers on a node; remove some: docker rm"
+            )
         return call
 
-    async def _own(self, name: str) -> str | None:
-        """The id of a container of this job; None: it is another's, or there is none."""
-        found = await self._look(f"/containers/{name}/json")
-        if found is None or not docker_rules.is_own(self.grant, found["Config"].get("Labels")):
-            return None
-        return str(found["Id"])
+    async def _all_own(self) -> list[Any]:
+        found = await self._look(docker_rules.all_own(self.grant))
+        return found if isinstance(found, list) else []
 
-    async def _look(self, target: str) -> dict[str, Any] | None:
+    async def _own(self, name: str) -> dict[str, Any] | None:
+        """What the Engine says of a container of this job; None: it is another's, or there is none."""
+        found = await self._look(f"/containers/{name}/json")
+        if found is None or not docker_rules.is_own(self.grant, found):
+            return None
+        return dict(found)
+
+    async def _look(self, target: str) -> Any:
+        """The Engine's answer to a question; None: it knows nothing of that."""
         async with self.exchange() as exchange:
             answer = await exchange.begin("GET", target, [], b"")
             body = b"".join([data async for data in exchange.data()])
-        value = json.loads(body) if answer.status_code == 200 else None
-        return value if isinstance(value, dict) else None
+        return json.loads(body) if answer.status_code == 200 else None
 
     def mounted(self, call: Call) -> Call:
         """With what it mounts held in place, and what its owner may not reach refused."""
@@ -295,7 +311,7 @@ class Caller:
 
     async def _request(self) -> tuple[h11.Request, bytes] | None:
         """None: there is no further one."""
-        head, body = None, b""
+        head, body = None, bytearray()
         while True:
             try:
                 event = self._http.next_event()
@@ -313,10 +329,12 @@ class Caller:
             elif isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > _LARGEST_BODY:
-                    await self._say(413, "requests of jobs have at most 1 MiB; images cannot be built or loaded here")
+                    await self._say(
+                        413, "requests of jobs have at most 1 MiB; images cannot be built or loaded here"
+                    )
                     return None
             elif isinstance(event, h11.EndOfMessage) and head is not None:
-                return head, body
+                return head, bytes(body)
             else:
                 return None
 

@@ -21,7 +21,7 @@ from hpcmesos.launch.container_marks import OWN, STATE
 _VERSION = re.compile(r"(/v\d+\.\d+)?(/.*)", re.ASCII)
 _CONTAINER = r"(?P<container>[A-Za-z0-9][A-Za-z0-9_.-]*)"
 _EXECUTION = r"(?P<execution>[0-9a-f]{64})"
-_IMAGE = r"(?P<image>[A-Za-z0-9]+([._:@/-]+[A-Za-z0-9_]+)*)"
+_IMAGE = r"(?P<image>[A-Za-z0-9]([A-Za-z0-9_.:@-]|/(?=[A-Za-z0-9]))*)"  # one way to read each character
 
 
 class Kind(Enum):
@@ -80,6 +80,8 @@ ROUTES = (
     Route("POST", f"/exec/{_EXECUTION}/resize", "h w", Kind.EXECUTION),
     Route("GET", f"/exec/{_EXECUTION}/json", kind=Kind.EXECUTION),
 )
+LARGEST_COMMAND = 1 << 16
+"""Bytes of the request of `docker exec`: the Engine keeps what it is told for as long as the container is there."""
 KNOWN = "run, ps, logs, wait, kill, stop, restart, rm, inspect, exec, attach, stats, images and pull"
 """What of the docker command works in jobs."""
 
@@ -139,18 +141,32 @@ def read(grant: Grant, method: str, target: str, body: bytes) -> Call:
             return replace(call, query=_own_alone(grant, call.query))
         case Kind.CREATE:
             return replace(call, creation=docker_create.creation(grant, _json(body)))
+        case Kind.EXECUTE if len(body) > LARGEST_COMMAND:
+            raise Refused(f"a command in a container has at most {LARGEST_COMMAND} bytes; put it into a file")
         case Kind.EXECUTE:
             return replace(call, body=docker_create.execution(grant, _json(body)))
         case Kind.PULL if not grant.pull:
-            raise Refused("images are not pulled on this node for this job (image_pull=never): name one that is here")
+            raise Refused(
+                "images are not pulled on this node for this job (image_pull=never): name one that is here"
+            )
         case Kind.EXECUTION if route.hijacks:
             return replace(call, body={name: bool(_json(body).get(name)) for name in ("Detach", "Tty")})
     return call
 
 
-def is_own(grant: Grant, labels: Mapping[str, Any] | None) -> bool:
-    """Whether a container with these labels was made by this job."""
-    return all((labels or {}).get(name) == grant.labels[name] for name in (STATE, OWN))
+def all_own(grant: Grant) -> str:
+    """What answers all containers of the job."""
+    return f"/containers/json?{urlencode(_own_alone(grant, (('all', '1'),)))}"
+
+
+def is_own(grant: Grant, found: Mapping[str, Any]) -> bool:
+    """Whether a container was made by this job; ``found``: what the Engine says of it.
+
+    Labels alone do not tell, for a container has those of its image too, which anybody may have made.
+    """
+    labels = found["Config"].get("Labels") or {}
+    marked = all(labels.get(name) == grant.labels[name] for name in (STATE, OWN))
+    return marked and found["HostConfig"].get("CgroupParent") == grant.cgroup
 
 
 def _parameters(route: Route, query: str) -> tuple[tuple[str, str], ...]:
@@ -168,16 +184,22 @@ def _parameters(route: Route, query: str) -> tuple[tuple[str, str], ...]:
 
 
 def _own_alone(grant: Grant, query: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """Filters of one kind have all to fit. Old clients send ``{"label": {"a=b": true}}``, later ones a list."""
+    """Labels that are filtered by have all to fit. Clients send ``{"label": {"a=b": true}}`` or ``{"label": ["a=b"]}``;
+    the Engine takes either, but no mixture.
+    """
     given = dict(query)
-    filters = _json(given.pop("filters", "{}").encode())
-    labels = filters.get("label") or []
-    if isinstance(labels, dict):
-        labels = [name for name, wanted in labels.items() if wanted]
-    if not isinstance(labels, list):
-        raise Refused("the filter by labels cannot be read")
+    filters = {name: _values(value) for name, value in _json(given.pop("filters", "{}").encode()).items()}
     marks = [f"{name}={grant.labels[name]}" for name in (STATE, OWN)]
-    return (*given.items(), ("filters", json.dumps({**filters, "label": [*map(str, labels), *marks]})))
+    filters["label"] = [*filters.get("label", []), *marks]
+    return (*given.items(), ("filters", json.dumps(filters)))
+
+
+def _values(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [name for name, wanted in value.items() if wanted]
+    if not isinstance(value, list):
+        raise Refused("the filters cannot be read")
+    return [str(one) for one in value]
 
 
 def _json(body: bytes) -> dict[str, Any]:

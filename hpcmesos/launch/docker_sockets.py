@@ -138,6 +138,7 @@ class DockerSocket:
             "gpus": [g["uuid"] for g in spec["members"][spec["me"]]["gpus"] if not g["simulated"]],
             "paths": [*((path, how != "ro") for path, _, how in paths), (workspace.paths.directory, True)],
             "pull": (spec.get("image_pull") or config.containers["pull"]) != "never",
+            "nofile": int(config.limits.get("nofile") or 0),
             **({"log_bytes": int(spec["log_limit"])} if spec.get("log_limit") else {}),
         }
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import os
 import pwd
@@ -11,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,10 @@ from tests.security.cases import Switch, Told, Try
 
 OWNER, STRANGER = "nobody", "daemon"
 OTHERS = "hpcmesos-others:1"
+CHANGED = "hpcmesos-changed:1"
+"""An image in which group 0 is called SECOND_GROUP."""
+SECOND_GROUP = 4711
+"""Of the owner, besides his own."""
 GPU, FOREIGN_GPU = "GPU-mine", "GPU-another"
 CGROUP = f"hpcmesos-attacks-{os.getpid()}"
 _UNGUARDED = str(Path(__file__).with_name("unguarded_docker.py"))
@@ -85,18 +91,39 @@ class DockerStage:
             os.chown(path, user.pw_uid, user.pw_gid)
         name, _, tag = OTHERS.partition(":")
         self.engine.ask("POST", f"/images/{IMAGE}/tag?repo={name}&tag={tag}")
+        if CHANGED not in str(self.engine.ask("GET", "/images/json")):
+            self._change_image({"etc/group": f"{SECOND_GROUP}:x:0:\nroot:x:0:\n"})
         self.foreign = self.make({STATE: "/state", OWN: "13.hpcm#1"})
         self.engine.ask("POST", f"/containers/{self.foreign}/start")
 
     def make(self, labels: dict[str, str]) -> str:
         """As the Engine's administrator."""
-        body = json.dumps({"Image": IMAGE, "Cmd": ["sleep", "1000"], "Labels": labels, "NetworkDisabled": True})
+        body = json.dumps(
+            {"Image": IMAGE, "Cmd": ["sleep", "1000"], "Labels": labels, "NetworkDisabled": True}
+        )
         return str(json.loads(self.engine.ask("POST", "/containers/create", body))["Id"])
+
+    def _change_image(self, files: dict[str, str]) -> None:
+        """Makes CHANGED: as IMAGE, with these files besides."""
+        made = json.loads(
+            self.engine.ask("POST", "/containers/create", json.dumps({"Image": IMAGE, "Cmd": ["true"]}))
+        )
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            for name, text in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(text)
+                tar.addfile(entry, io.BytesIO(text.encode()))
+        self.engine.ask("PUT", f"/containers/{made['Id']}/archive?path=/", archive.getvalue())
+        self.engine.ask("POST", f"/commit?container={made['Id']}&repo={CHANGED.partition(':')[0]}&tag=1")
+        self.engine.ask("DELETE", f"/containers/{made['Id']}")
 
     def counts(self) -> Any:
         listed = json.loads(self.engine.ask("GET", "/containers/json?all=1"))
         images = json.loads(self.engine.ask("GET", "/images/json"))
-        return sorted((c["Id"], c["State"]) for c in listed), sorted(tag for i in images for tag in i["RepoTags"] or ())
+        return sorted((c["Id"], c["State"]) for c in listed), sorted(
+            tag for i in images for tag in i["RepoTags"] or ()
+        )
 
     def state(self, container: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.engine.ask("GET", f"/containers/{container}/json"))
@@ -106,10 +133,18 @@ class DockerStage:
     def socket(self) -> Iterator[Client]:
         """Of attempt 12.hpcm#1, whose owner is OWNER; what it may mount are the directories below ``root``."""
         user = pwd.getpwnam(OWNER)
-        owner = Owner(OWNER, user.pw_uid, user.pw_gid, (user.pw_gid,), str(self.home), "/bin/sh", switch=True)
+        owner = Owner(
+            OWNER,
+            user.pw_uid,
+            user.pw_gid,
+            (user.pw_gid, SECOND_GROUP),
+            str(self.home),
+            "/bin/sh",
+            switch=True,
+        )
         path, pins = self.root / "docker.sock", docker_pins.directory_of(str(self.root), "12.hpcm#1")
         grant = {
-            "name": OWNER, "uid": owner.uid, "gid": owner.gid, "groups": [owner.gid],
+            "name": OWNER, "uid": owner.uid, "gid": owner.gid, "groups": owner.groups,
             "cgroup": f"/{CGROUP}", "labels": {STATE: "/state", OWN: "12.hpcm#1"},
             "gpus": [GPU], "paths": [(str(self.root), True)],
         }  # fmt: skip

@@ -14,13 +14,16 @@ from typing import Any
 
 import pytest
 
+from hpcmesos.launch.container_marks import OWN, STATE
 from tests.e2e import docker_kit
 from tests.e2e.docker_kit import Engine
 from tests.security.cases import Case, Told, Try, both, check
 from tests.security.docker_stage import (
+    CHANGED,
     FOREIGN_GPU,
     GPU,
     OTHERS,
+    SECOND_GROUP,
     STRANGER,
     Client,
     DockerStage,
@@ -111,6 +114,39 @@ def _running(client: Client) -> str:
     return made
 
 
+def labelled(own: bool) -> Try[DockerStage]:
+    """The end of a container that root runs of a user's image; its twin is one that the job has made."""
+
+    def run(stage: DockerStage) -> Told:
+        with stage.socket() as client:
+            container = _running(client) if own else stage.make({STATE: "/state", OWN: "12.hpcm#1"})
+            status, answer = client.ask("DELETE", f"/containers/{container}?force=1")
+            return Told(status < 300, f"{status} {answer['message']}" if status >= 300 else "")
+
+    return run
+
+
+def group_of_image(add: bool) -> Try[DockerStage]:
+    """An image calls group 0 by the number of one of the owner's. Done if the container has the group it looks for."""
+
+    def run(stage: DockerStage) -> Told:
+        with stage.socket() as client:
+            host: dict[str, Any] = {"GroupAdd": [str(SECOND_GROUP)]} if add else {}
+            user = {} if add else {"User": f":{SECOND_GROUP}"}
+            made, why = client.create(host, Image=CHANGED, Cmd=["cat", "/proc/self/status"], **user)
+            if not made:
+                return Told(False, why)
+            client.ask("POST", f"/containers/{made}/start")
+            wait_for_end(stage, made)
+            _, said = client.ask("GET", f"/containers/{made}/logs?stdout=1")
+            words = next(
+                line for line in str(said).splitlines() if ("Groups:" if add else "Gid:") in line
+            ).split()
+            return Told(("0" if add else str(SECOND_GROUP)) in words[1:])
+
+    return run
+
+
 def listed(own: bool) -> Try[DockerStage]:
     def run(stage: DockerStage) -> Told:
         with stage.socket() as client:
@@ -166,9 +202,24 @@ def old_start(body: dict[str, Any]) -> Try[DockerStage]:
 
 KMSG = {"PathOnHost": "/dev/kmsg", "PathInContainer": "/dev/kmsg", "CgroupPermissions": "r"}
 CASES = [
-    Case("a privileged container", creates(host("Privileged", True), {"Privileged": True}), PLAIN, kept("Privileged")),
-    Case("a capability", creates(host("CapAdd", ["SYS_ADMIN"]), {"CapAdd": ["SYS_ADMIN"]}), PLAIN, kept("CapAdd")),
-    Case("the node's process ids", creates(host("PidMode", "host"), {"PidMode": "host"}), PLAIN, kept("PidMode")),
+    Case(
+        "a privileged container",
+        creates(host("Privileged", True), {"Privileged": True}),
+        PLAIN,
+        kept("Privileged"),
+    ),
+    Case(
+        "a capability",
+        creates(host("CapAdd", ["SYS_ADMIN"]), {"CapAdd": ["SYS_ADMIN"]}),
+        PLAIN,
+        kept("CapAdd"),
+    ),
+    Case(
+        "the node's process ids",
+        creates(host("PidMode", "host"), {"PidMode": "host"}),
+        PLAIN,
+        kept("PidMode"),
+    ),
     Case("the node's IPC", creates(host("IpcMode", "host"), {"IpcMode": "host"}), PLAIN, kept("IpcMode")),
     Case(
         "system calls without a filter",
@@ -233,19 +284,32 @@ CASES = [
         "the end of another job's container",
         about(False, "DELETE", "/containers/ID?force=1"),
         about(True, "DELETE", "/containers/ID?force=1"),
-        without("r.is_own = lambda grant, labels: True"),
+        without("r.is_own = lambda grant, found: True"),
     ),
     Case(
         "another job's container, looked at",
         about(False, "GET", "/containers/ID/json"),
         about(True, "GET", "/containers/ID/json"),
-        without("r.is_own = lambda grant, labels: True"),
+        without("r.is_own = lambda grant, found: True"),
     ),
     Case(
         "a command in another job's container",
         about(False, "POST", "/containers/ID/exec", {"Cmd": ["true"]}),
         about(True, "POST", "/containers/ID/exec", {"Cmd": ["true"]}),
-        without("r.is_own = lambda grant, labels: True"),
+        without("r.is_own = lambda grant, found: True"),
+    ),
+    Case(
+        "a container whose image has the job's labels",
+        labelled(own=False),
+        labelled(own=True),
+        without("r.is_own = lambda grant, found: r.STATE in found['Config']['Labels']"),
+        harmless=True,
+    ),
+    Case(
+        "another group by the list of groups in an image",
+        group_of_image(add=True),
+        group_of_image(add=False),
+        without("c._HOST_CHECKS.pop('GroupAdd')\nc.HOST = c.HOST | {'GroupAdd'}"),
     ),
     Case(
         "a privileged command in the own container",
@@ -295,3 +359,19 @@ CASES = [
 def test_docker(case: Case[DockerStage], stage: DockerStage, monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, stage, monkeypatch)
 
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_job_has_so_many_containers_and_commands(
+    stage: DockerStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.renew()
+    without("p._MOST_CONTAINERS = p._MOST_COMMANDS = 1")(monkeypatch)
+    with stage.socket() as client:
+        container = _running(client)
+        assert client.create() == ("", "403 a job has at most 1 containers on a node; remove some: docker rm")
+        command = ("POST", f"/containers/{container}/exec", {"Cmd": ["true"]})
+        assert client.ask(*command)[0] == 201
+        status, answer = client.ask(*command)
+        assert status == 403 and "has had 1 commands of late" in answer["message"]
+        client.ask("DELETE", f"/containers/{container}?force=1")
+        assert client.create()[0], "there is room again"

@@ -22,6 +22,7 @@ GRANT = Grant(
     labels={STATE: "/var/lib/hpcmesos", OWN: "12.hpcm#1", "hpcmesos.attempt": "12.hpcm#1"},
     gpus=("GPU-a", "GPU-b"),
     paths=(("/home", True), ("/home/shared", False), ("/data", False)),
+    nofile=4096,
 )
 USUAL: dict[str, Any] = {
     "Hostname": "", "User": "", "AttachStdout": True, "AttachStderr": True, "ExposedPorts": {"80/tcp": {}},
@@ -67,14 +68,16 @@ def test_a_container_is_made_of_what_is_known_and_what_is_promised() -> None:
                 "CgroupParent": "/hpcmesos/c/n/12.hpcm#1",
                 "CapDrop": ["ALL"],
                 "SecurityOpt": ["no-new-privileges"],
-                "GroupAdd": ["27"],
                 "RestartPolicy": {"Name": "no"},
+                "Ulimits": [{"Name": "nofile", "Soft": 4096, "Hard": 4096}],
             },
         },
         (),
     )  # fmt: skip
     bare = creation(GRANT, {"Image": "debian"}).body["HostConfig"]
-    assert (bare["NetworkMode"], bare["LogConfig"]["Type"]) == ("host", "json-file"), "the Engine's own are others"
+    assert (bare["NetworkMode"], bare["LogConfig"]["Type"]) == ("host", "json-file"), (
+        "the Engine's own are others"
+    )
 
 
 HOME = {"Type": "bind", "Source": "/home", "Target": "/x"}
@@ -106,7 +109,10 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("log driver syslog", {"LogConfig": {"Type": "syslog"}}, {}),
     ("log driver json-file", {"LogConfig": {"Type": "json-file", "Config": {"max-size": "1t"}}}, {}),
     ("--ulimit rtprio", {"Ulimits": [{"Name": "rtprio", "Soft": 99, "Hard": 99}]}, {}),
+    ("--ulimit nofile", {"Ulimits": [{"Name": "nofile", "Soft": 100, "Hard": -1}]}, {}),
+    ("--ulimit nofile", {"Ulimits": [{"Name": "nofile", "Soft": 100, "Hard": 1 << 20}]}, {}),
     ("--group-add 0", {"GroupAdd": ["0"]}, {}),
+    ("--group-add 27", {"GroupAdd": ["27"]}, {}),
     ("--tmpfs option uid=0", {"Tmpfs": {"/x": "uid=0"}}, {}),
     ("volume data:/x", {"Binds": ["data:/x"]}, {}),
     ("option shared", {"Binds": ["/home/ann:/x:shared"]}, {}),
@@ -139,7 +145,9 @@ def test_what_is_refused_is_named(said: str, host: dict[str, Any], config: dict[
     assert ": " in line, "it says what to do instead"
 
 
-@pytest.mark.parametrize("wrong", [7, "x", [], {"HostConfig": 7}, {"Env": "A=1"}, {"HostConfig": {"Binds": {}}}])
+@pytest.mark.parametrize(
+    "wrong", [7, "x", [], {"HostConfig": 7}, {"Env": "A=1"}, {"HostConfig": {"Binds": {}}}]
+)
 def test_what_is_no_request_is_refused(wrong: Any) -> None:
     with pytest.raises(Refused):
         docker_rules.read(GRANT, "POST", "/containers/create", json.dumps(wrong).encode())
@@ -157,7 +165,9 @@ def test_gpus_are_those_of_the_job() -> None:
     none = Grant(name="ann", uid=1001, gid=100, groups=(), cgroup="/", labels=GRANT.labels)
     with pytest.raises(Refused, match="has none here"):
         creation(none, asked({"DeviceRequests": [{"Count": -1, "Capabilities": [["gpu"]]}]}))
-    assert creation(GRANT, asked(Env=["NVIDIA_VISIBLE_DEVICES=all"])).body["Env"] == ["NVIDIA_VISIBLE_DEVICES=void"]
+    assert creation(GRANT, asked(Env=["NVIDIA_VISIBLE_DEVICES=all"])).body["Env"] == [
+        "NVIDIA_VISIBLE_DEVICES=void"
+    ]
 
 
 def test_mounts_are_told_apart_from_the_body_and_put_in_by_their_places() -> None:
@@ -199,11 +209,39 @@ def test_root_is_root_where_the_site_lets_root_submit() -> None:
 
 
 def test_commands_in_containers() -> None:
-    made = execution(GRANT, {"Cmd": ["ls"], "Tty": True, "Privileged": False, "User": "", "ConsoleSize": [1, 2]})
+    made = execution(
+        GRANT, {"Cmd": ["ls"], "Tty": True, "Privileged": False, "User": "", "ConsoleSize": [1, 2]}
+    )
     assert made == {"Cmd": ["ls"], "Tty": True, "ConsoleSize": [1, 2], "User": "1001:100"}
-    for wrong in ({"Privileged": True}, {"User": "0"}):
+    assert execution(GRANT, {"Cmd": ["ls"], "User": "ann:27"})["User"] == "1001:27"
+    for wrong in ({"Privileged": True}, {"User": "0"}, {"User": "ann:0"}):
         with pytest.raises(Refused):
             execution(GRANT, {"Cmd": ["ls"], **wrong})
+    with pytest.raises(Refused, match="65536 bytes"):
+        docker_rules.read(GRANT, "POST", "/containers/a/exec", json.dumps({"Cmd": ["x" * 65536]}).encode())
+
+
+def test_a_container_has_one_group_of_the_owners_by_its_number() -> None:
+    for asked_for, made in (
+        ("", "1001:100"),
+        ("ann", "1001:100"),
+        (":27", "1001:27"),
+        ("1001:27", "1001:27"),
+    ):
+        body = creation(GRANT, asked(User=asked_for)).body
+        assert body["User"] == made
+        assert "GroupAdd" not in body["HostConfig"], "the Engine looks those up in the image, by name"
+
+
+def test_limits_are_spelled_as_they_were_read() -> None:
+    twice = {"Name": "stack", "name": "rtprio", "Soft": 99, "Hard": 99, "hard": 100}
+    made = creation(GRANT, asked({"Ulimits": [twice]})).body["HostConfig"]["Ulimits"]
+    assert made == [
+        {"Name": "stack", "Soft": 99, "Hard": 99},
+        {"Name": "nofile", "Soft": 4096, "Hard": 4096},
+    ]
+    fewer = {"Name": "nofile", "Soft": 256, "Hard": 512}
+    assert creation(GRANT, asked({"Ulimits": [fewer]})).body["HostConfig"]["Ulimits"] == [fewer]
 
 
 # --- calls
@@ -254,6 +292,8 @@ def test_calls_that_are_passed_on(method: str, path: str) -> None:
         ("POST", "/containers/prune"),
         ("DELETE", "/images/debian"),
         ("GET", "/containers/abc/../../info"),
+        ("GET", "/images/a/../../containers/abc/json"),
+        ("GET", f"/images/a{'_' * 64}/x"),  # nor for ever looked at
         ("GET", "/containers/%2e%2e/json"),
         ("GET", "//containers/abc/json"),
         ("GET", "/images/../containers/abc/json"),
@@ -277,7 +317,7 @@ def test_of_containers_the_own_ones_are_listed() -> None:
     for given, kept in (
         ("", {}),
         ("?filters=" + quote('{"label":{"a=b":true,"c":false},"status":{"running":true}}'),
-         {"label": ["a=b"], "status": {"running": True}}),
+         {"label": ["a=b"], "status": ["running"]}),
         ("?filters=" + quote('{"label":["hpcmesos.docker=13.hpcm#1"]}'), {"label": ["hpcmesos.docker=13.hpcm#1"]}),
     ):  # fmt: skip
         call = docker_rules.read(GRANT, "GET", f"/containers/json{given}", b"")
@@ -287,11 +327,16 @@ def test_of_containers_the_own_ones_are_listed() -> None:
 
 
 def test_whose_a_container_is() -> None:
-    assert docker_rules.is_own(GRANT, dict(GRANT.labels))
+    def is_own(labels: dict[str, str] | None, parent: str = GRANT.cgroup) -> bool:
+        found = {"Config": {"Labels": labels}, "HostConfig": {"CgroupParent": parent}}
+        return docker_rules.is_own(GRANT, found)
+
+    assert is_own(dict(GRANT.labels))
     for labels in (None, {}, {**GRANT.labels, OWN: "13.hpcm#1"}, {**GRANT.labels, STATE: "/elsewhere"}):
-        assert not docker_rules.is_own(GRANT, labels)
+        assert not is_own(labels)
+    assert not is_own(dict(GRANT.labels), ""), "labels may be those of its image"
     holder = {name: value for name, value in GRANT.labels.items() if name != OWN}
-    assert not docker_rules.is_own(GRANT, holder), "what was made for the job is not its own"
+    assert not is_own(holder), "what was made for the job is not its own"
 
 
 def test_a_name_is_replaced_by_the_whole_id() -> None:
