@@ -11,11 +11,17 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-
 _FLAGS = (
     *("-std=gnu11", "-O2", "-Wall", "-Wextra"),
     # It runs as root: an error in it shall end it, and not become something else.
-    *("-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2", "-fPIE", "-pie", "-Wl,-z,relro,-z,now"),
+    *(
+        "-fstack-protector-strong",
+        "-U_FORTIFY_SOURCE",
+        "-D_FORTIFY_SOURCE=2",
+        "-fPIE",
+        "-pie",
+        "-Wl,-z,relro,-z,now",
+    ),
 )
 
 

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--slurm-jobs", type=int, help="elements of Slurm's array; a tenth of --jobs")
     parser.add_argument("--submits", type=int, default=1000)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--cores", type=int, default=4, help="slots of each agent or worker")
+    parser.add_argument("--cores", type=int, default=16, help="slots of each agent or worker")
     parser.add_argument("--peers", default="hyperqueue,slurm", help="empty: none")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
@@ -75,7 +75,7 @@ class Run:
         options = self.options
         self._start_peers(options.peers.split(","))
         try:
-            with self.bench.up(AGENTS, 0, "--cpus", str(options.cores * AGENTS)):
+            with self.bench.up(AGENTS, 0, "--cpus", str(options.cores)):
                 settings = self.bench.settings()
                 self._take_turns()
                 if options.jobs:

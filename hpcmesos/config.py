@@ -76,7 +76,7 @@ class MasterSettings:
     keep_history_days: int = 30
     job_path: tuple[str, ...] = ()  # directories put before the job's login PATH, behind our launchers' front
     log_store: str = ""  # directory of output that lies nowhere else, one for all masters; empty: STATE/logs
-    log_store_mib: int = 10_240  # of all; the oldest goes first
+    log_store_mib: int = 10_240  # of all; the oldest of who has most goes first
     log_stream_mib: int = 1024  # of one stream, there and while it lies on a node; the middle of more goes
     shared_paths: tuple[str, ...] = ("/",)  # trees that nodes and submit hosts see alike
     mpi_network: str = ""  # CIDR for MPI traffic; empty: the stacks choose
@@ -107,7 +107,7 @@ class AgentSettings:
     cluster: str = ""
     join_token_file: Path | None = None
     cgroups: str = "auto"  # "auto", "none", or the v2 directory under which attempts' cgroups are made
-    limits: tuple[str, ...] = ("memory", "devices")  # of: memory, cpu, devices, pids=NUMBER; by cgroups
+    limits: tuple[str, ...] = ("memory", "devices")  # of: memory, cpu, devices, pids=NUMBER, nofile=NUMBER
     private_tmp: bool = False  # each attempt has a /tmp and /var/tmp of its own, for as long as it lives
     prolog: Path | None = (
         None  # program that runs here before each attempt; a node where it fails is not fit for the job
@@ -126,6 +126,7 @@ class AgentSettings:
         "auto"  # URL of the Docker Engine; "auto": DOCKER_HOST or its usual socket; "none": no containers
     )
     container_paths: tuple[str, ...] = ("/home", "/tmp", "/var/tmp")  # noqa: S108  seen in containers; PATH:ro
+    docker_in_jobs: bool = False  # jobs find a Docker socket of their own in DOCKER_HOST; docs/containers.md
     image_pull: str = (
         "missing"  # which images are pulled where the job does not say: "always", "missing", "never"
     )

@@ -113,6 +113,14 @@ CONTAINERS = "docker"
 """Feature of nodes that serve containers, asked for by every job with an image."""
 
 
+DOCKER_IN_JOBS = "docker_in_jobs"
+"""Feature of nodes whose jobs find a Docker socket of their own."""
+
+
+NVLINK_QUALITY = 10
+"""Of the paths between two GPUs those above are NVLinks: by how many it is more; those over PCI are below."""
+
+
 MIG_FEATURE = "mig-"
 """Begin of the feature of nodes whose GPUs are MIG instances: ``mig-1g.10gb``. Only jobs that name it get them."""
 

@@ -63,7 +63,7 @@ class Progress:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            self._say(f"FAILED ({report.when}) {report.nodeid}")
+            self._say(f"FAILED ({report.when}) {report.nodeid}\n{report.longreprtext}")
 
     def _say(self, text: str) -> None:
         terminal = self._config.pluginmanager.getplugin("terminalreporter")

@@ -1,7 +1,7 @@
 """``python -m hpcmesos.agent.containers``: asks the Docker Engine for one thing; JSON on standard input and output.
 
 A process of its own, started by the shepherd, who ends it when the Engine does not answer. Requests:
-``{"op": "make", "docker", "image", "pull", "login", "state", "token", "attempt", "owner", "mounts", "gpus"}`` ->
+``{"op": "make", "docker", "image", "pull", "login", "labels", "owner", "mounts", "gpus"}`` ->
 ``{"pid", "environ", "filters": [BASE64...]}``; ``{"op": "remove", "docker", "state", "token", "attempts"}`` ->
 ``{"removed"}``: the containers of these attempts, and those that a shepherd with another token left of this state
 directory. Else ``{"error"}``.
@@ -24,11 +24,11 @@ from docker.types import DeviceRequest, LogConfig, Mount
 from requests.exceptions import RequestException
 
 from hpcmesos.agent import seccomp
+from hpcmesos.launch.container_marks import ATTEMPT, SHEPHERD, STATE
 
 _TIMEOUT = 20
 """Seconds that the Engine may take for anything but to get an image."""
 _PULL_TIMEOUT = 600
-_STATE, _ATTEMPT, _TOKEN = "hpcmesos.state", "hpcmesos.attempt", "hpcmesos.shepherd"
 _HOLD = ["/bin/sh", "-c", "kill -STOP $$"]
 """Keeps the container's file systems mounted, at no cost: a process that never runs again."""
 _HOLD_MEMORY = "32m"
@@ -96,9 +96,9 @@ def make(client: Any, request: dict[str, Any]) -> dict[str, Any]:
 def remove(client: Any, request: dict[str, Any]) -> dict[str, Any]:
     """What is over, whatever state it is in."""
     removed = 0
-    for container in client.containers.list(all=True, filters={"label": f"{_STATE}={request['state']}"}):
-        ours = container.labels.get(_TOKEN) == request["token"]
-        if ours and container.labels.get(_ATTEMPT) not in request["attempts"]:
+    for container in client.containers.list(all=True, filters={"label": f"{STATE}={request['state']}"}):
+        ours = container.labels.get(SHEPHERD) == request["token"]
+        if ours and container.labels.get(ATTEMPT) not in request["attempts"]:
             continue
         try:
             container.remove(force=True, v=True)
@@ -143,7 +143,7 @@ def _options(request: dict[str, Any]) -> dict[str, Any]:
         "cpu_shares": 2,
         "user": f"{owner['uid']}:{owner['gid']}",
         "working_dir": "/",
-        "labels": {_STATE: request["state"], _ATTEMPT: request["attempt"], _TOKEN: request["token"]},
+        "labels": request["labels"],
         "mounts": [
             Mount(target, source, "bind", not rw) for source, target, rw in _outer_first(request["mounts"])
         ],

@@ -161,7 +161,7 @@ def shepherd_config(settings: AgentSettings, cluster: str) -> dict[str, Any]:
     """What docs/architecture.md calls CONFIG.json.
 
     Raises:
-        ConfigError: a private /tmp would hide the state directory.
+        ConfigError: a private /tmp would hide the state directory, or jobs cannot have Docker sockets here.
     """
     cgroup = isolation.choose(settings.cgroups, cluster, settings.node)
     state = settings.state
@@ -169,6 +169,7 @@ def shepherd_config(settings: AgentSettings, cluster: str) -> dict[str, Any]:
         raise ConfigError(
             "private_tmp needs root, and state and sockets that do not lie below /tmp or /var/tmp"
         )
+    containers = _containers(settings)
     config = {
         "node": settings.node,
         "address": settings.address,
@@ -181,14 +182,17 @@ def shepherd_config(settings: AgentSettings, cluster: str) -> dict[str, Any]:
             "ca": str(state / "ca.pem"),
         },
         "cgroup": str(cgroup) if cgroup else None,
-        "limits": isolation.limits(settings.limits, cgroup, cluster, settings.node),
+        "limits": isolation.limits(
+            settings.limits, cgroup, cluster, settings.node, with_docker=settings.docker_in_jobs
+        ),
         "gang_silence": settings.gang_silence,
         "gang_ping": settings.gang_ping,
         "boot_id": inventory.boot_id(),
         "site_scripts": str(settings.site_scripts),
         "site_script_timeout": settings.site_script_timeout,
         "python": sys.executable,
-        "containers": _containers(settings),
+        "containers": containers,
+        "docker_proxy": _docker_proxy(containers, cgroup) if settings.docker_in_jobs else None,
         "private_tmp": settings.private_tmp,
         "prolog": str(settings.prolog or ""),
         "prolog_timeout": settings.prolog_timeout,
@@ -207,6 +211,26 @@ def _containers(settings: AgentSettings) -> dict[str, Any] | None:
         "docker": engine,
         "paths": list(settings.container_paths),
         "pull": settings.image_pull,
+    }
+
+
+def _docker_proxy(containers: dict[str, Any] | None, cgroup: Path | None) -> dict[str, Any]:
+    """What the shepherd needs to give jobs Docker sockets.
+
+    Raises:
+        ConfigError: what jobs would make through them could not be held.
+    """
+    engine = str((containers or {}).get("docker", ""))
+    root = isolation.docker_root(cgroup)
+    if not engine.startswith("unix://") or root is None:
+        raise ConfigError(
+            "docker_in_jobs needs root, a Docker Engine on a unix socket (docker), and cgroup v2 where Docker looks"
+            " for it, at /sys/fs/cgroup or /sys/fs/cgroup/unified"
+        )
+    return {
+        "command": [sys.executable, "-m", "hpcmesos.agent.docker_proxy"],
+        "engine": engine.removeprefix("unix://"),
+        "cgroups": str(root),
     }
 
 

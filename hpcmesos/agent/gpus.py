@@ -21,7 +21,8 @@ from typing import Any
 
 import pynvml
 
-_NVLINK_QUALITY = 10  # an NVLink counts more than any path over PCI
+from hpcmesos.model import NVLINK_QUALITY
+
 _PCI_QUALITY = {
     pynvml.NVML_TOPOLOGY_INTERNAL: 6,
     pynvml.NVML_TOPOLOGY_SINGLE: 5,
@@ -229,7 +230,7 @@ def _quality(a: Any, b: Any) -> int:
         return 0
     links = _nvlinks(a, b)
     if links:
-        return _NVLINK_QUALITY + links
+        return NVLINK_QUALITY + links
     try:
         return _PCI_QUALITY.get(pynvml.nvmlDeviceGetTopologyCommonAncestor(a, b), 0)
     except pynvml.NVMLError:

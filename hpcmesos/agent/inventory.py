@@ -19,7 +19,7 @@ from pathlib import Path
 from hpcmesos import wire
 from hpcmesos.config import AgentSettings
 from hpcmesos.errors import ConfigError, StateError
-from hpcmesos.model import CONTAINERS, MIG_FEATURE, SIMULATED_PREFIX
+from hpcmesos.model import CONTAINERS, DOCKER_IN_JOBS, MIG_FEATURE, SIMULATED_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +42,16 @@ def collect(settings: AgentSettings, cluster: str) -> wire.Inventory:
         memory=settings.memory if settings.memory is not None else memory(),
         gpus=simulated(settings.gpus, cluster, settings.node),
         declared=settings.cpus is not None or settings.memory is not None,
-        features=(*settings.features, *((CONTAINERS,) if docker_engine(settings.docker) else ())),
+        features=(*settings.features, *_of_docker(settings)),
         os=_os(),
         hostname=socket.gethostname(),
     )
+
+
+def _of_docker(settings: AgentSettings) -> tuple[str, ...]:
+    if not docker_engine(settings.docker):
+        return ()
+    return (CONTAINERS, DOCKER_IN_JOBS) if settings.docker_in_jobs else (CONTAINERS,)
 
 
 def simulated(setting: str, cluster: str, node: str) -> tuple[wire.Gpu, ...]:

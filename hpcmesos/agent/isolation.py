@@ -19,7 +19,10 @@ from hpcmesos.launch.limits import CONTROLLERS, hand_down
 
 log = logging.getLogger(__name__)
 
-_LIMITS = (*CONTROLLERS, "devices")
+_LIMITS = (*CONTROLLERS, "devices", "nofile")
+_NUMBERED = ("pids", "nofile")
+_LEAST_DESCRIPTORS = 256
+"""What our own programs inside a job may need."""
 _SYSTEMD = Path("/run/systemd/system")
 """There where systemd runs the host (sd_booted(3))."""
 _HELD = 11
@@ -51,25 +54,35 @@ def choose(
 
 
 def limits(
-    setting: tuple[str, ...], directory: Path | None, cluster: str, node: str, proc: Path = Path("/proc")
+    setting: tuple[str, ...],
+    directory: Path | None,
+    cluster: str,
+    node: str,
+    proc: Path = Path("/proc"),
+    *,
+    with_docker: bool = False,
 ) -> dict[str, Any]:
     """``limits`` of the shepherd's configuration, as far as this kernel and this user allow: what cannot be set is
     left out, and said once.
 
-    ``setting``: any of memory, cpu, devices, pids=NUMBER. ``directory``: what ``choose`` has found; None: no limits.
+    ``setting``: any of memory, cpu, devices, pids=NUMBER, nofile=NUMBER. ``directory``: what ``choose`` has found;
+    None: no limits but the last, which needs no cgroup.
+    ``with_docker``: Docker makes groups in an attempt's, whose path has to be the same in all hierarchies then.
 
     Raises:
         ConfigError: the setting is none of these.
     """
     asked = _parse(setting)
+    found: dict[str, Any] = {name: asked.pop(name) for name in ("nofile",) if name in asked}
     if directory is None:
-        return {}
+        return found
     v2 = _words(directory / "cgroup.controllers")
+    root = find_v2() if with_docker else None
+    same = f"/{directory.relative_to(root)}" if root and directory.is_relative_to(root) else ""
     v1: dict[str, str] = {}
-    found: dict[str, Any] = {}
     for controller, value in asked.items():
         if controller not in v2:
-            group = _v1_group(controller, cluster, node, proc)
+            group = _v1_group(controller, cluster, node, proc, same)
             if group is None and controller == "devices" and (scope := _scopes(directory, cluster, node)):
                 found |= {"scopes": scope, "devices": value}
                 continue
@@ -88,7 +101,7 @@ def limits(
                 "directory": str(driver / "nvidia/capabilities"),
                 "minors": str(driver / "nvidia-caps/mig-minors"),
             }
-    return {**found, "v1": v1}
+    return {**found, "v1": (_hierarchies(proc, same) if same else {}) | v1}
 
 
 def _load_unified_memory(proc: Path) -> None:
@@ -104,9 +117,8 @@ def _load_unified_memory(proc: Path) -> None:
 
 def enforced(config: dict[str, Any]) -> tuple[str, ...]:
     """What holds jobs on this node, in words, from the shepherd's configuration; empty: their environment alone."""
-    if not config.get("cgroup"):
-        return ()
-    return ("cgroup", *(name for name in _LIMITS if config["limits"].get(name)))
+    groups = ("cgroup",) if config.get("cgroup") else ()
+    return (*groups, *(name for name in _LIMITS if config["limits"].get(name)))
 
 
 def below_tmp(paths: Iterable[Path]) -> bool:
@@ -130,14 +142,43 @@ def _parse(setting: tuple[str, ...]) -> dict[str, Any]:
     asked: dict[str, Any] = {}
     for word in setting:
         name, _, value = word.strip().partition("=")
-        if name not in _LIMITS or (name == "pids") != value.isdigit() or (value and name != "pids"):
-            raise ConfigError(f"limits: '{word}' is none of memory, cpu, devices, pids=NUMBER")
+        numbered = name in _NUMBERED
+        if name not in _LIMITS or numbered != value.isdigit() or (value and not numbered):
+            raise ConfigError(f"limits: '{word}' is none of memory, cpu, devices, pids=NUMBER, nofile=NUMBER")
+        if name == "nofile" and int(value) < _LEAST_DESCRIPTORS:
+            raise ConfigError(f"limits: '{word}' is too few; at least {_LEAST_DESCRIPTORS}")
         asked[name] = int(value) if value else True
     return asked
 
 
-def _v1_group(controller: str, cluster: str, node: str, proc: Path) -> Path | None:
-    """A group in the v1 hierarchy of ``controller``, below this process' own; made, if it is not there."""
+def docker_root(directory: Path | None) -> Path | None:
+    """Where Docker takes the paths of v2 groups from; None: attempts have none, or it would not make groups in them.
+
+    runc knows v2 at these two places only (libcontainer/cgroups, IsCgroup2UnifiedMode and IsCgroup2HybridMode).
+    """
+    root = find_v2() if directory else None
+    known = root in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
+    return root if known and root and directory and directory.is_relative_to(root) else None
+
+
+def _hierarchies(proc: Path, path: str) -> dict[str, str]:
+    """The same group in every hierarchy of v1, also those without limits of ours: Docker makes groups in all."""
+    lines = (line.split(":", 2) for line in (proc / "self/cgroup").read_text().splitlines())
+    kinds = [names for _, names, _ in lines if names]
+    mounts = [mount for mount in _mounts(proc / "self/mountinfo") if mount[1] == "cgroup"]
+    return {
+        names: f"{place}{path}"
+        for names in kinds
+        for place, _, options in mounts
+        if set(names.split(",")) <= set(options)
+    }
+
+
+def _v1_group(controller: str, cluster: str, node: str, proc: Path, same: str = "") -> Path | None:
+    """A group in the v1 hierarchy of ``controller``, below this process' own; made, if it is not there.
+
+    ``same``: its path, if it is not to be below this process' own.
+    """
     mount = next(
         (m for m in _mounts(proc / "self/mountinfo") if m[1] == "cgroup" and controller in m[2]), None
     )
@@ -146,6 +187,8 @@ def _v1_group(controller: str, cluster: str, node: str, proc: Path) -> Path | No
     if mount is None or path is None:
         return None
     group = mount[0] / path.lstrip("/") / "hpcmesos" / _safe(cluster or "default") / _safe(node)
+    if same:
+        group = mount[0] / same.lstrip("/")
     try:
         group.mkdir(parents=True, exist_ok=True)
         trial = group / "trial"

@@ -12,11 +12,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpcmesos.launch import display, enclosure, ending, files, prelude, proxies, script
 from hpcmesos.launch.births import Birth
 from hpcmesos.launch.ending import Ending
+from hpcmesos.launch.members import Gang
 from hpcmesos.launch.order import NODE_LOST, Order
 from hpcmesos.launch.output import TAIL, Output
 from hpcmesos.launch.owners import Owner
@@ -28,9 +29,6 @@ from hpcmesos.launch.steps import Steps, checked
 from hpcmesos.launch.terminal import Terminal
 from hpcmesos.launch.walltime import Walltime
 from hpcmesos.launch.workspace import Workspace
-
-if TYPE_CHECKING:
-    from hpcmesos.launch.gangs import Gang
 
 _TRIM = 1.0
 """Seconds between two looks at how much a script has written."""
@@ -53,7 +51,9 @@ class Attempt:
         self.workspace = Workspace(services, spec, owner)
         self.output.spool = self.workspace.paths.directory
         self.output.limit = int(spec.get("log_limit") or 0)
-        self.steps = Steps(spec["me"])
+        self.steps = Steps(spec["me"], sum(int(member["slots"]) for member in spec["members"]))
+        self.turn = asyncio.Lock()
+        """Of its processes one at a time has us hold a large request."""
         self.proxies = proxies.Watch(
             services.config.proxy_patience, lambda: self.workspace.enclosure.pids(), self.output.note
         )
@@ -119,7 +119,7 @@ class Attempt:
         says what is."""
         if self.phase == "ready" and self.head:
             self.phase = "running"
-            self.services.work(self._play()) if prelude.wanted(self) else self._begin()
+            self.services.work(self._play()) if self._has_prelude() else self._begin()
         elif self._started:
             self.services.emit(self._started)
 
@@ -128,9 +128,18 @@ class Attempt:
         results = await self.scripts.prologue() if self.phase == "ready" else []
         return (results[-1].code, str(results[-1])) if results else (0, "")
 
+    def _has_prelude(self) -> bool:
+        return self.gang is not None or prelude.wanted(self.workspace, self.scripts)
+
     async def _play(self) -> None:
         try:
-            played = await prelude.run(self)
+            played = await prelude.run(
+                self.workspace,
+                self.scripts,
+                self.gang,
+                running=lambda: self.phase == "running",
+                interactive=self.terminal is not None,
+            )
             if isinstance(played, Order):
                 self.end(played)
                 return
@@ -335,6 +344,9 @@ class Attempt:
         self.steps.closing = self._killed = True
         self._hurry = False
         left = await enclosure.clear(self.workspace.enclosure)
+        if self.workspace.docker:
+            await self.workspace.docker.close()
+            left = await enclosure.clear(self.workspace.enclosure)  # what was being started
         if self._mpi_since is not None:
             self._clean_up_after_mpi(self._mpi_since)
         if self.head:

@@ -62,7 +62,7 @@ class Birth:
         loop = asyncio.get_running_loop()
         self._enclosed = enclosed
         if quickly and isinstance(enclosed, enclosure.Cgroup):
-            self.pid, self._connection = self._children.start(launch, enclosed.directory, self._exited)
+            self.pid, self._connection = self._children.start(launch, enclosed.entry, self._exited)
         else:  # one that waits at its gate would outlive us unseen, for it has our environment still
             self.pid, self._connection = self._children.spawn(replace(launch, gated=False), self._exited)
         loop.add_reader(self._connection.fileno(), self._read)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from hpcmesos.launch import protocol
 
 Frame = tuple[bytes, bytes]
 _LOST = (OSError, EOFError, ssl.SSLError, asyncio.IncompleteReadError)
+_SMALL = 2 * protocol.CHUNK
+"""Bytes of a frame that a stream holds anyway; those of a larger one are held until all of it is here."""
+MOST_UNREAD = 64 * 1024 * 1024
+"""Bytes that may wait for the other side."""
 
 
 class Channel:
@@ -20,6 +25,10 @@ class Channel:
         self._writer = writer
         self.sent = 0
         """Bytes so far."""
+        self.turn: AbstractAsyncContextManager[Any] = nullcontext()
+        """In which a large frame is received: those who share it send one at a time."""
+        self.most_unread: int | None = None
+        """Bytes that may wait for the other side; with more it is hung up. None: no limit."""
 
     async def receive(self) -> Frame | None:
         """The next frame; None at the end of the connection, however it came.
@@ -31,7 +40,8 @@ class Channel:
             head = await self._reader.readexactly(5)
             size = int.from_bytes(head[:4], "big")
             protocol.check_size(size)
-            return head[4:], await self._reader.readexactly(size - 1)
+            async with self.turn if size > _SMALL else nullcontext():
+                return head[4:], await self._reader.readexactly(size - 1)
         except _LOST:
             return None
 
@@ -48,9 +58,14 @@ class Channel:
         self.send(protocol.message(value))
 
     def send(self, data: bytes) -> None:
-        if not self._writer.is_closing():
-            self._writer.write(data)
-            self.sent += len(data)
+        if self._writer.is_closing():
+            return
+        waiting = self._writer.transport.get_write_buffer_size()
+        if self.most_unread is not None and waiting > self.most_unread:
+            self._writer.transport.abort()
+            return
+        self._writer.write(data)
+        self.sent += len(data)
 
     @property
     def blocked(self) -> bool:

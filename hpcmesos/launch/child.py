@@ -6,6 +6,7 @@ Runs in copies of the shepherd and of the starter, whose memory is small because
 from __future__ import annotations
 
 import os
+import resource
 
 from hpcmesos.launch import quick
 
@@ -48,6 +49,7 @@ def run(launch: Any, report: Any) -> NoReturn:
         _make(launch)
         _enter(launch.directories)
         if not launch.gated or report.recv(1):
+            _limit(launch)
             if launch.view:
                 launch.view.restrict()
             code = _execute(launch)
@@ -79,6 +81,12 @@ def _become(owner: Any) -> None:
         os.setgroups(owner.groups)
         os.setgid(owner.gid)
         os.setuid(owner.uid)
+
+
+def _limit(launch: Any) -> None:
+    """Last, for what our parent has open may go beyond it; what shall not stay open is closed at exec."""
+    if launch.descriptors:
+        resource.setrlimit(resource.RLIMIT_NOFILE, launch.descriptors)
 
 
 def _make(launch: Any) -> None:

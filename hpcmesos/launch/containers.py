@@ -12,7 +12,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from hpcmesos.launch import helper
+from hpcmesos.launch import container_marks, helper
 from hpcmesos.launch.container import Container
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children
@@ -34,7 +34,6 @@ class Containers:
         self._config = config
         self._children = children
         self._token = token
-        self._used = os.path.join(config.state, "containers")  # there once a container was made here
         self._over: set[str] = set()
         self._wanted = asyncio.Event()
         self._idle = asyncio.Event()
@@ -50,8 +49,7 @@ class Containers:
         engine = self._config.containers
         if engine is None:
             raise Refusal("containers are not served on this node")
-        with open(self._used, "a", encoding="ascii"):
-            pass
+        container_marks.note_use(self._config)
         request = {
             "op": "make",
             "docker": engine["docker"],
@@ -60,9 +58,7 @@ class Containers:
             "login": os.path.join(workspace.paths.secrets, login)
             if (login := spec.get("image_secret"))
             else None,
-            "state": self._config.state,
-            "token": self._token,
-            "attempt": workspace.id,
+            "labels": container_marks.labels(self._config, workspace.id, self._token),
             "owner": _owner(workspace.owner),
             "mounts": self._mounts(workspace),
             "gpus": [g["uuid"] for g in spec["members"][spec["me"]]["gpus"] if not g["simulated"]],
@@ -102,7 +98,7 @@ class Containers:
 
     async def tidy(self) -> None:
         """Removes what is over, and first what an earlier shepherd left; for as long as the shepherd lives."""
-        if os.path.exists(self._used):
+        if container_marks.used(self._config):
             self._wanted.set()
         while True:
             await self._wanted.wait()

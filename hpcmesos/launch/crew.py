@@ -70,6 +70,7 @@ class Crew:
         ]
         self._pumps: set[asyncio.Task[None]] = set()
         self._stdin: asyncio.StreamWriter | None = None
+        self._giving: asyncio.Task[None] | None = None  # of the input that came last
         self._started: list[_Member] = []
         self._unborn: set[int] = set()
         self._gated = True
@@ -303,7 +304,10 @@ class Crew:
         while frame := await self._channel.receive():
             kind, body = frame
             if kind == protocol.STDIN:
-                self._pumps.add(self._loop.create_task(self._give(body)))
+                self._check_turn()
+                self._giving = self._loop.create_task(self._give(body))
+                self._pumps.add(self._giving)
+                self._giving.add_done_callback(self._pumps.discard)
             elif kind == protocol.STDIN_END:
                 self._close_stdin()
             elif kind == protocol.MESSAGE:
@@ -314,6 +318,11 @@ class Crew:
                     self._release(message["barrier"])
                 elif number := int(message.get("signal", 0)):
                     self._signal(number)
+
+    def _check_turn(self) -> None:
+        """Raises FrameError: it has not waited until the last piece was taken, which would fill our memory."""
+        if self._giving and not self._giving.done():
+            raise protocol.FrameError("input came before the last of it was taken")
 
     def _release(self, puts: dict[str, str]) -> None:
         answer = self._pmi.release({str(key): str(value) for key, value in puts.items()})

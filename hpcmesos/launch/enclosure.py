@@ -15,13 +15,16 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from hpcmesos.launch.limits import Limits, read
+from hpcmesos.launch.limits import Limits, read, remove_group
 
 UNKILLABLE = 10.0
 """Seconds of SIGKILL after which what remains (blocked in the kernel) is named and left."""
 
 STEP_GRACE = 2.0
 """Seconds from SIGTERM to SIGKILL for the processes of a step that is ended alone."""
+
+_ENTRY = "job"
+"""The group of an attempt's own processes in a shared one; containers' names are longer."""
 
 _FOR_ALL = frozenset({signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT})
 """These reach also what was set apart."""
@@ -155,10 +158,23 @@ def _descends(pid: int, ancestors: Collection[int], table: dict[int, tuple[int, 
 
 
 class Cgroup(_Members):
-    """A directory of the v2 hierarchy, made here; ``limits`` may have groups of v1 beside it."""
+    """A directory of the v2 hierarchy, made here; ``limits`` may have groups of v1 beside it.
 
-    def __init__(self, parent: str, name: str, v1: dict[str, str], limits: dict[str, Any]) -> None:
+    ``shared``: others make groups in it, too, so our processes are in one of their own: no group of v2 that hands
+    controllers down has processes itself (cgroups(7)). ``directory`` is the whole, ``entry`` where ours are started.
+    """
+
+    def __init__(
+        self,
+        parent: str,
+        name: str,
+        v1: dict[str, str],
+        limits: dict[str, Any],
+        *,
+        shared: bool = False,
+    ) -> None:
         self.directory = os.path.join(parent, name)
+        self.entry = os.path.join(self.directory, _ENTRY) if shared else self.directory
         self.coming = 0
         with suppress(FileExistsError):
             try:
@@ -168,10 +184,13 @@ class Cgroup(_Members):
                 os.makedirs(self.directory, 0o755)
         try:
             self.limits = Limits(self.directory, v1, limits)
+            if shared:
+                os.makedirs(self.entry, 0o755, exist_ok=True)
+                self.limits.watch_below()
         except OSError:
-            os.rmdir(self.directory)
+            remove_group(self.directory)
             raise
-        self.procs = (os.path.join(self.directory, "cgroup.procs"), *self.limits.procs)
+        self.procs = (os.path.join(self.entry, "cgroup.procs"), *self.limits.procs)
 
     def pids(self) -> list[int]:
         found: list[int] = []
@@ -209,14 +228,7 @@ class Cgroup(_Members):
         pass
 
     def remove(self) -> None:
-        try:
-            os.rmdir(self.directory)
-        except FileNotFoundError:  # removed before
-            pass
-        except OSError:  # the job has made groups of its own inside
-            for directory, _, _ in os.walk(self.directory, topdown=False):
-                with suppress(OSError):
-                    os.rmdir(directory)
+        remove_group(self.directory)
         self.limits.remove()
 
     def _read(self, name: str) -> str:
@@ -233,6 +245,8 @@ class Trees:
 
     def owner_of(self, pid: int) -> str | None:
         """The attempt that ``pid`` belongs to."""
+        if not self.live:  # all are known by their cgroups; anybody may have us ask
+            return None
         table = process_table()
         for attempt, tree in self.live.items():
             if pid in tree.members(table):

@@ -61,4 +61,5 @@ def _marks(workspace: Workspace) -> dict[str, str]:
         "HPCMESOS_ATTEMPT": workspace.id,
         "HPCMESOS_SOCKET": workspace.services.config.ranks_socket,
         "HPCMESOS_SHEPHERD": str(os.getpid()),
+        **(workspace.docker.environment if workspace.docker else {}),
     }

@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import stat
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from hpcmesos.gang import mpi
@@ -122,7 +122,7 @@ class Directories:
             OSError: it cannot be written.
         """
         if os.path.lexists(paths.directory):
-            shutil.rmtree(paths.directory)
+            self._set_aside(paths.directory)
         reused = self._take_spare(paths.directory, owner)
         if not reused:
             os.mkdir(paths.directory, 0o700)
@@ -149,12 +149,13 @@ class Directories:
         """A small one at once, a large one by a process, for that may take minutes."""
         directory = paths if isinstance(paths, str) else paths.directory
         with suppress(OSError):
-            found = set(os.listdir(directory))
+            found = set(_some_of(directory, len(_ALL) + 1))
             for name in _OURS & found:
                 os.unlink(os.path.join(directory, name))
             if "tmp" in found:
                 temporary = os.path.join(directory, "tmp")
-                if owner and found <= _ALL and not os.listdir(temporary) and self._keep(directory, owner):
+                empty = not _some_of(temporary, 1)
+                if owner and found <= _ALL and empty and self._keep(directory, owner):
                     return
                 os.rmdir(temporary)
             os.rmdir(directory)
@@ -178,16 +179,17 @@ class Directories:
             return False
         spare = spares.pop()
         os.rename(spare, directory)
-        temporary = os.path.join(directory, "tmp")
-        for path in (directory, temporary):
-            status = os.lstat(path)
-            if status.st_mode != _PRIVATE or status.st_uid != owner.uid or status.st_gid != owner.gid:
-                break
-        else:
-            if os.listdir(directory) == ["tmp"] and not os.listdir(temporary):
-                return True
-        shutil.rmtree(directory)
+        if _is_fresh(directory, owner):
+            return True
+        self._set_aside(directory)
         return False
+
+    def _set_aside(self, directory: str) -> None:
+        """Somebody may have filled it: its name is free at once, and a process removes it."""
+        self._kept += 1
+        aside = os.path.join(self._attempts, f".gone.{os.getpid()}.{self._kept}")
+        os.rename(directory, aside)
+        self._remove_by_process(aside)
 
     def _share(self, directory: str, files: dict[str, tuple[bytes, int]]) -> None:
         """Host files, readable to all; written once by each shepherd."""
@@ -216,6 +218,30 @@ class Directories:
             self._children.spawn(launch, lambda status, usage: None)[1].close()
         finally:
             os.close(null)
+
+
+def _is_fresh(directory: str, owner: Owner) -> bool:
+    """Whether it is as `Directories.make` makes it for this owner."""
+    temporary = os.path.join(directory, "tmp")
+    with suppress(OSError):
+        for path in (directory, temporary):
+            status = os.lstat(path)
+            if status.st_mode != _PRIVATE or status.st_uid != owner.uid or status.st_gid != owner.gid:
+                return False
+        return _some_of(directory, 2) == ["tmp"] and not _some_of(temporary, 1)
+    return False
+
+
+def _some_of(directory: str, most: int) -> list[str]:
+    """What is in it, no more than that. It is its owner's, who may have put millions of files there, or a link in its
+    place to where it takes for ever to look. Raises OSError.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        with os.scandir(fd) as entries:
+            return [entry.name for entry in islice(entries, most)]
+    finally:
+        os.close(fd)
 
 
 def _own_files(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from hpcmesos.launch import protocol
 from hpcmesos.launch.attempt import Attempt
@@ -16,34 +16,6 @@ from hpcmesos.launch.settings import Refusal
 
 _RETRY = 0.2
 """Seconds between two tries to reach the head."""
-
-
-class Gang(Protocol):
-    """The other members, as this one sees them."""
-
-    def end(self, order: Order) -> None:
-        """This part ends: says so, and why."""
-        ...
-
-    def suspect(self) -> str | None:
-        """The node that this member blames for a loss that nobody has explained; only a head has an opinion."""
-        ...
-
-    async def prologues(self) -> tuple[str, int, str] | None:
-        """Has the other members run theirs: node, code and text of one that did not end well."""
-        ...
-
-    async def confirm(self) -> None:
-        """Comes back once every other member has been heard from now on, or when the attempt is ended."""
-        ...
-
-    def rank(self, message: dict[str, Any], node: str) -> None:
-        """Passes on what a rank reported, to where its step is kept."""
-        ...
-
-    def sweep(self, step: str, origin: str) -> None:
-        """A step is over: the other members end what is left of it; ``origin``: the node that says so."""
-        ...
 
 
 def _order_message(order: Order) -> dict[str, Any]:

@@ -54,6 +54,12 @@ def wanted(config: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
     return limits
 
 
+def descriptors(config: dict[str, Any], own: tuple[int, int]) -> tuple[int, int]:
+    """Soft and hard limit of what a process started here may have open; ``own``: what the shepherd was given."""
+    most = int(config.get("nofile") or own[1])
+    return min(own[0], most), min(own[1], most)
+
+
 def granted(config: dict[str, Any], spec: dict[str, Any]) -> tuple[Device, ...]:
     """The devices that this attempt may open and others may not. Raises ValueError as `wanted`."""
     cards = [(NVIDIA, minor) for minor in sorted(spec.get("minors") or ())]
@@ -139,6 +145,8 @@ class Limits:
         self._directory = directory
         name = os.path.basename(directory)
         places = {controller: os.path.join(parent, name) for controller, parent in v1.items()}
+        self._places = places
+        self._event = -1
         # Those of an earlier shepherd are removed with the others.
         self._groups = {controller: group for controller, group in places.items() if os.path.isdir(group)}
         try:
@@ -180,10 +188,37 @@ class Limits:
                 return True
         return False
 
+    def watch_below(self) -> None:
+        """Others make groups in ours: what is killed there for our limit counts as well.
+
+        v2 counts so by itself. v1 counts in the group of who was killed alone, which is gone when we come to look; but
+        it tells whoever asks that a limit was hit (the kernel's cgroup-v1/memory.rst, "OOM Control").
+
+        Raises:
+            OSError: the kernel has no such events.
+        """
+        if (group := self._groups.get("memory")) is None:
+            return
+        control = os.open(os.path.join(group, "memory.oom_control"), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            _write(os.path.join(group, "cgroup.event_control"), f"{self._event} {control}")
+        finally:
+            os.close(control)
+
     def out_of_memory(self) -> bool:
         """True when the kernel killed for memory here."""
         words = self._memory("memory.events", "memory.oom_control").split()
-        return "oom_kill" in words and words[words.index("oom_kill") + 1] != "0"
+        return self._told() or ("oom_kill" in words and words[words.index("oom_kill") + 1] != "0")
+
+    def _told(self) -> bool:
+        """Whether the event has come; it says so again and again."""
+        if self._event < 0:
+            return False
+        with suppress(BlockingIOError):
+            os.eventfd_write(self._event, os.eventfd_read(self._event))
+            return True
+        return False
 
     def peak(self) -> int:
         """Bytes of memory, 0 where not known."""
@@ -197,9 +232,24 @@ class Limits:
         return read(os.path.join(self._directory, v2))
 
     def remove(self) -> None:
-        for group in self._groups.values():
+        """Also what others have made in hierarchies in which we have nothing."""
+        if self._event >= 0:
+            os.close(self._event)
+            self._event = -1
+        for group in self._places.values():
+            remove_group(group)
+
+
+def remove_group(group: str) -> None:
+    """A group without processes, and those that a job, or Docker for it, has made inside."""
+    try:
+        os.rmdir(group)
+    except FileNotFoundError:
+        return
+    except OSError:
+        for directory, _, _ in os.walk(group, topdown=False):
             with suppress(OSError):
-                os.rmdir(group)
+                os.rmdir(directory)
 
 
 def _in_v2(controller: str, value: Any) -> list[tuple[str, str]]:
@@ -220,11 +270,13 @@ def _in_v1(controller: str, value: Any) -> list[tuple[str, list[str]]]:
         case "pids":
             return [("pids.max", [str(value)])]
     majors, granted, closed = value
+    # To make a node (m) is root's affair and opens nothing. Denied, it would keep Docker from making groups in ours: a
+    # group is not given what the one above it lacks, and Docker gives all of them "c *:* m".
     if not granted:
-        return [("devices.deny", [f"c {major}:* rwm" for major in majors])]
+        return [("devices.deny", [f"c {major}:* rw" for major in majors])]
     # An allowed minor cannot be taken out of a denied range, so the others are denied one by one.
     denied = [*((NVIDIA, m) for m in range(_MOST_CARDS) if m not in granted), *closed]
-    return [("devices.deny", [f"c {major}:{minor} rwm" for major, minor in denied])]
+    return [("devices.deny", [f"c {major}:{minor} rw" for major, minor in denied])]
 
 
 def _write(path: str, *texts: str) -> None:

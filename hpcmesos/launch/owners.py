@@ -43,7 +43,7 @@ class Owners:
         """The owner called ``name`` on this node.
 
         Raises:
-            Refusal: nobody has that name here, or this shepherd is not root and not that user.
+            Refusal: nobody has that name here, it is one of root's, or this shepherd is not root and not that user.
         """
         now = time.monotonic()
         known = self._known.get(name)
@@ -54,11 +54,18 @@ class Owners:
         return owner
 
 
+def _check_root(name: str, uid: int) -> None:
+    """The masters ask who is called root, and not whether a node has another name for him. Raises Refusal."""
+    if uid == 0 and name != "root":
+        raise Refusal(f"'{name}' is root on this node, by another name")
+
+
 def _resolve(name: str) -> Owner:
     try:
         entry = pwd.getpwnam(name)
     except (KeyError, ValueError) as error:
         raise Refusal(f"no user '{name}' on this node") from error
+    _check_root(name, entry.pw_uid)
     root = os.geteuid() == 0
     if not root and entry.pw_uid != os.geteuid():
         raise Refusal(f"the agent does not run as root and cannot start jobs of '{name}'")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from hpcmesos.handshakes import Handshakes
 from hpcmesos.launch import protocol
-from hpcmesos.launch.channel import Channel
+from hpcmesos.launch.channel import MOST_UNREAD, Channel
 from hpcmesos.launch.settings import Config
 
 FIRST_WORD = 10.0
 """Seconds within which a connection has to be made, and to say what it is for."""
 _RELOAD = 10.0
 """Seconds after which renewed certificates are looked for."""
+_BACKLOG = 1024
 
 
 class PeerError(Exception):
@@ -58,11 +61,12 @@ class Peers:
 
     async def listen(
         self, answer: Callable[[Channel, Identity, dict[str, Any]], Awaitable[None]]
-    ) -> asyncio.Server:
+    ) -> Handshakes:
         """Serves ``answer`` with each connection's identity and first message. Raises OSError."""
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             channel = Channel(reader, writer)
+            channel.most_unread = MOST_UNREAD
             try:
                 async with asyncio.timeout(FIRST_WORD):
                     request = await channel.hear()
@@ -84,17 +88,14 @@ class Peers:
         listening.sni_callback = (
             choose  # OpenSSL calls it without SNI, too: each handshake by what holds by then
         )
-        server = await asyncio.start_server(
-            serve,
-            self._config.address,
-            self._config.peer_port,
-            ssl=listening,
-            limit=2 * protocol.CHUNK,
-            ssl_handshake_timeout=FIRST_WORD,
-        )
-        self.port = server.sockets[0].getsockname()[1]
+
+        def stream() -> asyncio.BaseProtocol:
+            return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=2 * protocol.CHUNK), serve)
+
+        bound = await _bind(self._config.address, self._config.peer_port)
+        self.port = bound.getsockname()[1]
         asyncio.get_running_loop().call_later(_RELOAD, self._reload)
-        return server
+        return Handshakes(bound, listening, stream)
 
     def _reload(self) -> None:
         try:
@@ -127,9 +128,25 @@ class Peers:
             reason = getattr(error, "strerror", None) or str(error) or "no answer"
             raise PeerError(f"cannot reach {node} at {address}:{port}: {reason}") from error
         channel = Channel(reader, writer)
+        channel.most_unread = MOST_UNREAD
         if (identity := Identity.of(channel)) != ("agent", node):
             channel.close()
             raise PeerError(
                 f"{address}:{port} should be {node} and shows a certificate of {'/'.join(identity)}"
             )
         return channel
+
+
+async def _bind(address: str, port: int) -> socket.socket:
+    """Listens there; 0: at any free port. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    [(family, kind, number, _, where), *_] = await loop.getaddrinfo(address, port, type=socket.SOCK_STREAM)
+    bound = socket.socket(family, kind, number)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(where)
+        bound.listen(_BACKLOG)
+    except OSError:
+        bound.close()
+        raise
+    return bound

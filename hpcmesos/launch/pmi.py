@@ -17,6 +17,10 @@ MAX_PUTS = 4096
 """Keys that one rank may put between two barriers: they are held by a process that serves others too."""
 
 
+MOST_KNOWN = 64 * 1024 * 1024
+"""Bytes of keys and values that all ranks of a step may have put, ever; 50,000 of the longest are less."""
+
+
 class PmiError(Exception):
     """A rank sent what is no PMI-1."""
 
@@ -52,7 +56,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._rest = b""
-        self._lines: list[str] = []  # of a command that ends with ``endcmd``
+        self._long = ""  # first line of a command that ends with ``endcmd``; what else it says is not served
 
     def feed(self, data: bytes) -> Iterator[dict[str, str]]:
         """Yields each whole command. Raises PmiError."""
@@ -62,13 +66,11 @@ class Reader:
                 raise PmiError(f"a line of {len(line)} bytes")
         for line in lines:
             text = line.decode("utf-8", "replace")
-            if self._lines or text.startswith("mcmd="):
-                self._lines.append(text)
-                if len(self._lines) > MAX_PUTS:
-                    raise PmiError("a command without an end")
+            if self._long or text.startswith("mcmd="):
+                self._long = self._long or text
                 if text == "endcmd":
-                    yield parse(self._lines[0])
-                    self._lines = []
+                    yield parse(self._long)
+                    self._long = ""
             elif text:
                 yield parse(text)
 
@@ -89,6 +91,7 @@ class Local:
     def __init__(self, ranks: Iterable[int], size: int, name: str, process_mapping: str) -> None:
         self.ranks = {rank: Rank() for rank in ranks}
         self.known = {"PMI_process_mapping": process_mapping}
+        self._room = MOST_KNOWN
         self._size = size
         self._name = name
         self.abort: tuple[int, int, str] | None = None
@@ -164,7 +167,10 @@ class Local:
         return puts
 
     def release(self, puts: dict[str, str]) -> bytes:
-        """All ranks of the step have put ``puts`` and wait: the answer for each rank of this node."""
+        """All ranks of the step have put ``puts`` and wait: the answer for each rank of this node. Raises PmiError."""
+        self._room -= sum(len(key) + len(value) for key, value in puts.items())
+        if self._room < 0:
+            raise PmiError(f"the ranks have put more than {MOST_KNOWN} bytes")
         self.known |= puts
         for rank in self.ranks.values():
             rank.passed = True

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from hpcmesos.launch import preflight
+from hpcmesos.launch.members import Gang
 from hpcmesos.launch.order import Order
-from hpcmesos.launch.site_scripts import ABORT, Result, joined
-
-if TYPE_CHECKING:
-    from hpcmesos.launch.attempt import Attempt
+from hpcmesos.launch.site_scripts import ABORT, Result, Scripts, joined
+from hpcmesos.launch.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,35 +20,44 @@ class Prelude:
     ring: str = ""
 
 
-def wanted(attempt: Attempt) -> bool:
-    """Whether there is anything to wait for."""
-    ring = attempt.spec.get("ring") == "check"
-    return ring or attempt.gang is not None or attempt.scripts.wanted("prologue")
+def wanted(workspace: Workspace, scripts: Scripts) -> bool:
+    """Whether an attempt on one node has anything to wait for; a gang has its members."""
+    return workspace.spec.get("ring") == "check" or scripts.wanted("prologue")
 
 
-async def run(attempt: Attempt) -> Prelude | Order:
-    """Comes back when the script may start, or was refused; the attempt may be over meanwhile."""
-    if attempt.gang and (failed := await attempt.gang.prologues()):
+async def run(
+    workspace: Workspace,
+    scripts: Scripts,
+    gang: Gang | None,
+    *,
+    running: Callable[[], bool],
+    interactive: bool,
+) -> Prelude | Order:
+    """Comes back when the script may start, or with how the attempt is to end because it was refused.
+
+    ``running``: whether the attempt goes on; once it does not, nothing more begins. ``interactive``: a person waits.
+    """
+    if gang and (failed := await gang.prologues()):
         node, code, text = failed
-        return _refusal(attempt, node, Result(text, code, told=True))
+        return _refusal(node, Result(text, code, told=True), interactive)
     output = (b"", b"")
-    if attempt.phase == "running" and attempt.scripts.wanted("prologue"):
-        results = await attempt.scripts.prologue()
+    if running() and scripts.wanted("prologue"):
+        results = await scripts.prologue()
         output = joined(results)
         if results[-1].code:
-            return _refusal(attempt, attempt.services.config.node, results[-1])
+            return _refusal(workspace.services.config.node, results[-1], interactive)
     ring = ""
-    if attempt.phase == "running" and attempt.spec.get("ring") == "check":
-        outcome = await preflight.check(attempt.workspace)
+    if running() and workspace.spec.get("ring") == "check":
+        outcome = await preflight.check(workspace)
         if not outcome.closed:
             return Order("START_FAILED", 0.0, outcome.message, outcome.culprits)
         ring = outcome.message
     return Prelude(output, ring)
 
 
-def _refusal(attempt: Attempt, node: str, result: Result) -> Order:
+def _refusal(node: str, result: Result, interactive: bool) -> Order:
     """1, and anything for a person who waits at a terminal: the job is over. Else it runs again, elsewhere."""
     message = f"on {node}, {result}"
-    if (result.code == ABORT and not result.staging) or attempt.terminal:
+    if (result.code == ABORT and not result.staging) or interactive:
         return Order("APP", 0.0, message)
     return Order("START_FAILED", 0.0, message, None if result.staging else node)

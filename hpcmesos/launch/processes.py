@@ -56,12 +56,17 @@ class Launch:
     view: View | None = None  # of the file system; None: the host's
     made: tuple[str, ...] = ()  # directories that it makes as its owner: links there are his
     gated: bool = False  # ready to begin, it waits for a word on its report
+    descriptors: tuple[int, int] | None = (
+        None  # soft and hard limit of what it may have open; None: as its maker
+    )
 
 
 class Children:
     """Every child of this process: of our own or the starter's making, or adopted (we are a subreaper); reaped here."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptors: tuple[int, int] | None = None) -> None:
+        """``descriptors``: soft and hard limit for each child; None: our own."""
+        self._descriptors = descriptors or resource.getrlimit(resource.RLIMIT_NOFILE)
         self._watched: dict[int, OnExit] = {}
         self._starter: Starter | None = None
         self._unclaimed: dict[socket.socket, float] = {}
@@ -72,7 +77,7 @@ class Children:
 
         ``program``: the compiled one; where it is not, or is not of this machine, ``starter.py`` serves.
         """
-        self._starter = _made_starter(program)
+        self._starter = _made_starter(program, self._descriptors)
 
     def start(self, launch: Launch, into: str, on_exit: OnExit) -> tuple[int, socket.socket]:
         """As `spawn`, into the cgroup directory ``into``, but cheaper; a pid of 0 is told by the report, see `claim`.
@@ -122,6 +127,7 @@ class Children:
         Raises:
             OSError: when the fork fails.
         """
+        launch.descriptors = self._descriptors
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # A signal that hits the child before exec would be written into our own wake-up descriptor.
         before = quick.signal.pthread_sigmask(signal.SIG_BLOCK, _EVERY_SIGNAL)
@@ -161,24 +167,25 @@ class Children:
         self._starter = None
         if lives or dead.program:
             with suppress(OSError):
-                self._starter = _made_starter(dead.program if lives else "")
+                self._starter = _made_starter(dead.program if lives else "", self._descriptors)
 
 
-def _made_starter(program: str) -> Starter:
+def _made_starter(program: str, descriptors: tuple[int, int]) -> Starter:
     """Raises OSError: nor can the interpreter be started."""
     if program and os.access(program, os.X_OK):
         with suppress(OSError):  # of another kind of machine
-            return Starter(program)
-    return Starter("")
+            return Starter(program, descriptors)
+    return Starter("", descriptors)
 
 
 class Starter:
     """The process that forks for us; see starter.py. Raises OSError when it cannot be made.
 
-    ``program``: compiled of ``starter.c``; empty: starter.py is it.
+    ``program``: compiled of ``starter.c``; empty: starter.py is it. ``descriptors``: soft and hard limit of what it
+    may have open, and so each process that it starts.
     """
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, descriptors: tuple[int, int]) -> None:
         self.program = program
         self.since = time.monotonic()
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -194,6 +201,8 @@ class Starter:
             raise
         finally:
             theirs.close()
+        with suppress(ProcessLookupError):  # it is asked for nothing before
+            resource.prlimit(self.pid, resource.RLIMIT_NOFILE, descriptors)
 
     def ask(self, launch: Launch, into: str, report: socket.socket) -> bool:
         """False: this one is too large for it, or it does not listen. Only what says itself which process it is."""

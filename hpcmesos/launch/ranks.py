@@ -13,8 +13,9 @@ from typing import Any
 from hpcmesos.gang import mpi
 from hpcmesos.launch import enclosure, protocol, proxies, shells
 from hpcmesos.launch.attempt import Attempt
-from hpcmesos.launch.channel import Channel
+from hpcmesos.launch.channel import MOST_UNREAD, Channel
 from hpcmesos.launch.crew import Crew
+from hpcmesos.launch.load import OF_CONNECTION, OF_PROCESS
 from hpcmesos.launch.peers import PeerError, Peers
 
 _COMPANY = 1.0
@@ -22,8 +23,8 @@ _COMPANY = 1.0
 
 _MOST_CONNECTIONS, _CONNECTIONS_OF_A_SLOT = 256, 8
 """Connections of an attempt that are served at once: so many, and so many more for each of its slots here."""
-_MOST_RANKS = 10_000
-"""Ranks that may be open on one connection; a wrapper has one."""
+_MOST_RANKS = _MOST_LAUNCHES = 64
+"""Ranks, and launches, that may be open on one connection; a wrapper, or a front, has one."""
 
 
 class Ranks:
@@ -50,10 +51,18 @@ class Ranks:
         else:
             self._open[attempt.id] += 1
             try:
-                await self._serve(attempt, channel)
+                await self._admit(attempt, channel)
             finally:
                 self._open[attempt.id] -= 1
                 self._open += Counter()  # forgets those that have none
+
+    async def _admit(self, attempt: Attempt, channel: Channel) -> None:
+        channel.turn, channel.most_unread = attempt.turn, MOST_UNREAD
+        with attempt.services.load.hold(attempt.owner.uid, OF_CONNECTION) as room:
+            if room:
+                await self._serve(attempt, channel)
+            else:
+                await _refuse(channel, _overload(attempt))
 
     async def _serve(self, attempt: Attempt, channel: Channel) -> None:
         running: dict[tuple[str, int], dict[str, Any]] = {}
@@ -166,6 +175,11 @@ class Ranks:
             raise ValueError(f"no operation {request['op']!r}")
 
 
+def _overload(attempt: Attempt) -> str:
+    node = attempt.services.config.node
+    return f"{attempt.owner.name} has as many processes and connections at the shepherd of {node} as one user may"
+
+
 async def _refuse(channel: Channel, reason: str) -> None:
     channel.say(shells.answer(error=reason))
     await channel.drain()
@@ -187,10 +201,15 @@ def _credentials(channel: Channel) -> tuple[int, int]:
 
 async def serve_start(attempt: Attempt, request: dict[str, Any], channel: Channel) -> shells.End:
     """Serves ``shell`` or ``crew`` on this node."""
-    if request["op"] == "crew":
-        await Crew(attempt, request, channel).run()
-        return shells.End.ENDED
-    return await shells.Command(attempt, request, channel).run()
+    count = len(request["ranks"]) if request["op"] == "crew" else 1
+    with attempt.services.load.hold(attempt.owner.uid, OF_PROCESS * count) as room:
+        if not room:
+            channel.say(shells.answer(error=_overload(attempt)))
+        elif request["op"] == "crew":
+            await Crew(attempt, request, channel).run()
+        else:
+            return await shells.Command(attempt, request, channel).run()
+    return shells.End.ENDED
 
 
 async def _answer_launcher(
@@ -198,6 +217,8 @@ async def _answer_launcher(
 ) -> None:
     """A step lives as long as the connection by which it was begun, or until its launcher says that it is over."""
     if request["op"] == "step":
+        if len(steps) >= _MOST_LAUNCHES:
+            raise ValueError("more launches than one connection can have")
         command = [str(word) for word in request["command"]]
         step = attempt.steps.begin(command, lambda reason: channel.say({"broken": reason}))
         steps.add(step)

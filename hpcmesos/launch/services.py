@@ -7,8 +7,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpcmesos.launch import enclosure, files, scopes
+from hpcmesos.launch import docker_sockets, enclosure, files, scopes
 from hpcmesos.launch.journal import Journal
+from hpcmesos.launch.load import Load
 from hpcmesos.launch.processes import Children
 from hpcmesos.launch.secrets import Secrets
 from hpcmesos.launch.settings import Config
@@ -27,6 +28,8 @@ class Services:
     emit: Callable[[dict[str, Any]], None]
     uncontain: Callable[[str], None]
     scopes: scopes.Scopes
+    docker: docker_sockets.Sockets
+    load: Load = field(default_factory=Load)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)  # the loop itself keeps none alive
 
     def work(self, work: Coroutine[Any, Any, None]) -> None:

@@ -60,6 +60,8 @@ class Config:
     containers: (
         dict[str, Any] | None
     )  # command of the helper, docker: URL, paths: seen inside, pull; None: not served
+    docker_proxy: dict[str, Any] | None
+    """What serves jobs' Docker sockets: command, engine: path of its own, cgroups: root of v2; None: they have none."""
 
     @classmethod
     def load(cls, path: str) -> Config:
@@ -92,6 +94,7 @@ class Config:
             python=values["python"],
             starter=values.get("starter", programs.STARTER),
             containers=values.get("containers"),
+            docker_proxy=values.get("docker_proxy"),
         )
 
     @property

@@ -6,19 +6,23 @@ import asyncio
 import ctypes
 import gc
 import os
+import resource
 import signal
 import sys
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any
 
 from hpcmesos import pidfile
+from hpcmesos.handshakes import Handshakes
 from hpcmesos.launch import (
     control,
     display,
     enclosure,
     files,
     gangs,
+    limits,
     logs,
     mps,
     prolog,
@@ -30,6 +34,7 @@ from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.containers import Containers
 from hpcmesos.launch.deadman import DeadMan
+from hpcmesos.launch.docker_sockets import Sockets
 from hpcmesos.launch.journal import Journal
 from hpcmesos.launch.order import Order
 from hpcmesos.launch.owners import Owners
@@ -50,14 +55,16 @@ _KEPT_OUTPUT = 30.0
 class Shepherd:
     """The attempts of this node and the doors to them."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, descriptors: tuple[int, int]) -> None:
+        """``descriptors``: soft and hard limit of what this process might have open when it began."""
         self.config = config
         self.attempts: dict[str, Attempt] = {}
         self.recovered: dict[str, Recovered] = {}
-        self.children = Children()
+        self.children = Children(limits.descriptors(config.limits, descriptors))
         self.control = control.Control(self)
         self._started_at = time.time()
-        self._containers = Containers(config, self.children, f"{os.getpid()}.{self._started_at}")
+        token = f"{os.getpid()}.{self._started_at}"
+        self._containers = Containers(config, self.children, token)
         marker = f"HPCMESOS_SOCKET={config.ranks_socket}"
         self.services = Services(
             config=config,
@@ -69,6 +76,7 @@ class Shepherd:
             emit=self.control.emit,
             uncontain=self._containers.over,
             scopes=Scopes(config, self.children),
+            docker=Sockets(config, self.children, token),
         )
         self.peers = Peers(config)
         self._ranks = ranks.Ranks(self.attempts, self.services.trees, self.peers, config.node)
@@ -281,7 +289,8 @@ class Shepherd:
             self.children.use_starter(self.config.starter)
         self.recovered = await recover(self.services)
         self.services.secrets.clear()  # recovered attempts have ended
-        doors = [
+        self.services.docker.clean()
+        doors: list[Handshakes | asyncio.Server] = [
             await self.peers.listen(self._answer_peer),
             await control.listen(self.config.ranks_socket, 0o666, self._ranks.serve),
             await control.listen(self.config.control_socket, 0o600, self.control.serve),
@@ -321,7 +330,7 @@ def main(argv: list[str]) -> int:
         return 1
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with open(lock, "w", encoding="ascii"):
-        asyncio.run(_serve(config))
+        asyncio.run(_serve(config, _raise_descriptors()))
     return 0
 
 
@@ -329,8 +338,16 @@ def _is_member(attempt: Attempt, node: str) -> bool:
     return any(member["node"] == node for member in attempt.spec["members"])
 
 
-async def _serve(config: Config) -> None:
-    await Shepherd(config).run()
+def _raise_descriptors() -> tuple[int, int]:
+    """As many as the hard limit for us, who serve all jobs; answers what held before, and holds for them."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    return before
+
+
+async def _serve(config: Config, descriptors: tuple[int, int]) -> None:
+    await Shepherd(config, descriptors).run()
 
 
 def _make_directories(config: Config) -> None:

@@ -118,6 +118,7 @@ def unpacked(data: bytes, fds: list[int]) -> tuple[str, Order]:
             "view": None,
             "made": made,
             "gated": bool(gated),
+            "descriptors": None,
         }
     )
 

@@ -13,7 +13,13 @@ from hpcmesos.launch import quick
 
 _ROOM = 4 * 1024 * 1024
 """Bytes of an end report for the ranks, and for the steps: with the tails of the output it has to fit into a frame."""
+_LEAST_ROOM, _ROOM_OF_A_SLOT = 512 * 1024, 4096
+"""The same for a small attempt: so many, and so many more for each of its slots."""
 _MOST_STEPS, _MOST_RANKS = 10_000, 200_000  # that are remembered, for a job may go on launching for ever
+_RANKS, _RANKS_OF_A_SLOT = (
+    10_000,
+    64,
+)  # the same of a small attempt: so many, and so many more for each of its slots
 _REPORTS = 3.0
 """Seconds that the end of a launch waits for the ends of its ranks."""
 _LATE_REPORTS = 1.0
@@ -22,14 +28,20 @@ _BROKEN = 255
 """Of a launch that lost a host or ranks while its launcher says 0, as Open MPI 5 and Hydra do."""
 _LONGEST_COMMAND = 4096
 _LONGEST_WORD = 256
+_LONGEST_GPUS = 1024  # characters of what a rank says of its GPUs; a UUID has 40
 _NUMBERS = range(-(2**31), 2**31)
 
 
 class Steps:
-    """The tables that the end report carries. ``origin``: index of this member, the first half of a step's id."""
+    """The tables that the end report carries. ``origin``: index of this member, the first half of a step's id.
 
-    def __init__(self, origin: int) -> None:
+    ``slots``: of the whole attempt.
+    """
+
+    def __init__(self, origin: int, slots: int = 1) -> None:
         self._origin = origin
+        self._room = min(_ROOM, _LEAST_ROOM + _ROOM_OF_A_SLOT * slots)
+        self._most_ranks = min(_MOST_RANKS, _RANKS + _RANKS_OF_A_SLOT * slots)
         self._count = 0
         self._steps: dict[str, dict[str, Any]] = {}
         self._ranks: dict[tuple[str, int], dict[str, Any]] = {}
@@ -49,7 +61,8 @@ class Steps:
         step = f"{self._origin}.{self._count}"
         self._steps[step] = {"step": step, "command": _shortened(command), "code": None, "first_failed": None}
         self._listeners[step] = listener
-        _forget_oldest(self._steps, _MOST_STEPS)
+        if len(self._steps) > _MOST_STEPS:
+            del self._steps[next(iter(self._steps))]
         return step
 
     def fail(self, step: str, reason: str) -> None:
@@ -75,10 +88,13 @@ class Steps:
             "node": node,
             "code": None,
             "signal": None,
-            "gpu": ",".join(message.get("gpus") or ()),
+            "gpu": ",".join(message.get("gpus") or ())[:_LONGEST_GPUS],
             "at": time.time(),
         }
-        _forget_oldest(self._ranks, _MOST_RANKS)
+        while len(self._ranks) > self._most_ranks:
+            row = self._ranks.pop(next(iter(self._ranks)))
+            if not _has_ended(row):
+                self._leave(row["step"], row["node"])
 
     def rank_end(self, message: dict[str, Any], node: str) -> None:
         """A rank has ended, with ``code`` or by ``signal``.
@@ -167,7 +183,7 @@ class Steps:
 
     def tables(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """All ranks, all steps; of very many the newest."""
-        return _newest(self._ranks.values()), _newest(self._steps.values())
+        return _newest(self._ranks.values(), self._room), _newest(self._steps.values(), self._room)
 
     def _first_failed(self, step: str) -> dict[str, Any] | None:
         rank = self._steps.get(step, {}).get("first_failed")
@@ -214,16 +230,11 @@ def _shortened(command: list[str]) -> list[str]:
     return words
 
 
-def _newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    kept, left = [], _ROOM
+def _newest(rows: Iterable[dict[str, Any]], room: int) -> list[dict[str, Any]]:
+    kept, left = [], room
     for row in reversed(list(rows)):
         left -= len(quick.dumps(row))
         if left < 0:
             break
         kept.append(row)
     return kept[::-1]
-
-
-def _forget_oldest(table: dict[Any, Any], most: int) -> None:
-    while len(table) > most:
-        del table[next(iter(table))]

@@ -9,6 +9,7 @@ from typing import Any
 
 from hpcmesos.launch import enclosure, files, limits, ports, tasks
 from hpcmesos.launch.container import Container, PrivateTmp, View
+from hpcmesos.launch.docker_sockets import DockerSocket
 from hpcmesos.launch.journal import Entry
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.services import Services
@@ -27,6 +28,7 @@ class Workspace:
         self.paths = files.job_paths(services.config, spec)
         self.tasks: dict[str, Any] = {}  # of a framework, on this node
         self.container: Container | None = None  # of a job with an image, once it is ready
+        self.docker: DockerSocket | None = None  # where the site gives one
         self.enclosure: enclosure.Enclosure
         self.journal: Entry
 
@@ -48,6 +50,7 @@ class Workspace:
                 self.enclosure = self._cgroup(services.scopes.known(self.devices) or services.config.cgroup)
             else:
                 self.enclosure = enclosure.Tree(services.trees, self.id, self.owner.uid)
+            self.docker = services.docker.open(self)
         except BaseException:
             self.discard()
             raise
@@ -55,7 +58,8 @@ class Workspace:
     def _cgroup(self, parent: str) -> enclosure.Cgroup:
         config = self.services.config
         wanted = limits.wanted(config.limits, self.spec)
-        return enclosure.Cgroup(parent, self.id, config.limits.get("v1", {}), wanted)
+        shared = bool(config.docker_proxy)
+        return enclosure.Cgroup(parent, self.id, config.limits.get("v1", {}), wanted, shared=shared)
 
     @property
     def devices(self) -> tuple[limits.Device, ...]:
@@ -81,13 +85,15 @@ class Workspace:
 
     def leave_container(self) -> None:
         """Whatever there is of it, or is still being made, is to go."""
-        if self.spec.get("image"):
-            if self.container:
-                self.container.close()
+        if self.container:
+            self.container.close()
+        if self.spec.get("image") or (self.docker and self.docker.used):
             self.services.uncontain(self.id)
 
     def discard(self) -> None:
         """Nothing was started: leaves no trace."""
+        if self.docker:
+            self.docker.discard()
         if hasattr(self, "enclosure"):
             self.enclosure.remove()
         self.leave_container()

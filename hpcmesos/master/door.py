@@ -1,7 +1,8 @@
 """How many connections an API process holds, whose they are, and how long a request may take to arrive.
 
-Nobody can fill the process: neither one user or address with many connections, nor many of them with connections on
-which nothing comes. When there are too many, the oldest on which no request has come yet makes room for the new one.
+Nobody can fill the process: neither one user or address with many connections or large requests, nor many of them with
+connections on which nothing comes. When there are too many, the oldest on which no request has come yet makes room for
+the new one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import resource
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +24,8 @@ from hpcmesos.master.peercred import Peer, PeerProtocol
 
 log = logging.getLogger(__name__)
 
+_MIB = 1024 * 1024
+_SMALL = 64 * 1024  # bytes of a body
 _SHARE_OF_DESCRIPTORS = 0.75  # the rest is for files, the database and the leader
 _PAUSE = 0.1  # seconds until the next try when the machine has no descriptor left
 
@@ -36,6 +40,11 @@ class Limits:
     request: float = 60.0  # from a request's first byte, or the connection's start, to its last
     stalled: float = 60.0  # that a client may leave its answer unread
     head: int = 65536  # bytes of a request's first line and headers
+    bodies: int = 256 * _MIB  # bytes of requests that are not answered yet, of all together
+    bodies_of_one: int = 64 * _MIB  # the same of one user or address
+    unread: int = 1024 * _MIB  # bytes of answers that wait for their readers
+    unread_of_one: int = 256 * _MIB
+    pipelined: int = 16  # requests on one connection behind the one that is being answered
 
     def within_descriptors(self) -> Limits:
         """These, or fewer where this process may not open so many files; the soft limit is raised to the hard one."""
@@ -47,23 +56,36 @@ class Limits:
         if soft == resource.RLIM_INFINITY:
             return self
         most = min(self.connections, int(soft * _SHARE_OF_DESCRIPTORS))
-        return Limits(
-            connections=most,
-            of_one=min(self.of_one, max(1, most // 2)),
-            handshake=self.handshake,
-            request=self.request,
-            stalled=self.stalled,
-            head=self.head,
-        )
+        return replace(self, connections=most, of_one=min(self.of_one, max(1, most // 2)))
 
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """A connection. ``drop`` ends it; ``useful``: a whole request has come on it."""
+    """A connection. ``drop`` ends it; ``useful``: a whole request has come on it.
+
+    ``body``: bytes that have come of what is not answered yet; ``unread``: bytes of answers that wait.
+    """
 
     owner: str
     drop: Callable[[], None]
     useful: bool = False
+    body: int = 0
+    unread: int = 0
+
+
+@dataclass(slots=True)
+class Bytes:
+    """What is held, by owner and of all."""
+
+    of: Counter[str] = field(default_factory=Counter)
+    all: int = 0
+
+    def add(self, owner: str, size: int) -> None:
+        """``size`` may be negative."""
+        self.all += size
+        self.of[owner] += size
+        if not self.of[owner]:
+            del self.of[owner]
 
 
 @dataclass(slots=True)
@@ -73,6 +95,8 @@ class Door:
     limits: Limits = field(default_factory=Limits)
     _all: dict[Entry, None] = field(default_factory=dict)
     _of: dict[str, dict[Entry, None]] = field(default_factory=dict)
+    _bodies: Bytes = field(default_factory=Bytes)
+    _unread: Bytes = field(default_factory=Bytes)
 
     def __len__(self) -> int:
         return len(self._all)
@@ -96,6 +120,9 @@ class Door:
         own = self._of.get(owner, {})
         if len(own) >= self.limits.of_one and not self._make_room(own):
             return False
+        for held, size in ((self._bodies, entry.body), (self._unread, entry.unread)):
+            held.add(entry.owner, -size)
+            held.add(owner, size)
         was = self._of[entry.owner]
         del was[entry]
         if not was:
@@ -104,8 +131,32 @@ class Door:
         self._of.setdefault(owner, {})[entry] = None
         return True
 
+    def hold(self, entry: Entry, size: int) -> bool:
+        """So many bytes more have come of a request; False: there is no room for them."""
+        limits, held = self.limits, self._bodies
+        full = held.of[entry.owner] + size > limits.bodies_of_one or held.all + size > limits.bodies
+        if full and entry.body + size > _SMALL:  # small ones, which everybody sends, have room always
+            return False
+        entry.body += size
+        held.add(entry.owner, size)
+        return True
+
+    def release(self, entry: Entry) -> None:
+        """What has come of requests is held no more."""
+        self._bodies.add(entry.owner, -entry.body)
+        entry.body = 0
+
+    def wait(self, entry: Entry, size: int) -> bool:
+        """So many bytes of answers wait for the client now; False: they may not."""
+        limits, held = self.limits, self._unread
+        held.add(entry.owner, size - entry.unread)
+        entry.unread = size
+        return not size or (held.of[entry.owner] <= limits.unread_of_one and held.all <= limits.unread)
+
     def leave(self, entry: Entry) -> None:
         """The connection is over; a second time changes nothing."""
+        self.release(entry)
+        self.wait(entry, 0)
         self._all.pop(entry, None)
         own = self._of.get(entry.owner, {})
         own.pop(entry, None)
@@ -188,6 +239,8 @@ class GuardedProtocol(PeerProtocol):
             raise ValueError(
                 "a request's head is too large"
             )  # ends the parser, which has the connection refused
+        if len(self.pipeline) >= self.door.limits.pipelined:
+            raise ValueError("too many requests before the first is answered")
         # No answer depends on the name by which we are called, and one that is none breaks whoever makes a URL of it.
         self.headers[:] = [(b"host", b"localhost"), *(one for one in self.headers if one[0] != b"host")]
         super().on_headers_complete()
@@ -200,7 +253,17 @@ class GuardedProtocol(PeerProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._in_head = False
-        super().on_body(body)
+        if self.transport.is_closing():
+            return
+        if self.entry is not None and not self.door.hold(self.entry, len(body)):
+            self._refuse(b"503 Service Unavailable")
+        else:
+            super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        if self.entry is not None:
+            self.door.release(self.entry)
+        super().on_response_complete()
 
     def on_message_complete(self) -> None:
         self._in_head = False
@@ -219,10 +282,16 @@ class GuardedProtocol(PeerProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        waiting = self.transport.get_write_buffer_size()
+        if self.entry is not None and not self.door.wait(self.entry, waiting):
+            self.transport.abort()
+            return
         self._unread = self.loop.call_later(self.door.limits.stalled, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        if self.entry is not None:
+            self.door.wait(self.entry, 0)
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None

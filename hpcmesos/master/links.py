@@ -17,12 +17,14 @@ import msgspec
 
 from hpcmesos import wire
 from hpcmesos.errors import ProtocolError
+from hpcmesos.handshakes import Handshakes
 from hpcmesos.master import links_client
 from hpcmesos.master.events import Asked, Event, LinkDown, LinkUp, Received
 from hpcmesos.master.pki import peer_name, serial
 
 log = logging.getLogger(__name__)
 
+_BACKLOG = 4096
 _HELLO_TIMEOUT = 10.0
 _ALIVE = 5.0  # seconds of silence after which an agent may have another one in its place
 _MAX_UNSENT = 64 * 1024 * 1024  # bytes waiting for an agent that does not read, until its link is given up
@@ -65,7 +67,7 @@ class Links:
         self.numbers = itertools.count(1)
         self._open: set[Connection] = set()
         self._loop = asyncio.get_running_loop()
-        self._server: asyncio.Server | None = None
+        self._server: Handshakes | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._nonce = 0
         self._warned = False
@@ -74,9 +76,8 @@ class Links:
 
     async def start(self, bound: socket.socket, tls: ssl.SSLContext) -> None:
         """Listens on a bound socket."""
-        self._server = await self._loop.create_server(
-            lambda: Connection(self), sock=bound, ssl=tls, ssl_handshake_timeout=10.0, backlog=4096
-        )
+        bound.listen(_BACKLOG)
+        self._server = Handshakes(bound, tls, lambda: Connection(self))
         self._tick()
 
     def refuse(self, serials: frozenset[str]) -> None:

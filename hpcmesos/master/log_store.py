@@ -2,7 +2,7 @@
 
 A directory that all masters see. A stream comes in pieces, each with its offset, so that a transfer that broke goes on
 where it stopped; what is whole has no ``.part`` behind its name. The sum is bounded: what lies at its place elsewhere
-goes first, then the oldest.
+goes first, then always the oldest of the user who has most there: nobody pushes out what is others'.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,17 +28,33 @@ _DELIVERED = 0o400  # mode of a stream that is a copy
 _PART = ".part"
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A file of the store. ``copy``: its content lies at its place, too."""
+
+    path: Path
+    size: int
+    changed: float
+    copy: bool
+
+    @property
+    def job(self) -> int:
+        return _number(self.path.name)
+
+
 @dataclass(slots=True)
 class LogStore:
     """``of_all``, ``of_one``: bytes of everything, of one stream. ``directory`` is made when it is first used.
 
-    ``dropped``: told attempt and stream of each whole one that was no copy and had to make room.
+    ``dropped``: told attempt and stream of each whole one that was no copy and had to make room. ``owners``: whose
+    jobs these are, by their numbers; those it does not know count as one user's.
     """
 
     directory: Path
     of_all: int = 10_240 * _MIB
     of_one: int = 1024 * _MIB
     dropped: Callable[[str, str], None] = lambda attempt, stream: None
+    owners: Callable[[Sequence[int]], Mapping[int, str]] = lambda jobs: {}
     _looked: float = field(default=-_LOOK, repr=False)
     _share: int = field(default=0, repr=False)  # bytes that this process may still take before the next sum
 
@@ -109,32 +126,36 @@ class LogStore:
         if self._share >= 0 and time.monotonic() < self._looked + _LOOK:
             return
         self._looked = time.monotonic()
-        found = []
-        for path in self.directory.glob("*/*"):
-            with suppress(OSError):
-                status = path.stat()
-                only = status.st_mode & 0o777 != _DELIVERED
-                found.append((only, status.st_mtime, status.st_size, path))
-        used = wanted + sum(size for _, _, size, _ in found)
+        found = list(self._files())
+        used = wanted + sum(one.size for one in found)
         if used > self.of_all:
-            for only, _, size, path in sorted(found):
+            owners = self.owners(sorted({one.job for one in found}))
+            for one in in_turn(found, owners):
                 if used <= self.of_all - self.of_all // 16:
                     break
-                used -= self._drop(path, size, only)
+                used -= self._drop(one)
         self._share = (self.of_all - used) // _OTHERS
 
-    def _drop(self, path: Path, size: int, only: bool) -> int:
+    def _files(self) -> Iterator[Kept]:
+        for path in self.directory.glob("*/*"):
+            with suppress(OSError, ValueError):  # ValueError: none of ours
+                status = path.stat()
+                _number(path.name)
+                yield Kept(path, status.st_size, status.st_mtime, status.st_mode & 0o777 == _DELIVERED)
+
+    def _drop(self, one: Kept) -> int:
         """How many bytes that has freed."""
+        path = one.path
         try:
             path.unlink()
         except OSError as error:
             log.warning("the log store is full, but %s stays: %s", path.name, error.strerror)
             return 0
         log.warning("the log store is full: %s is dropped", path.name)
-        if only and path.suffix != _PART:
+        if not one.copy and path.suffix != _PART:
             attempt, _, stream = path.name.rpartition(".")
             self.dropped(attempt, stream)
-        return size
+        return one.size
 
     def _path(self, attempt: str, stream: str) -> Path:
         """Raises InvalidValue for a name that is none of an attempt."""
@@ -145,8 +166,36 @@ class LogStore:
             or stream not in ("stdout", "stderr")
         ):
             raise InvalidValue(f"illegally formed attempt identifier: {ascii(attempt)[1:41]}")
-        number = attempt[:20].partition(".")[0].partition("[")[0]
+        number = _digits(attempt[:20])
         return self.directory / number[-3:].zfill(3) / f"{attempt}.{stream}"
+
+
+def in_turn(files: Iterable[Kept], owners: Mapping[int, str]) -> Iterator[Kept]:
+    """In which order they make room. ``owners``: by the number of the job."""
+    rest: defaultdict[str, list[Kept]] = defaultdict(list)
+    for one in sorted(files, key=lambda one: one.changed):
+        if one.copy:
+            yield one
+        else:
+            rest[owners.get(one.job, "")].append(one)
+    held = {owner: sum(one.size for one in theirs) for owner, theirs in rest.items()}
+    oldest = {owner: iter(theirs) for owner, theirs in rest.items()}
+    while held:
+        owner = max(held, key=held.__getitem__)
+        if (kept := next(oldest[owner], None)) is None:
+            del held[owner]
+        else:
+            held[owner] -= kept.size
+            yield kept
+
+
+def _digits(attempt: str) -> str:
+    return attempt.partition(".")[0].partition("[")[0]
+
+
+def _number(name: str) -> int:
+    """Of the job. Raises ValueError: this is no file of an attempt."""
+    return int(_digits(name))
 
 
 def _size(path: Path) -> int | None:

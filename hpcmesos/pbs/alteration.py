@@ -22,6 +22,7 @@ from hpcmesos.pbs.values import (
     parse_attributes,
     parse_depend,
     parse_execution_time,
+    parse_mail_users,
     parse_priority,
     parse_umask,
     parse_variables,
@@ -29,7 +30,6 @@ from hpcmesos.pbs.values import (
 
 _CHOSEN = {"j": "join", "k": "keep", "m": "mail_points"}
 _TEXTS = {"A": "account", "P": "project", "c": "checkpoint"}
-_LISTS = {"M": "mail_users"}
 _SHOWN = {
     "j": "Join_Path",
     "k": "Keep_Files",
@@ -163,9 +163,8 @@ def _stored(command: ParsedCommand, attributes: Mapping[str, str]) -> dict[str, 
     for letter, name in _TEXTS.items():
         if (value := _last(command, letter)) is not None:
             stored[name] = value
-    for letter, name in _LISTS.items():
-        if (value := _last(command, letter)) is not None:
-            stored[name] = list(split_list(value))
+    if (users := _last(command, "M")) is not None:
+        stored["mail_users"] = list(parse_mail_users(users))
     if (shell := _last(command, "S")) is not None:
         stored["shell"] = next(iter(split_list(shell)), "").partition("@")[0] or None
     if "group_list" in attributes:

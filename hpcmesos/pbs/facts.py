@@ -113,6 +113,8 @@ class GpuFacts:
     parent: str = ""  # of a MIG instance, as the next: the UUID of its card
     profile: str = ""
     memory: int = 0  # bytes; 0: not known
+    numa: int | None = None  # NUMA node; None: not known
+    nvlink_island: int | None = None  # `gang.islands`
     figures: Mapping[str, float] = field(default_factory=dict)  # `agent.health.FIGURES`, of the last seconds
 
 

@@ -126,6 +126,8 @@ def _gpu_status(gpu: GpuFacts) -> str:
         "gpu_product_name": gpu.model.replace(",", " ").replace(";", " "),
         "gpu_state": _TORQUE_GPU_STATES.get(gpu.state, gpu.state),
         "job": gpu.job_id,
+        "gpu_numa_node": None if gpu.numa is None else str(gpu.numa),
+        "gpu_nvlink_island": None if gpu.nvlink_island is None else str(gpu.nvlink_island),
         **_gpu_figures(gpu),
         "simulated": "true" if gpu.simulated else None,
         "note": gpu.note.replace(",", " ").replace(";", " ") or None,
@@ -235,6 +237,8 @@ def _json_gpu(gpu: GpuFacts) -> dict[str, object]:
         "job": gpu.job_id,
         **({"note": gpu.note} if gpu.note else {}),
         **({"profile": gpu.profile, "card": gpu.parent} if gpu.parent else {}),
+        **({} if gpu.numa is None else {"numa_node": gpu.numa}),
+        **({} if gpu.nvlink_island is None else {"nvlink_island": gpu.nvlink_island}),
     }
 
 

@@ -16,6 +16,8 @@ MAX_NAME_LENGTH = 236
 """Characters of a job's name: ``NAME.oSEQ-INDEX`` still fits into the 255 bytes of a file name."""
 
 PRIORITY_RANGE = (-1024, 1023)
+MOST_RECIPIENTS = 50
+"""Of a job's mail."""
 
 _DATE_TIME = re.compile(r"((?:(?:(?:\d\d)?\d\d)?\d\d)?\d\d)?(\d\d)(\d\d)(?:\.(\d\d))?", re.ASCII)
 _ATTRIBUTE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\s*=", re.ASCII)
@@ -186,6 +188,14 @@ def parse_priority(text: str) -> int:
     if not _PRIORITY.fullmatch(text) or not low <= int(text) <= high:
         raise InvalidValue(f"illegal -p value '{text}'; a priority is an integer from {low} to {high}")
     return int(text)
+
+
+def parse_mail_users(text: str) -> tuple[str, ...]:
+    """Addresses by commas. Raises InvalidValue for more than a job may have mail sent to."""
+    users = split_list(text)
+    if len(users) > MOST_RECIPIENTS:
+        raise InvalidValue(f"-M names {len(users)} recipients; at most {MOST_RECIPIENTS}")
+    return users
 
 
 def parse_umask(text: str, *, decimal: bool = False) -> int:

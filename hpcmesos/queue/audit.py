@@ -1,7 +1,7 @@
 """Who changed what, and how that one came: read from where each change left its mark, in the change's own transaction.
 
-Submissions say it with the job, tokens with the token, everything else in the event that the leader writes with the
-change. So nothing can be changed without its mark, and no second table has to be kept in step.
+Submissions say it with the job, tokens with the token, users' secrets in a row that the same statement writes,
+everything else in the event that the leader writes with the change. So nothing can be changed without its mark.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def read(
 ) -> list[Change]:
     """The newest ``limit`` changes since then, oldest first; by one user, or of one job, or all."""
     parts = [_events(since), _submissions(t.jobs, since), _submissions(t.jobs_history, since)]
-    found = union_all(*parts, *_tokens(since), *_authorities(since), _revoked(since)).subquery()
+    found = union_all(
+        *parts, *_tokens(since), *_authorities(since), _revoked(since), _secrets(since)
+    ).subquery()
     wanted = select(found).order_by(found.c.at.desc()).limit(limit)
     if user is not None:
         wanted = wanted.where(found.c.user == user)
@@ -127,6 +129,20 @@ def _authorities(since: datetime) -> list[Select[Any]]:
         )
         for at, action, by, via in marks
     ]
+
+
+def _secrets(since: datetime) -> Select[Any]:
+    """Users' own that were set or taken away; never what they are."""
+    kept = t.secret_changes.c
+    return select(
+        kept.at,
+        kept.action,
+        cast(null(), BigInteger),
+        cast(null(), Integer),
+        kept.owner,
+        kept.via,
+        func.jsonb_build_object("name", kept.name),
+    ).where(kept.at >= since)
 
 
 def _revoked(since: datetime) -> Select[Any]:

@@ -36,6 +36,14 @@ def _one_job(table: Table) -> Select[Any]:
     return select(table).where(table.c.seq == bindparam("seq"), table.c.element == bindparam("element"))
 
 
+def _owners(table: Table) -> Select[Any]:
+    whole = table.c.element == bindparam("whole")
+    return select(table.c.seq, table.c.owner).where(table.c.seq == func.any(_SEQS), whole)
+
+
+OWNERS = _owners(t.jobs).union_all(_owners(t.jobs_history))
+
+
 def job_keys(jobs: Iterable[int | JobKey]) -> dict[str, list[int]]:
     """The parameters of statements about jobs: a number is a job with all its elements, a key one row."""
     seqs, elements = [], []

@@ -79,6 +79,12 @@ class Reads:
         with begin(self._single) as connection:
             return read_jobs(connection, wanted)
 
+    def owners(self, seqs: Sequence[int]) -> dict[int, str]:
+        """Whose these jobs and arrays are, by their numbers; those that nobody knows any more are left out."""
+        with begin(self._single) as connection:
+            rows = connection.execute(queries.OWNERS, {"seqs": list(seqs), "whole": t.WHOLE_JOB})
+            return {row.seq: row.owner for row in rows}
+
     def brief_elements(self, wanted: JobFilter, forgotten: Forgotten | None = None) -> list[BriefElements]:
         """Elements of arrays that have a row, as far as short lists show them, those that look alike as one."""
         with begin(self._single) as connection:
@@ -233,6 +239,12 @@ class Reads:
         """Schedules of one user, or (None) of all, by owner and name; ``names`` None: all of them."""
         with begin(self._single) as connection:
             return read_schedules(connection, owner, names)
+
+    def schedule_count(self, owner: str) -> int:
+        """Of one user."""
+        wanted = select(func.count()).select_from(t.schedules).where(t.schedules.c.owner == owner)
+        with begin(self._single) as connection:
+            return int(connection.scalar(wanted) or 0)
 
     def schedule_runs(self, owner: str, name: str, most: int) -> list[Run]:
         """The last ``most`` runs of a schedule, the latest first."""

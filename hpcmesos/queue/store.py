@@ -16,9 +16,11 @@ from typing import Any
 import msgspec
 from sqlalchemy import (
     ARRAY,
+    CTE,
     JSON,
     BigInteger,
     Connection,
+    Insert,
     Row,
     Text,
     and_,
@@ -200,14 +202,16 @@ class Store(Reads):
         """Keeps a sealed secret, in place of an older one."""
         row = {"sealed": sealed, "via": via, "changed_at": func.now()}
         new = insert(t.secrets).values(owner=owner, name=name, **row)
+        kept = new.on_conflict_do_update(index_elements=["owner", "name"], set_=row).returning(*_SECRET)
         with begin(self._single) as connection:
-            connection.execute(new.on_conflict_do_update(index_elements=["owner", "name"], set_=row))
+            connection.execute(_noting_secret(kept.cte("kept"), "secret set", via))
 
-    def remove_secret(self, owner: str, name: str) -> bool:
+    def remove_secret(self, owner: str, name: str, via: str) -> bool:
         """Whether there was one."""
         gone = delete(t.secrets).where(t.secrets.c.owner == owner, t.secrets.c.name == name)
+        noting = _noting_secret(gone.returning(*_SECRET).cte("gone"), "secret removed", via)
         with begin(self._single) as connection:
-            return connection.execute(gone).rowcount > 0
+            return connection.execute(noting.returning(t.secret_changes.c.name)).first() is not None
 
     # tokens
 
@@ -298,6 +302,15 @@ class Store(Reads):
                 f"the join token is unknown, expired, revoked, used, or not for node {node}"
             )
         return _token_record(row)
+
+
+_SECRET = (t.secrets.c.owner, t.secrets.c.name)
+
+
+def _noting_secret(changed: CTE, action: str, via: str) -> Insert:
+    """Makes the change, and says so where the audit looks."""
+    words = select(changed.c.owner, changed.c.name, literal(action), literal(via))
+    return insert(t.secret_changes).from_select(["owner", "name", "action", "via"], words)
 
 
 _TOKEN_COLUMNS = [t.tokens.c[field.name] for field in fields(TokenRecord)]

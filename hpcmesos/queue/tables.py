@@ -463,6 +463,16 @@ secrets = Table(
     _now("changed_at"),
     PrimaryKeyConstraint("owner", "name"),
 )
+secret_changes = Table(  # for the audit: what became of users' secrets
+    "secret_changes",
+    metadata,
+    _text("owner", None),
+    _text("name", None),
+    _text("action", None),
+    _text("via"),
+    _now("at"),
+    Index("secret_changes_at", "at"),
+)
 leadership = Table(
     "leadership",
     metadata,

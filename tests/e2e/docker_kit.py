@@ -66,13 +66,14 @@ class Engine:
         return (self.root / "log").read_text(errors="replace").splitlines()
 
     def ask(self, method: str, path: str, body: Any = None, timeout: float = 30) -> bytes:
-        """One request of the Engine's API. Raises OSError when there is no good answer."""
+        """One request of the Engine's API; a text is JSON. Raises OSError when there is no good answer."""
         connection = http.client.HTTPConnection("docker", timeout=timeout)
         try:
             connection.sock = socket.socket(socket.AF_UNIX)
             connection.sock.settimeout(timeout)
             connection.sock.connect(self.url.removeprefix("unix://"))
-            connection.request(method, path, body)
+            headers = {"Content-Type": "application/json"} if isinstance(body, str) else {}
+            connection.request(method, path, body, headers)
             answer = connection.getresponse()
             content = answer.read()
         finally:

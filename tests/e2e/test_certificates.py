@@ -1,4 +1,4 @@
-"""Certificates of nodes: renewed under running jobs, revoked at once."""
+"""Certificates of nodes: renewed under a flow of jobs and a running gang, revoked at once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from hpcmesos import pidfile
 from hpcmesos.master import pki
 from tests.e2e.cluster_kit import LiveCluster, wait_until
 from tests.e2e.conftest import running
+from tests.e2e.test_authorities import check_each_ran_once
+from tests.e2e.test_masters import Submitting
 
 LIFETIME = timedelta(seconds=60)
 WAIT = "#!/bin/sh\nuntil [ -e go ]; do sleep 0.1; done\n"
@@ -61,7 +63,7 @@ def serial(cluster: LiveCluster, node: str) -> int:
 
 
 @pytest.mark.full
-def test_certificates_are_renewed_under_a_running_job(own: LiveCluster) -> None:
+def test_no_job_is_lost_while_certificates_of_agents_are_replaced(own: LiveCluster) -> None:
     job = own.qsub(f"{WAIT}mpiexec -n 2 hostname\n", "-l", "nodes=2:ppn=1", "-d", ".")
     own.wait_state(job, "R")
     for node in ("node1", "node2"):
@@ -69,7 +71,10 @@ def test_certificates_are_renewed_under_a_running_job(own: LiveCluster) -> None:
     end = time.time() + LIFETIME.total_seconds()
     first = {node: serial(own, node) for node in ("node1", "node2")}
     # A second more than those certificates live: what works then works by the next ones.
-    wait_until(lambda: time.time() > end + 1, "the first certificates have run out", timeout=120)
+    with Submitting(own) as flow:
+        wait_until(lambda: time.time() > end + 1, "the first certificates have run out", timeout=120)
+        flow.more(3)
+    check_each_ran_once(own, flow.jobs)
     assert all(serial(own, node) != old for node, old in first.items())
     (own.work() / "go").touch()
     assert own.wait(job)["Exit_status"] == 0

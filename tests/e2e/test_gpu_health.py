@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e.cluster_kit import LiveCluster, wait_until
 from tests.e2e.conftest import running
+from tests.nvml.plugin import default_uuid
 
 pytestmark = pytest.mark.full
 LOOK = 40.0
@@ -80,6 +81,20 @@ def test_an_operator_takes_a_card_out_of_use(healthy: LiveCluster) -> None:
         done = cluster.run("pbsnodes", *wrong, user="")
         assert done.returncode != 0
         assert why in done.stderr
+
+
+def test_islands_of_nvlink_are_shown(cards: Callable[..., None], users_of_tests: None) -> None:
+    """Two pairs of cards, and one that is alone."""
+    pairs = [{"nvlinks": [default_uuid(other)]} for other in (2, 3, 0, 1)]
+    cards(*pairs, {})
+    with running(LiveCluster(agents=1, gpus=5)) as cluster:
+        wait_until(lambda: gpu_states(cluster) == ["free"] * 5, "five free cards", LOOK)
+        with cluster.client() as client:
+            found = [gpu.nvlink_island for node in client.nodes() for gpu in node.gpus]
+        assert found == [0, 1, 0, 1, None]
+        assert re.findall(r"gpu\[(\d)\][^,]*gpu_nvlink_island=(\d)", cluster.run("pbsnodes").stdout) == [
+            ("0", "0"), ("1", "1"), ("2", "0"), ("3", "1")
+        ]  # fmt: skip
 
 
 def test_what_a_job_uses_is_in_its_record(healthy: LiveCluster, cards: Callable[..., None]) -> None:

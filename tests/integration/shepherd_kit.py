@@ -124,12 +124,15 @@ class Agent:
     def send(self, **request: Any) -> None:
         self._socket.sendall(protocol.message(request))
 
-    def wait(self, event: str, attempt: str | None = None, timeout: float = PATIENCE) -> dict[str, Any]:
-        """The first event of that kind (and attempt) that came or comes."""
+    def wait(
+        self, event: str | tuple[str, ...], attempt: str | None = None, timeout: float = PATIENCE
+    ) -> dict[str, Any]:
+        """The first event of that kind, or of one of those (and of that attempt), that came or comes."""
+        kinds = (event,) if isinstance(event, str) else event
         deadline = time.monotonic() + timeout
         while True:
             for known in self.events:
-                if known["event"] == event and attempt in (None, known.get("attempt")):
+                if known["event"] in kinds and attempt in (None, known.get("attempt")):
                     return known
             self._socket.settimeout(max(0.01, deadline - time.monotonic()))
             try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hpcmesos.errors import InvalidValue, Unauthenticated, Unauthorized
+from hpcmesos.master import vault
 
 if TYPE_CHECKING:
     from hpcmesos.client import Client
@@ -107,3 +108,16 @@ def test_submissions_and_tokens_leave_their_marks(api: Api) -> None:
     for action in ("token made", "token revoked"):
         assert found[action, made.id].via == f"socket uid {os.getuid()} pid {os.getpid()}"
         assert found[action, made.id].details["for"] == "eve"
+
+
+def test_secrets_leave_their_marks_and_nothing_of_themselves(api: Api) -> None:
+    vault.ensure_key(api.state)
+    with api.client(token(api, "ann", "all")) as ann:
+        ann.put_secret("key", b"42x")
+        ann.put_secret("key", b"43x")
+        ann.remove_secret("key")
+        marks = [mark for mark in ann.audit() if "secret" in mark.action]
+    assert [mark.action for mark in marks] == ["secret set", "secret set", "secret removed"]
+    assert {mark.details["name"] for mark in marks} == {"key"}
+    assert all(mark.user == "ann" and mark.via.startswith("token ") for mark in marks)
+    assert not any(value in str(mark) for mark in marks for value in ("42x", "43x"))

@@ -98,6 +98,33 @@ def test_users_of_one_gateway_do_not_shut_each_other_out() -> None:
     assert (len(door), dropped) == (5, [])
 
 
+def test_large_requests_and_unread_answers_have_bounds() -> None:
+    kib = 1024
+    door = Door(Limits(bodies=500 * kib, bodies_of_one=300 * kib, unread=500 * kib, unread_of_one=300 * kib))
+    ann, other, bob = (door.enter(who, lambda: None) for who in ("ann", "ann", "bob"))
+    assert ann is not None
+    assert other is not None
+    assert bob is not None
+    assert door.hold(ann, 290 * kib)
+    assert not door.hold(other, 150 * kib), "ann's are full"
+    assert door.hold(other, 60 * kib), "there is always room for a small one"
+    assert door.hold(bob, 140 * kib)
+    assert not door.hold(bob, 20 * kib), "all are full"
+    door.release(ann)
+    assert door.hold(bob, 20 * kib)
+    assert door.wait(ann, 250 * kib)
+    assert not door.wait(other, 100 * kib)
+    assert door.wait(other, 0)
+    assert door.reckon(ann, "gateway login1/ann")
+    assert door.wait(other, 100 * kib), "those are another's now"
+    assert not door.wait(bob, 200 * kib), "all are full"
+    for one in (ann, other, bob):
+        door.leave(one)
+    assert (door._bodies.all, door._unread.all, len(door)) == (0, 0, 0)
+    assert not door._bodies.of
+    assert not door._unread.of
+
+
 def test_an_endless_head_is_refused(api: Api) -> None:
     with socket.socket(socket.AF_UNIX) as plain:
         plain.settimeout(20)

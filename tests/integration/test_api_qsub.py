@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
-from hpcmesos.errors import HpcmesosError, InvalidScript, KeyReused
+from hpcmesos.api_schema import ScheduleRequest, Submission
+from hpcmesos.errors import HpcmesosError, InvalidScript, InvalidValue, KeyReused
 from hpcmesos.model import JobState
 from hpcmesos.queue.dependencies import DependencyKind
 
@@ -185,3 +187,21 @@ def test_the_schema_describes_the_routes(api: Api) -> None:
     connection.close()
     assert "/v1/commands/{name}" in schema["paths"]
     assert (refused.status, body["code"]) == (400, "usage")
+
+
+def test_more_than_a_program_can_be_given_is_refused(api: Api) -> None:
+    environ = {"HOME": "/", **{f"V{number}": "x" * 100_000 for number in range(30)}}
+    with api.client() as client:
+        with pytest.raises(InvalidValue, match="environment and words of the job have 3"):
+            client.command("qsub", ["-V"], script=b"true\n", cwd="/tmp", environ=environ)
+        few = dict(list(environ.items())[:15])
+        assert client.command("qsub", ["-V"], script=b"true\n", cwd="/tmp", environ=few).code == 0
+
+
+def test_nobody_has_more_schedules_than_he_may(api: Api) -> None:
+    many = "INSERT INTO schedules (owner, name, rule) SELECT %s, 's' || n, '@daily' FROM generate_series(1, 500) n"
+    with psycopg.connect(api.database.owner, autocommit=True) as connection:
+        connection.execute(many, [api.me])
+    wanted = ScheduleRequest(name="one-more", rule="@daily", job=Submission(argv=["--", "true"]))
+    with api.client() as client, pytest.raises(InvalidValue, match="has 500 schedules, the most"):
+        client.add_schedule(wanted)

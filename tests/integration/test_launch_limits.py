@@ -139,6 +139,29 @@ def test_a_job_opens_its_own_cards_alone(
         assert outcome in (("opened", "ENXIO") if number in allowed else ("EPERM",)), (number, seen)
 
 
+def test_docker_may_make_its_groups_in_an_attempts(
+    node: Node, place: Path, limits: dict[str, Any], cards: list[str]
+) -> None:
+    """What it writes into each (runc does so first): nothing but what follows, and every node may be made."""
+    if not limits["devices"]:
+        pytest.skip("no devices controller of v1")
+    gpus = [{"uuid": "GPU-0", "index": 0, "model": "", "simulated": False}]
+    with kit.runs([node], place) as start:
+        member = node.member() | {"gpus": gpus}
+        run = start("#!/bin/sh\nsleep 1000\n", owner=OWNER, workdir="/", members=[member], minors=[0])
+        run.started()
+        child = Path(limits["v1"]["devices"], run.attempt, "container")
+        child.mkdir()
+        for file, rule in (("deny", "a"), ("allow", "c *:* m"), ("allow", "b *:* m"), ("allow", "c 1:3 rwm")):
+            (child / f"devices.{file}").write_text(rule)
+        assert "c *:* m" in (child / "devices.list").read_text()
+        with pytest.raises(PermissionError):
+            (child / "devices.allow").write_text("c 195:1 r")
+        run.end(kill_delay=0.0)
+        run.ended()
+    kit.wait_until(lambda: not child.parent.exists(), "the attempt's group is gone, with what was made in it")
+
+
 CAPS = 511
 """A major that no driver has."""
 

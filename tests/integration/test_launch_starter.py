@@ -215,6 +215,10 @@ def test_a_directory_is_used_again_by_its_owner_only(tmp_path: Path) -> None:
             assert other[-2:] == ["root:700", "root:700"]
             listing(4, "nobody", "chmod 755 $PBS_JOBDIR; rmdir $TMPDIR; ln -s / $TMPDIR\n")
             assert listing(5, "nobody")[2:] == first[2:]
+            elsewhere = place / "home" / "empty"
+            listing(6, "nobody", f"rmdir $TMPDIR; mkdir {elsewhere}; ln -s {elsewhere} $TMPDIR\n")
+            kept = [path for path in (node.state / "attempts").glob(".spare.*/tmp") if path.is_symlink()]
+            assert kept == [], "nobody looks where its owner's link leads, and such a directory is not kept"
     finally:
         shutil.rmtree(place)
 
@@ -232,3 +236,13 @@ def test_an_attempt_whose_records_are_damaged_was_here_all_the_same(node: kit.No
     node.agent.send(op="forget", attempt=run.attempt)
     directory = node.state / "attempts" / run.attempt
     kit.wait_until(lambda: not directory.exists(), "it is forgotten")
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_open_files_are_limited_whoever_starts_a_process(tmp_path: Path, compiled: bool) -> None:
+    more = {} if compiled else {"starter": ""}
+    with kit.cluster(tmp_path, ["node1"], True, limits={"nofile": 300}, **more) as [node]:
+        run = begin(node, tmp_path, 1, "ulimit -Sn; ulimit -Hn; hpcmesos run -n 1 sh -c 'ulimit -Hn'\n")
+        assert run.ended()["code"] == 0, run.tail("stderr")
+        assert run.tail("stdout").split() == ["300"] * 3
+        node.agent.send(op="forget", attempt=run.attempt)

@@ -66,7 +66,8 @@ class Starter:
             while not deaf and (message := socket.recv_fds(ours, 65536, 5)) and message[0]:
                 for fd in message[1]:
                     os.close(fd)
-                said |= json.loads(message[0].decode("utf-8", "surrogateescape"))
+                if message[0].startswith(b"{"):  # else of a child that has its report as its stderr
+                    said |= json.loads(message[0].decode("utf-8", "surrogateescape"))
                 ours.shutdown(socket.SHUT_WR)  # one that waits at its gate gives up
         if said.get("pid"):
             said["status"] = os.waitstatus_to_exitcode(os.waitpid(said["pid"], 0)[1])

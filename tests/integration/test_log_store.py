@@ -64,6 +64,23 @@ def test_copies_make_room_first_and_what_is_lost_is_told(tmp_path: Path) -> None
     assert lost == [("1.hpcm#1", "stdout")]
 
 
+def test_who_has_most_there_makes_room(tmp_path: Path) -> None:
+    owners = {1: "ann", 2: "bob", 3: "bob", 4: "bob", 5: "ann"}
+    lost: list[str] = []
+
+    def store() -> LogStore:
+        return LogStore(
+            tmp_path / "logs", of_all=45, dropped=lambda one, _: lost.append(one), owners=lambda jobs: owners
+        )
+
+    for number in range(1, 6):
+        store().take(f"{number}.hpcm#1", "stdout", 0, b"x" * 10, 10)
+        os.utime(next((tmp_path / "logs").glob(f"*/{number}.*")), (number, number))
+    assert lost == ["2.hpcm#1"], "bob's oldest, though ann's is older"
+    store().take("6.hpcm#1", "stdout", 0, b"x" * 10, 10)
+    assert lost == ["2.hpcm#1", "1.hpcm#1"], "both have as much: the first of them"
+
+
 @pytest.mark.parametrize("attempt", ["../x", "1/../../x", "", ".hidden", "x\0y", "hpcm"])
 def test_only_attempts_have_a_place(tmp_path: Path, attempt: str) -> None:
     store = LogStore(tmp_path / "logs")

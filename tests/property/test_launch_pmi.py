@@ -130,3 +130,12 @@ def test_what_was_put_is_everywhere_after_the_barrier(
         for key, value in puts.items():
             assert ask(node, f"cmd=get key={key}", min(node.ranks)).endswith(f"value={value}\n")
     assert not barrier.pending
+
+
+def test_what_ranks_put_in_all_barriers_together_is_bounded() -> None:
+    node = local(ranks=1, size=1)
+    value = "v" * pmi.VALUE_MAX
+    with pytest.raises(pmi.PmiError, match="more than"):
+        for barrier in range(1 + pmi.MOST_KNOWN // (pmi.VALUE_MAX * pmi.MAX_PUTS)):
+            node.release({f"{barrier}.{key}": value for key in range(pmi.MAX_PUTS)})
+    assert sum(len(key) + len(text) for key, text in node.known.items()) <= pmi.MOST_KNOWN

@@ -53,9 +53,14 @@ class NodeStage:
         ).read_text()
 
     @contextlib.contextmanager
-    def nodes(self, count: int = 1, cgroups: bool = False, **settings: Any) -> Iterator[list[kit.Node]]:
+    def nodes(
+        self, count: int = 1, cgroups: bool = False, before: str = "", **settings: Any
+    ) -> Iterator[list[kit.Node]]:
+        """``before``: code that runs in each of them first, whatever is switched off."""
+
         def prefix(words: list[str]) -> list[str]:
-            return [sys.executable, "-IS", _UNGUARDED, _code["of the shepherd"], *words[3:]]
+            code = f"{before}\n{_code['of the shepherd']}"
+            return [sys.executable, "-IS", _UNGUARDED, code, *words[3:]]
 
         names = [f"node{number + 1}" for number in range(count)]
         with kit.cluster(self.root, names, cgroups, prefix=prefix, **settings) as nodes:

@@ -10,7 +10,7 @@ from typing import Any
 from tests.security.cases import Case
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "security-attacks.md"
-MODULES = ("api", "identity", "input", "load", "leader", "node", "peer", "number")
+MODULES = ("api", "identity", "input", "load", "leader", "node", "docker", "peer", "number", "exhaustion")
 HEAD = """# The table of attacks
 
 Made from `tests/security/` by `python -m tests.security.table`; a test compares. Each fails in one line and changes

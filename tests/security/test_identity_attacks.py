@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import jwt
 import pytest
@@ -14,9 +17,11 @@ from hpcmesos.client import Client
 from hpcmesos.master import api as api_module
 from hpcmesos.master import auth, oidc, pki
 from hpcmesos.master.auth import Authority, Caller
-from hpcmesos.master.services import admission, control, hosts, submit, tokens
+from hpcmesos.master.peercred import Peer
+from hpcmesos.master.services import admission, control, hosts, outputs, shepherds, submit, tokens
 from hpcmesos.pbs import submission
 from hpcmesos.queue import store as store_module
+from hpcmesos.queue.deliveries import Deliveries, DeliveryRecord
 from hpcmesos.queue.store import Store
 from tests.integration.name_kit import naming
 from tests.integration.test_api_identity import FORGERIES
@@ -231,6 +236,78 @@ def certified(
     return run
 
 
+def by_gateway(*users: str, organization: str = "gateway", name: str = "login1") -> Try[ApiStage]:
+    """On one connection: who it shows such a certificate vouches for these users, and deletes the victim's job."""
+
+    def run(stage: ApiStage) -> Told:
+        given = [("PUT", f"/v1/gateway/user/{user}") for user in users]
+        *_, (status, text) = exchanged(
+            stage, organization, name, *given, ("DELETE", f"/v1/jobs/{stage.waiting}")
+        )
+        return Told(status == 200, text)
+
+    return run
+
+
+def exchanged(
+    stage: ApiStage, organization: str, name: str, *requests: tuple[str, str], body: bytes | None = None
+) -> list[tuple[int, str]]:
+    """Status and text of each, over one connection with that certificate."""
+    place = stage.api.state / "made" / "ours"
+    ca = pki.ensure_ca(stage.api.state)
+    paths = pki.ensure_certificate(ca, place / f"{organization}-{name}", name, organization, [])
+    answers = []
+    with stage.with_token(None) as client:
+        assert client._masters._ssl is not None
+        client._masters._ssl.load_cert_chain(*paths)
+        with closing(client._masters.open()) as connection:
+            for method, path in requests:
+                connection.request(method, path, body)
+                response = connection.getresponse()
+                answers.append((response.status, response.read().decode(errors="replace")))
+    return answers
+
+
+def vouching_always(caller: Caller, peer: Peer, user: str) -> None:
+    peer.vouched.insert(0, user)
+
+
+def whoever_is_vouched_for(request: Any) -> Caller:
+    """Whatever certificate he shows who vouches."""
+    peer = request.scope["state"]["peer"]
+    return Caller(peer.vouched[0]) if peer.vouched else Caller("", gateway="login1")
+
+
+def sends_output(node: str) -> Try[ApiStage]:
+    """A node sends what the victim's job on node1 has written."""
+
+    def run(stage: ApiStage) -> Told:
+        path = f"/v1/outputs/{quote(f'{stage.running}#1')}/stdout?offset=0&total=6"
+        [(status, text)] = exchanged(stage, "agent", node, ("PUT", path), body=b"forged")
+        return Told(status == 200, text)
+
+    return run
+
+
+def fetches_output(gateway: str) -> Try[ApiStage]:
+    """A gateway fetches output that login1 has to write."""
+
+    def run(stage: ApiStage) -> Told:
+        attempt = f"{stage.running}#1"
+        stage.site.logs.take(attempt, "stdout", 0, b"secret", 6)
+        stage.api.store.deliveries.add(
+            DeliveryRecord(
+                attempt=attempt, stream="stdout", gateway="login1", owner=VICTIM, path="/tmp/x", name="x",
+                umask=0o077, append=False, size=6,
+            )
+        )  # fmt: skip
+        path = f"/v1/outputs/{quote(attempt)}/stdout"
+        [(_, text)] = exchanged(stage, "gateway", gateway, ("GET", path))
+        return Told(text == "secret", text)
+
+    return run
+
+
 # --- JWTs
 
 
@@ -361,6 +438,30 @@ CASES = [
         certified("agent", "node1", delete),
         certified("master", "master2", delete),
         replaced(Caller, "may_touch", lambda self, owner: True),
+    ),
+    Case(
+        "a second user on a gateway's connection",
+        by_gateway(STRANGER, VICTIM),
+        by_gateway(VICTIM),
+        replaced(outputs, "vouch", vouching_always),
+    ),
+    Case(
+        "a user for whom a node vouches",
+        by_gateway(VICTIM, organization="agent", name="node1"),
+        by_gateway(VICTIM),
+        both(replaced(outputs, "vouch", vouching_always), known_by(whoever_is_vouched_for)),
+    ),
+    Case(
+        "output of a job by a node that did not run it",
+        sends_output("node2"),
+        sends_output("node1"),
+        replaced(shepherds, "head_of", lambda site, job, number: SimpleNamespace(name="node2")),
+    ),
+    Case(
+        "output for another gateway",
+        fetches_output("login2"),
+        fetches_output("login1"),
+        replaced(Deliveries, "waits", lambda self, gateway, attempt, stream: True),
     ),
     *(
         Case(f"JWT: {name}", presented(name), presented(""), unverified)

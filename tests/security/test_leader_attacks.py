@@ -10,12 +10,14 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import psycopg
 import pytest
+from cryptography import x509
 
 from hpcmesos import wire
 from hpcmesos.agent import state_machine
@@ -31,7 +33,7 @@ from hpcmesos.queue.records import QueueRecord
 from hpcmesos.queue.store import Store
 from tests.integration.database_kit import Database
 from tests.integration.leader_kit import Bench, ended, hello, report, request, settings
-from tests.security.cases import Case, Switch, Told, Try, check, of, replaced
+from tests.security.cases import Case, Switch, Told, Try, both, check, of, replaced
 
 # --- nodes that speak for an attempt in which they have no part
 
@@ -335,6 +337,7 @@ class LinkStage:
 
     place: Path
     heard: list[Event] = field(default_factory=list)
+    revoked: frozenset[str] = frozenset()
 
     def renew(self) -> None:
         self.heard.clear()
@@ -342,15 +345,25 @@ class LinkStage:
     def counts(self) -> Any:
         return list(self.heard)
 
-    def context(self, organization: str, name: str, foreign: bool = False) -> ssl.SSLContext:
+    def context(
+        self, organization: str, name: str, foreign: bool = False, lifetime: timedelta = pki.LIFETIME
+    ) -> ssl.SSLContext:
         """A client's TLS with such a certificate; ``foreign``: of another authority. No organization: without any."""
         ours = pki.ensure_ca(self.place)
         if not organization:
             return pki.client_context(ours.path)
         ca = pki.ensure_ca(self.place / "foreign") if foreign else ours
         directory = self.place / f"{foreign}-{organization}-{name}"
-        paths = pki.ensure_certificate(ca, directory, name, organization, [])
+        paths = pki.ensure_certificate(ca, directory, name, organization, [], lifetime)
         return pki.client_context(ours.path, *paths)
+
+    def revoked_context(self) -> ssl.SSLContext:
+        """With a certificate of node1 that has been revoked."""
+        context = self.context("agent", "node1")
+        path = self.place / "False-agent-node1" / "certificate.pem"
+        number = f"{x509.load_pem_x509_certificate(path.read_bytes()).serial_number:x}"
+        self.revoked = frozenset({number.zfill(len(number) + len(number) % 2)})
+        return context
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[str]:
@@ -366,6 +379,7 @@ class LinkStage:
                 wire.Welcome(protocol=1, cluster="c", timeline=1, term=1), 15.0, self._hear
             )
             await listener.start(bound, tls)
+            listener.refuse(self.revoked)
             ready.set()
             while not over.is_set():
                 await asyncio.sleep(0.005)
@@ -396,10 +410,12 @@ def dial(
     """Dials, says that, and looks at what comes back until the leader parts."""
 
     def run(stage: LinkStage) -> Told:
+        stage.revoked = frozenset()
+        context = tls(stage)
         with stage.listening() as address:
             got = b""
             with contextlib.suppress(OSError):
-                got = _converse(address, tls(stage), frames)
+                got = _converse(address, context, frames)
         stage.heard.clear()
         return Told(wanted(got), "")
 
@@ -438,13 +454,16 @@ def named(organization: str, name: str) -> Switch:
     return replaced(links, "peer_name", lambda certificate: (organization, name))
 
 
-def trusting_all(patch: pytest.MonkeyPatch) -> None:
-    """Certificates are not asked for, and whoever dials is node1."""
+def trusting_anyone_as(node: str) -> Switch:
+    """Certificates are not asked for, and whoever dials is that node."""
     real = pki.server_context
-    patch.setattr(
+    lax = replaced(
         pki, "server_context", lambda c, k, ca, require_client: _lax(real(c, k, ca, require_client=False))
     )
-    named("agent", "node1")(patch)
+    return both(lax, named("agent", node))
+
+
+trusting_all = trusting_anyone_as("node1")
 
 
 def _lax(context: ssl.SSLContext) -> ssl.SSLContext:
@@ -481,6 +500,22 @@ LINKS = [
         dial(with_certificate("", ""), HELLO, wanted=welcomed),
         OWN,
         trusting_all,
+    ),
+    Case(
+        "a link with a certificate that has run out",
+        dial(
+            lambda stage: stage.context("agent", "node9", lifetime=timedelta(seconds=-1)),
+            wire.encode(hello("node9")),
+            wanted=welcomed,
+        ),
+        OWN,
+        trusting_anyone_as("node9"),
+    ),
+    Case(
+        "a link with a certificate that is revoked",
+        dial(LinkStage.revoked_context, HELLO, wanted=welcomed),
+        OWN,
+        replaced(links.Links, "refuse", lambda self, serials: None),
     ),
     Case(
         "a link with a certificate that is no agent's",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import itertools
 import json
 import socket
 import ssl
@@ -14,7 +17,7 @@ from litestar.handlers import HTTPRouteHandler
 
 from hpcmesos.master.door import GuardedProtocol, Limits
 from hpcmesos.master.rates import Rates
-from hpcmesos.master.services import secrets
+from hpcmesos.master.services import secrets, submit
 from hpcmesos.pbs import directives
 from hpcmesos.queue.store import Store
 from tests.security.api_stage import OPERATOR, STRANGER, VICTIM, ApiStage
@@ -26,6 +29,9 @@ QUICK = Limits(handshake=1.0, request=1.0, of_one=30)
 """So that nobody waits a minute for the end of a slow one."""
 LONG = 4.0  # s; what lasts longer than this is not ended
 QSUB = json.dumps({"argv": [], "script": "dHJ1ZQo=", "cwd": "/tmp"}).encode()
+_LONG = base64.b64encode(b"true\n" + b"#" * 700_000).decode()
+LARGE_QSUB = json.dumps({"argv": [], "script": _LONG, "cwd": "/tmp"}).encode()
+"""One that counts as eleven."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +39,7 @@ def quick(stage: ApiStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GuardedProtocol.door, "limits", QUICK)
     monkeypatch.setattr(stage.site.rates, "_rate", 1.0)
     monkeypatch.setattr(stage.site.rates, "_burst", 5.0)
+    monkeypatch.setattr(stage.site.rates, "_buckets", {})
 
 
 def limits(**changed: float) -> Switch:
@@ -138,17 +145,63 @@ def quick_request(stage: ApiStage) -> Told:
     return Told(status == 200, text)
 
 
+def unfinished(count: int) -> Try[ApiStage]:
+    """So many requests at once, each of 15 MiB but for its last byte; done: all of them are held."""
+
+    def run(stage: ApiStage) -> Told:
+        held = [over_tls(stage) for _ in range(count)]
+        head = f"POST /v1/commands/qstat HTTP/1.1\r\nContent-Length: {15 * MIB}\r\n\r\n".encode()
+        try:
+            for one in held:
+                one.settimeout(10)
+                one.sendall(head)
+                one.sendall(b"x" * (15 * MIB - 1))
+            for one in held:
+                one.settimeout(0.05)
+                with contextlib.suppress(TimeoutError):
+                    return Told(False, one.recv(4096).decode(errors="replace").split("\r\n")[0] or "closed")
+        except OSError as error:  # the door has closed while it was sent
+            return Told(False, str(error))
+        finally:
+            for one in held:
+                one.close()
+        return Told(True)
+
+    return run
+
+
+def pipelined(count: int) -> Try[ApiStage]:
+    """So many requests in one piece; done: all are answered."""
+
+    def run(stage: ApiStage) -> Told:
+        asks = b"GET /v1/leader HTTP/1.1\r\nHost: x\r\n\r\n"
+        heard = b""
+        with over_tls(stage) as one:
+            one.settimeout(10)
+            one.sendall(asks * count)
+            with contextlib.suppress(OSError):
+                while heard.count(b"HTTP/1.1 200") < count and (data := one.recv(65536)):
+                    heard += data
+        answers = heard.count(b"HTTP/1.1 200")
+        return Told(answers == count, f"{answers} are answered")
+
+    return run
+
+
 # --- too much
 
 
-def jobs_at_once(count: int) -> Try[ApiStage]:
-    """So many submissions as fast as they go; done: all are taken."""
+_numbers = itertools.count()
+
+
+def jobs_at_once(count: int, user: str, body: bytes = QSUB) -> Try[ApiStage]:
+    """So many submissions as fast as they go; done: all are taken. ``user`` empty: one who has not submitted yet."""
 
     def run(stage: ApiStage) -> Told:
-        token = stage.token(STRANGER if count > 1 else OPERATOR)
+        token = stage.token(user or f"user{next(_numbers)}")
         given = {"Content-Type": "application/json"}
         for _ in range(count):
-            status, text = stage.request("POST", "/v1/commands/qsub", QSUB, given, token)
+            status, text = stage.request("POST", "/v1/commands/qsub", body, given, token)
             if status >= 300:
                 return Told(False, text)
         return Told(True)
@@ -203,7 +256,7 @@ def everybodys(patch: pytest.MonkeyPatch) -> None:
     """The store gives out secrets whosever they are."""
     known, gone = Store.secrets, Store.remove_secret
     patch.setattr(Store, "secrets", lambda self, owner: known(self, VICTIM))
-    patch.setattr(Store, "remove_secret", lambda self, owner, name: gone(self, VICTIM, name))
+    patch.setattr(Store, "remove_secret", lambda self, owner, name, via: gone(self, VICTIM, name, via))
 
 
 CASES = [
@@ -223,7 +276,7 @@ CASES = [
         "a script of more than 1 MiB",
         script(directives.MAX_SCRIPT_BYTES),
         script(1000),
-        replaced(directives, "MAX_SCRIPT_BYTES", 2**40),
+        both(replaced(directives, "MAX_SCRIPT_BYTES", 2**40), replaced(submit, "_weight", lambda new: 1)),
     ),
     Case(
         "a secret of more than 64 KiB",
@@ -241,10 +294,29 @@ CASES = [
         silent=True,
     ),
     Case(
+        "requests of 15 MiB that never end, of one address",
+        unfinished(8),
+        sent({}, padded(10 * MIB)),
+        limits(bodies_of_one=2**30, bodies=2**30, request=60.0),
+    ),
+    Case(
+        "requests that are sent without waiting for answers",
+        pipelined(200),
+        pipelined(5),
+        limits(pipelined=10**6, request=60.0),
+    ),
+    Case(
         "more jobs at once than one may submit",
-        jobs_at_once(30),
-        jobs_at_once(1),
+        jobs_at_once(30, STRANGER),
+        jobs_at_once(1, OPERATOR),
         replaced(Rates, "take", lambda self, user, jobs: None),
+        harmless=True,
+    ),
+    Case(
+        "large jobs at once, more than one may have kept",
+        jobs_at_once(2, "", LARGE_QSUB),
+        jobs_at_once(2, ""),
+        replaced(submit, "_weight", lambda new: 1),
         harmless=True,
     ),
     Case(

@@ -353,7 +353,34 @@ def served(swapped: bool) -> Try[NodeStage]:
     return run
 
 
+TWO_NAMES = (
+    "import pwd; real = pwd.getpwnam; pwd.getpwnam = lambda name: real('root' if name == 'toor' else name)"
+)
+"""A node on which root is also called toor."""
+
+
+def called(name: str) -> Try[NodeStage]:
+    """A job of who is root there; the masters have let in whom they know by this name."""
+
+    def run(stage: NodeStage) -> Told:
+        with stage.nodes(before=TWO_NAMES) as [node]:
+            given = {"owner": name, "attempt": "9.hpcm#1", "go": True}
+            node.agent.send(op="prepare", spec=kit.spec([node], stage.home, "id -u\n", **given))
+            end = node.agent.wait(("refused", "ended"), "9.hpcm#1")
+            node.agent.send(op="forget", attempt="9.hpcm#1")
+            said = base64.b64decode(end.get("stdout_tail", "")).decode()
+            return Told(said == "0\n", end.get("reason", ""))
+
+    return run
+
+
 OF_ROOT = [
+    Case(
+        "root's job by another name that he has on a node",
+        called("toor"),
+        called("root"),
+        without("from hpcmesos.launch import owners; owners._check_root = lambda name, uid: None"),
+    ),
     Case(
         "a link in place of a directory for MPS",
         served(swapped=True),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import hypothesis
 import pytest
+import requests
 import schemathesis
 from schemathesis.config import SchemathesisConfig
 from schemathesis.generation import GenerationMode
@@ -39,47 +42,68 @@ def _operations() -> dict[str, Any]:
 OPERATIONS = _operations()
 
 
-def tried(label: str, stage: ApiStage, headers: dict[str, str], mode: GenerationMode, examples: int) -> None:
-    @hypothesis.settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @hypothesis.given(case=OPERATIONS[label].as_strategy(generation_mode=mode))
-    def try_it(case: Any) -> None:
-        case.call_and_validate(base_url=stage.api.url, headers=headers, verify=str(stage.api.ca), timeout=30)
-
-    try_it()
+@pytest.fixture(scope="module")
+def connections() -> Iterator[requests.Session]:
+    """They stay open between requests: a handshake costs more than most answers."""
+    with requests.Session() as session:
+        yield session
 
 
-def credential(stage: ApiStage) -> dict[str, str]:
-    return {"Authorization": f"Bearer {stage.token(STRANGER)}"}
+@dataclass(frozen=True, slots=True)
+class Trier:
+    """Sends what is made up, with a user's token (``shown``) or without any credential."""
+
+    stage: ApiStage
+    connections: requests.Session
+    shown: bool
+
+    def try_out(self, label: str, mode: GenerationMode, examples: int) -> None:
+        token = self.stage.token(STRANGER)
+        headers = {"Authorization": f"Bearer {token}"} if self.shown else {}
+
+        @hypothesis.settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(case=OPERATIONS[label].as_strategy(generation_mode=mode))
+        def try_it(case: Any) -> None:
+            api = self.stage.api
+            case.call_and_validate(
+                base_url=api.url, session=self.connections, headers=headers, verify=str(api.ca), timeout=30
+            )
+
+        try_it()
+
+
+@pytest.fixture(params=[True, False], ids=["with a credential", "without one"])
+def trier(request: pytest.FixtureRequest, stage: ApiStage, connections: requests.Session) -> Trier:
+    return Trier(stage, connections, request.param)
 
 
 FEW, MANY = 2, 15
-TRIES = [
-    (label, mode)
-    for label, operation in OPERATIONS.items()
-    for mode in GenerationMode
-    if mode is GenerationMode.POSITIVE or operation.body or any(operation.iter_parameters())
-]
+"""Of what is right, and as many of what is not."""
+TRIES = pytest.mark.parametrize(
+    ("label", "mode"),
+    [
+        (label, mode)
+        for label, operation in OPERATIONS.items()
+        for mode in GenerationMode
+        if mode is GenerationMode.POSITIVE or operation.body or any(operation.iter_parameters())
+    ],
+)
 """What is asked for without any input cannot be asked for wrongly."""
 
 
-@pytest.mark.parametrize(("label", "mode"), TRIES)
-def test_with_a_credential(label: str, mode: GenerationMode, stage: ApiStage) -> None:
-    tried(label, stage, credential(stage), mode, FEW)
-
-
-@pytest.mark.parametrize("label", OPERATIONS)
-def test_without_a_credential(label: str, stage: ApiStage) -> None:
-    tried(label, stage, {}, GenerationMode.POSITIVE, 1)
+@TRIES
+def test_every_answer_is_documented(label: str, mode: GenerationMode, trier: Trier) -> None:
+    trier.try_out(label, mode, FEW)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("label", "mode"), TRIES)
-def test_at_length(label: str, mode: GenerationMode, stage: ApiStage) -> None:
+@TRIES
+def test_every_answer_is_documented_at_length(label: str, mode: GenerationMode, trier: Trier) -> None:
     """30 examples of each operation, half of them against the schema."""
-    tried(label, stage, credential(stage), mode, MANY)
+    trier.try_out(label, mode, MANY)

@@ -10,6 +10,7 @@ from hpcmesos import wire
 from hpcmesos.agent import inventory, isolation
 from hpcmesos.config import AgentSettings
 from hpcmesos.errors import ConfigError, StateError
+from hpcmesos.launch import limits
 
 
 def test_simulated_gpus_are_stable_and_differ_by_cluster_node_and_index() -> None:
@@ -163,3 +164,18 @@ def test_cgroups_as_set(tmp_path: Path) -> None:
     assert isolation.choose("none", "c", "n") is None
     with pytest.raises(ConfigError, match=r"no writable directory of cgroup v2 with cgroup\.kill"):
         isolation.choose("/proc/nowhere", "c", "n")
+
+
+def test_open_files_are_limited_without_cgroups_too() -> None:
+    found = isolation.limits(("memory", "nofile=4096"), None, "c", "n")
+    assert found == {"nofile": 4096}
+    assert isolation.enforced({"cgroup": None, "limits": found}) == ("nofile",)
+    assert limits.descriptors(found, (1024, 524288)) == (1024, 4096)
+    assert limits.descriptors({"nofile": 512}, (1024, 524288)) == (512, 512)
+    assert limits.descriptors({}, (1024, 524288)) == (1024, 524288)
+
+
+@pytest.mark.parametrize("setting", ["nofile", "nofile=many", "nofile=10", "pids", "memory=1"])
+def test_limits_that_are_none(setting: str) -> None:
+    with pytest.raises(ConfigError, match="limits: "):
+        isolation.limits((setting,), None, "c", "n")

@@ -13,6 +13,7 @@ import pytest
 
 from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.crew import Crew
+from hpcmesos.launch.docker_sockets import Sockets
 from hpcmesos.launch.enclosure import Trees
 from hpcmesos.launch.files import Directories
 from hpcmesos.launch.journal import Entry, Journal
@@ -51,6 +52,7 @@ def services(state: Path, told: list[dict[str, Any]]) -> Services:
         told.append,
         print,
         Scopes(config, children),
+        Sockets(config, children, ""),
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 
 from hpcmesos.launch import protocol
+from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.journal import Journal
 from hpcmesos.launch.steps import Steps, checked
 
@@ -278,7 +280,7 @@ def test_a_report_keeps_what_is_known_of_ranks() -> None:
 
 
 def test_an_end_report_fits_into_a_frame_however_much_was_launched() -> None:
-    steps = Steps(0)
+    steps = Steps(0, slots=10_000)
     for _ in range(3_000):
         steps.begin(["mpiexec", "\udcff", "x" * 10_000, *"y" * 3_000], print)
     for rank in range(40_000):
@@ -290,3 +292,32 @@ def test_an_end_report_fits_into_a_frame_however_much_was_launched() -> None:
     size = len(protocol.message({"ranks": ranks, "steps": launches}))
     assert size < protocol.MAX_FRAME - 1024 * 1024
     assert msgspec.json.decode(protocol.message({"steps": launches})[5:])["steps"] == launches
+
+
+def test_whatever_a_job_reports_little_of_it_is_kept() -> None:
+    steps = Steps(0, slots=1)
+    for number in range(12_000):
+        steps.rank({"step": f"1.{number}", "rank": 0, "gpus": ["x" * 256] * 256}, "n1")
+    ranks, _ = steps.tables()
+    assert len(steps._ranks) == 10_064
+    assert len(steps._running) == 10_064
+    assert max(len(row["gpu"]) for row in ranks) == 1024
+    assert ranks[-1]["step"] == "1.11999"
+    for number in range(12_000):  # also those of which nothing is known any more
+        steps.rank_end({"step": f"1.{number}", "rank": 0, "code": 0, "signal": None}, "n1")
+    assert not steps._running
+
+
+def test_who_does_not_read_is_hung_up() -> None:
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        channel = Channel(reader, writer)
+        channel.most_unread = 1 << 20
+        with theirs:
+            for _ in range(100):
+                channel.send(b"x" * (1 << 16))
+            assert writer.is_closing()
+            assert channel.sent < 3 << 20
+
+    asyncio.run(scenario())

@@ -400,6 +400,8 @@ GPUS = (
         model="H200, 141GB",
         state="free",
         memory=141 << 30,
+        numa=1,
+        nvlink_island=0,
         figures={
             "memory_used": 3 << 30,
             "utilization": 97.0,
@@ -439,7 +441,7 @@ def test_pbsnodes_of_torque() -> None:
         "     gpus = 2\n"
         "     gpu_status = gpu[0]=gpu_id=SIM-aa;gpu_product_name=Simulated;gpu_state=Exclusive;job=1.hpcm;"
         "simulated=true,gpu[1]=gpu_id=GPU-bb;gpu_product_name=H200  141GB;gpu_state=Unallocated;"
-        "gpu_memory_total=144384MB;gpu_memory_used=3072MB;gpu_utilization=97%;gpu_temperature=61C;gpu_power=512W\n"
+        "gpu_numa_node=1;gpu_nvlink_island=0;gpu_memory_total=144384MB;gpu_memory_used=3072MB;gpu_utilization=97%;gpu_temperature=61C;gpu_power=512W\n"
         "\n"
     )
 
@@ -479,6 +481,7 @@ def test_pbsnodes_json_serves_both_readers() -> None:
     assert found["ngpus f/t"] == "1/2"
     assert found["jobs"] == ["1.hpcm"]
     assert [gpu["simulated"] for gpu in found["gpus"]] == [True, False]
+    assert [(gpu.get("numa_node"), gpu.get("nvlink_island")) for gpu in found["gpus"]] == [(None, None), (1, 0)]
 
 
 def test_pbsnodes_xml() -> None:

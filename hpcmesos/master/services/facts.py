@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 
+from hpcmesos.gang.islands import nvlink_islands
 from hpcmesos.master.services import launches
 from hpcmesos.master.services.lookup import id_of
 from hpcmesos.master.services.output_paths import shown_paths
@@ -192,13 +193,18 @@ def node_facts(
     what GPUs show now, by UUID.
     """
     slots = tuple((position, job) for position, job in enumerate(job for n, job in jobs for _ in range(n)))
+    gpus = sorted(node.gpus, key=lambda gpu: gpu.index)
+    islands = nvlink_islands([gpu.links for gpu in gpus])
     return NodeFacts(
         name=node.name,
         state=frozenset(node_states(node)),
         np=node.cpus,
         features=node.features,
         jobs=slots,
-        gpus=tuple(_gpu_facts(gpu, gpu_jobs.get(gpu.uuid), figures.get(gpu.uuid, {})) for gpu in node.gpus),
+        gpus=tuple(
+            _gpu_facts(gpu, gpu_jobs.get(gpu.uuid), figures.get(gpu.uuid, {}), island)
+            for gpu, island in zip(gpus, islands, strict=True)
+        ),
         memory_total=node.mem,
         memory_available=node.mem - node.mem_used,
         physical_memory=node.mem,
@@ -277,7 +283,9 @@ def _exec_gpus(
     )
 
 
-def _gpu_facts(gpu: GpuRecord, job: str | None, figures: Mapping[str, float]) -> GpuFacts:
+def _gpu_facts(
+    gpu: GpuRecord, job: str | None, figures: Mapping[str, float], island: int | None
+) -> GpuFacts:
     return GpuFacts(
         index=gpu.index,
         uuid=gpu.uuid,
@@ -289,5 +297,7 @@ def _gpu_facts(gpu: GpuRecord, job: str | None, figures: Mapping[str, float]) ->
         parent=gpu.parent,
         profile=gpu.profile,
         memory=0 if gpu.simulated else gpu.memory,
+        numa=gpu.numa,
+        nvlink_island=island,
         figures=figures,
     )

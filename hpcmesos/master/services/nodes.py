@@ -165,6 +165,8 @@ def _status(node: NodeRecord, facts: NodeFacts) -> NodeStatus:
                 parent=gpu.parent,
                 profile=gpu.profile,
                 memory=gpu.memory,
+                numa=gpu.numa,
+                nvlink_island=gpu.nvlink_island,
                 figures=dict(gpu.figures),
             )
             for gpu in facts.gpus

@@ -21,6 +21,8 @@ _NAME = re.compile(r"\w[\w.-]{0,63}", re.ASCII)
 _FOLLOWS = "after:"
 _LONGEST = 366 * 86400  # s, of a deadline or a delay
 _MOST_TRIES = 100
+MOST = 500
+"""Schedules of one user."""
 _INSTANT = timedelta(microseconds=1)
 
 
@@ -31,6 +33,7 @@ def add(site: Site, caller: Caller, wanted: api_schema.ScheduleRequest) -> api_s
         Rejection: a leaf of it; nothing is kept.
     """
     _check(site, caller, wanted)
+    site.rates.take(caller.user, 1)
     now = datetime.now(UTC)
     parents: tuple[str, ...] = ()
     rule, upcoming = "", None
@@ -102,6 +105,8 @@ def _check(site: Site, caller: Caller, wanted: api_schema.ScheduleRequest) -> No
         raise InvalidValue(
             f"schedule {wanted.name} is there already; hpcmesos cron rm {wanted.name} takes it away"
         )
+    if site.store.schedule_count(caller.user) >= MOST:
+        raise InvalidValue(f"{caller.user} has {MOST} schedules, the most that one may have")
     if wanted.missed not in ("skip", "once", "all"):
         raise InvalidValue(f"missed={wanted.missed[:40]}: one of skip, once, all")
     if wanted.overlap not in ("allow", "skip", "replace"):

@@ -38,6 +38,7 @@ def put(site: Site, caller: Caller, name: str, request: SecretRequest) -> Secret
     known = {secret.name for secret in site.store.secrets(user)}
     if name not in known and len(known) >= MOST:
         raise InvalidValue(f"{user} has {MOST} secrets, the most that one may have")
+    site.rates.take(user, 1)
     site.store.put_secret(user, name, vault.seal(_state(site), user, name, value), caller.via)
     return next(secret for secret in listing(site, caller) if secret.name == name)
 
@@ -52,7 +53,8 @@ def listing(site: Site, caller: Caller) -> list[SecretStatus]:
 
 def remove(site: Site, caller: Caller, name: str) -> list[SecretStatus]:
     """Takes it away; jobs that want it and have not begun cannot begin. Raises InvalidValue: there is none."""
-    if not site.store.remove_secret(_user(caller), name):
+    site.rates.take(_user(caller), 1)
+    if not site.store.remove_secret(_user(caller), name, caller.via):
         raise InvalidValue(f"you have no secret '{ascii(name)[1:41]}'")
     return listing(site, caller)
 

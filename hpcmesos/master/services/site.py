@@ -164,7 +164,11 @@ def _gpus(leader: LeaderRecord, lines: Lines | None) -> GpuFigures:
 def _log_store(settings: MasterSettings, store: Store) -> LogStore:
     directory = Path(settings.log_store) if settings.log_store else settings.state / "logs"
     return LogStore(
-        directory, settings.log_store_mib * _MIB, settings.log_stream_mib * _MIB, store.deliveries.drop
+        directory,
+        settings.log_store_mib * _MIB,
+        settings.log_stream_mib * _MIB,
+        store.deliveries.drop,
+        store.owners,
     )
 
 

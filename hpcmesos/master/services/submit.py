@@ -50,6 +50,10 @@ ALWAYS_SENT = frozenset({"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG
 """Variables that clients send unasked where they are set."""
 
 _ASKED_BEFORE = 4096
+_PIECE = 64 * 1024
+"""Bytes of script, environment and words by which a job counts as one more."""
+MOST_KEPT = 2 * 1024 * 1024
+"""Bytes of environment and words of a job, as JSON: no more can be handed to a program (execve(2))."""
 _NUMBERED = re.compile(r"(\d+\[\](?:\.[^\[\]]+)?)\[(\d{1,9})\]", re.ASCII)
 
 
@@ -89,7 +93,7 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         start = why.dry_run(site, new, client_zone(request.environ.get("TZ")))
         return CommandReply(stdout=understood(built, new.queue) + f"start = {start}")
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
-    site.rates.take(caller.user, 1)
+    site.rates.take(caller.user, _weight(new))
     seq = site.store.submit(new, request.key, digest).seq
     site.notifier.poke()
     job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
@@ -126,7 +130,7 @@ def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
         news.append(new)
         built_jobs.append(built)
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
-    site.rates.take(caller.user, len(news))
+    site.rates.take(caller.user, sum(map(_weight, news)))
     done = site.store.submit_many(news, request.key, digest)
     site.notifier.poke()
     arrays = (built.array is not None for built in built_jobs)
@@ -134,6 +138,11 @@ def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
     return SubmitReply(
         ids=[str(JobId(one.seq, server, array=array)) for one, array in zip(done, arrays, strict=True)]
     )
+
+
+def _weight(new: NewJob) -> int:
+    """As how many it counts of those that a user may submit in a time: one that has us keep much as several."""
+    return 1 + (len(new.script or b"") + len(msgspec.json.encode(new.submission))) // _PIECE
 
 
 def template(site: Site, caller: Caller, request: SubmitRequest) -> NewJob:
@@ -261,6 +270,8 @@ def _new_job(
         | {"peer": applicant.peer}
     )
     _check_storable([built.name, request.host, request.key or "", stored])
+    if (size := len(msgspec.json.encode(stored))) > MOST_KEPT:
+        raise InvalidValue(f"environment and words of the job have {size} bytes; at most {MOST_KEPT}")
     return NewJob(
         name=built.name,
         owner=caller.user,

@@ -17,6 +17,8 @@ from hpcmesos.model import Role, Scope
 _TOKENS = {"agent": "join", "gateway": "gateway"}
 """What joins, and the kind of the token by which it does."""
 _LONGEST = 10 * 365 * 86400.0  # seconds
+MOST = 1000
+"""Tokens of one user that are good at once."""
 _NODE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})(?:\.[A-Za-z0-9-]{1,63}){0,8}", re.ASCII)
 
 
@@ -25,7 +27,7 @@ def create(site: Site, caller: Caller, request: TokenRequest) -> TokenReply:
 
     Raises:
         Unauthorized: the caller may not make this one.
-        InvalidValue: an unknown kind, a malformed name or lifetime.
+        InvalidValue: an unknown kind, a malformed name or lifetime; too many of them.
     """
     if not 0 < request.lifetime <= _LONGEST:
         raise InvalidValue(f"a token's lifetime is more than 0 and at most {_LONGEST:.0f} seconds")
@@ -37,6 +39,8 @@ def create(site: Site, caller: Caller, request: TokenRequest) -> TokenReply:
             user = check_user(request.user or caller.user)
             if user != caller.user:
                 auth.check_manager(caller, "make tokens for other users")
+            site.rates.take(caller.user, 1)
+            _check_room(site, user)
             token = _store(site, caller, "user", user, None, request.lifetime, request.scope)
         case "join" | "gateway":
             auth.check_manager(caller, "make join tokens")
@@ -46,6 +50,13 @@ def create(site: Site, caller: Caller, request: TokenRequest) -> TokenReply:
         case other:
             raise InvalidValue(f"unknown kind of token '{other}'; one of user, join, gateway")
     return TokenReply(token=token, kind=request.kind, expires_at=_end(caller, request.lifetime))
+
+
+def _check_room(site: Site, user: str) -> None:
+    if len(site.store.tokens(user)) >= MOST:
+        raise InvalidValue(
+            f"{user} has {MOST} tokens, the most that one may have: hpcmesos token list, hpcmesos token revoke"
+        )
 
 
 def join(site: Site, request: JoinRequest, via: str) -> JoinReply:

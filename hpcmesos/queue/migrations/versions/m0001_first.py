@@ -323,6 +323,16 @@ CREATE TABLE secrets (
     CONSTRAINT secrets_pkey PRIMARY KEY (owner, name)
 );
 
+CREATE TABLE secret_changes (
+    owner TEXT NOT NULL,
+    name TEXT NOT NULL,
+    action TEXT NOT NULL,
+    via TEXT DEFAULT '' NOT NULL,
+    at timestamptz DEFAULT now() NOT NULL
+);
+
+CREATE INDEX secret_changes_at ON secret_changes (at);
+
 CREATE TABLE leadership (
     term BIGINT NOT NULL,
     holder TEXT DEFAULT '' NOT NULL,
@@ -581,7 +591,7 @@ BEGIN
 
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'hpcmesos_api') THEN
         GRANT SELECT ON ALL TABLES IN SCHEMA public TO hpcmesos_api;
-        GRANT INSERT ON jobs, job_scripts, inbox, idempotency_keys, tokens TO hpcmesos_api;
+        GRANT INSERT ON jobs, job_scripts, inbox, idempotency_keys, tokens, secret_changes TO hpcmesos_api;
         GRANT UPDATE (node, used_at, used_via, revoked_at, revoked_by, revoked_via) ON tokens TO hpcmesos_api;
         GRANT INSERT, UPDATE, DELETE ON secrets, gateways, deliveries TO hpcmesos_api;
         GRANT INSERT, UPDATE (revoked_at, revoked_by, revoked_via) ON certificates TO hpcmesos_api;
@@ -592,7 +602,8 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'hpcmesos_leader') THEN
         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO hpcmesos_leader;
         REVOKE ALL ON tokens, authorities, alembic_version FROM hpcmesos_leader;
-        REVOKE INSERT, UPDATE, DELETE ON secrets, certificates, gateways, deliveries FROM hpcmesos_leader;
+        REVOKE INSERT, UPDATE, DELETE ON secrets, secret_changes, certificates, gateways, deliveries
+            FROM hpcmesos_leader;
         REVOKE INSERT, DELETE ON leadership FROM hpcmesos_leader;
         GRANT SELECT ON alembic_version TO hpcmesos_leader;
         GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public TO hpcmesos_leader;
