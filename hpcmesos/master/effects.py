@@ -53,7 +53,9 @@ class Effects:
     gpus: dict[str, tuple[GpuState, str]] = field(default_factory=dict)
     past_id: int = 0  # a job's number that is in use somewhere; new ones have to be higher
     messages: list[tuple[str, wire.ToAgent]] = field(default_factory=list)
-    recheck: set[JobKey] = field(default_factory=set)  # dependents to judge when this is committed
+    recheck: set[int] = field(
+        default_factory=set
+    )  # jobs whose dependents are to be judged when this is committed
     accounting: list[Entry] = field(default_factory=list)
     queues: dict[str, QueueRecord | None] = field(default_factory=dict)  # None: deleted
     server: dict[str, str] | None = None  # all attributes of the server; None: unchanged
@@ -198,7 +200,7 @@ class Desk:
         moved = replace(job, state=target, **changes)
         self.cluster.put(moved)
         if target in (JobState.RUNNING, JobState.COMPLETE):
-            self.effects.recheck |= self.cluster.dependents.get(job.seq, set())
+            self.effects.recheck.add(job.seq)
         return moved
 
     def tell(self, event: str, payload: Mapping[str, Any]) -> None:

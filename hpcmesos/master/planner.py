@@ -395,7 +395,8 @@ class Planner:
             for uuid in uuids:
                 log.error("GPU refused, another node has it node=%s gpu=%s", name, uuid)
                 self._desk.cluster.nodes[name].gpus.pop(uuid, None)
-        self._recheck |= effects.recheck
+        for seq in effects.recheck:  # asked now: some may have been submitted in the same transaction
+            self._recheck |= self._desk.cluster.dependents.get(seq, set())
         self._outbox += effects.messages
         self._entries += effects.accounting
         if effects.schedules:  # one may have put a job into the inbox

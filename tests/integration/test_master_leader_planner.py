@@ -291,6 +291,19 @@ def test_dependencies(bench: Bench) -> None:
     assert bench.state(last) is JobState.RUNNING
 
 
+def test_a_dependent_that_comes_in_the_turn_of_its_parents_end_is_let_go(bench: Bench) -> None:
+    """That end is not in the database yet when the dependent is judged first."""
+    bench.up("node1")
+    first = bench.submit()
+    bench.turn()
+    bench.run(first)
+    after = bench.submit(
+        state=JobState.HELD, holds="d", dependencies=(Dependency(DependencyKind.AFTER_OK, first),)
+    )
+    bench.say(("node1", ended(bench.attempt(first))))
+    assert bench.state(after) is JobState.RUNNING
+
+
 def test_execution_time(bench: Bench) -> None:
     bench.up("node1")
     at = datetime.now(UTC) + timedelta(seconds=100)

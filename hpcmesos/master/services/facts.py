@@ -283,9 +283,7 @@ def _exec_gpus(
     )
 
 
-def _gpu_facts(
-    gpu: GpuRecord, job: str | None, figures: Mapping[str, float], island: int | None
-) -> GpuFacts:
+def _gpu_facts(gpu: GpuRecord, job: str | None, figures: Mapping[str, float], island: int | None) -> GpuFacts:
     return GpuFacts(
         index=gpu.index,
         uuid=gpu.uuid,
