@@ -375,3 +375,29 @@ def test_a_job_has_so_many_containers_and_commands(
         assert status == 403 and "has had 1 commands of late" in answer["message"]
         client.ask("DELETE", f"/containers/{container}?force=1")
         assert client.create()[0], "there is room again"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_what_no_container_mounts_any_more_does_not_count(
+    stage: DockerStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.renew()
+    for number in range(6):
+        (stage.home / str(number)).mkdir(mode=0o755)
+        (stage.home / str(number) / "which").write_text(f"this is {number}")
+    without("p.docker_pins.MOST = 3")(monkeypatch)
+
+    def create(number: int) -> tuple[str, str]:
+        return client.create({"Binds": [f"{stage.home}/{number}:/x"]}, Cmd=["cat", "/x/which"])
+
+    with stage.socket() as client:
+        kept, _ = create(0)
+        for number in range(1, 5):
+            made, why = create(number)
+            assert made, why
+            assert client.ask("DELETE", f"/containers/{made}")[0] == 204
+        client.ask("POST", f"/containers/{kept}/start")
+        wait_for_end(stage, kept)
+        assert "this is 0" in str(client.ask("GET", f"/containers/{kept}/logs?stdout=1")[1])
+        assert create(1)[0] and create(2)[0]
+        assert "a job mounts at most 3" in create(5)[1]
