@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docker import DockerClient
 
+from hpcmesos.agent import containers
 from hpcmesos.launch.container_marks import OWN, STATE
 from tests.e2e import docker_kit
 from tests.e2e.docker_kit import Engine
@@ -401,3 +404,15 @@ def test_what_no_container_mounts_any_more_does_not_count(
         assert "this is 0" in str(client.ask("GET", f"/containers/{kept}/logs?stdout=1")[1])
         assert create(1)[0] and create(2)[0]
         assert "a job mounts at most 3" in create(5)[1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_containers_that_others_made_of_an_image_with_our_labels_stay(stage: DockerStage) -> None:
+    stage.renew()
+    found = DockerClient(stage.engine.url)
+    with contextlib.closing(found), stage.socket() as client:
+        own = _running(client)
+        request = {"state": "/state", "token": "of an heir", "attempts": []}
+        assert containers.remove(found, request) == {"removed": 1}
+        assert own not in stage.engine.containers()
+        assert stage.foreign in stage.engine.containers()
