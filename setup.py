@@ -11,6 +11,19 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
+_FLAGS = (
+    *("-std=gnu11", "-O2", "-Wall", "-Wextra"),
+    # It runs as root: an error in it shall end it, and not become something else.
+    *(
+        "-fstack-protector-strong",
+        "-U_FORTIFY_SOURCE",
+        "-D_FORTIFY_SOURCE=2",
+        "-fPIE",
+        "-pie",
+        "-Wl,-z,relro,-z,now",
+    ),
+)
+
 
 class BuildPrograms(build_ext):
     """Makes an executable of each "extension", beside the package's modules."""
@@ -19,7 +32,7 @@ class BuildPrograms(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         compiler = shlex.split(os.environ.get("CC", "cc"))
-        words = [*compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-o", str(target), *ext.sources]
+        words = [*compiler, *_FLAGS, "-o", str(target), *ext.sources]
         try:
             subprocess.run(words, check=True)
         except (OSError, subprocess.CalledProcessError) as error:

@@ -19,6 +19,8 @@ NOT_EXECUTABLE = 126
 NOT_STARTED = 125
 """Exit code of a child that could not become what it should be (identity, cgroup)."""
 
+_LONGEST = 1000
+"""Characters of a reason: with the paths of two files it fits into one message, however much its quoting adds."""
 _ENOENT, _ENOEXEC, _ENOTDIR = 2, 8, 20
 _NAMES = (
     "SIGPIPE", "SIGXFSZ", "SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGTSTP",
@@ -52,7 +54,7 @@ def run(launch: Any, report: Any) -> NoReturn:
                 launch.view.restrict()
             code = _execute(launch)
     except BaseException as error:  # whatever it is: a copy of our process must not live on
-        tell(report, {"pid": os.getpid(), "failure": f"cannot start the job: {error}"})
+        tell(report, {"pid": os.getpid(), "failure": f"cannot start the job: {error}"[:_LONGEST]})
     finally:
         os._exit(code)
 
@@ -138,7 +140,12 @@ def _open_outputs(launch: Any, report: Any) -> tuple[int, int]:
     message = {f"{name}_path": path for name, (_, path) in found.items()}
     tell(
         report,
-        {"pid": os.getpid(), "streams": list(found), "undelivered": "; ".join(troubles), **message},
+        {
+            "pid": os.getpid(),
+            "streams": list(found),
+            "undelivered": "; ".join(troubles)[:_LONGEST],
+            **message,
+        },
         [fd for fd, _ in found.values()],
     )
     one = next(iter(found.values()))[0]

@@ -192,12 +192,15 @@ class Starter:
         self._connection.setblocking(False)
         words = [program] if program else [sys.executable, "-IS", programs.START]
         words += ["starter", str(theirs.fileno())]
-        with theirs:
+        onto = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1)]
+        try:
             theirs.set_inheritable(True)
-            null = os.open("/dev/null", os.O_RDWR)
-            onto = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1)]
             self.pid = os.posix_spawn(words[0], words, {}, file_actions=onto, setsid=True)
-            os.close(null)
+        except OSError:
+            self._connection.close()
+            raise
+        finally:
+            theirs.close()
         with suppress(ProcessLookupError):  # it is asked for nothing before
             resource.prlimit(self.pid, resource.RLIMIT_NOFILE, descriptors)
 

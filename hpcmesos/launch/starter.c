@@ -5,10 +5,11 @@
  * child says. Where it was not compiled, starter.py serves in its place.
  */
 #define _GNU_SOURCE
+#define _FILE_OFFSET_BITS 64 /* outputs may grow beyond 2 GiB on every machine */
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +26,10 @@
 #define CLONE_PARENT_ 0x8000ULL
 #define CLONE_INTO_CGROUP_ 0x200000000ULL
 
+#define FORMAT "hpcmesos 1" /* of starter.py: begins every request that this program understands */
+
 enum { LARGEST = 64 * 1024, MOST_DESCRIPTORS = 5, MOST_GROUPS = 65536, PATH_LENGTH = 4096 };
+enum { SYNTAX = 1024 }; /* bytes that a report keeps for what is not quoted */
 enum { NOT_STARTED = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127 };
 
 struct list {
@@ -34,7 +38,7 @@ struct list {
 };
 
 struct request {
-    const char *into, *program, *identity, *stdio, *inherit, *join;
+    const char *format, *into, *program, *identity, *stdio, *inherit, *join;
     mode_t mask;
     int gated, has_outputs, truncate;
     struct list argv, environment, directories, cgroups, made, outputs, errors;
@@ -74,7 +78,8 @@ static struct list words(struct reader *reader) {
 static struct request parsed(char *data, size_t size) {
     static char *room[LARGEST + 16]; /* a word has a byte at least */
     struct reader reader = {data, data + size, room};
-    struct request request = {.into = word(&reader)};
+    struct request request = {.format = word(&reader)};
+    request.into = word(&reader);
     request.program = word(&reader);
     request.mask = (mode_t)atoi(word(&reader));
     request.identity = word(&reader);
@@ -104,8 +109,9 @@ static void add(struct text *text, const char *part) {
     text->data[text->used += size] = 0;
 }
 
+/* What is too much for a report is left out, so that it still is JSON. */
 static void add_quoted(struct text *text, const char *part) {
-    for (const unsigned char *at = (const unsigned char *)part; *at; at++) {
+    for (const unsigned char *at = (const unsigned char *)part; *at && text->used < LARGEST - SYNTAX; at++) {
         char piece[8] = {(char)*at};
         if (*at == '"' || *at == '\\')
             snprintf(piece, sizeof piece, "\\%c", *at);
@@ -130,7 +136,8 @@ static void begin(struct text *text) {
     add(text, start);
 }
 
-static void tell(int report, struct text *text, const int *fds, int count) {
+/* Whether it was told: a child of which nobody knows must not go on, for another one will be made in its place. */
+static int tell(int report, struct text *text, const int *fds, int count) {
     union {
         struct cmsghdr header;
         char room[CMSG_SPACE(sizeof(int) * MOST_DESCRIPTORS)];
@@ -147,7 +154,7 @@ static void tell(int report, struct text *text, const int *fds, int count) {
         control.header.cmsg_len = CMSG_LEN(sizeof(int) * (size_t)count);
         memcpy(CMSG_DATA(&control.header), fds, sizeof(int) * (size_t)count);
     }
-    sendmsg(report, &message, MSG_NOSIGNAL);
+    return sendmsg(report, &message, MSG_NOSIGNAL) >= 0;
 }
 
 static struct text text; /* of this process alone: a child has its copy */
@@ -163,14 +170,9 @@ static _Noreturn void fail(int report, const char *what) {
     _exit(NOT_STARTED);
 }
 
-/* A line in the job's own log. */
-static void say(const char *format, ...) {
-    va_list values;
-    va_start(values, format);
-    dprintf(STDERR_FILENO, "hpcmesos: ");
-    vdprintf(STDERR_FILENO, format, values);
-    dprintf(STDERR_FILENO, "\n");
-    va_end(values);
+/* A line in the job's own log, in one piece: others may write there, too. */
+static void say(const char *before, const char *what, int why) {
+    dprintf(STDERR_FILENO, "hpcmesos: %s%s: %s\n", before, what, strerror(why));
 }
 
 /* --- the child */
@@ -205,8 +207,7 @@ static void become(const char *identity, int report) {
     gid_t gid = (gid_t)strtoul(at, &at, 10);
     while (*at && count < MOST_GROUPS)
         groups[count++] = (gid_t)strtoul(at, &at, 10);
-    /* By the kernel's own calls: there are no threads that libc would have to tell. */
-    if (syscall(SYS_setgroups, count, groups) || syscall(SYS_setgid, gid) || syscall(SYS_setuid, uid))
+    if (setgroups(count, groups) || setgid(gid) || setuid(uid))
         fail(report, "its owner's identity");
 }
 
@@ -247,7 +248,6 @@ static void open_outputs(const struct request *request, int report, int target[3
         sent[count++] = fds[i];
     }
     begin(&text);
-    add_member(&text, "undelivered", troubles.data);
     add(&text, ",\"streams\":[");
     for (int i = 0, comma = 0; i < 2; i++) {
         if (fds[i] < 0)
@@ -260,7 +260,9 @@ static void open_outputs(const struct request *request, int report, int target[3
     for (int i = 0; i < 2; i++)
         if (fds[i] >= 0)
             add_member(&text, members[i], path[i]);
-    tell(report, &text, sent, count);
+    add_member(&text, "undelivered", troubles.data); /* the last, for it may be too long */
+    if (!tell(report, &text, sent, count))
+        _exit(NOT_STARTED);
     target[0] = -1;
     target[1] = fds[0] >= 0 ? fds[0] : fds[1];
     target[2] = fds[1] >= 0 ? fds[1] : fds[0];
@@ -274,10 +276,11 @@ static void connect_streams(struct request *request, int report, const int *fds)
         char *at = (char *)request->stdio;
         for (int i = 0; i < 3; i++) {
             long place = strtol(at, &at, 10);
-            target[i] = place < 0 ? -1 : fds[place];
+            target[i] = place < 0 || place >= MOST_DESCRIPTORS ? -1 : fds[place];
         }
         begin(&text); /* said by itself: its maker may have died; before what may be slow */
-        tell(report, &text, NULL, 0);
+        if (!tell(report, &text, NULL, 0))
+            _exit(NOT_STARTED);
     }
     if (target[0] < 0)
         target[0] = open("/dev/null", O_RDONLY | O_CLOEXEC);
@@ -297,10 +300,10 @@ static void enter(const struct list *directories) {
     for (int i = 0; i < directories->count; i++) {
         if (chdir(directories->items[i]) == 0)
             return;
-        say("cannot enter %s: %s", directories->items[i], strerror(errno));
+        say("cannot enter ", directories->items[i], errno);
     }
     if (chdir("/"))
-        say("cannot enter /: %s", strerror(errno));
+        say("cannot enter ", "/", errno);
 }
 
 /* As execvp(3), but by the PATH of the new environment; errno when it comes back. */
@@ -338,10 +341,10 @@ static _Noreturn void execute(const struct request *request) {
         words[1] = (char *)request->program;
         memcpy(words + 2, request->argv.items + 1, sizeof *words * (size_t)request->argv.count);
         execve("/bin/sh", words, request->environment.items);
-        say("/bin/sh: %s", strerror(errno));
+        say("", "/bin/sh", errno);
         _exit(NOT_EXECUTABLE);
     }
-    say("%s: %s", request->argv.items[0], strerror(why));
+    say("", request->argv.items[0], why);
     _exit(why == ENOENT || why == ENOTDIR ? NOT_FOUND : NOT_EXECUTABLE);
 }
 
@@ -375,6 +378,10 @@ static void refuse(int report, int why) {
 
 static void start(int connection, char *data, size_t size, const int *fds) {
     struct request request = parsed(data, size);
+    if (strcmp(request.format, FORMAT) || request.argv.count == 0) { /* of a shepherd that is older or newer */
+        refuse(fds[0], EINVAL);
+        return;
+    }
     int directory = open(request.into, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (directory < 0) { /* the attempt has ended meanwhile */
         refuse(fds[0], errno);
@@ -398,7 +405,7 @@ int main(int argc, char **argv) {
     int connection = atoi(argv[argc - 1]);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     for (;;) {
-        int fds[MOST_DESCRIPTORS + 1] = {0}, count = 0;
+        int fds[MOST_DESCRIPTORS + 1] = {0}, count = 0; /* the room of `control` may be rounded up to one more */
         union {
             struct cmsghdr header;
             char room[CMSG_SPACE(sizeof(int) * MOST_DESCRIPTORS)];
@@ -417,10 +424,12 @@ int main(int argc, char **argv) {
             count = (int)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int));
             memcpy(fds, CMSG_DATA(header), sizeof(int) * (size_t)count);
         }
-        if (count == 0)
-            continue;
-        fds[MOST_DESCRIPTORS] = fds[count - 1];
-        start(connection, data, (size_t)size, fds);
+        /* Of one that has not come whole the shepherd hears nothing, and forks by itself. */
+        int cut = message.msg_flags & (MSG_TRUNC | MSG_CTRUNC);
+        if (!cut && count > 0 && count <= MOST_DESCRIPTORS) {
+            fds[MOST_DESCRIPTORS] = fds[count - 1];
+            start(connection, data, (size_t)size, fds);
+        }
         while (count > 0)
             close(fds[--count]);
     }

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
+FORMAT = "hpcmesos 1"
+"""Begins each request, and changes with what a request is: shepherds outlive the installation that they were started
+of, and then have its starter."""
 LARGEST = 64 * 1024
 """Bytes of one request."""
 MOST_DESCRIPTORS = 5
@@ -27,6 +30,8 @@ MOST_DESCRIPTORS = 5
 _SYS_CLONE3 = 435  # on every architecture
 _CLONE_PARENT, _CLONE_INTO_CGROUP = 0x8000, 0x200000000
 _PR_SET_PDEATHSIG, _SIGKILL = 1, 9
+_EINVAL = 22
+_CUT = quick.socket.MSG_TRUNC | quick.socket.MSG_CTRUNC
 
 
 class _CloneArgs(ctypes.Structure):
@@ -59,6 +64,7 @@ def packed(launch: Any, into: str, stdio: Sequence[int]) -> bytes:
     """
     owner, outputs = launch.owner, launch.outputs
     words = [
+        FORMAT,
         into,
         launch.program,
         str(launch.umask),
@@ -82,8 +88,14 @@ def packed(launch: Any, into: str, stdio: Sequence[int]) -> bytes:
 
 
 def unpacked(data: bytes, fds: list[int]) -> tuple[str, Order]:
-    """The cgroup's directory and the launch of a request, with the descriptors that came along."""
+    """The cgroup's directory and the launch of a request, with the descriptors that came along.
+
+    Raises:
+        ValueError: a request of another format.
+    """
     words = iter(os.fsdecode(data).split("\0"))
+    if next(words) != FORMAT:
+        raise ValueError("a request of another format")
     into, program, umask, identity, stdio, inherit, gated, join, truncate = (next(words) for _ in range(9))
     argv, environment, directories, cgroups, made, stdout, stderr = (_list(words) for _ in range(7))
     uid, gid, *groups = map(int, identity.split() or (0, 0))
@@ -125,26 +137,30 @@ def main(argv: list[str]) -> int:
     gc.disable()
     gc.freeze()
     while True:
-        data, ancillary, _, _ = connection.recvmsg(
+        data, ancillary, flags, _ = connection.recvmsg(
             LARGEST, quick.socket.CMSG_SPACE(4 * MOST_DESCRIPTORS), quick.socket.MSG_CMSG_CLOEXEC
         )
         if not data:
             return 0
-        received = ancillary[0][2]
+        received = ancillary[0][2] if ancillary else b""
         fds = [int.from_bytes(received[at : at + 4], "little") for at in range(0, len(received), 4)]
-        report = quick.socket.socket(fileno=fds[0])
-        _start(libc, arguments, data, report, fds, connection)
-        report.close()
-        for fd in fds[1:]:
+        if fds and not flags & _CUT:  # else the shepherd hears nothing, and forks by itself
+            report = quick.socket.socket(fileno=fds[0])
+            _start(libc, arguments, data, report, fds, connection)
+            report.detach()
+        for fd in fds:
             os.close(fd)
 
 
 def _start(
     libc: Any, arguments: _CloneArgs, data: bytes, report: Any, fds: list[int], connection: Any
 ) -> None:
-    into, launch = unpacked(data, fds)
     try:
+        into, launch = unpacked(data, fds)
         directory = os.open(into, os.O_RDONLY | os.O_DIRECTORY)
+    except ValueError:  # of a shepherd that is older or newer
+        child.tell(report, {"unable": _EINVAL})
+        return
     except OSError as error:  # the attempt has ended meanwhile
         child.tell(report, {"unable": error.errno})
         return
