@@ -97,8 +97,10 @@ def remove(client: Any, request: dict[str, Any]) -> dict[str, Any]:
     """What is over, whatever state it is in."""
     removed = 0
     for container in client.containers.list(all=True, filters={"label": f"{STATE}={request['state']}"}):
-        ours = container.labels.get(SHEPHERD) == request["token"]
-        if ours and container.labels.get(ATTEMPT) not in request["attempts"]:
+        lives = container.labels.get(SHEPHERD) == request["token"] and (
+            container.labels.get(ATTEMPT) not in request["attempts"]
+        )
+        if lives or not _was_made_here(container.attrs):
             continue
         try:
             container.remove(force=True, v=True)
@@ -106,6 +108,11 @@ def remove(client: Any, request: dict[str, Any]) -> dict[str, Any]:
             continue
         removed += 1
     return {"removed": removed}
+
+
+def _was_made_here(found: dict[str, Any]) -> bool:
+    """Whether we or a job have made it. Its labels do not tell: it has its image's too, which anybody may have made."""
+    return found["Config"].get("Entrypoint") == _HOLD or bool(found["HostConfig"].get("CgroupParent"))
 
 
 def _login(path: str | None) -> dict[str, str] | None:

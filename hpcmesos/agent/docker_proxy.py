@@ -91,6 +91,8 @@ class Proxy:
         self._pins = docker_pins.Pins(given.pins)
         self._callers: set[asyncio.Task[None]] = set()
         self._starting: set[asyncio.Task[None]] = set()
+        self.creating = asyncio.Lock()
+        """Of containers one at a time is created: so what is mounted in none is not about to be."""
 
     async def serve(self, listening: socket.socket) -> None:
         stop = asyncio.Event()
@@ -144,15 +146,16 @@ class Proxy:
                     f"{call.container[:100]} has had {_MOST_COMMANDS} commands of late; wait some minutes"
                 )
             return call.about(str(own["Id"]))
-        elif call.route.kind is Kind.CREATE and len(await self._all_own()) >= _MOST_CONTAINERS:
+        return call
+
+    async def make_room(self) -> None:
+        """For one more container; what no container mounts any more is let go. Raises Refused."""
+        found = await self._look(docker_rules.all_own(self.grant)) or []
+        if len(found) >= _MOST_CONTAINERS:
             raise Refused(
                 f"a job has at most {_MOST_CONTAINERS} containers on a node; remove some: docker rm"
             )
-        return call
-
-    async def _all_own(self) -> list[Any]:
-        found = await self._look(docker_rules.all_own(self.grant))
-        return found if isinstance(found, list) else []
+        self._pins.trim({mount["Source"] for one in found for mount in one.get("Mounts") or ()})
 
     async def _own(self, name: str) -> dict[str, Any] | None:
         """What the Engine says of a container of this job; None: it is another's, or there is none."""
@@ -342,16 +345,22 @@ class Caller:
         proxy = self._proxy
         method, target = request.method.decode("ascii"), request.target.decode("ascii", "replace")
         call = await proxy.resolved(docker_rules.read(proxy.grant, method, target, body))
-        call = proxy.mounted(call)
-        headers = _passed_on(call, request)
-        if call.route.starts:
-            await proxy.started(self._relay(call, headers))
+        if call.route.kind is Kind.CREATE:
+            await proxy.started(self._create(call, request))
+        elif call.route.starts:
+            await proxy.started(self._relay(call, request))
         elif call.route.hijacks:
-            await self._relay(call, headers)
+            await self._relay(call, request)
         else:
-            await self._while_it_is_there(self._relay(call, headers))
+            await self._while_it_is_there(self._relay(call, request))
 
-    async def _relay(self, call: Call, headers: list[tuple[str, str]]) -> None:
+    async def _create(self, call: Call, request: h11.Request) -> None:
+        async with self._proxy.creating:
+            await self._proxy.make_room()
+            await self._relay(self._proxy.mounted(call), request)
+
+    async def _relay(self, call: Call, request: h11.Request) -> None:
+        headers = _passed_on(call, request)
         content = b"" if call.body is None else json.dumps(call.body).encode()
         async with self._proxy.exchange() as exchange:
             try:

@@ -12,13 +12,13 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 PLACE = "/run/hpcmesos-mounts"
 """In none of our directories: who removes one of those with all that is in it must not come upon users' files."""
 MOST = 256
-"""Of one attempt."""
+"""Of one attempt, in its containers that are there."""
 _MS_BIND, _MS_PRIVATE = 4096, 1 << 18
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -42,6 +42,16 @@ class Pins:
         if key not in self._known:
             self._known[key] = self._bind(fd, status.st_mode)
         return self._known[key]
+
+    def trim(self, used: Collection[str]) -> None:
+        """Of many, lets those go that are not among ``used``: the places that containers mount, or will."""
+        with suppress(FileNotFoundError):
+            places = [os.path.join(self._directory, name) for name in os.listdir(self._directory)]
+            if len(places) < MOST // 2:
+                return
+            for place in set(places).difference(used):
+                _let_go(place)
+            self._known = {key: place for key, place in self._known.items() if place in used}
 
     def _bind(self, fd: int, mode: int) -> str:
         os.makedirs(self._directory, 0o700, exist_ok=True)

@@ -147,11 +147,16 @@ class Door:
         entry.body = 0
 
     def wait(self, entry: Entry, size: int) -> bool:
-        """So many bytes of answers wait for the client now; False: they may not."""
+        """So many bytes of answers wait for the client now; False: they may not.
+
+        An answer that waits alone may be half of what there is: the list of very many jobs is one.
+        """
         limits, held = self.limits, self._unread
         held.add(entry.owner, size - entry.unread)
         entry.unread = size
-        return not size or (held.of[entry.owner] <= limits.unread_of_one and held.all <= limits.unread)
+        alone = held.of[entry.owner] == size
+        most = max(limits.unread_of_one, limits.unread // 2) if alone else limits.unread_of_one
+        return not size or (held.of[entry.owner] <= most and held.all <= limits.unread)
 
     def leave(self, entry: Entry) -> None:
         """The connection is over; a second time changes nothing."""

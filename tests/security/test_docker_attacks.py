@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docker import DockerClient
 
+from hpcmesos.agent import containers
 from hpcmesos.launch.container_marks import OWN, STATE
 from tests.e2e import docker_kit
 from tests.e2e.docker_kit import Engine
@@ -375,3 +378,41 @@ def test_a_job_has_so_many_containers_and_commands(
         assert status == 403 and "has had 1 commands of late" in answer["message"]
         client.ask("DELETE", f"/containers/{container}?force=1")
         assert client.create()[0], "there is room again"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_what_no_container_mounts_any_more_does_not_count(
+    stage: DockerStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.renew()
+    for number in range(6):
+        (stage.home / str(number)).mkdir(mode=0o755)
+        (stage.home / str(number) / "which").write_text(f"this is {number}")
+    without("p.docker_pins.MOST = 3")(monkeypatch)
+
+    def create(number: int) -> tuple[str, str]:
+        return client.create({"Binds": [f"{stage.home}/{number}:/x"]}, Cmd=["cat", "/x/which"])
+
+    with stage.socket() as client:
+        kept, _ = create(0)
+        for number in range(1, 5):
+            made, why = create(number)
+            assert made, why
+            assert client.ask("DELETE", f"/containers/{made}")[0] == 204
+        client.ask("POST", f"/containers/{kept}/start")
+        wait_for_end(stage, kept)
+        assert "this is 0" in str(client.ask("GET", f"/containers/{kept}/logs?stdout=1")[1])
+        assert create(1)[0] and create(2)[0]
+        assert "a job mounts at most 3" in create(5)[1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_containers_that_others_made_of_an_image_with_our_labels_stay(stage: DockerStage) -> None:
+    stage.renew()
+    found = DockerClient(stage.engine.url)
+    with contextlib.closing(found), stage.socket() as client:
+        own = _running(client)
+        request = {"state": "/state", "token": "of an heir", "attempts": []}
+        assert containers.remove(found, request) == {"removed": 1}
+        assert own not in stage.engine.containers()
+        assert stage.foreign in stage.engine.containers()
