@@ -183,9 +183,15 @@ def _execute(launch: Any) -> int:
 
 
 def _execute_as_script(launch: Any) -> int:
-    """A file without ``#!`` is run by sh, as execvp(3) does."""
+    """A file without ``#!`` is run by sh, as execvp(3) does: from where it was found."""
+    found = launch.program
+    if "/" not in found:
+        places = [os.path.join(directory, found) for directory in os.get_exec_path(launch.environ)]
+        found = next(
+            (place for place in places if os.access(place, os.X_OK) and os.path.isfile(place)), found
+        )
     try:
-        os.execve("/bin/sh", ["sh", launch.program, *launch.argv[1:]], launch.environ)  # noqa: S606  (no shell is the point)
+        os.execve("/bin/sh", ["sh", found, *launch.argv[1:]], launch.environ)  # noqa: S606  (no shell is the point)
     except OSError as error:
         _say(f"/bin/sh: {error.strerror}")
         return NOT_EXECUTABLE

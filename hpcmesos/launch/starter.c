@@ -306,15 +306,26 @@ static void enter(const struct list *directories) {
         say("cannot enter ", "/", errno);
 }
 
+/* errno when it comes back. A file without `#!` is run by sh, as execvp(3) does. */
+static int executed(const struct request *request, const char *place) {
+    char **environment = request->environment.items, *words[request->argv.count + 2];
+    execve(place, request->argv.items, environment);
+    if (errno != ENOEXEC)
+        return errno;
+    words[0] = "sh";
+    words[1] = (char *)place;
+    memcpy(words + 2, request->argv.items + 1, sizeof *words * (size_t)request->argv.count);
+    execve("/bin/sh", words, environment);
+    say("", "/bin/sh", errno);
+    _exit(NOT_EXECUTABLE);
+}
+
 /* As execvp(3), but by the PATH of the new environment; errno when it comes back. */
 static int searched(const struct request *request) {
-    char **argv = request->argv.items, **environment = request->environment.items;
     const char *program = request->program, *path = "/bin:/usr/bin";
-    if (strchr(program, '/')) {
-        execve(program, argv, environment);
-        return errno;
-    }
-    for (char **one = environment; *one; one++)
+    if (strchr(program, '/'))
+        return executed(request, program);
+    for (char **one = request->environment.items; *one; one++)
         if (strncmp(*one, "PATH=", 5) == 0)
             path = *one + 5;
     int last = ENOENT, other = 0;
@@ -325,8 +336,7 @@ static int searched(const struct request *request) {
         int size = snprintf(place, sizeof place, "%.*s%s%s", length, path, length ? "/" : "", program);
         if (size >= (int)sizeof place)
             continue;
-        execve(place, argv, environment);
-        last = errno;
+        last = executed(request, place);
         if (last != ENOENT && last != ENOTDIR && !other)
             other = last;
     }
@@ -335,15 +345,6 @@ static int searched(const struct request *request) {
 
 static _Noreturn void execute(const struct request *request) {
     int why = searched(request);
-    if (why == ENOEXEC) { /* a file without `#!` is run by sh, as execvp(3) does */
-        char *words[request->argv.count + 2];
-        words[0] = "sh";
-        words[1] = (char *)request->program;
-        memcpy(words + 2, request->argv.items + 1, sizeof *words * (size_t)request->argv.count);
-        execve("/bin/sh", words, request->environment.items);
-        say("", "/bin/sh", errno);
-        _exit(NOT_EXECUTABLE);
-    }
     say("", request->argv.items[0], why);
     _exit(why == ENOENT || why == ENOTDIR ? NOT_FOUND : NOT_EXECUTABLE);
 }

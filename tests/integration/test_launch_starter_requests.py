@@ -148,6 +148,19 @@ def test_a_request_of_another_release_is_refused_for_good(running: Starter, data
     assert running.ask(data) == {"unable": errno.EINVAL}
 
 
+def test_a_program_without_an_interpreter_is_run_by_sh_from_where_it_was_found(
+    running: Starter, tmp_path: Path
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "tool").write_text('echo "$0 $1"; exit 4\n')
+    (tools / "tool").chmod(0o755)
+    asked = replace(script(tmp_path, ""), program="tool", argv=["tool", "word"])
+    asked.environ = {"PATH": f"/nowhere:{tools}:{os.defpath}"}
+    said = running.ask(starter.packed(asked, str(running.cgroup), []))
+    assert (said["status"], (tmp_path / "out").read_text()) == (4, f"{tools}/tool word\n")
+
+
 def test_a_cgroup_that_is_gone_is_told(running: Starter, tmp_path: Path) -> None:
     said = running.ask(starter.packed(script(tmp_path, ""), str(tmp_path / "gone"), []))
     assert said == {"unable": errno.ENOENT}
