@@ -76,7 +76,7 @@ def test_what_the_program_finds(node: kit.Node, tmp_path: Path) -> None:
     ended = run.ended()
     assert ended["code"] == 0, run.tail("stderr")
     assert (ended["stdout_path"], ended["undelivered"]) == (f"{place}/out", "")
-    words = os.fsencode(f"tool|{odd}||{odd}|{place}\n0027\nend: 1\n")
+    words = os.fsencode(f"{place}/tool|{odd}||{odd}|{place}\n0027\nend: 1\n")
     assert (place / "out").read_bytes() == words
     assert (place / "err").read_bytes() == b"other\n"
     assert stat.S_IMODE((place / "out").stat().st_mode) == 0o640
