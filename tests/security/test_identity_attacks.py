@@ -18,7 +18,7 @@ from hpcmesos.master import api as api_module
 from hpcmesos.master import auth, oidc, pki
 from hpcmesos.master.auth import Authority, Caller
 from hpcmesos.master.peercred import Peer
-from hpcmesos.master.services import admission, control, hosts, outputs, shepherds, submit, tokens
+from hpcmesos.master.services import acceptance, admission, control, hosts, outputs, shepherds, tokens
 from hpcmesos.pbs import submission
 from hpcmesos.queue import store as store_module
 from hpcmesos.queue.deliveries import Deliveries, DeliveryRecord
@@ -113,7 +113,7 @@ def from_host(queue: str, claimed: str, reverse: str = "") -> Try[ApiStage]:
 
 def believing_host(name: str) -> Switch:
     """What a client says of its host is certain, with its first part."""
-    return replaced(submit, "peer_of", lambda caller: name)
+    return replaced(acceptance, "peer_of", lambda caller: name)
 
 
 def asking_how_it_is_called(patch: pytest.MonkeyPatch) -> None:
