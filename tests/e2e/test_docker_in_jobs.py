@@ -106,7 +106,9 @@ def test_mounts_are_the_owners(cluster: LiveCluster) -> None:
     assert (cluster.work() / "output").stat().st_uid == cluster.work().stat().st_uid
     lines = text.splitlines()
     assert lines[0] == "data"
-    refused, seen = sorted(lines[1:3], key=len, reverse=True)  # output and errors are two streams of the Engine
+    refused, seen = sorted(
+        lines[1:3], key=len, reverse=True
+    )  # output and errors are two streams of the Engine
     assert seen == "data" and "Read-only file system" in refused
     assert lines[3] == "here"
     assert "/etc is not among the directories that containers of jobs may mount: " in text
@@ -149,7 +151,9 @@ def test_jobs_do_not_see_each_others(cluster: LiveCluster, engine: Engine) -> No
     place = ("-d", str(cluster.work()))
     mine = cluster.qsub(f"#!/bin/sh\ndocker run --name mine {IMAGE} sleep 1000\n", *place)
     (container,) = wait_until(engine.containers, "a container", 60)
-    _, text = run(cluster, f"docker ps -aq\ndocker rm -f {container}\ndocker stop mine\ndocker exec mine true\n")
+    _, text = run(
+        cluster, f"docker ps -aq\ndocker rm -f {container}\ndocker stop mine\ndocker exec mine true\n"
+    )
     assert len(text.splitlines()) == 3, text
     assert all("No such container of this job" in line for line in text.splitlines()), text
     assert engine.containers() == [container]
@@ -160,7 +164,9 @@ def test_jobs_do_not_see_each_others(cluster: LiveCluster, engine: Engine) -> No
 def test_another_user_does_not_reach_the_socket(cluster: LiveCluster) -> None:
     place = cluster.work()
     job = cluster.qsub(f"#!/bin/sh\necho $DOCKER_HOST >{place}/host; docker info >{place}/info; sleep 1000\n")
-    wait_until(lambda: (place / "info").exists() and (place / "info").read_text(), "the job sees the Engine", 60)
+    wait_until(
+        lambda: (place / "info").exists() and (place / "info").read_text(), "the job sees the Engine", 60
+    )
     host = (place / "host").read_text().strip()
     done = cluster.run("docker", "-H", host, "ps", user=USERS[1])
     assert done.returncode != 0
@@ -170,7 +176,9 @@ def test_another_user_does_not_reach_the_socket(cluster: LiveCluster) -> None:
 
 
 def test_what_is_refused_says_why(cluster: LiveCluster) -> None:
-    _, text = run(cluster, "docker run --privileged IMAGE true\ndocker volume ls\ndocker run --pid=host IMAGE true\n")
+    _, text = run(
+        cluster, "docker run --privileged IMAGE true\ndocker volume ls\ndocker run --pid=host IMAGE true\n"
+    )
     assert "HostConfig.Privileged is refused in a job: containers of jobs run without privileges" in text
     assert "HostConfig.PidMode is refused in a job" in text
     assert "is refused in a job, where of docker there is run, ps" in text
@@ -185,7 +193,9 @@ def test_memory_of_containers_is_the_jobs(cluster: LiveCluster) -> None:
     assert ended["Exit_status"] == -10, "it was killed for memory"
     ended, text = run(cluster, f"docker run --rm IMAGE {HOG}; echo code $?\n")
     assert (ended["Exit_status"], text) == (0, "code 0\n")
-    ended, text = run(cluster, f"docker run --rm -m 50m IMAGE {HOG}; echo code $?\n", "-l", "nodes=1,mem=400mb")
+    ended, text = run(
+        cluster, f"docker run --rm -m 50m IMAGE {HOG}; echo code $?\n", "-l", "nodes=1,mem=400mb"
+    )
     assert (ended["Exit_status"], text) == (0, "code 137\n"), "a limit that the job has set itself"
 
 
@@ -233,7 +243,9 @@ def proxies() -> list[int]:
 
 
 def test_dead_shepherd_leaves_nothing(cluster: LiveCluster, engine: Engine) -> None:
-    job = cluster.qsub(f"#!/bin/sh\ndocker run -v $PWD:/w {IMAGE} sleep 1000\n", "-r", "n", "-d", str(cluster.work()))
+    job = cluster.qsub(
+        f"#!/bin/sh\ndocker run -v $PWD:/w {IMAGE} sleep 1000\n", "-r", "n", "-d", str(cluster.work())
+    )
     wait_until(engine.containers, "a container", 60)
     os.kill(cluster.pid("node1/shepherd"), signal.SIGKILL)
     assert "NODE_LOST" in wait_until(lambda: cause(cluster, job), "its end", 60)
@@ -247,4 +259,6 @@ def cause(cluster: LiveCluster, job: str) -> str:
 
 def test_nodes_say_so(cluster: LiveCluster) -> None:
     with cluster.client() as client:
-        assert {"docker", "docker_in_jobs"} <= {feature for node in client.nodes() for feature in node.features}
+        assert {"docker", "docker_in_jobs"} <= {
+            feature for node in client.nodes() for feature in node.features
+        }

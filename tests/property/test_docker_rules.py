@@ -16,14 +16,19 @@ from tests.unit.test_docker_rules import GRANT, REFUSED, USUAL
 
 KEYS = ["Type", "Name", "Source", "Target", "a"]
 LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(-2, 3), st.sampled_from(["", "0", "root", "host", "/", "/home/ann:/x", "all"])
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 3),
+    st.sampled_from(["", "0", "root", "host", "/", "/home/ann:/x", "all"]),
 )
 VALUES = st.recursive(
     LEAVES,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
     max_leaves=6,
 )
-HOST_FIELDS = sorted({*USUAL["HostConfig"], *(name for _, host, _ in REFUSED for name in host), "Tmpfs", "ShmSize"})
+HOST_FIELDS = sorted(
+    {*USUAL["HostConfig"], *(name for _, host, _ in REFUSED for name in host), "Tmpfs", "ShmSize"}
+)
 FIELDS = sorted({*USUAL, *(name for _, _, config in REFUSED for name in config)} - {"HostConfig"})
 HOST_ALLOWED = docker_create.HOST | {
     *("NetworkMode", "LogConfig", "CgroupParent", "CapDrop", "SecurityOpt", "GroupAdd", "RestartPolicy"),
@@ -63,13 +68,29 @@ def test_no_body_breaks_what_is_promised(body: dict[str, Any]) -> None:
 
 METHODS = st.sampled_from(["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH"])
 WORDS = st.sampled_from(
-    ["", "v1.41", "containers", "images", "exec", "abc", "json", "create", "start", "..", "%2e", "build", "a" * 64]
+    [
+        "",
+        "v1.41",
+        "containers",
+        "images",
+        "exec",
+        "abc",
+        "json",
+        "create",
+        "start",
+        "..",
+        "%2e",
+        "build",
+        "a" * 64,
+    ]
 )
 TARGETS = st.lists(WORDS, max_size=5).map(lambda words: "/" + "/".join(words)) | st.text(max_size=30)
 QUERIES = st.just("") | st.text(max_size=20).map("?{}".format) | st.just('?filters={"label":["x"]}&all=1')
 
 
-@given(METHODS, TARGETS, QUERIES, st.binary(max_size=40) | bodies().map(lambda body: json.dumps(body).encode()))
+@given(
+    METHODS, TARGETS, QUERIES, st.binary(max_size=40) | bodies().map(lambda body: json.dumps(body).encode())
+)
 def test_a_call_is_refused_or_one_of_the_table(method: str, path: str, query: str, body: bytes) -> None:
     with suppress(Refused):
         call = docker_rules.read(GRANT, method, path + query, body)

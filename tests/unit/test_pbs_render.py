@@ -481,7 +481,10 @@ def test_pbsnodes_json_serves_both_readers() -> None:
     assert found["ngpus f/t"] == "1/2"
     assert found["jobs"] == ["1.hpcm"]
     assert [gpu["simulated"] for gpu in found["gpus"]] == [True, False]
-    assert [(gpu.get("numa_node"), gpu.get("nvlink_island")) for gpu in found["gpus"]] == [(None, None), (1, 0)]
+    assert [(gpu.get("numa_node"), gpu.get("nvlink_island")) for gpu in found["gpus"]] == [
+        (None, None),
+        (1, 0),
+    ]
 
 
 def test_pbsnodes_xml() -> None:
