@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.e2e.cluster_kit import HPCMESOS, LiveCluster, wait_until
+from tests.e2e.conftest import check_clean, end_jobs, running
 
 MPI_JOB = """#!/bin/sh
 #PBS -l nodes=2:ppn=2:gpus=2
@@ -63,8 +64,22 @@ def check_whole(cluster: LiveCluster, job: str, ended: dict[str, Any]) -> None:
     assert ended["run_count"] == 1
 
 
-def test_each_daemon_killed_in_turn(make_cluster: Callable[..., LiveCluster]) -> None:
-    cluster = make_cluster(agents=2, gpus=4)
+@pytest.fixture(scope="module")
+def enduring() -> Iterator[LiveCluster]:
+    with running(LiveCluster(agents=2, gpus=4)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(enduring: LiveCluster) -> Iterator[LiveCluster]:
+    """One after the other is killed, test by test; each leaves it whole."""
+    enduring.new_work()
+    yield enduring
+    end_jobs(enduring)
+    check_clean(enduring)
+
+
+def test_each_daemon_killed_in_turn(cluster: LiveCluster) -> None:
     job, let_go = start(cluster, "daemons")
     for daemon in ("node1/agent", "node2/agent", "master"):
         os.kill(cluster.pid(daemon), signal.SIGKILL)
@@ -77,8 +92,7 @@ def test_each_daemon_killed_in_turn(make_cluster: Callable[..., LiveCluster]) ->
     check_whole(cluster, job, cluster.wait(job))
 
 
-def test_postgres_stopped_for_twenty_seconds(make_cluster: Callable[..., LiveCluster]) -> None:
-    cluster = make_cluster(agents=2, gpus=4)
+def test_postgres_stopped_for_twenty_seconds(cluster: LiveCluster) -> None:
     job, let_go = start(cluster, "stopped")
     os.kill(cluster.pid("postgres"), signal.SIGINT)
     stopped_at = time.monotonic()
@@ -90,21 +104,20 @@ def test_postgres_stopped_for_twenty_seconds(make_cluster: Callable[..., LiveClu
     check_whole(cluster, job, cluster.wait(job))
 
 
-def test_shepherd_killed(make_cluster: Callable[..., LiveCluster]) -> None:
-    cluster = make_cluster(agents=1, gpus=2)
-    job = cluster.qsub("#!/bin/sh\nsleep 600\n", "-r", "n")
+def test_shepherd_killed(cluster: LiveCluster) -> None:
+    here = ("-l", "nodes=node1")
+    job = cluster.qsub("#!/bin/sh\nsleep 600\n", "-r", "n", *here)
     cluster.wait_state(job, "R")
     wait_until(lambda: cluster.job_processes(), "the job's process runs")
     os.kill(cluster.pid("node1/shepherd"), signal.SIGKILL)
     ended = cluster.wait(job, timeout=40)
     assert ended["Exit_status"] == -3
     assert "NODE_LOST" in str(ended)
-    after = cluster.qsub("#!/bin/sh\nexit 6\n")
+    after = cluster.qsub("#!/bin/sh\nexit 6\n", *here)
     assert cluster.wait(after)["Exit_status"] == 6
 
 
-def test_rerunnable_job_of_a_killed_shepherd_runs_again(make_cluster: Callable[..., LiveCluster]) -> None:
-    cluster = make_cluster(agents=2, gpus=2)
+def test_rerunnable_job_of_a_killed_shepherd_runs_again(cluster: LiveCluster) -> None:
     gate = cluster.work() / "again.gate"
     script = (
         f"#!/bin/sh\necho try >> {cluster.work()}/tries\nwhile [ ! -e {gate} ]; do sleep 0.1; done\nexit 8\n"
@@ -123,8 +136,7 @@ def test_rerunnable_job_of_a_killed_shepherd_runs_again(make_cluster: Callable[.
     assert not ended["exec_host"].startswith(f"{node}/")
 
 
-def test_up_restores_just_the_missing_daemon(make_cluster: Callable[..., LiveCluster]) -> None:
-    cluster = make_cluster(agents=2, gpus=2)
+def test_up_restores_just_the_missing_daemon(cluster: LiveCluster) -> None:
     daemons = ["master", "node1/agent", "node2/agent", "node1/shepherd", "node2/shepherd", "postgres"]
     for victim in ("node2/agent", "master"):
         before = {daemon: cluster.pid(daemon) for daemon in daemons}
