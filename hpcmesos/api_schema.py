@@ -491,7 +491,9 @@ class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
     profile: str = ""
     memory: int = 0  # bytes; 0: not known
     numa: int | None = None  # NUMA node; None: not known
-    nvlink_island: int | None = None  # the same number for GPUs of a node that NVLink joins; None: it has no NVLink
+    nvlink_island: int | None = (
+        None  # the same number for GPUs of a node that NVLink joins; None: it has no NVLink
+    )
     figures: dict[str, float] = {}
     """As the card has them, of the last 10 s: utilization (percent), memory_used (bytes), temperature (Celsius),
     power (W), energy (J), ecc_errors, rows_failed, nvlink_errors. Empty of simulated ones, and without a leader.

@@ -29,6 +29,12 @@ def share(part: Part, index: int, size: int) -> Part:
     return part[0][index::size], part[1][index::size]
 
 
+def say(line: str) -> None:
+    """A line in one write: torchrun's workers of a node share one pipe, and `print` writes the line's end by itself."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def say_device(who: str, seen: list[Any]) -> str:
     """Says what this process computes on and answers its first GPU's UUID. Ends it when a granted GPU is missing.
 
@@ -39,7 +45,7 @@ def say_device(who: str, seen: list[Any]) -> str:
     if any(uuid.startswith("GPU-") for uuid in granted) and not seen:
         sys.exit(f"{where}: {', '.join(granted)} was granted, and the framework sees no GPU")
     if granted and not seen:
-        print(f"{where}: GPU {granted[0]} is SIMULATED, this computes on the CPU", flush=True)
+        say(f"{where}: GPU {granted[0]} is SIMULATED, this computes on the CPU")
     else:
-        print(f"{where}: {f'GPU {granted[0]}' if granted else 'no GPU was asked for: the CPU'}", flush=True)
+        say(f"{where}: {f'GPU {granted[0]}' if granted else 'no GPU was asked for: the CPU'}")
     return granted[0] if granted else ""

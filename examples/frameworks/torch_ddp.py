@@ -7,7 +7,7 @@ import sys
 
 import torch
 import torch.distributed as dist
-from data import BATCH, GOOD, digits, say_device, share
+from data import BATCH, GOOD, digits, say, say_device, share
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,14 +34,14 @@ def main() -> int:
         loss.backward()
         optimizer.step()
         if number % 100 == 0 and rank == 0:
-            print(f"step {number}  loss {loss.item():.4f}")
+            say(f"step {number}  loss {loss.item():.4f}")
     with torch.no_grad():
         found = network(torch.from_numpy(test[0]).to(device)).argmax(1).cpu().numpy()
     accuracy = float((found == test[1]).mean())
     mine = torch.tensor([accuracy], device=device)
     dist.all_reduce(mine)
     same = abs(mine.item() / size - accuracy) < 1e-6
-    print(f"rank {rank} of {size}: test accuracy {accuracy:.3f}, the same on all ranks: {same}")
+    say(f"rank {rank} of {size}: test accuracy {accuracy:.3f}, the same on all ranks: {same}")
     dist.destroy_process_group()
     return 0 if accuracy >= GOOD else 1
 
