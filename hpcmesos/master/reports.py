@@ -74,4 +74,4 @@ def clean(value: T) -> T:
         result = {convert(key): convert(item) for key, item in value.items()}
     elif isinstance(value, list):
         result = [convert(item) for item in value]
-    return result  # type: ignore[no-any-return]
+    return result  # type: ignore[no-any-return]  # of the type that came in
