@@ -142,16 +142,11 @@ def test_a_rank_dies(cluster: NamespaceCluster, stack: Stack, fault: str, record
     status = job.status
     assert status.exit_status == code, job.said
     (attempt,) = job.attempts()
-    # Hydra kills one that aborts before anybody could hear which it was.
-    known = fault != "abort" or stack.proxy != "hydra_pmi_proxy"
-    assert [(step["code"], step["first_failed"]) for step in attempt.steps] == [
-        (code, 5 if known else None)
-    ], job.said
+    assert [(step["code"], step["first_failed"]) for step in attempt.steps] == [(code, 5)], job.said
     (culprit,) = (rank for rank in attempt.ranks if rank["rank"] == 5)
     assert culprit["node"] == status.nodes[-1]
-    if known:
-        found = 128 + culprit["signal"] if culprit["signal"] is not None else culprit["code"]
-        assert found == code, job.said
+    found = 128 + culprit["signal"] if culprit["signal"] is not None else culprit["code"]
+    assert found == code, job.said
 
 
 DIFFERENTLY = """
