@@ -427,7 +427,7 @@ def _check_storable(value: Any) -> None:
         pass
     for text in _texts(value):
         if "\0" in text or not _is_unicode(text):
-            raise InvalidValue(f"'{ascii(text)[1:41]}' holds a NUL byte or bytes that are not UTF-8")
+            raise InvalidValue(f"'{ascii(text[:40])[1:-1]}' holds a NUL byte or bytes that are not UTF-8")
 
 
 def _is_unicode(text: str) -> bool:
