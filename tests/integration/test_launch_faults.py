@@ -56,7 +56,7 @@ def left_of(attempt: str) -> list[int]:
     return [
         pid
         for pid in enclosure.process_table()
-        if mark in (words := enclosure.environment_of(pid))
+        if mark in (words := kit.environment_of(pid))
         and any(word.startswith(b"HPCMESOS_STEP=") for word in words)
     ]
 
@@ -157,7 +157,7 @@ def helper(attempt: str, name: str) -> int:
     """The process of that name that serves the second node."""
     for pid in left_of(attempt):
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        node = next((w for w in enclosure.environment_of(pid) if w.startswith(b"HPCMESOS_NODE=")), b"")
+        node = next((w for w in kit.environment_of(pid) if w.startswith(b"HPCMESOS_NODE=")), b"")
         serves = node.endswith(b"node2") if name == "hydra_pmi_proxy" else "127.0.9.2" in words
         if serves and any(os.path.basename(word) == name for word in words):
             return pid
