@@ -42,6 +42,7 @@ def mounted(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
         server.wait()
 
 
+@pytest.mark.full
 def test_a_file_server_that_hangs_stops_only_its_own_job(tmp_path: Path) -> None:
     if not kit.UNIFIED:
         pytest.skip("needs a writable cgroup v2 hierarchy")
