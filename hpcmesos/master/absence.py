@@ -11,8 +11,9 @@ import logging
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
+
+from msgspec import structs
 
 from hpcmesos.master.cluster import Attempt
 from hpcmesos.master.effects import Desk
@@ -60,7 +61,7 @@ class Absence:
         if node.link is not None:
             log.warning("node gone by wish, but linked: left alone node=%s", name)
             return
-        node.record = replace(node.record, gone=True)
+        node.record = structs.replace(node.record, gone=True)
         self.desk.effects.gone.add(name)
         for attempt in self._attempts(name):
             self.gangs.part_lost(attempt, name, why)
@@ -85,7 +86,7 @@ class Absence:
         if node is None or node.link is not None or node.away_since != since:
             return
         if node.record.up:
-            node.record = replace(node.record, up=False)
+            node.record = structs.replace(node.record, up=False)
             self.desk.effects.up[name] = False
             log.warning("node down node=%s", name)
         self._ask_fence(name)

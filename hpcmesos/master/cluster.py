@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -204,7 +204,9 @@ class Cluster:
         self.usage = Usage(state.documents.get(documents.USAGE), state.used)
         for record in state.nodes:
             gpus = {gpu.uuid: gpu for gpu in record.gpus}
-            self.nodes[record.name] = Node(replace(record, gpus=()), gpus, record.cpus_used, record.mem_used)
+            self.nodes[record.name] = Node(
+                structs.replace(record, gpus=()), gpus, record.cpus_used, record.mem_used
+            )
         self._load_attempts(state.shares, {a.key: a.ending for a in state.attempts})
         for attempt in state.attempts:
             if attempt.cause is Cause.PREEMPTED and attempt.ending and attempt.ending.preempted_for:
@@ -382,7 +384,7 @@ class Cluster:
         """``note`` None: as it was. A GPU that the node does not have is passed over."""
         gpu = node.gpus.get(uuid)
         if gpu is not None:
-            node.gpus[uuid] = replace(gpu, state=state, note=gpu.note if note is None else note)
+            node.gpus[uuid] = structs.replace(gpu, state=state, note=gpu.note if note is None else note)
             node.view = None
             self.changed = True
 

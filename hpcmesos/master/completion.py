@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
+
+from msgspec import structs
 
 from hpcmesos.gang.feasible import can_ever_fit
 from hpcmesos.master import cycle, gang_clock
@@ -51,7 +52,7 @@ class Completion:
         attempt.phase, attempt.spec = Phase.OVER, None
         if attempt.preempted_for and record.cause in _SAID_SO:
             text = f"preempted for {attempt.preempted_for}: {record.message}".removesuffix(": ")
-            record = replace(record, cause=Cause.PREEMPTED, message=text)
+            record = structs.replace(record, cause=Cause.PREEMPTED, message=text)
         desk.effects.finished.append(record)
         level = logging.WARNING if record.cause in TROUBLE else logging.DEBUG
         log.log(

@@ -90,7 +90,9 @@ class Gangs:
         members = []
         for name in attempt.nodes:
             node = nodes[name]
-            members.append((attempt.shares[name], replace(node.record, gpus=tuple(node.gpus.values()))))
+            members.append(
+                (attempt.shares[name], structs.replace(node.record, gpus=tuple(node.gpus.values())))
+            )
         queue = self.desk.cluster.queues.get(job.queue)
         demanded = queue is not None and queue.attributes.get("ring") == "check"
         limit = self._set_for(job.queue, "log_limit")

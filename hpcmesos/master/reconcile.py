@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+
+from msgspec import structs
 
 from hpcmesos import wire
 from hpcmesos.errors import InvalidValue
@@ -114,7 +115,9 @@ class Nodes:
         """``offline`` None: only the note changes."""
         node = self.desk.cluster.nodes[name]
         wanted = node.record.offline if offline is None else offline
-        node.record = replace(node.record, offline=wanted, note=node.record.note if note is None else note)
+        node.record = structs.replace(
+            node.record, offline=wanted, note=node.record.note if note is None else note
+        )
         node.view = None
         self.desk.cluster.changed = True
         self.desk.effects.offline[name] = (wanted, note)
@@ -141,7 +144,7 @@ class Nodes:
         )
         told = hello or (node.record if node is not None else None)
         if told is not None:
-            record = replace(
+            record = structs.replace(
                 record,
                 address=told.address,
                 peer_port=told.peer_port,
@@ -152,13 +155,13 @@ class Nodes:
         if node is None:
             node = cluster.nodes[name] = Node(record, {}, 0, 0)
         old = node.record
-        node.record = replace(record, offline=old.offline, note=old.note, ends_at=old.ends_at)
+        node.record = structs.replace(record, offline=old.offline, note=old.note, ends_at=old.ends_at)
         node.words = {gpu.uuid: GpuState(gpu.state) for gpu in inventory.gpus}
         held = cluster.held(name)
         node.gpus = {gpu.uuid: _gpu_record(name, gpu, gpu.uuid in held) for gpu in inventory.gpus}
         node.view = None
         cluster.changed = True
-        self.desk.effects.nodes.append(replace(node.record, up=True, gpus=tuple(node.gpus.values())))
+        self.desk.effects.nodes.append(structs.replace(node.record, up=True, gpus=tuple(node.gpus.values())))
         return node
 
     def on_gpus(self, name: str, gpus: tuple[wire.Gpu, ...]) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from hpcmesos.errors import DatabaseUnavailable, InvalidValue
 from hpcmesos.master.services import wishes
@@ -225,4 +226,4 @@ def _told(job: NewJob, schedule: Schedule, due: datetime, number: int) -> NewJob
         "HPCMESOS_SCHEDULE_TRY": str(number),
     }
     environment = {**job.submission.get("environment", {}), **told}
-    return replace(job, submission={**job.submission, "environment": environment})
+    return structs.replace(job, submission={**job.submission, "environment": environment})

@@ -221,11 +221,15 @@ def build_submission(argv: Sequence[str], script: str | None, context: SubmitCon
     command = parse("qsub", argv)
     if need.script is not None and script is None:
         raise InvalidScript("script file: no job script was given")
-    prefix = command.last("C")
-    if prefix is None:
-        prefix = context.environ.get(_PREFIX_VARIABLE, DEFAULT_PREFIX)
-    sources = [parse("qsub", context.default_options), *_directive_commands(script or "", prefix), command]
+    directives = _directive_commands(script or "", directive_prefix(command, context))
+    sources = [parse("qsub", context.default_options), *directives, command]
     return _Merged(sources, need, context, command.rest).submission(shlex.join(argv))
+
+
+def directive_prefix(command: ParsedCommand, context: SubmitContext) -> str:
+    """What a directive's line begins with."""
+    given = command.last("C")
+    return context.environ.get(_PREFIX_VARIABLE, DEFAULT_PREFIX) if given is None else given
 
 
 class _Merged:

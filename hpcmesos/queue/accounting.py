@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from pathlib import Path
+
+import msgspec
 
 from hpcmesos.queue.records import AttemptRecord, JobRecord, ShareRecord
 from hpcmesos.units import format_duration
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One record. ``kind``: Q queued, S started, E ended, D deleted by a user, A aborted by the server, R requeued."""
 
     at: datetime

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Integer, Text, func, insert, literal, select, update
 from sqlalchemy.dialects.postgresql import INT4MULTIRANGE
@@ -14,6 +13,7 @@ from hpcmesos.model import JobState
 from hpcmesos.queue import arrays
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.moves import MOVE, move_jobs, move_values, telling
+from hpcmesos.queue.prepared import Prepared
 from hpcmesos.queue.records import JobKey, Move
 from hpcmesos.queue.rows import ranges_text, recordset
 
@@ -60,11 +60,11 @@ def _begin(connection: Connection, moves: Sequence[Move]) -> set[int]:
         assert move.index is not None
         indexes[move.seq].append(move.index)
     parents = [{"seq": seq, "taken": ranges_text(arrays.of(found))} for seq, found in indexes.items()]
-    return set(connection.scalars(_beginning(), {"rows": move_values(moves), "parents": parents}))
+    return set(_beginning().execute(connection, rows=move_values(moves), parents=parents).scalars())
 
 
 @cache
-def _beginning() -> Any:
+def _beginning() -> Prepared:
     """The indexes leave ``todo``, the rows come, the events tell it."""
     jobs = t.jobs.c
     parents = recordset({"seq": BigInteger(), "taken": INT4MULTIRANGE()}, "parents")
@@ -83,22 +83,23 @@ def _beginning() -> Any:
     rows = rows.where(wanted.c.seq == taken.c.seq)
     born = insert(t.jobs).from_select(["seq", "element", *_COPIED, "state", "attempt", "started_at"], rows)
     began = select(wanted).where(wanted.c.seq == taken.c.seq).subquery("began")
-    return select(taken.c.seq).add_cte(born.cte("born"), telling(began).cte("told"))
+    return Prepared(select(taken.c.seq).add_cte(born.cte("born"), telling(began).cte("told")))
 
 
 def tally(connection: Connection, counts: Mapping[int, tuple[int, int]]) -> None:
     """See LeaderTransaction.tally."""
     rows = [{"seq": seq, "good": good, "bad": bad} for seq, (good, bad) in counts.items()]
-    connection.execute(_tallying(), {"rows": rows})
+    _tallying().execute(connection, rows=rows)
 
 
 @cache
-def _tallying() -> Any:
+def _tallying() -> Prepared:
     jobs = t.jobs.c
     wanted = recordset({"seq": BigInteger(), "good": Integer(), "bad": Integer()})
     counted = update(t.jobs).where(jobs.seq == wanted.c.seq, jobs.element == t.WHOLE_JOB)
-    return counted.values(
-        succeeded=jobs.succeeded + wanted.c.good,
-        failed=jobs.failed + wanted.c.bad,
-        modified_at=func.now(),
-    )
+    values = {
+        "succeeded": jobs.succeeded + wanted.c.good,
+        "failed": jobs.failed + wanted.c.bad,
+        "modified_at": func.now(),
+    }
+    return Prepared(counted.values(**values))

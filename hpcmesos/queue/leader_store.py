@@ -22,6 +22,7 @@ from hpcmesos.queue.leadership import APPLICATION
 from hpcmesos.queue.live_jobs import Changes, LiveJobs
 from hpcmesos.queue.moves import CHANGEABLE, move_jobs
 from hpcmesos.queue.notices import Outbox
+from hpcmesos.queue.prepared import Prepared
 from hpcmesos.queue.reads import (
     Reads,
     read_attempts,
@@ -310,7 +311,7 @@ class LeaderStore(Reads):
         self._url = url
         self.term = term
         fence = select(func.now()).select_from(t.leadership).where(t.leadership.c.term == term)
-        self._fence = fence.with_for_update(read=True, key_share=True)
+        self._fence = Prepared(fence.with_for_update(read=True, key_share=True))
 
     @contextmanager
     def transaction(self) -> Iterator[LeaderTransaction]:
@@ -319,7 +320,7 @@ class LeaderStore(Reads):
         Keep it short: the database ends it after 5 s, or 3 s of idleness, which raises DatabaseUnavailable.
         """
         with begin(self._engine) as connection:
-            now = connection.scalar(self._fence)
+            now = self._fence.execute(connection).scalar()
             if now is None:
                 raise LostLeadership(f"term {self.term} is over")
             yield LeaderTransaction(connection, now)

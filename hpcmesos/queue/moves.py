@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from hpcmesos.model import JobState
 from hpcmesos.queue import tables as t
+from hpcmesos.queue.prepared import Prepared
 from hpcmesos.queue.records import JobKey, Move
 from hpcmesos.queue.rows import (
     array_json,
@@ -115,7 +116,7 @@ def _update(connection: Connection, fields: Sequence[str], group: Sequence[Move]
         row | {name: _ENCODE.get(name, _same)(value) for name, value in _changes(move).items()}
         for row, move in zip(move_values(group), group, strict=True)
     ]
-    return {job_key(row) for row in connection.execute(_updating(tuple(fields)), {"rows": rows})}
+    return {job_key(row) for row in _updating(tuple(fields)).execute(connection, rows=rows)}
 
 
 def move_values(moves: Iterable[Move]) -> list[dict[str, Any]]:
@@ -135,14 +136,14 @@ def move_values(moves: Iterable[Move]) -> list[dict[str, Any]]:
 
 
 @cache
-def _updating(fields: tuple[str, ...]) -> Any:
+def _updating(fields: tuple[str, ...]) -> Prepared:
     jobs = t.jobs.c
     wanted = recordset({**MOVE, **{name: jobs[name].type for name in fields}})
     same = (jobs.seq == wanted.c.seq, jobs.element == wanted.c.element, jobs.state == wanted.c.source)
     changed = {name: wanted.c[name] for name in fields}
     moved = update(t.jobs).where(*same).values(state=wanted.c.target, modified_at=func.now(), **changed)
     done = moved.returning(*(wanted.c[name] for name in MOVE)).cte("moved")
-    return select(done.c.seq, done.c.element).add_cte(telling(done).cte("told"))
+    return Prepared(select(done.c.seq, done.c.element).add_cte(telling(done).cte("told")))
 
 
 def telling(moved: Any) -> Insert:

@@ -40,8 +40,7 @@ class AttemptKey(msgspec.Struct, frozen=True, gc=False):
         return JobKey(self.seq, self.index)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewJob:
+class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     """A job to insert; its id is given by the database."""
 
     name: str
@@ -58,7 +57,7 @@ class NewJob:
     submit_host: str = ""
     project: str = ""  # whose share it uses, beside its owner's; empty: none
     egroup: str = ""  # the group of its owner that it is accounted to; empty: not known
-    submission: Mapping[str, Any] = field(default_factory=dict)  # JSON: paths, environment, argv, umask...
+    submission: Mapping[str, Any] = {}  # JSON: paths, environment, argv, umask...
     script: bytes | None = None
     array_spec: ArraySpec | None = None  # None: no array
 
@@ -150,8 +149,7 @@ class Ending:
     preempted_for: str = ""  # the job for which it has to go; empty: for none
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptRecord:
+class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt; everything from ``ended_at`` on is known when its head has reported.
 
     ``usage``: cput (s), mem (bytes, peak), walltime (s). ``ranks``: {step, rank, node, code, signal, gpu, at} each;
@@ -169,7 +167,7 @@ class AttemptRecord:
     forced: bool = False  # True: it took SIGKILL
     culprit: str | None = None  # node at fault; several, the likeliest first, joined by +
     message: str = ""
-    usage: Mapping[str, float] = field(default_factory=dict)
+    usage: Mapping[str, float] = {}
     ranks: tuple[Mapping[str, Any], ...] = ()
     steps: tuple[Mapping[str, Any], ...] = ()
     stdout_tail: bytes = b""
@@ -180,8 +178,7 @@ class AttemptRecord:
     ending: Ending | None = None  # None: nobody has told it to end
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShareRecord:
+class ShareRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt's part of one node. ``released_at`` None: the node still holds it."""
 
     attempt: AttemptKey
@@ -195,18 +192,16 @@ class ShareRecord:
     released_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartRecord:
+class StartRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One gang to start: applied whole or not at all. ``shares[0]`` is the head."""
 
     attempt: AttemptKey
     shares: tuple[ShareRecord, ...]
-    payload: Mapping[str, Any] = field(default_factory=dict)  # of the "started" event
+    payload: Mapping[str, Any] = {}  # of the "started" event
     new: bool = False  # an element that waits in its parent's todo, and gets its row now
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
+class Release(msgspec.Struct, frozen=True, kw_only=True):
     """A node's part of an attempt is over; its GPUs that are still allocated become ``gpu_state``."""
 
     attempt: AttemptKey
@@ -214,8 +209,7 @@ class Release:
     gpu_state: GpuState = GpuState.CLEANING
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuRecord:
+class GpuRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One installed GPU. ``links``: quality to each GPU of the node in index order; empty: unknown."""
 
     uuid: str
@@ -233,8 +227,7 @@ class GpuRecord:
     profile: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeRecord:
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A node as its agent last described it, and what is given out of it.
 
     ``up``: its agent is linked. ``offline``: an operator keeps jobs off it. ``gone``: an operator, or the site's fence,
@@ -354,8 +347,7 @@ class ServerRecord:
     standbys: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
+class Move(msgspec.Struct, frozen=True, kw_only=True):
     """One change of one job: from ``source`` to ``target`` (the same: only fields change), with its event.
 
     ``changes``: new values by the names of JobRecord's fields; see ``store.CHANGEABLE``.
@@ -366,8 +358,8 @@ class Move:
     source: JobState
     target: JobState
     event: str
-    payload: Mapping[str, Any] = field(default_factory=dict)
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    payload: Mapping[str, Any] = {}
+    changes: Mapping[str, Any] = {}
 
     @property
     def key(self) -> JobKey:

@@ -98,7 +98,7 @@ def ranges_text(ranges: Ranges | None) -> str | None:
 
 
 def new_job_values(seq: int, new: NewJob) -> dict[str, Any]:
-    """The row of a job, but for its times."""
+    """The row of a job, but for its times; what is JSON in it is still to be encoded."""
     return {
         "seq": seq,
         "server": new.server,
@@ -107,7 +107,7 @@ def new_job_values(seq: int, new: NewJob) -> dict[str, Any]:
         "queue": new.queue,
         "state": new.state.value,
         "priority": new.priority,
-        "request": request_json(new.request),
+        "request": new.request,
         "spec_version": SPEC_VERSION,
         "holds": new.holds,
         "not_before": new.not_before,
@@ -116,7 +116,7 @@ def new_job_values(seq: int, new: NewJob) -> dict[str, Any]:
         "submit_host": new.submit_host,
         "project": new.project,
         "egroup": new.egroup,
-        "submission": dict(new.submission),
+        "submission": new.submission,
         **_new_array_values(new.array_spec),
     }
 

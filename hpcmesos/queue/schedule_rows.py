@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import msgspec
+from msgspec import structs
 from sqlalchemy import Connection, Row, select
 
 from hpcmesos.queue import tables as t
@@ -70,7 +71,7 @@ def schedule_record(row: Row[Any]) -> Schedule:
     values = {name: getattr(row, name) for name in PLAIN}
     job = msgspec.convert(row.job, NewJob) if row.job is not None else None
     if job is not None:
-        job = replace(job, script=None if row.script is None else bytes(row.script))
+        job = structs.replace(job, script=None if row.script is None else bytes(row.script))
     return Schedule(**values, parents=tuple(row.parents), fed=row.fed, job=job)
 
 

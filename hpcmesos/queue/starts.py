@@ -27,6 +27,7 @@ from hpcmesos.model import GpuState, JobState
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.element_rows import begin_elements
 from hpcmesos.queue.moves import move_jobs
+from hpcmesos.queue.prepared import Prepared
 from hpcmesos.queue.records import (
     AttemptKey,
     AttemptRecord,
@@ -42,11 +43,7 @@ from hpcmesos.queue.rows import attempt_values, insert_rows, recordset, share_va
 _FINISH_BATCH = 100  # attempts a statement: each may carry 2 x 64 KiB of output
 _ATTEMPT = {"seq": BigInteger(), "element": Integer(), "number": Integer()}
 _NOT_WHILE_HELD = [GpuState.FREE.value, GpuState.CLEANING.value, GpuState.UNKNOWN_ATTEMPT.value]
-
-
-_NEW_STEPS = insert_rows(t.steps, {c.name: c.type for c in t.steps.c})
 _ALLOCATION = {**_ATTEMPT, "node": Text(), "gpu": Text(), "port": Integer()}
-_NEW_ALLOCATIONS = insert_rows(t.allocations, _ALLOCATION)
 
 
 class _DoesNotFit(Exception):
@@ -77,7 +74,7 @@ def _start(connection: Connection, gangs: Sequence[StartRecord], now: datetime) 
     if not gangs:
         return moved
     shares = [share for gang in gangs for share in gang.shares]
-    nodes = connection.scalar(_starting(), {"rows": [share_values(share) for share in shares]})
+    nodes = _starting().execute(connection, rows=[share_values(share) for share in shares]).scalar()
     if nodes != len({share.node for share in shares}):
         raise _DoesNotFit
     _take_gpus_and_ports(connection, shares)
@@ -99,7 +96,7 @@ def _start_move(gang: StartRecord, now: datetime) -> Move:
 
 
 @cache
-def _starting() -> Any:
+def _starting() -> Prepared:
     """Attempts, their shares, and what these take of their nodes; the number of nodes that could give it."""
     columns = {c.name: c.type for c in t.shares.c if c.name != "released_at"}
     wanted = select(recordset(columns)).cte("wanted")
@@ -108,7 +105,7 @@ def _starting() -> Any:
     shared = insert(t.shares).from_select(list(columns), select(wanted)).cte("shared")
     nodes = t.nodes.c
     taken = _adding(wanted, 1).where(nodes.up & ~nodes.offline).returning(nodes.name).cte("taken")
-    return select(func.count()).select_from(taken).add_cte(begun, shared)
+    return Prepared(select(func.count()).select_from(taken).add_cte(begun, shared))
 
 
 def _adding(shares: Any, sign: int) -> Any:
@@ -129,30 +126,35 @@ def _take_gpus_and_ports(connection: Connection, shares: Sequence[ShareRecord]) 
     gpus = [{**row, "gpu": uuid} for share, row in base for uuid in share.gpus]
     ports = [{**row, "port": port} for share, row in base for port in share.ports]
     if gpus:
-        connection.execute(_NEW_ALLOCATIONS, {"rows": gpus})
+        _allocating().execute(connection, rows=gpus)
     if ports:
-        connection.execute(_taking_ports(), {"rows": ports})
-    if gpus and connection.execute(_taking_gpus(), {"rows": gpus}).rowcount != len(gpus):
+        _taking_ports().execute(connection, rows=ports)
+    if gpus and _taking_gpus().execute(connection, rows=gpus).rowcount != len(gpus):
         raise _DoesNotFit
 
 
 @cache
-def _taking_gpus() -> Any:
-    wanted = recordset({"gpu": Text(), "node": Text()})
-    mine = (t.gpus.c.uuid == wanted.c.gpu, t.gpus.c.node == wanted.c.node)
-    taken = update(t.gpus).where(*mine, t.gpus.c.state == GpuState.FREE.value)
-    return taken.values(state=GpuState.ALLOCATED.value)
+def _allocating() -> Prepared:
+    return Prepared(insert_rows(t.allocations, _ALLOCATION))
 
 
 @cache
-def _taking_ports() -> Any:
+def _taking_gpus() -> Prepared:
+    wanted = recordset({"gpu": Text(), "node": Text()})
+    mine = (t.gpus.c.uuid == wanted.c.gpu, t.gpus.c.node == wanted.c.node)
+    taken = update(t.gpus).where(*mine, t.gpus.c.state == GpuState.FREE.value)
+    return Prepared(taken.values(state=GpuState.ALLOCATED.value))
+
+
+@cache
+def _taking_ports() -> Prepared:
     """A port is taken on a host: nodes of one kernel, or with one address, have their ports in common."""
     types = {name: kind for name, kind in _ALLOCATION.items() if name != "gpu"}
     wanted = recordset(types)
     nodes = t.nodes.c
     host = func.coalesce(func.nullif(nodes.boot_id, ""), nodes.address)
     chosen = select(*(wanted.c[name] for name in types), host).where(nodes.name == wanted.c.node)
-    return insert(t.allocations).from_select([*types, "host"], chosen)
+    return Prepared(insert(t.allocations).from_select([*types, "host"], chosen))
 
 
 def release_shares(connection: Connection, releases: Sequence[Release]) -> None:
@@ -161,13 +163,13 @@ def release_shares(connection: Connection, releases: Sequence[Release]) -> None:
         return
     rows = [{**attempt_values(r.attempt), "node": r.node, "gpu_state": r.gpu_state} for r in releases]
     released, freed, given_back = _releasing()
-    if connection.scalar(released, {"rows": rows}):  # only a live share has allocations
-        connection.execute(freed, {"rows": rows})
-        connection.execute(given_back, {"rows": rows})
+    if released.execute(connection, rows=rows).scalar():  # only a live share has allocations
+        freed.execute(connection, rows=rows)
+        given_back.execute(connection, rows=rows)
 
 
 @cache
-def _releasing() -> tuple[Any, Any, Any]:
+def _releasing() -> tuple[Prepared, Prepared, Prepared]:
     """Of shares, with their nodes' counters (whether any had GPUs or ports); of their GPUs; of their allocations."""
     wanted = recordset({**_ATTEMPT, "node": Text(), "gpu_state": Text()})
 
@@ -183,9 +185,9 @@ def _releasing() -> tuple[Any, Any, Any]:
     theirs = (t.allocations.c.gpu == gpus.uuid, *same(t.allocations))
     freed = update(t.gpus).where(*theirs, gpus.state == GpuState.ALLOCATED.value)
     return (
-        select(func.bool_or(gone.c.held)).add_cte(back),
-        freed.values(state=wanted.c.gpu_state),
-        delete(t.allocations).where(*same(t.allocations)),
+        Prepared(select(func.bool_or(gone.c.held)).add_cte(back)),
+        Prepared(freed.values(state=wanted.c.gpu_state)),
+        Prepared(delete(t.allocations).where(*same(t.allocations))),
     )
 
 
@@ -213,15 +215,16 @@ def _setting_gpus() -> Any:
 def set_endings(connection: Connection, endings: Mapping[AttemptKey, Ending]) -> None:
     """See LeaderTransaction.set_endings."""
     rows = [{**attempt_values(key), "ending": msgspec.to_builtins(ending)} for key, ending in endings.items()]
-    connection.execute(_setting_endings(), {"rows": rows})
+    _setting_endings().execute(connection, rows=rows)
 
 
 @cache
-def _setting_endings() -> Any:
+def _setting_endings() -> Prepared:
     attempts = t.attempts.c
     wanted = recordset({**_ATTEMPT, "ending": attempts.ending.type})
     same = (attempts[name] == wanted.c[name] for name in _ATTEMPT)
-    return update(t.attempts).where(*same, attempts.ended_at.is_(None)).values(ending=wanted.c.ending)
+    ending = update(t.attempts).where(*same, attempts.ended_at.is_(None)).values(ending=wanted.c.ending)
+    return Prepared(ending)
 
 
 def finish_attempts(connection: Connection, records: Sequence[AttemptRecord]) -> None:
@@ -252,7 +255,7 @@ def _finish(connection: Connection, records: Sequence[AttemptRecord]) -> None:
         {**attempt_values(record.key), **{name: getattr(record, name) for name in fields}}
         for record in records
     ]
-    done = {tuple(row) for row in connection.execute(_finishing(), {"rows": rows})}
+    done = {tuple(row) for row in _finishing().execute(connection, rows=rows)}
     steps = [
         step
         for record in records
@@ -260,11 +263,16 @@ def _finish(connection: Connection, records: Sequence[AttemptRecord]) -> None:
         for step in step_values(record)
     ]
     if steps:
-        connection.execute(_NEW_STEPS, {"rows": steps})
+        _noting_steps().execute(connection, rows=steps)
 
 
 @cache
-def _finishing() -> Any:
+def _noting_steps() -> Prepared:
+    return Prepared(insert_rows(t.steps, {c.name: c.type for c in t.steps.c}))
+
+
+@cache
+def _finishing() -> Prepared:
     attempts = t.attempts.c
     types = {**_ATTEMPT, **{name: attempts[name].type for name in (*_END_FIELDS, "started_at")}}
     wanted = recordset({**types, **dict.fromkeys(_TAILS, Text())})
@@ -275,4 +283,4 @@ def _finishing() -> Any:
     for name in _TAILS:  # JSON carries bytes in base64
         values[name] = func.decode(wanted.c[name], "base64")
     finished = update(t.attempts).where(*same, attempts.ended_at.is_(None)).values(**values)
-    return finished.returning(attempts.seq, attempts.element, attempts.number)
+    return Prepared(finished.returning(attempts.seq, attempts.element, attempts.number))

@@ -5,11 +5,11 @@ inserts it submits the job, in the same transaction.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import msgspec
+from msgspec import structs
 from sqlalchemy import Connection, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
@@ -37,7 +37,7 @@ class Timetable:
         """Stores a new one; False: its owner has one of that name."""
         assert schedule.job is not None
         row = {name: getattr(schedule, name) for name in PLAIN}
-        row["job"] = msgspec.to_builtins(replace(schedule.job, script=None))
+        row["job"] = msgspec.to_builtins(structs.replace(schedule.job, script=None))
         row["script"] = schedule.job.script
         row["parents"], row["fed"] = list(schedule.parents), dict(schedule.fed)
         new = insert(t.schedules).values(row).on_conflict_do_nothing().returning(_SCHEDULES.name)

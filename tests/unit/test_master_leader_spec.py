@@ -160,7 +160,9 @@ def test_a_snapshot_shows_what_is_free_and_who_may_start() -> None:
     held = job(1, state=JobState.HELD, holds="u")
     blocked, waiting = job(2), job(3, excluded=("node9",))
     gpus = node().gpus
-    dirty = replace(node(), gpus=(gpus[0], replace(gpus[1], state=GpuState.CLEANING)), cpus_used=3)
+    dirty = structs.replace(
+        node(), gpus=(gpus[0], structs.replace(gpus[1], state=GpuState.CLEANING)), cpus_used=3
+    )
     picture = cluster(held, blocked, waiting, nodes=(dirty, node("node2", offline=True)))
     picture.nodes["node1"].link = picture.nodes["node2"].link = 1
     picture.blocked.add(blocked.key)

@@ -56,6 +56,15 @@ class Acceptance:
         self._tally.add(found.queue.name, found.applicant)
         return found
 
+    def again(self, built: Submission, accepted: Accepted) -> Accepted:
+        """As accept(), for one more job that asks for what ``built`` does, which was accepted so."""
+        try:
+            check_numbers(self._site, accepted.queue, accepted.applicant, self._tally)
+        except TooManyJobs:  # a route queue may have another destination
+            return self.accept(built)
+        self._tally.add(accepted.queue.name, accepted.applicant)
+        return accepted
+
     def _wanted(self, built: Submission) -> Hashable:
         """All that the verdict depends on."""
         flags = (built.interactive, built.array is not None, built.rerunable, built.gpu_idle)

@@ -9,14 +9,15 @@ import pwd
 import re
 import shlex
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from hpcmesos.api_schema import CommandReply, CommandRequest, Need, Submission, SubmitReply, SubmitRequest
 from hpcmesos.errors import (
@@ -32,7 +33,7 @@ from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.objects import fenced
 from hpcmesos.master.services import output_paths, secrets, why
-from hpcmesos.master.services.acceptance import Acceptance
+from hpcmesos.master.services.acceptance import Acceptance, Accepted
 from hpcmesos.master.services.admission import default_resources
 from hpcmesos.master.services.lookup import find_own
 from hpcmesos.master.services.outputs import gateways_of
@@ -41,6 +42,7 @@ from hpcmesos.master.services.site import Site, client_zone
 from hpcmesos.model import JobId, JobState
 from hpcmesos.pbs import submission as pbs
 from hpcmesos.pbs.echo import understood
+from hpcmesos.pbs.kin import Words
 from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
@@ -87,13 +89,14 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         return _ask_for_terminal(caller, request)
     if built.interactive:
         script = None  # only its directives count (Torque)
-    acceptance = Acceptance(site, caller, Personality(request.personality))
-    new = _new_job(site, caller, request, built, script, acceptance)
+    accepted = Acceptance(site, caller, Personality(request.personality)).accept(built)
+    new = structs.replace(_new_job(site, caller, request, built, accepted), script=script)
+    size = _check_kept(request, new)
     if built.dry_run:
         start = why.dry_run(site, new, client_zone(request.environ.get("TZ")))
         return CommandReply(stdout=understood(built, new.queue) + f"start = {start}")
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
-    site.rates.take(caller.user, _weight(new))
+    site.rates.take(caller.user, _weight(new, size))
     seq = site.store.submit(new, request.key, digest).seq
     site.notifier.poke()
     job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
@@ -121,60 +124,97 @@ def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
     """
     auth.check_may_submit(caller, site.settings)
     desk = _Desk(site, caller, request)
-    news, built_jobs = [], []
+    news = []
     for place, job in enumerate(request.jobs):
         try:
-            new, built = desk.take(job)
+            news.append(desk.take(job))
         except HpcmesosError as error:
             raise type(error)(f"job {place}: {error}") from error
-        news.append(new)
-        built_jobs.append(built)
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
-    site.rates.take(caller.user, sum(map(_weight, news)))
+    site.rates.take(caller.user, desk.weight)
     done = site.store.submit_many(news, request.key, digest)
     site.notifier.poke()
-    arrays = (built.array is not None for built in built_jobs)
+    arrays = (new.array_spec is not None for new in news)
     server = site.settings.server
     return SubmitReply(
         ids=[str(JobId(one.seq, server, array=array)) for one, array in zip(done, arrays, strict=True)]
     )
 
 
-def _weight(new: NewJob) -> int:
-    """As how many it counts of those that a user may submit in a time: one that has us keep much as several."""
-    return 1 + (len(new.script or b"") + len(msgspec.json.encode(new.submission))) // _PIECE
+def _weight(new: NewJob, size: int) -> int:
+    """As how many it counts of those that a user may submit in a time: one that has us keep much as several.
+
+    ``size``: bytes that are kept beside its script.
+    """
+    return 1 + (len(new.script or b"") + size) // _PIECE
 
 
 def template(site: Site, caller: Caller, request: SubmitRequest) -> NewJob:
     """The single job of the request, checked as if it were submitted now. Raises a Rejection."""
     auth.check_may_submit(caller, site.settings)
-    return _Desk(site, caller, request).take(request.jobs[0])[0]
+    return _Desk(site, caller, request).take(request.jobs[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _First:
+    """The first of its kin in a request: as it was asked for, where it goes, and as it is stored."""
+
+    built: pbs.Submission
+    accepted: Accepted
+    new: NewJob
 
 
 class _Desk:
-    """Takes the jobs of one request, one after the other."""
+    """Takes the jobs of one request, one after the other. ``weight``: as how many those count that were taken."""
 
     def __init__(self, site: Site, caller: Caller, request: SubmitRequest) -> None:
+        self.weight = 0
         self._site = site
         self._caller = caller
         self._request = request
         self._context = _context(site, caller, request)
         self._acceptance = Acceptance(site, caller, Personality(request.personality))
+        self._firsts: dict[Hashable, _First] = {}
 
-    def take(self, job: Submission) -> tuple[NewJob, pbs.Submission]:
-        """The job as it is stored, and as it was asked for. Raises a Rejection."""
-        asked = pbs.needs(job.argv)
+    def take(self, job: Submission) -> NewJob:
+        """The job as it is stored. Raises a Rejection."""
+        words = Words.read(job.argv)
+        script = job.script if words.program is None else None
+        text = None if script is None else pbs.check_script(script)
+        kind = words.kind(text, self._context)
+        first = self._firsts.get(kind)
+        if first is None:
+            built = self._read(job.argv, text)
+            first = self._keep(kind, built, self._acceptance.accept(built))
+        elif (accepted := self._acceptance.again(first.built, first.accepted)) is not first.accepted:
+            first = self._keep(kind, first.built, accepted)
+        own: dict[str, Any] = {"submit_args": words.submit_args}
+        if words.program is not None:
+            own["argv"] = list(words.program)
+        new = structs.replace(
+            first.new,
+            name=words.name(first.new.name),
+            script=script,
+            submission={**first.new.submission, **own},
+        )
+        self.weight += _weight(new, _check_kept(self._request, new))
+        return new
+
+    def _read(self, argv: Sequence[str], text: str | None) -> pbs.Submission:
+        asked = pbs.needs(argv)
         if asked.information is not None or asked.interactive:
             raise UsageError("a job among many can neither be interactive nor ask for information")
-        if asked.script is not None and job.script is None:
+        if asked.script is not None and text is None:
             raise UsageError("it has neither a script nor a program behind --")
-        script = job.script if asked.script is not None else None
-        text = None if script is None else pbs.check_script(script)
-        built = pbs.build_submission(job.argv, text, self._context)
+        built = pbs.build_submission(argv, text, self._context)
         if built.block or built.dry_run:
             raise UsageError("a job among many can neither block nor be a dry run")
-        new = _new_job(self._site, self._caller, self._request, built, script, self._acceptance)
-        return new, built
+        return built
+
+    def _keep(self, kind: Hashable, built: pbs.Submission, accepted: Accepted) -> _First:
+        new = _new_job(self._site, self._caller, self._request, built, accepted)
+        first = self._firsts[kind] = _First(built, accepted, new)
+        return first
 
 
 def _holds(request: CommandRequest, operand: str) -> bool:
@@ -252,10 +292,9 @@ def _new_job(
     caller: Caller,
     request: CommandRequest | SubmitRequest,
     built: pbs.Submission,
-    script: bytes | None,
-    acceptance: Acceptance,
+    accepted: Accepted,
 ) -> NewJob:
-    accepted = acceptance.accept(built)
+    """As it is stored, but for its script."""
     queue, applicant = accepted.queue, accepted.applicant
     secrets.check(site, caller.user, built.secrets)
     parents = dependencies(site, built.dependencies)
@@ -269,9 +308,6 @@ def _new_job(
         | ({"via": caller.via} if caller.via else {})
         | {"peer": applicant.peer}
     )
-    _check_storable([built.name, request.host, request.key or "", stored])
-    if (size := len(msgspec.json.encode(stored))) > MOST_KEPT:
-        raise InvalidValue(f"environment and words of the job have {size} bytes; at most {MOST_KEPT}")
     return NewJob(
         name=built.name,
         owner=caller.user,
@@ -288,7 +324,6 @@ def _new_job(
         project=applicant.project,
         egroup=applicant.group,
         submission=stored,
-        script=script,
         array_spec=built.array,
     )
 
@@ -418,13 +453,27 @@ def resolved(site: Site, template: PathTemplate) -> PathTemplate:
         return template
 
 
-def _check_storable(value: Any) -> None:
-    """Raises InvalidValue for text that PostgreSQL cannot hold: NUL, and bytes that are no UTF-8."""
+def _check_kept(request: CommandRequest | SubmitRequest, new: NewJob) -> int:
+    """How many bytes of JSON environment and words of the job are.
+
+    Raises:
+        InvalidValue: more than can be kept, or text that PostgreSQL cannot hold: NUL, and bytes that are no UTF-8.
+    """
+    others = [new.name, request.host, request.key or ""]
     try:
-        if b"\\u0000" not in msgspec.json.encode(value):
-            return
+        kept = msgspec.json.encode(new.submission)
+        storable = b"\\u0000" not in kept and b"\\u0000" not in msgspec.json.encode(others)
     except UnicodeEncodeError:
-        pass
+        storable = False
+    if not storable:
+        _refuse_text([*others, new.submission])
+    if len(kept) > MOST_KEPT:
+        raise InvalidValue(f"environment and words of the job have {len(kept)} bytes; at most {MOST_KEPT}")
+    return len(kept)
+
+
+def _refuse_text(value: Any) -> None:
+    """Raises InvalidValue for the first text in it that PostgreSQL cannot hold."""
     for text in _texts(value):
         if "\0" in text or not _is_unicode(text):
             raise InvalidValue(f"'{ascii(text)[1:41]}' holds a NUL byte or bytes that are not UTF-8")
