@@ -18,6 +18,7 @@ done < {fifo}
 """
 
 
+@pytest.mark.alone
 def test_a_line_is_shown_within_a_second(cluster: LiveCluster) -> None:
     fifo = cluster.work() / "lines"
     os.mkfifo(fifo)
