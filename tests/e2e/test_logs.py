@@ -8,6 +8,8 @@ import selectors
 import subprocess
 import time
 
+import pytest
+
 from tests.e2e.cluster_kit import HPCMESOS, LiveCluster, wait_until
 
 SCRIPT = """#!/bin/sh
