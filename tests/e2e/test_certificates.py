@@ -23,17 +23,10 @@ WAIT = "#!/bin/sh\nuntil [ -e go ]; do sleep 0.1; done\n"
 TWO = "#!/bin/sh\nmpiexec -n 2 sh -c 'echo $HPCMESOS_NODE'\n"
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[LiveCluster]:
+@pytest.fixture
+def own() -> Iterator[LiveCluster]:
     with running(LiveCluster(agents=2, gpus=2)) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def own(pair: LiveCluster) -> LiveCluster:
-    """The same for all tests: each leaves its nodes with good certificates."""
-    pair.new_work()
-    return pair
 
 
 def short_lived(cluster: LiveCluster, node: str) -> None:
