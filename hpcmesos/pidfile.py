@@ -14,6 +14,8 @@ import select
 import signal
 from typing import NamedTuple
 
+from hpcmesos import procfs
+
 
 class Daemon(NamedTuple):
     """A living process, safe to signal."""
@@ -98,21 +100,24 @@ def living(path: str) -> Daemon | None:
 def with_words(*words: str) -> list[Daemon]:
     """Living processes, of this user or to root of anybody, in whose command line these words stand side by side.
 
-    So a daemon is found that was started and has yet to write its file.
+    So a daemon is found that was started and has yet to write its file. One whose command line the kernel keeps back
+    (see `hpcmesos.procfs`) is not found.
     """
     wanted = b"\0".join((b"", *map(os.fsencode, words), b""))
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if os.geteuid() not in (0, os.stat(f"/proc/{name}").st_uid):
-                continue
-            with open(f"/proc/{name}/cmdline", "rb") as file:
-                meant = wanted in file.read()
-        except OSError:
-            continue
-        if meant and (started := start_time(int(name))) is not None:
-            found.append(Daemon(int(name), started))
-    return found
+    pids = filter(_is_ours, map(int, filter(str.isdigit, os.listdir("/proc"))))
+    lines = procfs.read_all(pids, "cmdline")
+    return [
+        Daemon(pid, started)
+        for pid, line in lines.items()
+        if line and wanted in line and (started := start_time(pid)) is not None
+    ]
+
+
+def _is_ours(pid: int) -> bool:
+    try:
+        return os.geteuid() in (0, os.stat(f"/proc/{pid}").st_uid)
+    except OSError:
+        return False
 
 
 def stop(path: str, term_timeout: float, kill_timeout: float = 5.0) -> bool:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, Protocol
 
+from hpcmesos import procfs
 from hpcmesos.launch.limits import Limits, read, remove_group
 
 UNKILLABLE = 10.0
@@ -86,20 +88,16 @@ async def clear(enclosure: Enclosure) -> list[int]:
         pause = min(pause * 2, 0.05)
 
 
-def of_step(enclosure: Enclosure, step: str, leaders: Iterable[int] = ()) -> list[int]:
-    """Those that name the step in their environment, or belong to a session that one of ``leaders`` began."""
-    marker, sessions = f"HPCMESOS_STEP={step}".encode(), frozenset(leaders)
-    return [
-        pid
-        for pid in enclosure.pids()
-        if marker in environment_of(pid) or (sessions and _session(pid) in sessions)
-    ]
+async def clear_step(enclosure: Enclosure, step: str, leaders: Collection[int] = ()) -> None:
+    """Ends what is left of a step: SIGTERM, two seconds, SIGKILL.
 
-
-async def clear_step(enclosure: Enclosure, step: str, leaders: Iterable[int] = ()) -> None:
-    """Ends what is left of a step: SIGTERM, two seconds, SIGKILL."""
+    What the kernel keeps us from knowing may be of it, and is waited for as long as what cannot be killed.
+    """
     begun, pause, told = time.monotonic(), 0.002, set[int]()
-    while (left := of_step(enclosure, step, leaders)) and time.monotonic() - begun < UNKILLABLE:
+    while time.monotonic() - begun < UNKILLABLE:
+        left, unknown = await _of_step(enclosure, step, leaders)
+        if not left and not unknown:
+            return
         hard = time.monotonic() - begun > STEP_GRACE
         for pid in left if hard else set(left) - told:
             with suppress(ProcessLookupError, PermissionError):
@@ -107,6 +105,19 @@ async def clear_step(enclosure: Enclosure, step: str, leaders: Iterable[int] = (
         told.update(left)
         await asyncio.sleep(pause)
         pause = min(pause * 2, 0.05)
+
+
+async def _of_step(enclosure: Enclosure, step: str, leaders: Collection[int]) -> tuple[list[int], bool]:
+    """Those that belong to a session that one of ``leaders`` began, or name the step in their environment; and
+    whether others may name it.
+    """
+    marker = f"HPCMESOS_STEP={step}".encode()
+    pids = enclosure.pids()
+    found = [pid for pid in pids if leaders and _session(pid) in leaders]
+    told = await environments(set(pids).difference(found))
+    return found + [
+        pid for pid, entries in told.items() if entries and marker in entries
+    ], None in told.values()
 
 
 def _session(pid: int) -> int:
@@ -148,6 +159,14 @@ class _Members(ABC):
         for pid in self.pids() if number in _FOR_ALL else self.own():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
+
+
+def _below(pid: int, children: dict[int, list[int]]) -> list[int]:
+    """Its descendants."""
+    found = list(children.get(pid, ()))
+    for one in found:  # grows meanwhile
+        found += children.get(one, ())
+    return found
 
 
 def _descends(pid: int, ancestors: Collection[int], table: dict[int, tuple[int, int]]) -> bool:
@@ -283,19 +302,21 @@ class Tree(_Members):
         children: dict[int, list[int]] = {}
         for pid, (parent, _) in table.items():
             children.setdefault(parent, []).append(pid)
+        told = _environments(_below(os.getpid(), children))
         found: set[int] = set()
         waiting = [(pid, False, True) for pid in children.get(os.getpid(), ())]
         while waiting:
             pid, inherited, orphan = waiting.pop()
-            ours = self._evidence(pid, table[pid][1], inherited, orphan)
+            named = attempt_named(told[pid] or (), self._trees.marker)
+            ours = self._evidence(pid, named, table[pid][1], inherited, orphan)
             if ours:
                 found.add(pid)
             waiting += [(child, ours, False) for child in children.get(pid, ())]
         self._sessions |= {table[pid][1] for pid in found} - {os.getsid(0)}
         return found
 
-    def _evidence(self, pid: int, session: int, inherited: bool, orphan: bool) -> bool:
-        named = self._trees.live.get(attempt_of_environment(pid, self._trees.marker) or "")
+    def _evidence(self, pid: int, name: str | None, session: int, inherited: bool, orphan: bool) -> bool:
+        named = self._trees.live.get(name or "")
         if named and named._uid == _uid(pid):  # anybody may write another's attempt into his environment
             return named is self
         if inherited or session in self._sessions or pid in self._sessions:
@@ -356,35 +377,35 @@ def process_table() -> dict[int, tuple[int, int]]:
     return table
 
 
-def environment_of(pid: int) -> list[bytes]:
-    """``NAME=VALUE`` of a process as it was at its exec; empty when it is gone or another user's."""
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return file.read().split(b"\0")
-    except OSError:
-        return []
+async def environments(pids: Collection[int]) -> dict[int, list[bytes] | None]:
+    """``NAME=VALUE`` of each as it was at its exec; empty when it is gone or another user's.
+
+    None: the kernel keeps it back, which the log says; the loop does not wait for it. See `hpcmesos.procfs`.
+    """
+    return await asyncio.to_thread(_environments, pids) if pids else {}
 
 
-def attempt_of_environment(pid: int, marker: str) -> str | None:
-    """HPCMESOS_ATTEMPT of a process that carries this shepherd's marker."""
-    entries = environment_of(pid)
+def _environments(pids: Collection[int]) -> dict[int, list[bytes] | None]:
+    """As `environments`, at once."""
+    contents = procfs.read_all(pids, "environ")
+    late = {pid for pid, content in contents.items() if content is None}
+    if new := late - _kept_back:
+        words = " ".join(map(str, sorted(new)))
+        sys.stderr.write(f"shepherd: the kernel keeps back the environment of {words}: to be read later\n")
+    _kept_back.difference_update(contents)
+    _kept_back.update(late)
+    return {pid: None if content is None else content.split(b"\0") for pid, content in contents.items()}
+
+
+_kept_back: set[int] = set()
+"""Processes of which the log has said it."""
+
+
+def attempt_named(entries: Collection[bytes], marker: str) -> str | None:
+    """HPCMESOS_ATTEMPT in the environment of a process that carries this shepherd's marker."""
     if os.fsencode(marker) not in entries:
         return None
     for entry in entries:
         if entry.startswith(b"HPCMESOS_ATTEMPT="):
             return os.fsdecode(entry.partition(b"=")[2])
     return None
-
-
-async def clear_by_environment(marker: str) -> dict[int, str]:
-    """Kills what a dead shepherd left, known by its environment; answers what could not be killed, and whose it is."""
-    deadline = time.monotonic() + UNKILLABLE
-    while True:
-        found = {pid: attempt_of_environment(pid, marker) for pid in process_table()}
-        left = {pid: name for pid, name in found.items() if name}
-        if not left or time.monotonic() > deadline:
-            return left
-        for pid in left:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        await asyncio.sleep(0.01)

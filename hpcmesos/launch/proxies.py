@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+from hpcmesos import procfs
 from hpcmesos.launch import programs
 
 _PROXY = "hydra_pmi_proxy"
@@ -110,7 +111,8 @@ def clean(uid: int, since: float, until: float) -> bool:
     begun = [_start_time(pid) for pid in living if _name(pid) in _MAKERS]
     kept = {path for path, changed in files if any(0 <= changed - start + 1 <= _MAKING for start in begun)}
     if memory:
-        kept |= {path for pid in living for path in _mapped(pid)} & {path for path, _ in memory}
+        mapped = _mapped(living)
+        kept |= {path for path, _ in memory if mapped is None or path in mapped}
     for path, _ in (*files, *memory):
         if path not in kept:
             _unlink(path)
@@ -148,11 +150,15 @@ def _unlink(path: str) -> None:
         os.unlink(path)
 
 
-def _mapped(pid: int) -> set[str]:
-    """The shared memory that a process has mapped."""
-    with suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
-        return {line.split()[5] for line in file if _MEMORY[0] in line}
-    return set()
+def _mapped(pids: list[int]) -> set[str] | None:
+    """The shared memory that they have mapped; None: of one the kernel does not tell it now."""
+    found = set()
+    for content in procfs.read_all(pids, "maps").values():
+        if content is None:
+            return None
+        lines = content.decode("utf-8", "replace").splitlines()
+        found |= {line.split()[5] for line in lines if _MEMORY[0] in line}
+    return found
 
 
 def _living(uid: int) -> list[int]:

@@ -54,6 +54,8 @@ class _Refused(Exception):
 def main(argv: list[str], submit_filter: str = "") -> int:
     """``submit_filter``: a program of the site that sees scripts first, where it is there."""
     command, path, personality, client, *arguments = argv
+    if quick.signal.getsignal(quick.signal.SIGINT) != quick.signal.SIG_IGN:
+        quick.signal.signal(quick.signal.SIGINT, quick.signal.SIG_DFL)  # Ctrl-C ends it without a word
     request = _request(command, arguments, personality)
     if submit_filter and command in _SUBMITTING and os.path.lexists(submit_filter):
         request["submit_filter"] = submit_filter
@@ -77,7 +79,9 @@ def main(argv: list[str], submit_filter: str = "") -> int:
     except _Refused as error:
         sys.stderr.write(f"{command}: {error.args[0]}\n")
         return int(error.args[1])
-    _print(reply)
+    if failed := _print(reply):
+        sys.stderr.write(f"{command}: cannot write the answer: {failed}\n")
+        return 1
     if reply.get("then"):
         os.execv(client, [client, *reply["then"]])  # noqa: S606  (an argument list is the point)
     return int(reply.get("code", 0))
@@ -168,11 +172,17 @@ def _filtered(request: dict[str, Any], content: bytes) -> bytes:
         raise _Refused(error.args[0], 1) from error
 
 
-def _print(reply: dict[str, Any]) -> None:
-    for stream, text in ((sys.stdout, reply.get("stdout")), (sys.stderr, reply.get("stderr"))):
-        if text:
-            stream.buffer.write(text.encode("utf-8", "surrogateescape"))
-            stream.flush()
+def _print(reply: dict[str, Any]) -> str:
+    """Why it could not be written; empty: it was. A reader that has seen enough (``qstat | head``) ends us silently."""
+    quick.signal.signal(quick.signal.SIGPIPE, quick.signal.SIG_DFL)  # not before: a master may hang up
+    for fd, text in ((1, reply.get("stdout")), (2, reply.get("stderr"))):
+        try:
+            left = memoryview((text or "").encode("utf-8", "surrogateescape"))
+            while left:
+                left = left[os.write(fd, left) :]
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
 
 
 # --- HTTP/1.1 over a unix socket, as much as one request needs ------------------------------------------------------

@@ -40,7 +40,7 @@ class Ranks:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
         channel = Channel(reader, writer)
-        attempt = self._caller(*_credentials(channel))
+        attempt = await self._caller(*_credentials(channel))
         if attempt is None:
             await _refuse(channel, "this process belongs to no job on this node")
         elif self._open[attempt.id] >= (most := _most_connections(attempt)):
@@ -87,12 +87,16 @@ class Ranks:
                 attempt.sweep(step)
             channel.close()
 
-    def _caller(self, pid: int, uid: int) -> Attempt | None:
-        attempt = self._by_cgroup(pid) or self._attempts.get(self._trees.owner_of(pid) or "")
-        if attempt is None:
-            name = enclosure.attempt_of_environment(pid, self._trees.marker)
-            attempt = self._attempts.get(name or "")
+    async def _caller(self, pid: int, uid: int) -> Attempt | None:
+        attempt = self._by_cgroup(pid)
+        if attempt is None and (uid == 0 or any(one.owner.uid == uid for one in self._attempts.values())):
+            attempt = self._attempts.get(self._trees.owner_of(pid) or await self._named_by(pid))
         return attempt if attempt and uid in (0, attempt.owner.uid) else None
+
+    async def _named_by(self, pid: int) -> str:
+        """The attempt that it says it is of; empty: none, or the kernel keeps it back."""
+        told = await enclosure.environments([pid])
+        return enclosure.attempt_named(told[pid] or (), self._trees.marker) or ""
 
     def _by_cgroup(self, pid: int) -> Attempt | None:
         try:

@@ -17,6 +17,7 @@ from hpcmesos.launch.owners import Owners
 from hpcmesos.launch.processes import Children, Launch
 from hpcmesos.launch.services import Services
 from hpcmesos.launch.settings import Config, Refusal
+from hpcmesos.launch.strays import Strays
 
 
 class Recovered:
@@ -46,14 +47,14 @@ class Recovered:
         return True
 
 
-async def recover(services: Services) -> dict[str, Recovered]:
+async def recover(services: Services, strays: Strays) -> dict[str, Recovered]:
     """Reads the journal, kills what is left of attempts without an end, and ends them in the journal too.
 
     What runs here of attempts that the journal does not know is killed as well: no live shepherd, no work. A file
     server that hangs costs seconds, whatever number of attempts it holds: what has got SIGKILL does no more work, and
     dies once the server answers; tails of output that cannot be read are left out.
     """
-    stuck = await _kill_all(services)
+    stuck = await _kill_all(services, strays)
     found = services.journal.load()
     # A directory without records: they are damaged, and nobody knows how far the attempt was.
     found |= {name: [] for name in services.directories.names() if name not in found}
@@ -69,7 +70,7 @@ async def recover(services: Services) -> dict[str, Recovered]:
     }
 
 
-async def _kill_all(services: Services) -> dict[str, set[int]]:
+async def _kill_all(services: Services, strays: Strays) -> dict[str, set[int]]:
     """Ends every process of every attempt; answers what could not be killed, by attempt."""
     stuck = defaultdict[str, set[int]](set)
 
@@ -84,9 +85,9 @@ async def _kill_all(services: Services) -> dict[str, set[int]]:
         for entry in os.scandir(parent)
         if entry.is_dir() and entry.name != scopes.HOLDER
     ]
-    strays = asyncio.create_task(enclosure.clear_by_environment(services.trees.marker))
-    await asyncio.gather(strays, *(clear(*place) for place in places))
-    for pid, name in strays.result().items():
+    left = asyncio.create_task(strays.clear())
+    await asyncio.gather(left, *(clear(*place) for place in places))
+    for pid, name in left.result().items():
         stuck[name].add(pid)
     return stuck
 

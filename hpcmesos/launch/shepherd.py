@@ -45,6 +45,7 @@ from hpcmesos.launch.scopes import Scopes
 from hpcmesos.launch.secrets import Secrets
 from hpcmesos.launch.services import Services
 from hpcmesos.launch.settings import Config, Refusal
+from hpcmesos.launch.strays import Strays
 
 _PR_SET_CHILD_SUBREAPER = 36
 _REMEMBERED_REFUSALS = 1000
@@ -79,6 +80,7 @@ class Shepherd:
             docker=Sockets(config, self.children, token),
         )
         self.peers = Peers(config)
+        self._strays = Strays(marker, self.attempts)
         self._ranks = ranks.Ranks(self.attempts, self.services.trees, self.peers, config.node)
         self.deadman = DeadMan(config.node, self.attempts.values)
         self._owners = Owners()
@@ -287,7 +289,7 @@ class Shepherd:
         self.services.directories.clean()
         if self.config.cgroup:
             self.children.use_starter(self.config.starter)
-        self.recovered = await recover(self.services)
+        self.recovered = await recover(self.services, self._strays)
         self.services.secrets.clear()  # recovered attempts have ended
         self.services.docker.clean()
         doors: list[Handshakes | asyncio.Server] = [
@@ -298,6 +300,7 @@ class Shepherd:
         watching = [
             asyncio.create_task(self.deadman.watch()),
             asyncio.create_task(self._containers.tidy()),
+            asyncio.create_task(self._strays.watch()),
         ]
         gc.freeze()  # fewer pages to copy at each fork
         await self._stopping.wait()

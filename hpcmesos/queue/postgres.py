@@ -277,11 +277,11 @@ def _running(data_dir: Path) -> int | None:
     """The pid of the server whose data directory this is; a stale pid file is nobody."""
     try:
         pid = int((data_dir / "postmaster.pid").read_text().split("\n", 1)[0])
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        name = Path(f"/proc/{pid}/comm").read_text().rstrip()
         there = Path(f"/proc/{pid}/cwd").readlink()
     except (OSError, ValueError):
         return None
-    ours = command[0].endswith(b"postgres") and there == data_dir.resolve()
+    ours = name == "postgres" and there == data_dir.resolve()
     return pid if ours else None
 
 

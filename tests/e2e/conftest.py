@@ -43,6 +43,15 @@ def end_jobs(cluster: LiveCluster) -> None:
         cluster.run("qdel", "-W", "0", "all", user="")
 
 
+@contextlib.contextmanager
+def left_as_found(cluster: LiveCluster) -> Iterator[None]:
+    """One test's turn with a cluster that others use before and after it."""
+    cluster.new_work()
+    yield
+    end_jobs(cluster)
+    check_clean(cluster)
+
+
 @pytest.fixture(scope="session")
 def shared_cluster() -> Iterator[LiveCluster]:
     with running(LiveCluster(agents=4, gpus=16)) as cluster:
@@ -52,10 +61,8 @@ def shared_cluster() -> Iterator[LiveCluster]:
 @pytest.fixture
 def cluster(shared_cluster: LiveCluster) -> Iterator[LiveCluster]:
     """4 agents with 4 simulated GPUs each; left as it was found, and users start in empty directories."""
-    shared_cluster.new_work()
-    yield shared_cluster
-    end_jobs(shared_cluster)
-    check_clean(shared_cluster)
+    with left_as_found(shared_cluster):
+        yield shared_cluster
 
 
 @pytest.fixture

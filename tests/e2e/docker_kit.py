@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import pytest
+
 from tests.e2e.cluster_kit import wait_until
 
 IMAGE = "hpcmesos-test:1"
@@ -114,8 +116,20 @@ def missing() -> str:
     return "" if shutil.which("dockerd") else "no Docker Engine: dockerd is not installed"
 
 
-@contextmanager
+@pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
+    """One for a test module, which takes this over by ``engine = docker_kit.engine``; skips where none runs."""
+    if why := missing():
+        pytest.skip(why)
+    try:
+        with started() as found:
+            yield found
+    except NoEngine as error:
+        pytest.skip(f"no Docker Engine: {error}")
+
+
+@contextmanager
+def started() -> Iterator[Engine]:
     """A running one with the test's image.
 
     Raises:

@@ -10,30 +10,20 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.e2e import docker_kit, registry_kit
 from tests.e2e.cluster_kit import USERS, LiveCluster, wait_until
-from tests.e2e.conftest import check_clean, end_jobs, running
+from tests.e2e.conftest import left_as_found, running
 from tests.e2e.docker_kit import IMAGE, Engine
 from tests.integration import shepherd_kit
 
 pytestmark = pytest.mark.full
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    if why := docker_kit.missing():
-        pytest.skip(why)
-    with ExitStack() as stack:
-        try:
-            found = stack.enter_context(docker_kit.engine())
-        except docker_kit.NoEngine as error:
-            pytest.skip(f"no Docker Engine: {error}")
-        yield found
+engine = docker_kit.engine
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +42,8 @@ def contained(engine: Engine, users_of_tests: None) -> Iterator[LiveCluster]:
 
 @pytest.fixture
 def cluster(contained: LiveCluster, engine: Engine) -> Iterator[LiveCluster]:
-    yield contained
-    end_jobs(contained)
-    check_clean(contained)
+    with left_as_found(contained):
+        yield contained
     wait_until(lambda: not engine.containers(), "no container is left", 60)
 
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,23 +19,14 @@ from tests.e2e.docker_kit import IMAGE, Engine
 pytestmark = pytest.mark.full
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    if why := docker_kit.missing():
-        pytest.skip(why)
-    if shutil.which("docker", path="/usr/local/bin:/usr/bin:/bin") is None:
-        pytest.skip("no Docker Engine: the docker command is not installed")
-    with ExitStack() as stack:
-        try:
-            found = stack.enter_context(docker_kit.engine())
-        except docker_kit.NoEngine as error:
-            pytest.skip(f"no Docker Engine: {error}")
-        yield found
+engine = docker_kit.engine
 
 
 @pytest.fixture(scope="module")
 def served(engine: Engine, users_of_tests: None) -> Iterator[LiveCluster]:
     """One agent whose site lets jobs use Docker."""
+    if shutil.which("docker", path="/usr/local/bin:/usr/bin:/bin") is None:
+        pytest.skip("no Docker Engine: the docker command is not installed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_HOST", engine.url)
         with running(LiveCluster(agents=1, gpus=2)) as cluster:

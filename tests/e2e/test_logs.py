@@ -51,6 +51,23 @@ def test_a_line_is_shown_within_a_second(cluster: LiveCluster) -> None:
     assert cluster.hpcmesos("logs", job).stdout == cluster.output(job)
 
 
+def test_a_reader_that_has_seen_enough_waits_for_no_end(cluster: LiveCluster) -> None:
+    job = cluster.qsub("#!/bin/sh\nwhile echo line; do sleep 0.1; done\n")
+    with subprocess.Popen(
+        [*HPCMESOS, "logs", "-f", job],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=cluster.environ,
+        cwd=cluster.work(),
+    ) as follower:
+        assert follower.stdout is not None and follower.stderr is not None
+        assert follower.stdout.readline() == b"line\n"
+        follower.stdout.close()
+        assert follower.stderr.read() == b""
+    assert follower.returncode == 141
+    cluster.run("qdel", job, check=True)
+
+
 def test_what_python_prints_is_there_before_it_ends(cluster: LiveCluster) -> None:
     """Python buffers what goes into a file unless somebody tells it not to; the user's own word wins."""
     stop, path = cluster.work() / "python.stop", cluster.work() / "prints.py"

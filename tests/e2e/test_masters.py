@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from tests.e2e.cluster_kit import LiveCluster, wait_until
-from tests.e2e.conftest import check_clean, end_jobs, running
+from tests.e2e.conftest import left_as_found, running
 from tests.e2e.trouble_kit import check_all_ran_once
 
 TRUE = "#!/bin/sh\ntrue\n"
@@ -59,11 +59,9 @@ def pair() -> Iterator[LiveCluster]:
 @pytest.fixture
 def cluster(pair: LiveCluster) -> Iterator[LiveCluster]:
     """Both masters are there, before and after the test."""
-    pair.new_work()
-    leading(pair)
-    yield pair
-    end_jobs(pair)
-    check_clean(pair)
+    with left_as_found(pair):
+        leading(pair)
+        yield pair
 
 
 class Submitting:

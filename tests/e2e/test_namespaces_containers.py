@@ -26,16 +26,7 @@ if world.rank == 0:
 """
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    """One for all hosts: they have the same file system."""
-    if why := docker_kit.missing():
-        pytest.skip(why)
-    try:
-        with docker_kit.engine() as found:
-            yield found
-    except docker_kit.NoEngine as error:
-        pytest.skip(f"no Docker Engine: {error}")
+engine = docker_kit.engine
 
 
 @pytest.fixture

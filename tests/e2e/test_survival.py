@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.cluster_kit import HPCMESOS, LiveCluster, wait_until
-from tests.e2e.conftest import check_clean, end_jobs, running
+from tests.e2e.conftest import left_as_found, running
 
 MPI_JOB = """#!/bin/sh
 #PBS -l nodes=2:ppn=2:gpus=2
@@ -73,10 +73,8 @@ def enduring() -> Iterator[LiveCluster]:
 @pytest.fixture
 def cluster(enduring: LiveCluster) -> Iterator[LiveCluster]:
     """One after the other is killed, test by test; each leaves it whole."""
-    enduring.new_work()
-    yield enduring
-    end_jobs(enduring)
-    check_clean(enduring)
+    with left_as_found(enduring):
+        yield enduring
 
 
 def test_each_daemon_killed_in_turn(cluster: LiveCluster) -> None:

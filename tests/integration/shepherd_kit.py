@@ -416,6 +416,14 @@ def idle(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
+def environment_of(pid: int) -> list[bytes]:
+    """``NAME=VALUE`` of a process as it was at its exec; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
 def is_alive(pid: int) -> bool:
     """False for zombies too."""
     try:

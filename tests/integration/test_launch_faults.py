@@ -57,7 +57,7 @@ def left_of(attempt: kit.Run) -> list[int]:
     return [
         pid
         for pid in enclosure.process_table()
-        if mark in (words := enclosure.environment_of(pid))
+        if mark in (words := kit.environment_of(pid))
         and places & set(words)
         and any(word.startswith(b"HPCMESOS_STEP=") for word in words)
     ]
@@ -159,7 +159,7 @@ def helper(attempt: kit.Run, name: str) -> int:
     """The process of that name that serves the second node."""
     for pid in left_of(attempt):
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        node = next((w for w in enclosure.environment_of(pid) if w.startswith(b"HPCMESOS_NODE=")), b"")
+        node = next((w for w in kit.environment_of(pid) if w.startswith(b"HPCMESOS_NODE=")), b"")
         serves = node.endswith(b"node2") if name == "hydra_pmi_proxy" else "127.0.9.2" in words
         if serves and any(os.path.basename(word) == name for word in words):
             return pid

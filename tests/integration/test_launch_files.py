@@ -28,6 +28,24 @@ pytestmark = [
 ]
 
 
+KNOT = """
+import ctypes, mmap, os, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.write(file, bytes(4096))
+place = libc.mmap(None, 4096, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, file, 0)
+ctypes.memset(place, 1, 4096)
+print("ready", flush=True)
+sys.stdin.readline()
+fixed = 0x10
+libc.mmap(place, 4096, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | fixed, -1, 0)
+sys.stdin.readline()
+"""
+"""Told so, it replaces a page that a file server has yet to get: its memory is locked until the server has it."""
+
+
 @contextmanager
 def mounted(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
     directory.mkdir()
@@ -40,6 +58,93 @@ def mounted(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
         subprocess.run(["umount", "-l", str(directory)], check=False)
         server.kill()
         server.wait()
+
+
+@contextmanager
+def knot(
+    far: Path, server: subprocess.Popen[bytes], environ: dict[str, str]
+) -> Iterator[subprocess.Popen[str]]:
+    """A process of nobody's that holds its memory's lock, as the server is stopped."""
+    program = [sys.executable, "-c", KNOT, str(far / "knot")]
+    with subprocess.Popen(
+        program, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.stdout and process.stdin
+            assert process.stdout.readline() == "ready\n"
+            os.kill(server.pid, signal.SIGSTOP)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            kit.wait_until(lambda: is_held(process.pid), "its environment does not come")
+            yield process
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+            process.kill()
+
+
+def is_held(pid: int) -> bool:
+    try:
+        subprocess.run(["cat", f"/proc/{pid}/environ"], capture_output=True, check=True, timeout=0.5)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("cgroups", [True, False], ids=["cgroups", "tree"])
+def test_a_shepherd_starts_whatever_the_kernel_keeps_back(tmp_path: Path, cgroups: bool) -> None:
+    """A process that an earlier shepherd left, and nobody can look into, is killed once that can be done."""
+    if cgroups and not kit.UNIFIED:
+        pytest.skip("needs a writable cgroup v2 hierarchy")
+    far = tmp_path / "far"
+    with mounted(far) as server, kit.cluster(tmp_path, ["node1"], cgroups) as [node]:
+        marks = {"HPCMESOS_SOCKET": str(node.sockets / "ranks.sock"), "HPCMESOS_ATTEMPT": "1.hpcm#1"}
+        with knot(far, server, {**os.environ, **marks}) as left:
+            node.kill()
+            node.start()
+            with kit.runs([node], tmp_path) as start:
+                assert start("exit 3\n").ended()["code"] == 3
+            assert f"keeps back the environment of {left.pid}" in node.log()
+            assert left.poll() is None
+            os.kill(server.pid, signal.SIGCONT)
+            assert left.wait(kit.PATIENCE) == -signal.SIGKILL
+            kit.wait_until(lambda: f"killed: {left.pid} of 1.hpcm#1" in node.log(), "the log says it")
+
+
+def test_the_end_of_a_launch_beside_what_the_kernel_keeps_back(tmp_path: Path) -> None:
+    """Which of a job's processes are of the launch is not told of one that hangs; no other job waits for that."""
+    if not kit.UNIFIED:
+        pytest.skip("needs a writable cgroup v2 hierarchy")
+    far = tmp_path / "far"
+    (tmp_path / "knot.py").write_text(KNOT)
+    script = f"""
+        mkfifo tell
+        exec 9<>tell
+        {sys.executable} knot.py {far}/knot <tell >said &
+        echo $! >pid
+        until test -e stopped; do sleep 0.05; done
+        echo >&9
+        until test -e held; do sleep 0.05; done
+        hpcmesos run -n 1 true
+        exit 5
+    """
+    with mounted(far) as server, kit.cluster(tmp_path, ["node1"], True) as [node]:
+        hanging = kit.Run([node], kit.spec([node], tmp_path, script, attempt="1.hpcm#1"))
+        kit.wait_until(lambda: "ready" in text_of(tmp_path / "said"), "it has the page")
+        os.kill(server.pid, signal.SIGSTOP)
+        (tmp_path / "stopped").touch()
+        held = int((tmp_path / "pid").read_text())
+        kit.wait_until(lambda: is_held(held), "its environment does not come")
+        (tmp_path / "held").touch()
+        kit.wait_until(lambda: f"keeps back the environment of {held}" in node.log(), "the launch ends")
+        with kit.runs([node], tmp_path) as start:
+            assert start("exit 3\n", attempt="2.hpcm#1").ended()["code"] == 3
+        os.kill(server.pid, signal.SIGCONT)
+        assert hanging.ended()["code"] == 5
+        node.agent.send(op="forget", attempt=hanging.attempt)
+
+
+def text_of(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 @pytest.mark.full

@@ -122,9 +122,7 @@ def test_nobody_belongs_to_anothers_attempt_for_what_he_says() -> None:
     ) as liar:
         try:
             own.adopt(liar.pid)
-            kit.wait_until(
-                lambda: enclosure.environment_of(liar.pid) and trees.owner_of(liar.pid), "the program"
-            )
+            kit.wait_until(lambda: kit.environment_of(liar.pid) and trees.owner_of(liar.pid), "the program")
             assert (liar.pid in victim.pids(), liar.pid in own.pids()) == (False, True)
             assert trees.owner_of(liar.pid) == "2.hpcm#1"
         finally:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +39,7 @@ from tests.security.docker_stage import (
 pytestmark = [pytest.mark.root, pytest.mark.full]
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    if why := docker_kit.missing():
-        pytest.skip(why)
-    with ExitStack() as stack:
-        try:
-            found = stack.enter_context(docker_kit.engine())
-        except docker_kit.NoEngine as error:
-            pytest.skip(f"no Docker Engine: {error}")
-        yield found
+engine = docker_kit.engine
 
 
 @pytest.fixture

@@ -1,0 +1,74 @@
+"""Files of /proc that do not come keep nobody; here a FIFO that nobody writes is such a file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hpcmesos import procfs
+
+
+@pytest.fixture
+def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Processes 1 to 40; every fourth is held by the kernel."""
+    monkeypatch.setattr(procfs, "_ROOT", str(tmp_path))
+    monkeypatch.setattr(procfs, "PATIENCE", 0.2)
+    for pid in range(1, 41):
+        (tmp_path / str(pid)).mkdir()
+        file = tmp_path / str(pid) / "environ"
+        if pid % 4:
+            file.write_text(f"A={pid}\0")
+        else:
+            os.mkfifo(file)
+    yield tmp_path
+    for pid in range(4, 41, 4):
+        release(tmp_path / str(pid) / "environ", b"")
+
+
+def release(fifo: Path, content: bytes) -> None:
+    """Whoever waits for it gets ``content``; nothing happens when nobody does."""
+    try:
+        fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return
+    os.write(fd, content)
+    os.close(fd)
+
+
+def wait_until_nothing_is_read() -> None:
+    deadline = time.monotonic() + 10
+    while procfs._underway:
+        assert time.monotonic() < deadline, procfs._underway
+        time.sleep(0.001)
+
+
+def test_what_comes_is_told_and_what_does_not_is_named(proc: Path) -> None:
+    told = procfs.read_all(range(1, 42), "environ")
+    assert {pid for pid, content in told.items() if content is None} == set(range(4, 41, 4))
+    assert told[7] == b"A=7\0"
+    assert told[41] == b""  # there is no such process
+
+
+def test_what_does_not_come_is_waited_for_once(proc: Path) -> None:
+    assert procfs.read(4, "environ") is None
+    threads = len(procfs._underway)
+    begun = time.monotonic()
+    assert procfs.read_all([3, 4, 5], "environ") == {3: b"A=3\0", 4: None, 5: b"A=5\0"}
+    assert (time.monotonic() - begun < 0.2, len(procfs._underway)) == (True, threads)
+    release(proc / "4" / "environ", b"")
+    wait_until_nothing_is_read()
+    (proc / "4" / "environ").unlink()
+    (proc / "4" / "environ").write_text("A=4\0")
+    assert procfs.read(4, "environ") == b"A=4\0"
+
+
+def test_threads_that_wait_are_not_endlessly_many(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "_MOST", 4)
+    told = procfs.read_all(range(1, 41), "environ")
+    assert len(procfs._underway) == 4
+    assert all(told[pid] is None for pid in range(4, 41, 4))
+    assert told[1] == b"A=1\0"
