@@ -8,6 +8,8 @@ import selectors
 import subprocess
 import time
 
+import pytest
+
 from tests.e2e.cluster_kit import HPCMESOS, LiveCluster, wait_until
 
 SCRIPT = """#!/bin/sh
@@ -18,6 +20,7 @@ done < {fifo}
 """
 
 
+@pytest.mark.alone
 def test_a_line_is_shown_within_a_second(cluster: LiveCluster) -> None:
     fifo = cluster.work() / "lines"
     os.mkfifo(fifo)
