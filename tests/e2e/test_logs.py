@@ -8,6 +8,8 @@ import selectors
 import subprocess
 import time
 
+import pytest
+
 from tests.e2e.cluster_kit import HPCMESOS, LiveCluster, wait_until
 
 SCRIPT = """#!/bin/sh
@@ -18,6 +20,7 @@ done < {fifo}
 """
 
 
+@pytest.mark.alone
 def test_a_line_is_shown_within_a_second(cluster: LiveCluster) -> None:
     fifo = cluster.work() / "lines"
     os.mkfifo(fifo)
@@ -61,7 +64,7 @@ def test_a_reader_that_has_seen_enough_waits_for_no_end(cluster: LiveCluster) ->
         assert follower.stdout.readline() == b"line\n"
         follower.stdout.close()
         assert follower.stderr.read() == b""
-    assert follower.returncode == 141
+    assert follower.returncode == 1  # as click ends a command whose reader is gone
     cluster.run("qdel", job, check=True)
 
 
