@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpcmesos.launch import mpiexec, pbsdsh, protocol, quick, rank_wrapper, remote_shell
+from tests.e2e.cluster_kit import wait_until
 
 LAUNCH = Path(protocol.__file__).parent / "__main__.py"
 WRAPPER = ["W", "--"]
@@ -139,3 +142,21 @@ def test_programs_of_milliseconds_import_nothing_heavy(program: str) -> None:
         "contextlib",
     }
     assert not heavy & set(loaded)
+
+
+def test_a_rank_hears_once_what_is_sent_to_its_process_group(tmp_path: Path) -> None:
+    program = "trap 'echo got it' USR1; : > up; until [ -e over ]; do sleep 0.01; done"
+    words = [sys.executable, "-IS", str(LAUNCH), "rank_wrapper", "0.1", "--", "sh", "-c", program]
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HPCMESOS_", "PMI_"))
+    }
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as wrapper:
+        wait_until((tmp_path / "up").exists, "the rank")
+        os.killpg(wrapper.pid, signal.SIGUSR1)
+        assert wrapper.stdout is not None
+        first = wrapper.stdout.readline()
+        (tmp_path / "over").touch()
+        rest, _ = wrapper.communicate(timeout=30)
+    assert (first, rest, wrapper.returncode) == ("got it\n", "", 0)
