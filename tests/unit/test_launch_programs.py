@@ -144,9 +144,28 @@ def test_programs_of_milliseconds_import_nothing_heavy(program: str) -> None:
     assert not heavy & set(loaded)
 
 
+COUNTS = """
+import os, signal, time
+signal.signal(signal.SIGUSR1, lambda number, frame: print("got it", flush=True))
+open("up", "w").close()
+while not os.path.exists("over"):
+    time.sleep(0.01)
+"""
+
+
 def test_a_rank_hears_once_what_is_sent_to_its_process_group(tmp_path: Path) -> None:
-    program = "trap 'echo got it' USR1; : > up; until [ -e over ]; do sleep 0.01; done"
-    words = [sys.executable, "-IS", str(LAUNCH), "rank_wrapper", "0.1", "--", "sh", "-c", program]
+    words = [
+        sys.executable,
+        "-IS",
+        str(LAUNCH),
+        "rank_wrapper",
+        "0.1",
+        "--",
+        sys.executable,
+        "-IS",
+        "-c",
+        COUNTS,
+    ]
     environ = {
         name: value for name, value in os.environ.items() if not name.startswith(("HPCMESOS_", "PMI_"))
     }
