@@ -173,9 +173,11 @@ def test_a_rank_hears_once_what_is_sent_to_its_process_group(tmp_path: Path) -> 
         words, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as wrapper:
         wait_until((tmp_path / "up").exists, "the rank")
+        wrapper.send_signal(signal.SIGSTOP)  # it hears of it later: else two of a kind may come as one
         os.killpg(wrapper.pid, signal.SIGUSR1)
         assert wrapper.stdout is not None
         first = wrapper.stdout.readline()
+        wrapper.send_signal(signal.SIGCONT)
         (tmp_path / "over").touch()
         rest, _ = wrapper.communicate(timeout=30)
     assert (first, rest, wrapper.returncode) == ("got it\n", "", 0)
