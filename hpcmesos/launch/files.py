@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from hpcmesos.gang import mpi
-from hpcmesos.launch import display
+from hpcmesos.launch import display, programs
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch
 from hpcmesos.launch.settings import Config, Refusal
@@ -26,6 +26,7 @@ _COMMANDS = {
     "pbsdsh": ["pbsdsh"],
     "hpcmesos": ["command"],
 }
+_RING_RANK = ["-I", "-m", "hpcmesos.launch.ring_rank"]  # with the installed packages, for mpi4py
 
 RING_FILES = ("ring.txt", "ring.json")
 """The table and the report of the ring, in the job's own directory."""
@@ -80,10 +81,10 @@ def write_commands(config: Config) -> None:
 
 def _write_commands(directory: str, python: str) -> None:
     os.makedirs(directory, 0o755, exist_ok=True)
-    start = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
-    for name, words in _COMMANDS.items():
+    commands = {name: ["-IS", programs.START, *words] for name, words in _COMMANDS.items()}
+    for name, words in (*commands.items(), (programs.RING_RANK, _RING_RANK)):
         path = os.path.join(directory, name)
-        command = shlex.join([python, "-IS", start, *words])
+        command = shlex.join([python, *words])
         with open(path + ".new", "w", encoding="utf-8") as file:
             file.write(f'#!/bin/sh\nexec {command} "$@"\n')
         os.chmod(file.name, 0o755)  # noqa: S103  (jobs of every user run it)

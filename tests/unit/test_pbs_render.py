@@ -71,7 +71,7 @@ def job(number: int, state: str, **changes: object) -> JobFacts:
         "group": "users",
         "run_count": 1 if ran else 0,
     }
-    return JobFacts(**(values | changes))  # type: ignore[arg-type]
+    return JobFacts(**(values | changes))  # type: ignore[arg-type]  # each as its field
 
 
 RUNNING = job(101, "R", walltime_remaining=3538)
