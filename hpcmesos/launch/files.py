@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shlex
 import stat
 from contextlib import suppress
@@ -38,6 +39,7 @@ _OURS = frozenset(
 _ALL = _OURS | {"tmp"}
 _PROGRAM = (b"#!", b"\x7fELF")
 """What the kernel runs by itself; any other script is run by the shell of its owner, as in Torque and PBS."""
+_LOGIN_SHELL = re.compile(rb"#![ \t]*(/\S*/(?:ba|da|k|z)?sh)[ \t]+(--login|-[a-zA-Z]*l[a-zA-Z]*)[ \t]*\n")
 _PRIVATE = stat.S_IFDIR | 0o700
 _MOST_SPARES = 64
 
@@ -259,14 +261,24 @@ def _own_files(
             command = ["/bin/sh" if spec.get("image") else owner.shell, "-i"]
         else:
             files[script] = (content, 0o700)
-            by_itself = content.startswith(_PROGRAM)
-            command = [*([] if by_itself else [owner.shell]), script, *spec["script_args"]]
+            front = ":".join([paths.bin, *spec["job_path"]])
+            command = [*_runner(content, owner.shell, front), script, *spec["script_args"]]
         if spec["shell"] is None:
             wanted = "" if spec.get("interactive") else _interpreter(content)
             files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, command, wanted), 0o700)
     if tasks:
         files[paths.tasks] = (json.dumps(tasks).encode(), 0o600)
     return files
+
+
+def _runner(script: bytes, shell: str, front: str) -> list[str]:
+    """What is put before the script's path. A login shell (``#!/bin/bash -l``) reads files that set PATH anew: our
+    commands are put in front once more when it has.
+    """
+    if login := _LOGIN_SHELL.match(script):
+        again = f'PATH={shlex.quote(front)}:$PATH; . "$0"'
+        return [*map(os.fsdecode, login.groups()), "-c", again]
+    return [] if script.startswith(_PROGRAM) else [shell]
 
 
 def _interpreter(script: bytes) -> str:
