@@ -31,6 +31,9 @@ _PATIENCE = 30.0
 _SILENCE = 20.0
 """Seconds without a byte after which another master is asked, where there is one."""
 
+_HINT = 3.0
+"""Seconds after which somebody at a terminal is told what is waited for."""
+
 _UNMET = 5.0
 """The same when there is a way to a master, but no socket at its end."""
 
@@ -73,8 +76,9 @@ def main(argv: list[str], submit_filter: str = "") -> int:
     except (OSError, _Broken) as error:
         if isinstance(error, _Absent) and os.environ.get("HPCMESOS_URL"):
             os.execv(client, [client, command, *arguments])  # noqa: S606  (an argument list is the point)
-        reason = getattr(error, "strerror", None) or error
-        sys.stderr.write(f"{command}: cannot connect to server ({path}: {reason}); is the master running?\n")
+        sys.stderr.write(
+            f"{command}: cannot connect to server ({path}: {_words(error)}); is the master running?\n"
+        )
         return UNREACHABLE
     except _Refused as error:
         sys.stderr.write(f"{command}: {error.args[0]}\n")
@@ -195,7 +199,7 @@ def _ask(paths: str, target: str, request: dict[str, Any]) -> dict[str, Any]:
         f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
-    began, pause, met = monotonic(), 0.05, False
+    began, pause, met, told = monotonic(), 0.05, False, False
     while True:
         last: Exception | None = None
         several = paths.split(",")
@@ -215,8 +219,17 @@ def _ask(paths: str, target: str, request: dict[str, Any]) -> dict[str, Any]:
             raise _Absent(last.errno, last.strerror)
         if monotonic() > began + (_PATIENCE if met else _UNMET):
             raise last
+        if not told and monotonic() > began + _HINT and sys.stderr.isatty():
+            told = True
+            sys.stderr.write(
+                f"{target.rpartition('/')[2]}: {_words(last)}; trying again for {_PATIENCE:.0f} s\n"
+            )
         sleep(pause)
         pause = min(pause * 2, 0.5)
+
+
+def _words(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error.args[0])
 
 
 def _exchange(path: str, silence: float | None, data: bytes) -> dict[str, Any]:

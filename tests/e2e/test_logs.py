@@ -64,7 +64,7 @@ def test_a_reader_that_has_seen_enough_waits_for_no_end(cluster: LiveCluster) ->
         assert follower.stdout.readline() == b"line\n"
         follower.stdout.close()
         assert follower.stderr.read() == b""
-    assert follower.returncode == 141
+    assert follower.returncode == 1  # as click ends a command whose reader is gone
     cluster.run("qdel", job, check=True)
 
 

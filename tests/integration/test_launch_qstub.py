@@ -248,3 +248,29 @@ def test_an_interrupt_ends_it_without_a_word(server: Server) -> None:
             waiting.kill()
             go_on.set()
     assert waiting.returncode == -signal.SIGINT
+
+
+def test_somebody_at_a_terminal_is_told_what_is_waited_for(server: Server) -> None:
+    gone = {"message": "the database does not answer", "exit_code": 255}
+    server.answers = [lambda _: http(gone, "503 Service Unavailable")] * 100
+    ours, theirs = os.openpty()
+    words = [
+        sys.executable,
+        "-IS",
+        str(kit.LAUNCH),
+        "qstub",
+        "qstat",
+        str(server.path),
+        "torque",
+        "/bin/echo",
+    ]
+    with (
+        subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=theirs) as waiting,
+        os.fdopen(ours) as terminal,
+    ):
+        try:
+            told = "qstat: the database does not answer; trying again for 30 s\n"
+            assert terminal.readline() == told
+        finally:
+            waiting.kill()
+            os.close(theirs)
