@@ -66,36 +66,16 @@ class Effects:
 
     def __bool__(self) -> bool:
         """Whether there is anything to write."""
-        rows = (
-            self.nodes,
-            self.up,
-            self.offline,
-            self.gone,
-            self.endings,
-            self.finished,
-            self.releases,
-            self.moves,
-            self.tallies,
-            self.gpus,
-        )
-        others = (self.audit, self.documents, self.schedules)
-        return any(rows) or any(others) or self.past_id > 0
+        return any(getattr(self, name) for name in _WRITTEN)
 
     def add(self, other: Effects) -> None:
         """Those of a later handler, to be written together with these."""
-        for name in (
-            "nodes",
-            "finished",
-            "releases",
-            "moves",
-            "messages",
-            "accounting",
-            "audit",
-            "schedules",
-        ):
-            getattr(self, name).extend(getattr(other, name))
-        for name in ("documents", "up", "offline", "gone", "endings", "gpus", "recheck", "queues"):
-            getattr(self, name).update(getattr(other, name))
+        for name in _LISTS:
+            if more := getattr(other, name):
+                getattr(self, name).extend(more)
+        for name in _MAPS:
+            if more := getattr(other, name):
+                getattr(self, name).update(more)
         for seq, counts in other.tallies.items():
             self.tally(seq, *counts)
         if other.server is not None:
@@ -150,6 +130,14 @@ class Effects:
             timetable.on_wish(transaction, user, wish)
         if self.audit:
             transaction.tell(self.audit)
+
+
+_LISTS = ("nodes", "finished", "releases", "moves", "messages", "accounting", "audit", "schedules")
+_MAPS = ("documents", "up", "offline", "gone", "endings", "gpus", "recheck", "queues")
+_WRITTEN = (
+    *("finished", "releases", "moves", "tallies", "nodes", "up", "offline", "gone", "endings", "gpus"),
+    *("audit", "documents", "schedules", "past_id"),
+)
 
 
 @dataclass(slots=True)
