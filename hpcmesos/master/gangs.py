@@ -14,7 +14,7 @@ from msgspec import structs
 
 from hpcmesos import wire
 from hpcmesos.errors import StateError
-from hpcmesos.master import billing, gang_clock, vault
+from hpcmesos.master import billing, gang_clock
 from hpcmesos.master.arrays import Arrays
 from hpcmesos.master.billing import Billing
 from hpcmesos.master.cluster import Attempt, Phase
@@ -63,6 +63,8 @@ class Gangs:
 
     def _secrets(self, owner: str, names: Collection[str]) -> dict[str, str | None]:
         """The owner's secrets, base64, only for the wire; None: not there any more, or sealed with another key."""
+        from hpcmesos.master import vault  # a leader that takes over need not wait for cryptography
+
         kept = {secret.name: secret.sealed for secret in self.desk.reader.secrets(owner)}
         values: dict[str, str | None] = dict.fromkeys(names)
         for name in set(names) & kept.keys():
