@@ -261,18 +261,31 @@ def _own_files(
             by_itself = content.startswith(_PROGRAM)
             command = [*([] if by_itself else [owner.shell]), script, *spec["script_args"]]
         if spec["shell"] is None:
-            files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, command), 0o700)
+            wanted = "" if spec.get("interactive") else _interpreter(content)
+            files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, command, wanted), 0o700)
     if tasks:
         files[paths.tasks] = (json.dumps(tasks).encode(), 0o600)
     return files
 
 
-def _enter(spec: dict[str, Any], paths: mpi.JobPaths, command: list[str]) -> bytes:
-    """What the login shell executes: our commands in front of whatever PATH its files left, then what is to run."""
+def _interpreter(script: bytes) -> str:
+    """The program that its first line, ``#!PROGRAM``, names; empty: none."""
+    words = script[2:].split(b"\n", 1)[0].split(None, 1) if script.startswith(b"#!") else ()
+    return os.fsdecode(words[0]) if words else ""
+
+
+def _enter(spec: dict[str, Any], paths: mpi.JobPaths, command: list[str], interpreter: str) -> bytes:
+    """What the login shell executes: our commands in front of whatever PATH its files left, then what is to run.
+
+    A missing interpreter is named by us: what a shell says then is that the script, a file of ours, was not found.
+    """
     front = shlex.quote(":".join([paths.bin, *spec["job_path"]]))
-    return f"#!/bin/sh\nPATH={front}${{PATH:+:$PATH}}\nexport PATH\nexec {shlex.join(command)}\n".encode(
-        "utf-8", "surrogateescape"
-    )
+    lines = ["#!/bin/sh", f"PATH={front}${{PATH:+:$PATH}}", "export PATH"]
+    if interpreter:
+        text = f"hpcmesos: {interpreter}, which the first line of the script names, cannot be executed on this node"
+        lines.append(f"[ -x {shlex.quote(interpreter)} ] || printf '%s\\n' {shlex.quote(text)} >&2")
+    lines.append(f"exec {shlex.join(command)}\n")
+    return "\n".join(lines).encode("utf-8", "surrogateescape")
 
 
 def _write(path: str, content: bytes, mode: int, owner: Owner) -> None:

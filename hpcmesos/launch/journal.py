@@ -124,11 +124,12 @@ class Journal:
         """
         found: dict[str, list[dict[str, Any]]] = {}
         places: dict[str, set[_Segment]] = {}
+        moved: dict[str, tuple[list[dict[str, Any]], set[_Segment]]] = {}  # from where lines were moved
         damaged = False
         for path in sorted(entry.path for entry in os.scandir(self._directory)):
             if not path.endswith(_SUFFIX):
                 continue
-            self._number = int(os.path.basename(path).removesuffix(_SUFFIX))
+            self._number = _number(path)
             if os.path.getsize(path) == 0:
                 damaged = True
                 os.unlink(path)
@@ -141,13 +142,20 @@ class Journal:
                     damaged = True
                     continue
                 if record is None:
-                    found.pop(name, None)
-                    places.pop(name, None)
+                    for known in (found, places, moved):
+                        known.pop(name, None)
                 elif "spec" in record:
+                    if name in found and len(found[name]) > len(moved.get(name, ((),))[0]):
+                        moved[name] = found[name], places[name]
                     found[name], places[name] = [record], {segment}
                 elif name in found:
                     found[name].append(record)
                     places[name].add(segment)
+        self._number = max([self._number, *map(_number, self._spares)])
+        for name, (records, segments) in moved.items():
+            if records[: len(found[name])] == found[name]:  # cut off, by a full disk or the shepherd's death
+                found[name] = records
+                places[name] |= segments
         for name, records in found.items():
             entry = self._entries[name] = Entry(self, name)
             entry.lines = [_encode(name, record) for record in records]
@@ -283,6 +291,10 @@ class Entry:
     def write(self, line: bytes) -> None:
         self._journal.append(self.attempt, line)
         self.lines.append(line)
+
+
+def _number(path: str) -> int:
+    return int(os.path.basename(path).partition(".")[0])
 
 
 def _allocate(directory: str, number: int) -> str:

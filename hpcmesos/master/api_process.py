@@ -33,6 +33,7 @@ from hpcmesos.master.child import API_CONFIG, Child, come_first, log_to_stderr
 from hpcmesos.master.door import Acceptor, Door, GuardedProtocol, GuardedWebSocket, Limits
 from hpcmesos.master.identity import Identity, keep_fresh
 from hpcmesos.master.metrics import Metrics, counting
+from hpcmesos.master.seldom import Seldom
 from hpcmesos.master.services import authorities
 from hpcmesos.master.services.routing import LOOK, Router
 from hpcmesos.master.services.site import Site
@@ -105,12 +106,13 @@ async def _serve(config: Child, supervisor: int | None) -> None:
 
 async def _keep_routing(router: Router) -> None:
     """Looks after jobs in route queues for as long as this process serves."""
+    outages = Seldom(log)
     while True:
         await asyncio.sleep(LOOK)
         try:
             await in_thread(router.look)
         except Exception as error:  # the next look may do better; requests are served meanwhile
-            log.warning("route queues are looked at later: %s", error)
+            outages.warn(f"route queues are looked at later: {error}")
 
 
 async def _keep_authorities(keeper: authorities.Keeper) -> None:

@@ -26,7 +26,7 @@ import uvloop
 
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
-from hpcmesos.errors import DatabaseUnavailable
+from hpcmesos.errors import DatabaseUnavailable, Unavailable
 from hpcmesos.master import child, notices
 from hpcmesos.master.events import Event, InboxHint, Stop
 from hpcmesos.master.identity import Identity, keep_fresh
@@ -108,8 +108,10 @@ def guarded(run: Callable[[], None], stopped: threading.Event) -> Callable[[], N
         except BaseException as error:
             if stopped.is_set():
                 return
-            log.exception("thread %s failed", threading.current_thread().name)
-            die(f"{type(error).__name__}: {error}")
+            name = threading.current_thread().name
+            if not isinstance(error, Unavailable):  # else nothing of ours has failed: a line says it all
+                log.exception("thread %s failed", name)
+            die(f"{type(error).__name__} in thread {name}: {error}")
 
     return body
 

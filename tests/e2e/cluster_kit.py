@@ -198,7 +198,9 @@ class LiveCluster:
 
     def wait(self, job: str, timeout: float = 60) -> dict[str, Any]:
         """The job once it has ended."""
-        self.hpcmesos("wait", "--timeout", str(timeout), job, timeout=timeout + 10)
+        with self.client() as client:
+            status = client.wait(job, timeout)
+        assert status.state == "C", f"{job} has not ended after {timeout:g} s: {status}"
         return self.job(job)
 
     def wait_all(self, jobs: Sequence[str], timeout: float = 60) -> dict[str, dict[str, Any]]:

@@ -52,6 +52,14 @@ def test_status_of_a_script(cluster: LiveCluster, script: str, options: tuple[st
     assert shown_exit(cluster, job) == status
 
 
+def test_an_interpreter_that_is_not_there_is_named(cluster: LiveCluster) -> None:
+    job = cluster.qsub("#!/no/such/interpreter -x\n")
+    cluster.wait(job)
+    said = cluster.output(job, kind="e").splitlines()
+    named = "/no/such/interpreter, which the first line of the script names, cannot be executed on this node"
+    assert said[0] == f"hpcmesos: {named}"
+
+
 def test_program_without_a_shell(cluster: LiveCluster) -> None:
     job = cluster.run("qsub", "--", "/bin/echo", "a b", "$HOME", check=True).stdout.strip()
     assert cluster.wait(job)["Exit_status"] == 0

@@ -158,6 +158,7 @@ def _dialled(agent: FakeAgent, address: str) -> bool:
     return True
 
 
+@pytest.mark.alone
 def test_a_killed_leader_is_replaced_within_3_s(
     store: Store, candidate: Candidate, ca: pki.Ca, tmp_path: Path
 ) -> None:

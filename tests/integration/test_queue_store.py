@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from sqlalchemy import text
 
 from hpcmesos.errors import (
     DatabaseUnavailable,
@@ -18,6 +19,7 @@ from hpcmesos.errors import (
 from hpcmesos.model import Chunk, JobState, Placement, Request
 from hpcmesos.queue.arrays import ArraySpec
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
+from hpcmesos.queue.engine import begin, make_engine
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.records import JobFilter, JobKey, NewJob
 from hpcmesos.queue.store import CHANNEL, Store
@@ -223,6 +225,15 @@ def test_a_database_that_is_gone_is_said_so() -> None:
     assert isinstance(caught.value.__cause__, Exception)
     assert caught.value.transient
     store.close()
+
+
+def test_a_database_without_room_is_said_so(database: Database) -> None:
+    engine = make_engine(database.owner, "test", pool=1)
+    full = "DO $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$"
+    told = "the database lacks room, or connections: could not extend file"
+    with pytest.raises(DatabaseUnavailable, match=told), begin(engine) as connection:
+        connection.execute(text(full))
+    engine.dispose()
 
 
 def test_a_broken_connection_is_replaced(store: Store, database: Database) -> None:

@@ -34,3 +34,12 @@ def test_a_token_that_never_was_is_an_error(tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(ConfigError, match="holds no token"):
         Masters([], 1.0, file, None).credential("GET", "/v1/jobs")
+
+
+def test_an_authority_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    with pytest.raises(ConfigError, match=f"{file}: No such file or directory"):
+        Masters([], 1.0, None, None).trust(cafile=str(file))
+    file.write_text("no certificate\n")
+    with pytest.raises(ConfigError, match=f"{file}: it holds no certificate"):
+        Masters([], 1.0, None, None).trust(cafile=str(file))

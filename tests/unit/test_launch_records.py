@@ -95,6 +95,54 @@ def test_what_is_forgotten_stays_forgotten_however_often_files_are_used(tmp_path
     assert Journal(str(tmp_path)).load() == {}
 
 
+@pytest.mark.parametrize("written", [1, 2])
+def test_a_move_of_lines_that_was_cut_off_loses_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """``written``: of the three lines of an attempt, those that are moved before the disk is full; twice."""
+    journal = Journal(str(tmp_path))
+    lasting = journal.create("1.h#1", record("1.h#1"))
+    lasting.append({"phase": "running"})
+    lasting.end({"event": "ended", "code": 0})
+    append, moved = journal.append, list[bytes]()
+    cut_off = 0
+
+    def full(attempt: str, line: bytes, keep: bool = True) -> None:
+        nonlocal cut_off
+        if line in lasting.lines:
+            if len(moved) == written:
+                moved.clear()
+                cut_off += 1
+                raise OSError(errno.ENOSPC, "full")
+            moved.append(line)
+        append(attempt, line, keep)
+
+    monkeypatch.setattr(journal, "append", full)
+    number = 2
+    while cut_off < 2:
+        name, number = f"{number}.h#1", number + 1
+        journal.create(name, record(name, text="x" * 50_000)).end({"event": "ended"})
+        journal.remove(name)
+    expected = [record("1.h#1"), {"phase": "running"}, {"event": "ended", "code": 0}]
+    again = Journal(str(tmp_path))
+    assert again.load()["1.h#1"] == expected
+    again.remove("1.h#1")
+    assert "1.h#1" not in Journal(str(tmp_path)).load()
+
+
+def test_room_that_an_earlier_shepherd_kept_is_counted_once(tmp_path: Path) -> None:
+    def attempts(journal: Journal, first: int, count: int) -> None:
+        for number in range(first, first + count):
+            journal.create(f"{number}.h#1", record(f"{number}.h#1"))
+
+    attempts(Journal(str(tmp_path)), 1, 100)
+    again = Journal(str(tmp_path))
+    again.load()
+    attempts(again, 101, 100)
+    kept = [path for path in tmp_path.iterdir() if path.suffix in (".journal", ".spare")]
+    assert sum(path.stat().st_size for path in kept) >= 200 * 64 * 1024
+
+
 def test_ends_that_come_together_share_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced, sync = [], os.fdatasync
 

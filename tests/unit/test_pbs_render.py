@@ -332,6 +332,14 @@ def test_why_is_one_line_a_job() -> None:
     )
 
 
+def test_why_says_what_became_of_jobs_that_do_not_wait() -> None:
+    unrun = job(104, "C", cause="DELETED", comment="can never start: afterok:1 cannot be: job 1 is unknown")
+    assert why([unrun, job(105, "S")]) == (
+        "104.hpcmaster C was deleted before it ran; can never start: afterok:1 cannot be: job 1 is unknown\n"
+        "105.hpcmaster S is suspended; an operator lets it go on: qsig -s resume\n"
+    )
+
+
 BATCH = QueueFacts(
     name="batch",
     counts={"R": 2, "Q": 3, "C": 1},

@@ -108,7 +108,7 @@ def revoke(site: Site, caller: Caller, node: str) -> list[CertificateStatus]:
     """
     auth.check_manager(caller, "revoke certificates")
     if not site.store.revoke_certificates(node, caller.user or "master", caller.via):
-        raise InvalidValue(f"node '{ascii(node)[1:41]}' has no certificate that is good")
+        raise InvalidValue(f"node '{ascii(node[:40])[1:-1]}' has no certificate that is good")
     site.store.deliveries.retire(node)
     site.revoked.fresh()
     return [one for one in listing(site, caller) if one.node == node]

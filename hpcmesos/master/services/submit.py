@@ -476,7 +476,7 @@ def _refuse_text(value: Any) -> None:
     """Raises InvalidValue for the first text in it that PostgreSQL cannot hold."""
     for text in _texts(value):
         if "\0" in text or not _is_unicode(text):
-            raise InvalidValue(f"'{ascii(text)[1:41]}' holds a NUL byte or bytes that are not UTF-8")
+            raise InvalidValue(f"'{ascii(text[:40])[1:-1]}' holds a NUL byte or bytes that are not UTF-8")
 
 
 def _is_unicode(text: str) -> bool:

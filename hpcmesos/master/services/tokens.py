@@ -90,7 +90,7 @@ def check_node(name: str) -> str:
     """
     if not _NODE_NAME.fullmatch(name):
         raise InvalidValue(
-            f"'{ascii(name)[1:41]}' is no node name; letters, digits, hyphens and dots, as host names"
+            f"'{ascii(name[:40])[1:-1]}' is no node name; letters, digits, hyphens and dots, as host names"
         )
     return name
 
@@ -98,7 +98,7 @@ def check_node(name: str) -> str:
 def check_user(name: str) -> str:
     """Raises InvalidValue unless ``name`` could be a user's."""
     if not auth.USER_NAME.fullmatch(name):
-        raise InvalidValue(f"'{ascii(name)[1:41]}' is no user name")
+        raise InvalidValue(f"'{ascii(name[:40])[1:-1]}' is no user name")
     return name
 
 
