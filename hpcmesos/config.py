@@ -192,7 +192,7 @@ def load(
             values[name] = _convert(name, table[name], hint)
     required = {
         f.name
-        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
+        for f in dataclasses.fields(kind)  # type: ignore[arg-type]  # of a dataclass
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }
     if missing := sorted(required - set(values)):

@@ -29,7 +29,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from hpcmesos import api_schema
 from hpcmesos.errors import MasterUnreachable
 from hpcmesos.master.api import build_app
-from hpcmesos.master.child import API_CONFIG, Child, come_first, log_to_stderr
+from hpcmesos.master.child import API_CONFIG, Child, log_to_stderr
 from hpcmesos.master.door import Acceptor, Door, GuardedProtocol, GuardedWebSocket, Limits
 from hpcmesos.master.identity import Identity, keep_fresh
 from hpcmesos.master.metrics import Metrics, counting
@@ -38,6 +38,7 @@ from hpcmesos.master.services import authorities
 from hpcmesos.master.services.routing import LOOK, Router
 from hpcmesos.master.services.site import Site
 from hpcmesos.master.services.wait import in_thread
+from hpcmesos.priority import come_first
 from hpcmesos.queue.store import Store
 
 log = logging.getLogger(__name__)

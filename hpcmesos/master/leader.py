@@ -36,6 +36,7 @@ from hpcmesos.master.planner import Planner
 from hpcmesos.master.standby import Standby
 from hpcmesos.master.timers import Timers
 from hpcmesos.master.timetable import TimetableThread
+from hpcmesos.priority import come_first
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.leadership import Leadership
 
@@ -259,7 +260,7 @@ def main() -> int:
     config = child.Child.read(Path(os.environ[child.LEADER_CONFIG]))
     child.die_with_parent(int(os.environ["HPCMESOS_SUPERVISOR"]))
     child.log_to_stderr(config.settings.log_level)
-    child.come_first()
+    come_first()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     leadership = Leadership(leader_url(config.settings))
     standby = Standby(leader_url(config.settings), config.settings.server)

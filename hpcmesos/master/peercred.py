@@ -40,7 +40,7 @@ class Peer:
 class PeerProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol that tells the application who is connected."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # a full transport, as uvicorn has it
         super().connection_made(transport)
         self.app_state = {**self.app_state, "peer": identify(transport)}
 

@@ -53,6 +53,15 @@ class Ca:
         return self.directory / "ca.pem"
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A certificate request: ``names`` are IP and DNS names. Nothing else that it asks for counts."""
+
+    node: str
+    public_key: ec.EllipticCurvePublicKey
+    names: x509.SubjectAlternativeName | None
+
+
 def ensure_ca(state: Path) -> Ca:
     """The authority in ``state/ca``; made when it is not there.
 
@@ -213,12 +222,8 @@ def ensure_certificate(
     return certificate_path, key_path
 
 
-def sign_csr(
-    ca: Ca, csr_pem: str, organization: str, node: str, lifetime: datetime.timedelta = LIFETIME
-) -> str:
-    """A certificate (PEM) for the key of a request whose common name is ``node``.
-
-    Of what the request asks for, only the common name and the IP and DNS names are taken.
+def read_csr(csr_pem: str, node: str) -> Request:
+    """What is taken of a certificate request whose common name has to be ``node``.
 
     Raises:
         InvalidValue: the text is no valid request, or names another node.
@@ -237,7 +242,12 @@ def sign_csr(
     public_key = csr.public_key()
     if not isinstance(public_key, ec.EllipticCurvePublicKey):
         raise InvalidValue("the certificate request needs an elliptic curve key")
-    certificate = _issue(ca, node, organization, public_key, names, lifetime)
+    return Request(node, public_key, names)
+
+
+def sign(ca: Ca, request: Request, organization: str, lifetime: datetime.timedelta = LIFETIME) -> str:
+    """A certificate (PEM) for the key of a request."""
+    certificate = _issue(ca, request.node, organization, request.public_key, request.names, lifetime)
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 

@@ -80,7 +80,7 @@ class Reasons:
     def turn(self, seconds: float, events: int) -> None:
         """One turn of the planner is over."""
         self._figures["turns_total"] += 1
-        self._figures["turn_seconds_total"] += seconds  # type: ignore[assignment]
+        self._figures["turn_seconds_total"] += seconds  # type: ignore[assignment]  # a float
         self._figures["events_total"] += events
 
     def answer(self, question: Question) -> Answer:

@@ -114,7 +114,7 @@ class Leader:
                 "message": "the join token is not valid",
                 "exit_code": 159,
             }
-        certificate = pki.sign_csr(self.ca, body["csr"], "agent", body["node"])
+        certificate = pki.sign(self.ca, pki.read_csr(body["csr"], body["node"]), "agent")
         return 200, {"certificate": certificate, "ca": self.ca.pem, "cluster": "c"}
 
     async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

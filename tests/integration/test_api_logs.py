@@ -86,7 +86,7 @@ def shepherd(api: Api) -> Iterator[FakeShepherd]:
 
 def ended(key: AttemptKey, **values: object) -> AttemptRecord:
     now = datetime.now(UTC)
-    return AttemptRecord(key=key, started_at=now, ended_at=now, cause=Cause.OK, code=0, **values)  # type: ignore[arg-type]
+    return AttemptRecord(key=key, started_at=now, ended_at=now, cause=Cause.OK, code=0, **values)  # type: ignore[arg-type]  # each as its field
 
 
 def test_following_begins_before_the_start_and_ends_with_the_job(api: Api, shepherd: FakeShepherd) -> None:

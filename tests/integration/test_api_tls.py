@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -154,13 +155,13 @@ def test_an_agent_joins_once(api: Api) -> None:
     _as_agent(api, context)
 
 
-def _as_agent(api: Api, context: object) -> None:
+def _as_agent(api: Api, context: ssl.SSLContext) -> None:
     """With its certificate an agent may look, but not submit."""
     import http.client
     import json
 
     port = int(api.url.rpartition(":")[2])
-    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context)  # type: ignore[arg-type]
+    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context)
     connection.request("GET", "/v1/leader")
     assert json.loads(connection.getresponse().read())["address"] == "127.0.0.1:1"
     body = json.dumps({"argv": [], "script": "dHJ1ZQo="})

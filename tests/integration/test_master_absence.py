@@ -102,7 +102,7 @@ def test_the_limit_of_the_time_of_submission_is_the_nodes_too(bench: Bench) -> N
     bench.submit(fenced(60))
     bench.submit()
     sent = bench.turn()
-    assert [message.spec["silence"] for _, message in sent] == [60, None]  # type: ignore[union-attr]
+    assert [message.spec["silence"] for _, message in sent] == [60, None]  # type: ignore[union-attr]  # only PREPAREs were sent
 
 
 def test_the_queue_that_a_job_waits_in_says_what_its_silence_means(bench: Bench) -> None:
@@ -121,7 +121,7 @@ def test_the_queue_that_a_job_waits_in_says_what_its_silence_means(bench: Bench)
     bench.wish("alter", altered, fields={"request": before})
     assert (bench.job(altered).request.silence, bench.job(altered).request.walltime) == (60, 90)
     sent = bench.up("node1", gpus=3)
-    told = {message.spec["job"]: message.spec["silence"] for _, message in sent}  # type: ignore[union-attr]
+    told = {message.spec["job"]: message.spec["silence"] for _, message in sent}  # type: ignore[union-attr]  # only PREPAREs were sent
     assert told == {f"{moved}.hpcm": 60, f"{back}.hpcm": None, f"{altered}.hpcm": 60}
 
 

@@ -44,7 +44,7 @@ def test_a_gang_from_submission_to_its_end(bench: Bench) -> None:
     seq = bench.submit(request(2, 2))
     sent = bench.turn()
     assert kinds(sent) == [("node1", "Prepare"), ("node2", "Prepare")]
-    spec = sent[1][1].spec  # type: ignore[union-attr]
+    spec = sent[1][1].spec  # type: ignore[union-attr]  # of a kind that has it
     assert spec["me"] == 1
     assert [member["node"] for member in spec["members"]] == ["node1", "node2"]
     assert [len(member["gpus"]) for member in spec["members"]] == [2, 2]
@@ -150,7 +150,7 @@ def test_members_of_a_failed_start_are_ended_before_the_next_one(bench: Bench) -
     first = bench.attempt(seq)
     bench.say(("node2", wire.Ready(attempt=first)))
     sent = bench.say(("node1", wire.Refused(attempt=first, culprit="node1", reason="x")))
-    assert [(node, message.cause) for node, message in sent] == [("node2", "START_FAILED")]  # type: ignore[union-attr]
+    assert [(node, message.cause) for node, message in sent] == [("node2", "START_FAILED")]  # type: ignore[union-attr]  # of a kind that has it
     assert bench.state(seq) is JobState.QUEUED
     assert "last attempt" in (why(bench, seq) or ("", ""))[1]
     sent = bench.say(("node2", ended(first, "START_FAILED", head=False)))
@@ -340,7 +340,7 @@ def test_a_lost_node_requeues_a_gang_away_from_it(bench: Bench) -> None:
     assert bench.pass_time(20) == []
     assert kinds(bench.pass_time(11)) == [("node1", "Prepare"), ("node3", "Prepare")]
     sent = bench.turn(bench.link_up(hello("node2", attempts=[report(first, "running", head=False)])))
-    assert [(node, message.cause) for node, message in sent] == [("node2", "NODE_LOST")]  # type: ignore[union-attr]
+    assert [(node, message.cause) for node, message in sent] == [("node2", "NODE_LOST")]  # type: ignore[union-attr]  # of a kind that has it
     bench.say(("node2", ended(first, "NODE_LOST", head=False)))
     assert bench.node("node2").cpus_used == 0
 

@@ -36,7 +36,7 @@ REQUEST = Request((Chunk(4, cpus=2, gpus=8, mem=1 << 40, features=("a100",)),), 
 
 def new_job(name: str = "job", owner: str = "alice", **changes: object) -> NewJob:
     values: dict[str, object] = {"server": "hpcm", "queue": "batch", "request": REQUEST, **changes}
-    return NewJob(name=name, owner=owner, **values)  # type: ignore[arg-type]
+    return NewJob(name=name, owner=owner, **values)  # type: ignore[arg-type]  # each as its field
 
 
 def test_a_job_comes_back_as_it_went_in(store: Store) -> None:
@@ -90,7 +90,7 @@ def test_lists_are_filtered(store: Store) -> None:
     ]
 
     def names(**wanted: object) -> str:
-        return "".join(job.name for job in store.jobs(JobFilter(**wanted)))  # type: ignore[arg-type]
+        return "".join(job.name for job in store.jobs(JobFilter(**wanted)))  # type: ignore[arg-type]  # each as its field
 
     assert names() == names(history=True) == "abc"
     assert names(seqs=(seqs[2], seqs[0])) == "ac"

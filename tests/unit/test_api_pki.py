@@ -48,7 +48,7 @@ def test_a_certificate_is_kept_until_it_does_not_fit(tmp_path: Path) -> None:
 def test_requests_get_only_what_they_may(tmp_path: Path) -> None:
     ca = pki.ensure_ca(tmp_path)
     _, csr = pki.create_csr("node1", ["127.0.1.1", "node1.site"])
-    certificate = x509.load_pem_x509_certificate(pki.sign_csr(ca, csr, "agent", "node1").encode())
+    certificate = x509.load_pem_x509_certificate(pki.sign(ca, pki.read_csr(csr, "node1"), "agent").encode())
     certificate.verify_directly_issued_by(ca.certificate)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["node1.site"]
@@ -56,7 +56,7 @@ def test_requests_get_only_what_they_may(tmp_path: Path) -> None:
     assert 360 < (certificate.not_valid_after_utc - certificate.not_valid_before_utc).days < 370
     for text, node in ((csr, "node2"), ("nonsense", "node1"), ("", "node1")):
         with pytest.raises(InvalidValue):
-            pki.sign_csr(ca, text, "agent", node)
+            pki.read_csr(text, node)
 
 
 def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[tuple[str, str] | None, object]:

@@ -32,7 +32,7 @@ def node(
 
 
 def scatter(count: int, **each: int) -> Request:
-    return Request((Chunk(count=count, **each),))  # type: ignore[arg-type]
+    return Request((Chunk(count=count, **each),))  # type: ignore[arg-type]  # each as its field
 
 
 def job(seq: int, request: Request, *, excluded: tuple[str, ...] = (), queue: str = "batch") -> JobView:

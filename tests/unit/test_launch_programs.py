@@ -26,6 +26,7 @@ def wrapped(line: str) -> str | None:
         ("-n 8 python train.py", "-n 8 W -- python train.py"),
         ("-genv X y -l -ppn 2 a", "-genv X y -l -ppn 2 W -- a"),
         ("--mca btl tcp -x FOO --map-by ppr:1:node a b", "--mca btl tcp -x FOO --map-by ppr:1:node W -- a b"),
+        ("-perhost 2 -rr a", "-perhost 2 -rr W -- a"),
         ("--timeout=3 a", "--timeout=3 W -- a"),
         ("-n 1 a x : -n 2 b", "-n 1 W -- a x : -n 2 W -- b"),
         ("-configfile F", None),

@@ -34,15 +34,14 @@ def issue(site: Site, node: str, csr: str, via: str, trusts: str, role: str = "a
         InvalidValue: a malformed request, or another node's.
     """
     ca = authority(site)
-    certificate = sign(site, ca, node, csr, role)
+    certificate = sign(site, ca, pki.read_csr(csr, node), role)
     record(site, ca, node, certificate, via, trusts, role)
     return JoinReply(certificate=certificate, ca=ca.trusted, cluster=site.settings.cluster)
 
 
-def sign(site: Site, ca: pki.Ca, node: str, csr: str, role: str = "agent") -> str:
+def sign(site: Site, ca: pki.Ca, request: pki.Request, role: str) -> str:
     """As issue(), not on record yet."""
-    lifetime = timedelta(days=site.settings.certificate_days)
-    return pki.sign_csr(ca, csr, role, node, lifetime)
+    return pki.sign(ca, request, role, timedelta(days=site.settings.certificate_days))
 
 
 def record(
