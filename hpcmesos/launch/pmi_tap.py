@@ -68,13 +68,17 @@ class Tap:
     def _pass_down(self) -> bool:
         """To the rank; False when Hydra has hung up, which the rank has to see."""
         try:
-            if data := os.read(self.hydra, _PIECE):
-                self._ours.sendall(data)
-                return True
+            data = os.read(self.hydra, _PIECE)
         except OSError:
-            pass
-        self._ours.shutdown(quick.socket.SHUT_WR)
-        return False
+            data = b""
+        try:
+            if data:
+                self._ours.sendall(data)
+            else:
+                self._ours.shutdown(quick.socket.SHUT_WR)
+        except OSError:  # the rank has hung up
+            return False
+        return bool(data)
 
     def _look(self, data: bytes) -> None:
         self._said = (self._said + data)[-_LONGEST:]

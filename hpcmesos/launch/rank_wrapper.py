@@ -22,7 +22,9 @@ _PATIENCE = 3.0
 """Seconds that the shepherd may take to note an end; above those for which it waits for other ranks."""
 _LOST_PEER = 14
 """MPI_ERR_UNKNOWN: with it Open MPI ends a rank whose connection to another one has closed."""
-_PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
+_OF_THE_GROUP = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+"""What launchers send to the rank's whole process group, Hydra, PRRTE and ORTE alike: passed on, it would come twice,
+and a rank that has heard it and is about to end would die of the second."""
 _OF_THE_HOST = (
     *("HPCMESOS_SOCKET", "HPCMESOS_GPUS", "HPCMESOS_NODE", "HPCMESOS_SHEPHERD"),
     *("HYDRA_HOST_FILE", "HYDRA_LAUNCHER_EXEC", "I_MPI_HYDRA_BOOTSTRAP_EXEC"),
@@ -157,22 +159,20 @@ def _run(command: list[str], tap: Tap | None) -> tuple[int, bool]:
     """
     asked = False
 
-    def pass_on(number: int, _: object) -> None:
+    def heed(number: int, _: object) -> None:
         nonlocal asked
         asked |= number == quick.signal.SIGTERM
-        try:  # noqa: SIM105  (contextlib costs 3 ms to import)
-            os.kill(pid, number)
-        except OSError:
-            pass
 
+    for name in _OF_THE_GROUP:
+        number = getattr(quick.signal, name)
+        if quick.signal.getsignal(number) != quick.signal.SIG_IGN:  # as nohup has it, for the rank too
+            quick.signal.signal(number, heed)
     try:
         pid = _spawn(command, tap)
     except OSError as error:
         sys.stderr.write(f"hpcmesos: cannot run '{command[0]}': {error.strerror}\n")
         sys.stderr.flush()
         return (127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126) << 8, False
-    for name in _PASSED_ON:
-        quick.signal.signal(getattr(quick.signal, name), pass_on)
     if tap:
         tap.serve(pid)
     status = os.waitpid(pid, 0)[1]
