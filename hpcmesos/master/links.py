@@ -20,7 +20,7 @@ from hpcmesos.errors import ConfigError, ProtocolError
 from hpcmesos.handshakes import Handshakes
 from hpcmesos.master import links_client
 from hpcmesos.master.events import Asked, Event, LinkDown, LinkUp, Received
-from hpcmesos.master.pki import peer_name, serial
+from hpcmesos.master.peers import peer_name, serial
 
 log = logging.getLogger(__name__)
 

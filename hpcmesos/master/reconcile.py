@@ -36,7 +36,8 @@ class Nodes:
         self._finished: set[str] = set()  # strangers that the database knows as ended
         self._strangers = Strangers(desk)
         self._unheard: dict[str, dict[str, wire.SetGpu]] = {}
-        """By node and UUID the last word about a GPU whose agent was away."""
+        """By node and UUID the last word about a GPU whose agent was away; the next leader does not know it, and
+        `pbsnodes` goes on to show what the agent says."""
 
     # --- links
 
