@@ -257,6 +257,8 @@ def _fresh(directory: str, owner: Owner) -> set[str]:
             if status.st_mode != _PRIVATE or status.st_uid != owner.uid or status.st_gid != owner.gid:
                 return set()
         found = set(_some_of(directory, 3))
+        if _SCRIPT in found and stat.S_ISDIR(os.lstat(os.path.join(directory, _SCRIPT)).st_mode):
+            return set()
         if found <= {"tmp", _SCRIPT} and not _some_of(temporary, 1):
             return found
     return set()
