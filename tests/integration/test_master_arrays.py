@@ -240,6 +240,19 @@ def test_a_lost_element_waits_as_its_own_row_and_runs_again(bench: ArrayBench) -
     assert [record.cause for record in records] == [Cause.NODE_LOST, Cause.OK]
 
 
+def test_nothing_of_an_array_starts_beside_an_element_that_the_database_does_not_know(
+    bench: ArrayBench,
+) -> None:
+    """A backup was restored of before the element started."""
+    seq = bench.array("1-3")
+    unknown = [f"{seq}[{index}].hpcm#1" for index in (1, 2)]
+    assert bench.started(bench.up("node1", attempts=[report(name, "running") for name in unknown])) == []
+    assert bench.started(bench.say(("node1", ended(unknown[0])))) == []
+    assert len(bench.started(bench.say(("node1", ended(unknown[1]))))) == 3
+    bench.end(*(f"{seq}[{index}].hpcm#1" for index in (1, 2, 3)))
+    assert bench.state(seq) is JobState.COMPLETE
+
+
 @pytest.mark.parametrize(("kind", "number"), [("afterok", None), ("afterokarray", None), ("afterokarray", 2)])
 def test_a_job_waits_for_an_array(bench: ArrayBench, kind: str, number: int | None) -> None:
     seq = bench.array("1-3")
