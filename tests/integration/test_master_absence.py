@@ -312,7 +312,6 @@ def test_what_was_running_in_a_backup_does_not_run_again_by_itself(
     assert "restored backup" in job.comment
     if rerunable:
         bench.wish("release", seq, kinds="s")
-        bench.pass_time(31)
         for node in bench.run(seq):
             bench.say((node, ended(f"{seq}.hpcm#2", head=node == "node1")))
         assert bench.job(seq).exit_status == 0

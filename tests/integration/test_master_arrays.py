@@ -306,6 +306,26 @@ def test_a_job_waits_for_an_element(bench: ArrayBench) -> None:
     assert bench.state(after) is JobState.RUNNING
 
 
+@pytest.mark.parametrize(
+    ("dependency", "state"),
+    [
+        (Dependency(DependencyKind.AFTER_ANY, 1, element=2), JobState.QUEUED),
+        (Dependency(DependencyKind.AFTER_OK, 1, element=2), JobState.COMPLETE),
+        (Dependency(DependencyKind.AFTER_ANY_ARRAY, 1, number=1), JobState.QUEUED),
+    ],
+)
+def test_who_waits_for_an_element_hears_that_it_is_deleted_though_its_array_is_held(
+    bench: ArrayBench, dependency: Dependency, state: JobState
+) -> None:
+    seq = bench.array("1-3", holds="u", state=JobState.HELD)
+    waiting = bench.submit(dependencies=(dependency._replace(seq=seq),))
+    bench.turn()
+    assert bench.state(waiting) is JobState.HELD
+    bench.wish("delete", seq, index=2)
+    assert bench.state(waiting) is state
+    assert bench.state(seq) is JobState.HELD
+
+
 def test_an_array_whose_dependency_fails_is_deleted_with_all_elements(bench: ArrayBench) -> None:
     first = bench.submit(request(1, 0))
     seq = bench.array(
