@@ -106,7 +106,7 @@ async def simulate(address: str, state: Path, count: int, ready: Any, stop: Any)
 def credentials(ca: pki.Ca, node: str, directory: Path) -> ssl.SSLContext:
     key, csr = pki.create_csr(node)
     certificate, key_file = directory / "certificate", directory / "key"
-    certificate.write_text(pki.sign_csr(ca, csr, "agent", node))
+    certificate.write_text(pki.sign(ca, pki.read_csr(csr, node), "agent"))
     key_file.write_text(key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

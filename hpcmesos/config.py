@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 from hpcmesos.errors import ConfigError
 
 T = TypeVar("T")
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,13 +193,15 @@ def load(
             values[name] = _convert(name, table[name], hint)
     required = {
         f.name
-        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
+        for f in dataclasses.fields(kind)  # type: ignore[arg-type]  # of a dataclass
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }
     if missing := sorted(required - set(values)):
         raise ConfigError(
             f"missing setting {missing[0]}: give --{missing[0].replace('_', '-')} or HPCMESOS_{missing[0].upper()}"
         )
+    if (level := str(values.get("log_level", "INFO"))).upper() not in _LEVELS:
+        raise ConfigError(f"log_level: '{level}' is none of {', '.join(_LEVELS)}")
     return kind(**values)
 
 

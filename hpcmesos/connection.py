@@ -67,8 +67,18 @@ class Masters:
         return any(place.host for place in self._places)
 
     def trust(self, cafile: str | None = None, cadata: str | None = None) -> None:
-        """One authority, as a file or as PEM text; without one the system's, and then the host name counts."""
-        context = ssl.create_default_context(cafile=cafile, cadata=cadata)
+        """One authority, as a file or as PEM text; without one the system's, and then the host name counts.
+
+        Raises:
+            ConfigError: the file cannot be read, or holds no certificate.
+        """
+        try:
+            context = ssl.create_default_context(cafile=cafile, cadata=cadata)
+        except OSError as error:  # SSLError among them; neither names the file
+            if cafile is None:
+                raise
+            reason = "it holds no certificate" if isinstance(error, ssl.SSLError) else error.strerror
+            raise ConfigError(f"cannot use the authority's certificate {cafile}: {reason}") from error
         context.check_hostname = cafile is None and cadata is None
         if not context.check_hostname:
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a site's own authority is below others
@@ -127,13 +137,18 @@ class Masters:
         where = self._places[0]
         if isinstance(error, ssl.SSLCertVerificationError):
             raise Unauthenticated(
-                f"server {where} is not of this cluster ({error.verify_message})"
+                f"server {where} is not of the cluster whose authority's certificate is trusted here"
+                f" ({error.verify_message}); HPCMESOS_CA_FILE names that certificate"
             ) from error
         if time.monotonic() < deadline:
             return
         if isinstance(error, Unavailable):
             raise error
-        raise MasterUnreachable(f"cannot connect to server {where} ({error})") from error
+        reason = (
+            (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        )
+        text = f"cannot connect to server {where} ({reason}); is the master running?"
+        raise MasterUnreachable(text) from error
 
 
 class _Closing(http.client.HTTPConnection):

@@ -13,7 +13,8 @@ from functools import partial
 log = logging.getLogger(__name__)
 
 MOST = 4096
-"""At once, and no more than a quarter of what this process may have open; the others wait in the kernel."""
+"""At once, and no more than a quarter of what this process may have open. Then the oldest of the address that has most
+makes room; where none has more than one, as after a restart of a large cluster, the others wait in the kernel."""
 MOST_OF_ONE = 512
 """Of one address at once, and no more than half of all; beyond that its oldest makes room."""
 PATIENCE = 10.0
@@ -70,18 +71,29 @@ class Handshakes:
             self._loop.call_later(_PAUSE, self._listen)
             return
         address = str(peer[0])
-        of_it = self._under_way.setdefault(address, {})
-        if len(of_it) >= self._of_one:
-            oldest = next(iter(of_it))
-            del of_it[oldest]
-            oldest.cancel()
+        if len(self._under_way.get(address, ())) >= self._of_one:
+            self._shed(address)
         connection.setblocking(False)
         task = self._loop.create_task(self._take_in(connection))
-        of_it[task] = None
+        self._under_way.setdefault(address, {})[task] = None
         self._count += 1
         task.add_done_callback(partial(self._over, address))
         if self._count >= self._most:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """For the next one."""
+        address = max(self._under_way, key=lambda one: len(self._under_way[one]))
+        if len(self._under_way[address]) > 1:
+            self._shed(address)
+        else:
             self._pause()
+
+    def _shed(self, address: str) -> None:
+        """Ends the oldest of that address."""
+        oldest = next(iter(self._under_way[address]))
+        oldest.cancel()
+        self._leave(address, oldest)
 
     async def _take_in(self, connection: socket.socket) -> None:
         try:
@@ -92,9 +104,14 @@ class Handshakes:
             connection.close()
 
     def _over(self, address: str, task: asyncio.Task[None]) -> None:
-        self._count -= 1
+        self._leave(address, task)
+        self._listen()
+
+    def _leave(self, address: str, task: asyncio.Task[None]) -> None:
+        """A second time changes nothing."""
         of_it = self._under_way.get(address, {})
-        of_it.pop(task, None)
+        if task in of_it:
+            del of_it[task]
+            self._count -= 1
         if not of_it:
             self._under_way.pop(address, None)
-        self._listen()

@@ -210,7 +210,7 @@ class ReasonCode(StrEnum):
     """Why a job waits."""
 
     NO_NODES = "no-nodes"  # no node is known yet
-    NODES_DOWN = "nodes-down"  # would fit if nodes that are down were up
+    NODES_DOWN = "nodes-down"  # would fit if nodes that are down or out of service were not
     INSUFFICIENT = "insufficient"  # names the resource, the need and what is free
     BEHIND = "behind"  # an earlier job has to start first
     NEVER_FITS = "never-fits"

@@ -1,4 +1,6 @@
-"""Tests in several processes at once (`-n 2`): what a log shows meanwhile, and tests that run without a neighbour."""
+"""Tests in several processes at once (`-n 2`): who takes which file, what a log shows meanwhile, and tests that run
+without a neighbour.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +37,24 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     with place(alone=item.get_closest_marker("alone") is not None):
         return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The first process takes files from the front, the others from the back, until they meet: whole clusters, which
+    mostly wait, have tests beside them that mostly compute.
+    """
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class FromBothEnds(LoadFileScheduling):
+        def _assign_work_unit(self, node: Any) -> None:
+            if node.gateway.id != "gw0":
+                self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+            super()._assign_work_unit(node)
+
+    return FromBothEnds(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -147,7 +147,7 @@ def _chain(tls: ssl.SSLSocket) -> list[bytes]:
     """What the server sent, each certificate as DER."""
     if hasattr(tls, "get_unverified_chain"):  # Python 3.13
         return list(tls.get_unverified_chain())
-    inner: Any = tls._sslobj  # type: ignore[attr-defined]
+    inner: Any = tls._sslobj  # type: ignore[attr-defined]  # there is no public way before 3.13
     return [ssl.PEM_cert_to_DER_cert(c.public_bytes()) for c in inner.get_unverified_chain()]
 
 

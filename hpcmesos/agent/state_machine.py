@@ -80,11 +80,14 @@ def step(state: State, event: Event, now: float, boot: float = 0.0) -> tuple[Sta
 
 def deadline(state: State) -> float | None:
     """When the next ``Tick`` is due; None: not before the next event."""
-    times = [a.since + CHECK_TIMEOUT for a in state.attempts.values() if a.phase is Phase.CHECKING]
-    if state.welcomed:
-        times += [a.since + REPEAT_ENDED for a in state.attempts.values() if a.phase is Phase.ENDED]
-        untold = (a.untold for a in state.attempts.values() if a.phase is not Phase.ENDED)
-        times += [since + TELL_STARTED for since in untold if since is not None]
+    times = []
+    for attempt in state.attempts.values():  # one look at each, for this is asked after every event
+        if attempt.phase is Phase.CHECKING:
+            times.append(attempt.since + CHECK_TIMEOUT)
+        elif state.welcomed and attempt.phase is Phase.ENDED:
+            times.append(attempt.since + REPEAT_ENDED)
+        elif state.welcomed and attempt.untold is not None:
+            times.append(attempt.untold + TELL_STARTED)
     real = [s for s in state.gpus.values() if not s.told.simulated]
     times += [s.since + state.clean_timeout for s in real if s.state is GpuState.CLEANING]
     if real:
@@ -293,8 +296,9 @@ class _Step(Readings):
             return f"it is meant for node {node}"
         if self.state.shepherd is None:
             return "its shepherd does not run"
+        job = f"{_job(name)}#"
         for other in self.state.attempts.values():
-            if _job(other.name) == _job(name) and other.phase is not Phase.ENDED:
+            if other.name.startswith(job) and other.phase is not Phase.ENDED:
                 return f"attempt {other.name} of the same job is still here"
         for uuid in gpus:
             slot = self.state.gpus.get(uuid)

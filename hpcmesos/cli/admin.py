@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hpcmesos.api_schema import AuditStatus, AuthorityStatus
 from hpcmesos.cli import checks, commands_dir, man_pages
 from hpcmesos.cli.connect import STATE, connect
+from hpcmesos.cli.tables import show
 from hpcmesos.cli.times import local_time
 from hpcmesos.model import Scope
 
@@ -62,7 +63,7 @@ def listing(state: Path | None) -> None:
     for one in connect(state).tokens():
         whose = one.user or one.node or "any node"
         table.add_row(one.id, one.kind, whose, one.scope, one.created_by, local_time(one.expires_at))
-    Console().print(table)
+    show(table)
 
 
 @token.command("revoke")
@@ -83,14 +84,14 @@ def certificate() -> None:
 @STATE
 def certificates(state: Path | None) -> None:
     """List the authorities that are trusted, and the certificates that have not run out."""
-    client, console = connect(state), Console()
-    console.print(_authorities(client.authorities()), end="\n\n")
+    client = connect(state)
+    authorities = _authorities(client.authorities())
     table = Table("node", "serial", "authority", "issued", "good until", "", box=None, pad_edge=False)
     for one in client.certificates():
         revoked = "" if one.revoked_at is None else f"revoked {local_time(one.revoked_at)}"
         times = local_time(one.issued_at), local_time(one.expires_at)
         table.add_row(one.node, one.serial[:16], one.authority[:16], *times, revoked)
-    console.print(table)
+    show(authorities, table)
 
 
 def _authorities(found: list[AuthorityStatus]) -> Table:
@@ -140,7 +141,7 @@ def rotate_ca(
     else:
         pem, key_pem = (path.read_text() if path else "" for path in (certificate, key))
         found = client.rotate_authority(pem, key_pem, wait * 86400)
-    Console().print(_authorities(found))
+    show(_authorities(found))
 
 
 @certificate.command("revoke")
@@ -174,7 +175,7 @@ def audit(
         table.add_row(
             local_time(change.at), change.user, change.action, change.job or _named(change), change.via
         )
-    Console().print(table)
+    show(table)
 
 
 def _named(change: AuditStatus) -> str:
@@ -193,8 +194,8 @@ def doctor(state: Path | None) -> None:
     for finding in checks.run_all(lambda: connect(state)):
         failed |= finding.verdict == "bad"
         colour = {"good": "green", "note": "yellow", "bad": "red"}[finding.verdict]
-        table.add_row(finding.check, f"[{colour}]{finding.verdict}[/{colour}]", finding.text)
-    Console().print(table)
+        table.add_row(finding.check, Text(finding.verdict, colour), finding.text)
+    show(table)
     sys.exit(1 if failed else 0)
 
 

@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpcmesos.agent import isolation
-from hpcmesos.api_schema import HealthReply
+from hpcmesos.api_schema import HealthReply, NodeStatus
 from hpcmesos.cli.real_gpus import find_real_gpus
 from hpcmesos.client import Client
 from hpcmesos.errors import HpcmesosError, Unauthorized
@@ -58,19 +58,24 @@ def _cluster(connect: Callable[[], Client]) -> Iterator[Finding]:
         )
     else:
         yield Finding("leader", "good", f"term {leader.term} at {leader.address}")
-    down = [node.name for node in nodes if node.state in ("down", "gone")]
-    if not nodes:
-        yield Finding(
-            "nodes", "note", "no node has joined yet: hpcmesos token create --join, then hpcmesos agent"
-        )
-    elif down:
-        yield Finding("nodes", "note", f"{len(nodes) - len(down)} up, not up: {', '.join(down)}")
-    else:
-        yield Finding("nodes", "good", f"{len(nodes)} up")
+    yield _nodes(nodes)
     yield from _authorities(client)
     for fault in health.plugins:
         yield Finding("scheduler", "bad", fault)
     yield from _database(health)
+
+
+def _nodes(nodes: Sequence[NodeStatus]) -> Finding:
+    if not nodes:
+        text = "no node has joined yet: hpcmesos token create --join, then hpcmesos agent"
+        return Finding("nodes", "note", text)
+    down = [node.name for node in nodes if node.state in ("down", "gone")]
+    kept = [node.name for node in nodes if node.state in ("draining", "offline")]
+    if not down and not kept:
+        return Finding("nodes", "good", f"{len(nodes)} up")
+    absent = [f"{what}: {', '.join(names)}" for what, names in (("not up", down), ("offline", kept)) if names]
+    text = "; ".join([f"{len(nodes) - len(down) - len(kept)} in service", *absent])
+    return Finding("nodes", "note", f"{text}; pbsnodes -l -n says why")
 
 
 def _authorities(client: Client) -> Iterator[Finding]:

@@ -12,11 +12,11 @@ from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from hpcmesos.api_schema import ScheduleRequest, ScheduleStatus, Submission
 from hpcmesos.cli.connect import STATE, connect
+from hpcmesos.cli.tables import show
 from hpcmesos.errors import InvalidScript
 from hpcmesos.pbs import submission as pbs
 
@@ -108,7 +108,7 @@ def history(name: str, count: int, owner: str | None, state: Path | None) -> Non
         again = f"; again at {_shown(run.retry_at)}" if run.retry_at else ""
         outcome = run.outcome or "has not ended"
         table.add_row(_shown(run.due), _shown(run.fired_at), str(run.number), run.job or "-", outcome + again)
-    _print(table)
+    show(table)
 
 
 @cron.command("graph")
@@ -177,12 +177,7 @@ def _show(schedules: list[ScheduleStatus]) -> None:
         table.add_row(
             one.owner, one.name, one.rule, upcoming, one.missed, one.overlap, one.job_name, one.queue
         )
-    _print(table)
-
-
-def _print(table: Table) -> None:
-    """Programs that read it get one line a row, however long."""
-    Console(soft_wrap=True, width=None if sys.stdout.isatty() else 1000).print(table)
+    show(table)
 
 
 def _shown(at: float) -> str:

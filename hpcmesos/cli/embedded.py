@@ -78,11 +78,11 @@ class Cluster:
         """
         if masters is not None and masters < self.masters:
             raise ConfigError(
-                f"{self.state} has {self.masters} masters; `hpcmesos down` it first to have fewer"
+                f"{self.state} has {self.masters} masters, and a cluster only grows: for fewer take another --state"
             )
         if agents is not None and agents < self.agents:
             raise ConfigError(
-                f"{self.state} has {self.agents} agents; `hpcmesos down` it first to have fewer"
+                f"{self.state} has {self.agents} agents, and a cluster only grows: for fewer take another --state"
             )
         wanted = replace(self, agents=agents or self.agents, masters=masters or self.masters)
         wanted = replace(wanted, gpus=gpus if gpus is not None else self.gpus)

@@ -13,6 +13,8 @@ from hpcmesos.cli.connect import STATE, connect
 from hpcmesos.client import Client
 from hpcmesos.errors import HpcmesosError
 
+_LOOK = 0.2
+
 
 @click.command()
 @click.argument("job")
@@ -22,7 +24,7 @@ from hpcmesos.errors import HpcmesosError
 def logs(job: str, follow: bool, stream: str, state: Path | None) -> None:
     """Print what a job has written; its stderr goes to stderr."""
     streams = ("stdout", "stderr") if stream == "both" else (stream,)
-    failures: list[HpcmesosError] = []
+    failures: list[Exception] = []
     # A client belongs to one thread, hence one for each stream.
     threads = [
         threading.Thread(target=copy_stream, args=(connect(state), job, name, follow, failures), daemon=True)
@@ -31,19 +33,20 @@ def logs(job: str, follow: bool, stream: str, state: Path | None) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        while thread.is_alive() and not any(isinstance(failure, OSError) for failure in failures):
+            thread.join(_LOOK)  # whom nobody reads any more (`| head`) waits for no end of the job
     if failures:
         raise failures[0]
 
 
-def copy_stream(client: Client, job: str, stream: str, follow: bool, failures: list[HpcmesosError]) -> None:
+def copy_stream(client: Client, job: str, stream: str, follow: bool, failures: list[Exception]) -> None:
     """Prints one stream of a job as it comes; what goes wrong is added to ``failures``."""
     target = sys.stdout.buffer if stream == "stdout" else sys.stderr.buffer
     try:
         for piece in client.logs(job, stream, follow=follow):
             target.write(piece)
             target.flush()
-    except HpcmesosError as error:
+    except (HpcmesosError, OSError) as error:
         failures.append(error)
 
 

@@ -64,7 +64,7 @@ def root() -> None:
 
 
 def main() -> None:
-    """Entry point: every error of ours is one line on stderr and its own exit code."""
+    """Entry point: every error of ours, and of the system's, is one line on stderr and an exit code."""
     try:
         root(prog_name="hpcmesos", standalone_mode=False)
     except HpcmesosError as error:
@@ -78,3 +78,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"hpcmesos: {where}{error.strerror or error}", err=True)
+        sys.exit(1)

@@ -23,7 +23,7 @@ from hpcmesos.cli.connect import connect
 from hpcmesos.cli.jobs import copy_stream, exit_code
 from hpcmesos.cli.pbs_commands import submit
 from hpcmesos.client import Client
-from hpcmesos.errors import HpcmesosError, UsageError
+from hpcmesos.errors import UsageError
 from hpcmesos.pbs.option_table import COMMANDS
 from hpcmesos.pbs.values import default_name
 
@@ -196,7 +196,7 @@ class Follower:
         self._job = job
         self._signals: list[int] = []
         self._wake = threading.Event()
-        self._failures: list[HpcmesosError] = []
+        self._failures: list[Exception] = []
         self._threads = [
             threading.Thread(
                 target=copy_stream, args=(connect(), job, name, True, self._failures), daemon=True

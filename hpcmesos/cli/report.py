@@ -10,11 +10,11 @@ from typing import TextIO
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from hpcmesos.api_schema import UsageRow
 from hpcmesos.cli.connect import STATE, connect
+from hpcmesos.cli.tables import show
 from hpcmesos.traces.pictures import stacked
 
 _FIGURES = ("runs", "gpu_hours", "cpu_hours", "lost_gpu_hours")
@@ -88,5 +88,4 @@ def _show(keys: list[str], rows: list[UsageRow]) -> None:
     for row in rows:
         hours = (row.gpu_hours, row.cpu_hours, row.lost_gpu_hours)
         table.add_row(*row.key, str(row.runs), *(f"{amount:.2f}" for amount in hours))
-    width = None if sys.stdout.isatty() else 1000  # programs get one line a row
-    Console(soft_wrap=True, width=width).print(table)
+    show(table)

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from hpcmesos.cli.connect import STATE, connect
+from hpcmesos.cli.tables import show
 from hpcmesos.cli.times import local_time
 
 
@@ -43,7 +43,7 @@ def listing(state: Path | None) -> None:
     table = Table("name", "changed", box=None, pad_edge=False)
     for one in connect(state).secrets():
         table.add_row(one.name, local_time(one.changed_at))
-    Console().print(table)
+    show(table)
 
 
 @secret.command("remove")

@@ -7,11 +7,11 @@ from datetime import datetime
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from hpcmesos.api_schema import Reservation, ReservationRequest, ShareRequest, ShareStatus
 from hpcmesos.cli.connect import STATE, connect
+from hpcmesos.cli.tables import show
 from hpcmesos.cli.times import local_time
 from hpcmesos.errors import InvalidValue
 from hpcmesos.units import parse_duration
@@ -99,7 +99,7 @@ def _show(reservations: list[Reservation]) -> None:
             ", ".join(users) or "nobody",
             one.note,
         )
-    Console(soft_wrap=True).print(table)
+    show(table)
 
 
 def _show_shares(listed: list[ShareStatus]) -> None:
@@ -118,7 +118,7 @@ def _show_shares(listed: list[ShareStatus]) -> None:
             f"{100 * one.target:.1f} %",
             f"{one.factor:.3f}",
         )
-    Console(soft_wrap=True).print(table)
+    show(table)
 
 
 def _moment(text: str, start: float) -> float:

@@ -100,8 +100,9 @@ class Explainer:
             down |= self.installed.fits(kind, included & ~self.up)
         if not down.any():
             return PendingReason(ReasonCode.INSUFFICIENT, f"needs {needs}; {_NO_WAY}")
-        text = f"needs {needs}; too few such nodes are up, down: {self.names(down)}"
-        return PendingReason(ReasonCode.NODES_DOWN, text)
+        text = f"needs {needs}; too few such nodes are in service, out of it: {self.names(down)}"
+        first = ", ".join(self.installed.nodes[row].name for row in _first(down))
+        return PendingReason(ReasonCode.NODES_DOWN, text, {"nodes_out": first})
 
     def names(self, mask: Mask) -> str:
         """The nodes of some rows, the first few by name."""

@@ -228,6 +228,7 @@ def _launchers(spec: Spec) -> dict[str, str]:
         "PRTE_MCA_plm": "ssh",
         "PRTE_MCA_plm_ssh_no_tree_spawn": "1",
         "PRTE_MCA_hwloc_default_binding_policy": "none",
+        "PRTE_MCA_rmaps_default_inherit": "1",  # else what MPI_Comm_spawn starts is bound all the same
         "OMPI_MCA_plm": "rsh",
         # Jobs that share a node would all be bound to its first cores.
         "OMPI_MCA_hwloc_base_binding_policy": "none",

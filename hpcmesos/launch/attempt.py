@@ -429,7 +429,7 @@ class Attempt:
         tables = self.steps.tables()
         cause = self._cause()
         if cause == "OOM":
-            self.output.note("=>> hpcmesos: job killed: it wanted more memory than it had asked for")
+            self.output.note(f"=>> hpcmesos: job killed: {self._of_memory()}")
         left_out = await asyncio.to_thread(self.output.close_gaps) if self.output.overflows() else 0
         stdout, stderr, self._written = await self.output.patiently(self.output.tails, (b"", b"", 0))
         ended = self._report(cause, tables, left_out, (stdout, stderr))
@@ -458,7 +458,7 @@ class Attempt:
             signal=number,
             forced=known.forced,
             culprit=known.order.culprit if known.order else None,
-            message=known.message(opened.failure, left_out),
+            message=known.message(opened.failure or (self._of_memory() if cause == "OOM" else ""), left_out),
             started_at=self._started["started_at"] if self._started else None,
             usage=self._usage(),
             ranks=tables[0],
@@ -470,6 +470,9 @@ class Attempt:
             undelivered=opened.undelivered or self._spooled(),
             delivered=self.spec.get("delivered", []),
         )
+
+    def _of_memory(self) -> str:
+        return ending.of_memory(self.spec["members"][self.spec["me"]])
 
     def _spooled(self) -> str:
         """Why output lies in the spool though every place could be opened: nobody named another one."""

@@ -67,6 +67,12 @@ class Ending:
         return "; ".join(filter(None, [ordered, failure, stuck, self.unstaged, trimmed]))
 
 
+def of_memory(member: dict[str, Any]) -> str:
+    """Why an attempt ended with OOM, by its share of the node."""
+    limit = f": {int(member['mem']) >> 20} MiB on {member['node']}" if member.get("mem") else ""
+    return f"it wanted more memory than it had asked for{limit}"
+
+
 def report(attempt: str, **known: Any) -> dict[str, Any]:
     """The event by which an attempt ends now: the fields of `wire.Ended`, with what nobody knows left open."""
     return {

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shlex
 import stat
 from contextlib import suppress
@@ -13,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from hpcmesos.gang import mpi
-from hpcmesos.launch import display
+from hpcmesos.launch import display, programs
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch
 from hpcmesos.launch.settings import Config, Refusal
@@ -25,6 +26,7 @@ _COMMANDS = {
     "pbsdsh": ["pbsdsh"],
     "hpcmesos": ["command"],
 }
+_RING_RANK = ["-I", "-m", "hpcmesos.launch.ring_rank"]  # with the installed packages, for mpi4py
 
 RING_FILES = ("ring.txt", "ring.json")
 """The table and the report of the ring, in the job's own directory."""
@@ -37,6 +39,7 @@ _OURS = frozenset(
 _ALL = _OURS | {"tmp"}
 _PROGRAM = (b"#!", b"\x7fELF")
 """What the kernel runs by itself; any other script is run by the shell of its owner, as in Torque and PBS."""
+_LOGIN_SHELL = re.compile(rb"#![ \t]*(/\S*/(?:ba|da|k|z)?sh)[ \t]+(--login|-[a-zA-Z]*l[a-zA-Z]*)[ \t]*\n")
 _PRIVATE = stat.S_IFDIR | 0o700
 _MOST_SPARES = 64
 
@@ -78,10 +81,10 @@ def write_commands(config: Config) -> None:
 
 def _write_commands(directory: str, python: str) -> None:
     os.makedirs(directory, 0o755, exist_ok=True)
-    start = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
-    for name, words in _COMMANDS.items():
+    commands = {name: ["-IS", programs.START, *words] for name, words in _COMMANDS.items()}
+    for name, words in (*commands.items(), (programs.RING_RANK, _RING_RANK)):
         path = os.path.join(directory, name)
-        command = shlex.join([python, "-IS", start, *words])
+        command = shlex.join([python, *words])
         with open(path + ".new", "w", encoding="utf-8") as file:
             file.write(f'#!/bin/sh\nexec {command} "$@"\n')
         os.chmod(file.name, 0o755)  # noqa: S103  (jobs of every user run it)
@@ -258,21 +261,44 @@ def _own_files(
             command = ["/bin/sh" if spec.get("image") else owner.shell, "-i"]
         else:
             files[script] = (content, 0o700)
-            by_itself = content.startswith(_PROGRAM)
-            command = [*([] if by_itself else [owner.shell]), script, *spec["script_args"]]
+            front = ":".join([paths.bin, *spec["job_path"]])
+            command = [*_runner(content, owner.shell, front), script, *spec["script_args"]]
         if spec["shell"] is None:
-            files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, command), 0o700)
+            wanted = "" if spec.get("interactive") else _interpreter(content)
+            files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, command, wanted), 0o700)
     if tasks:
         files[paths.tasks] = (json.dumps(tasks).encode(), 0o600)
     return files
 
 
-def _enter(spec: dict[str, Any], paths: mpi.JobPaths, command: list[str]) -> bytes:
-    """What the login shell executes: our commands in front of whatever PATH its files left, then what is to run."""
+def _runner(script: bytes, shell: str, front: str) -> list[str]:
+    """What is put before the script's path. A login shell (``#!/bin/bash -l``) reads files that set PATH anew: our
+    commands are put in front once more when it has.
+    """
+    if login := _LOGIN_SHELL.match(script):
+        again = f'PATH={shlex.quote(front)}:$PATH; . "$0"'
+        return [*map(os.fsdecode, login.groups()), "-c", again]
+    return [] if script.startswith(_PROGRAM) else [shell]
+
+
+def _interpreter(script: bytes) -> str:
+    """The program that its first line, ``#!PROGRAM``, names; empty: none."""
+    words = script[2:].split(b"\n", 1)[0].split(None, 1) if script.startswith(b"#!") else ()
+    return os.fsdecode(words[0]) if words else ""
+
+
+def _enter(spec: dict[str, Any], paths: mpi.JobPaths, command: list[str], interpreter: str) -> bytes:
+    """What the login shell executes: our commands in front of whatever PATH its files left, then what is to run.
+
+    A missing interpreter is named by us: what a shell says then is that the script, a file of ours, was not found.
+    """
     front = shlex.quote(":".join([paths.bin, *spec["job_path"]]))
-    return f"#!/bin/sh\nPATH={front}${{PATH:+:$PATH}}\nexport PATH\nexec {shlex.join(command)}\n".encode(
-        "utf-8", "surrogateescape"
-    )
+    lines = ["#!/bin/sh", f"PATH={front}${{PATH:+:$PATH}}", "export PATH"]
+    if interpreter:
+        text = f"hpcmesos: {interpreter}, which the first line of the script names, cannot be executed on this node"
+        lines.append(f"[ -x {shlex.quote(interpreter)} ] || printf '%s\\n' {shlex.quote(text)} >&2")
+    lines.append(f"exec {shlex.join(command)}\n")
+    return "\n".join(lines).encode("utf-8", "surrogateescape")
 
 
 def _write(path: str, content: bytes, mode: int, owner: Owner) -> None:

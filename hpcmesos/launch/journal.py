@@ -122,9 +122,7 @@ class Journal:
 
         Damage makes a new ``identity``.
         """
-        found: dict[str, list[dict[str, Any]]] = {}
-        places: dict[str, set[_Segment]] = {}
-        moved: dict[str, tuple[list[dict[str, Any]], set[_Segment]]] = {}  # from where lines were moved
+        trails: dict[str, _Trail] = {}
         damaged = False
         for path in sorted(entry.path for entry in os.scandir(self._directory)):
             if not path.endswith(_SUFFIX):
@@ -140,27 +138,19 @@ class Journal:
                 segment.offset = end
                 if name is None:
                     damaged = True
-                    continue
-                if record is None:
-                    for known in (found, places, moved):
-                        known.pop(name, None)
+                elif record is None:
+                    trails.pop(name, None)
                 elif "spec" in record:
-                    if name in found and len(found[name]) > len(moved.get(name, ((),))[0]):
-                        moved[name] = found[name], places[name]
-                    found[name], places[name] = [record], {segment}
-                elif name in found:
-                    found[name].append(record)
-                    places[name].add(segment)
+                    trails.setdefault(name, _Trail()).begin(record, segment)
+                elif name in trails:
+                    trails[name].go_on(record, segment)
         self._number = max([self._number, *map(_number, self._spares)])
-        for name, (records, segments) in moved.items():
-            if records[: len(found[name])] == found[name]:  # cut off, by a full disk or the shepherd's death
-                found[name] = records
-                places[name] |= segments
+        found = {name: trail.end() for name, trail in trails.items()}
         for name, records in found.items():
             entry = self._entries[name] = Entry(self, name)
             entry.lines = [_encode(name, record) for record in records]
             self._open += 1
-            for segment in places[name]:
+            for segment in trails[name].segments:
                 segment.names.add(name)
         self._recycle()
         if damaged:
@@ -262,6 +252,41 @@ class Journal:
                 self._spares.append(spare)
             else:
                 os.unlink(segment.path)
+
+
+class _Trail:
+    """The records of an attempt as they are read: where its lines were moved, they come again from the first one on.
+
+    A move may have been cut off, by a full disk or the shepherd's death, and what was written afterwards stands behind
+    the part that was moved: ``records`` is all that the runs of lines say together.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.segments: set[_Segment] = set()
+        self._run: list[dict[str, Any]] = []
+        self._places: set[_Segment] = set()
+
+    def begin(self, record: dict[str, Any], segment: _Segment) -> None:
+        self.end()
+        self._run, self._places = [record], {segment}
+
+    def go_on(self, record: dict[str, Any], segment: _Segment) -> None:
+        self._run.append(record)
+        self._places.add(segment)
+
+    def end(self) -> list[dict[str, Any]]:
+        """The run is over; answers all records until here."""
+        again = 0
+        for known, record in zip(self.records, self._run, strict=False):
+            if known != record:
+                break
+            again += 1
+        whole = again == len(self.records)  # nothing counts any more of where they were before
+        self.records = self.records + self._run[again:]
+        self.segments = self._places if whole else self.segments | self._places
+        self._run = []
+        return self.records
 
 
 class Entry:

@@ -34,10 +34,10 @@ _OF_THE_HOST = (
 _HYDRA = {
     0: "l prepend-rank prepend-timestamp verbose v print-all-exitcodes genvall genvnone envall envnone"
     " disable-hostname-propagation enable-hostname-propagation disable-auto-cleanup enable-auto-cleanup"
-    " disable-x enable-x debug",
+    " disable-x enable-x debug print-rank-map rr",
     1: "n np f hostfile hosts host ppn genvlist envlist wdir wd dir umask launcher launcher-exec bootstrap"
     " bootstrap-exec rmk iface bind-to map-by membind usize gpus-per-proc prepend-pattern outfile-pattern"
-    " errfile-pattern localhost timeout order-nodes pmi-port",
+    " errfile-pattern localhost timeout order-nodes pmi-port perhost grr",
     2: "genv env",
 }
 _OPEN_MPI = {

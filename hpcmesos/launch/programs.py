@@ -9,8 +9,8 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 START = os.path.join(_HERE, "__main__.py")
 STARTER = os.path.join(_HERE, "starter")
 """Compiled of ``starter.c``, where there was a compiler when this was installed."""
-RING_RANK = "ring-rank"
-"""What starts one rank of the ring, with the interpreter of the node where it runs."""
+RING_RANK = "hpcmesos-ring-rank"
+"""What starts one rank of the ring, with the interpreter of the node where it runs: in every job's PATH."""
 LAUNCHERS = ("mpiexec", "mpirun", "hydra", "prte", "prun", "orte", "orted")
 """How the names of launchers' processes begin."""
 _RANK_PYTHON = os.path.join(_HERE, "rank_python")

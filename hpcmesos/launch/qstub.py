@@ -31,6 +31,9 @@ _PATIENCE = 30.0
 _SILENCE = 20.0
 """Seconds without a byte after which another master is asked, where there is one."""
 
+_HINT = 3.0
+"""Seconds after which somebody at a terminal is told what is waited for."""
+
 _UNMET = 5.0
 """The same when there is a way to a master, but no socket at its end."""
 
@@ -54,6 +57,8 @@ class _Refused(Exception):
 def main(argv: list[str], submit_filter: str = "") -> int:
     """``submit_filter``: a program of the site that sees scripts first, where it is there."""
     command, path, personality, client, *arguments = argv
+    if quick.signal.getsignal(quick.signal.SIGINT) != quick.signal.SIG_IGN:
+        quick.signal.signal(quick.signal.SIGINT, quick.signal.SIG_DFL)  # Ctrl-C ends it without a word
     request = _request(command, arguments, personality)
     if submit_filter and command in _SUBMITTING and os.path.lexists(submit_filter):
         request["submit_filter"] = submit_filter
@@ -71,13 +76,16 @@ def main(argv: list[str], submit_filter: str = "") -> int:
     except (OSError, _Broken) as error:
         if isinstance(error, _Absent) and os.environ.get("HPCMESOS_URL"):
             os.execv(client, [client, command, *arguments])  # noqa: S606  (an argument list is the point)
-        reason = getattr(error, "strerror", None) or error
-        sys.stderr.write(f"{command}: cannot connect to server ({path}: {reason}); is the master running?\n")
+        sys.stderr.write(
+            f"{command}: cannot connect to server ({path}: {_words(error)}); is the master running?\n"
+        )
         return UNREACHABLE
     except _Refused as error:
         sys.stderr.write(f"{command}: {error.args[0]}\n")
         return int(error.args[1])
-    _print(reply)
+    if failed := _print(reply):
+        sys.stderr.write(f"{command}: cannot write the answer: {failed}\n")
+        return 1
     if reply.get("then"):
         os.execv(client, [client, *reply["then"]])  # noqa: S606  (an argument list is the point)
     return int(reply.get("code", 0))
@@ -168,11 +176,17 @@ def _filtered(request: dict[str, Any], content: bytes) -> bytes:
         raise _Refused(error.args[0], 1) from error
 
 
-def _print(reply: dict[str, Any]) -> None:
-    for stream, text in ((sys.stdout, reply.get("stdout")), (sys.stderr, reply.get("stderr"))):
-        if text:
-            stream.buffer.write(text.encode("utf-8", "surrogateescape"))
-            stream.flush()
+def _print(reply: dict[str, Any]) -> str:
+    """Why it could not be written; empty: it was. A reader that has seen enough (``qstat | head``) ends us silently."""
+    quick.signal.signal(quick.signal.SIGPIPE, quick.signal.SIG_DFL)  # not before: a master may hang up
+    for fd, text in ((1, reply.get("stdout")), (2, reply.get("stderr"))):
+        try:
+            left = memoryview((text or "").encode("utf-8", "surrogateescape"))
+            while left:
+                left = left[os.write(fd, left) :]
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
 
 
 # --- HTTP/1.1 over a unix socket, as much as one request needs ------------------------------------------------------
@@ -185,7 +199,7 @@ def _ask(paths: str, target: str, request: dict[str, Any]) -> dict[str, Any]:
         f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
-    began, pause, met = monotonic(), 0.05, False
+    began, pause, met, told = monotonic(), 0.05, False, False
     while True:
         last: Exception | None = None
         several = paths.split(",")
@@ -205,8 +219,17 @@ def _ask(paths: str, target: str, request: dict[str, Any]) -> dict[str, Any]:
             raise _Absent(last.errno, last.strerror)
         if monotonic() > began + (_PATIENCE if met else _UNMET):
             raise last
+        if not told and monotonic() > began + _HINT and sys.stderr.isatty():
+            told = True
+            sys.stderr.write(
+                f"{target.rpartition('/')[2]}: {_words(last)}; trying again for {_PATIENCE:.0f} s\n"
+            )
         sleep(pause)
         pause = min(pause * 2, 0.5)
+
+
+def _words(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error.args[0])
 
 
 def _exchange(path: str, silence: float | None, data: bytes) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import select
 import sys
 
 from hpcmesos.launch import programs, protocol, quick, tasks
+from hpcmesos.launch.pmi_tap import Tap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ _PATIENCE = 3.0
 """Seconds that the shepherd may take to note an end; above those for which it waits for other ranks."""
 _LOST_PEER = 14
 """MPI_ERR_UNKNOWN: with it Open MPI ends a rank whose connection to another one has closed."""
-_PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
+_OF_THE_GROUP = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+"""What launchers send to the rank's whole process group, Hydra, PRRTE and ORTE alike: passed on, it would come twice,
+and a rank that has heard it and is about to end would die of the second."""
 _OF_THE_HOST = (
     *("HPCMESOS_SOCKET", "HPCMESOS_GPUS", "HPCMESOS_NODE", "HPCMESOS_SHEPHERD"),
     *("HYDRA_HOST_FILE", "HYDRA_LAUNCHER_EXEC", "I_MPI_HYDRA_BOOTSTRAP_EXEC"),
@@ -62,11 +65,13 @@ def main(argv: list[str]) -> NoReturn:
     }
     shepherd = _tell_start(about)
     _give_input(rank)
-    status, asked = _run(command)
+    end = {"op": "rank_end", "step": step, "rank": rank}
+    tap = _tap(shepherd, end) if shepherd else None
+    status, asked = _run(command, tap)
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     number = os.WTERMSIG(status) if code is None else None
     if shepherd:
-        end = {"op": "rank_end", "step": step, "rank": rank, "code": code, "signal": number, "asked": asked}
+        end |= {"code": code, "signal": number, "asked": asked}
         if code == _LOST_PEER and "OMPI_COMM_WORLD_RANK" in os.environ:
             end["dragged"] = True
         pmi = os.environ.get("PMI_FD", "") if code == 0 else ""
@@ -132,45 +137,65 @@ def _number(names: tuple[str, ...], default: int) -> int:
     return default
 
 
-def _run(command: list[str]) -> tuple[int, bool]:
+def _tap(shepherd: Any, about: dict[str, Any]) -> Tap | None:
+    """Of the line from this rank to Hydra; None where there is none, or none that can be listened to."""
+    pmi = os.environ.get("PMI_FD", "")
+    if not pmi.isdigit():
+        return None
+
+    def aborted(code: int) -> None:
+        _tell_end(shepherd, {**about, "code": code & 0xFF, "signal": None})
+
+    try:
+        return Tap(int(pmi), aborted)
+    except OSError:
+        return None
+
+
+def _run(command: list[str], tap: Tap | None) -> tuple[int, bool]:
     """Runs the program as a child that inherits every descriptor (PMI speaks over one).
 
     Answers its wait status, and whether it was told to end before: launchers do so when another rank has failed.
     """
     asked = False
 
-    def pass_on(number: int, _: object) -> None:
+    def heed(number: int, _: object) -> None:
         nonlocal asked
         asked |= number == quick.signal.SIGTERM
-        try:  # noqa: SIM105  (contextlib costs 3 ms to import)
-            os.kill(pid, number)
-        except OSError:
-            pass
 
+    for name in _OF_THE_GROUP:
+        number = getattr(quick.signal, name)
+        if quick.signal.getsignal(number) != quick.signal.SIG_IGN:  # as nohup has it, for the rank too
+            quick.signal.signal(number, heed)
     try:
-        pid = _spawn(command)
+        pid = _spawn(command, tap)
     except OSError as error:
         sys.stderr.write(f"hpcmesos: cannot run '{command[0]}': {error.strerror}\n")
         sys.stderr.flush()
         return (127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126) << 8, False
-    for name in _PASSED_ON:
-        quick.signal.signal(getattr(quick.signal, name), pass_on)
+    if tap:
+        tap.serve(pid)
     status = os.waitpid(pid, 0)[1]
     return status, asked
 
 
-def _spawn(command: list[str]) -> int:
+def _spawn(command: list[str], tap: Tap | None) -> int:
     """The child's pid. Nothing of this process is copied for it. Raises OSError."""
-    program = command[0]
+    program, environ = command[0], dict(os.environ)
+    actions: list[tuple[int, int]] = []
+    if tap:
+        environ["PMI_FD"] = str(tap.theirs)
+        actions = [(os.POSIX_SPAWN_CLOSE, tap.hydra)]
     # The interpreter ignores it; programs expect to die of it.
     fresh = (quick.signal.SIGPIPE,)
     try:
-        return os.posix_spawnp(program, command, os.environ, setsigdef=fresh)
+        return os.posix_spawnp(program, command, environ, file_actions=actions, setsigdef=fresh)
     except FileNotFoundError:
         if "/" in program:
             raise
         # Launchers look here too.
-        return os.posix_spawn(os.path.join(".", program), command, os.environ, setsigdef=fresh)
+        found = os.path.join(".", program)
+        return os.posix_spawn(found, command, environ, file_actions=actions, setsigdef=fresh)
 
 
 def _tell_start(about: dict[str, Any]) -> Any:

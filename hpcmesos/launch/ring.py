@@ -34,7 +34,7 @@ class Ring(run.Step):
             for member, count in zip(members, counts, strict=True)
             for _ in range(count)
         ]
-        options.command = ["hpcmesos", programs.RING_RANK, str(self._limit), ",".join(doors)]
+        options.command = [programs.RING_RANK, str(self._limit), ",".join(doors)]
         super().__init__(path, options, lease, answer, counts)
         self._ranks = [
             ring_report.Rank(

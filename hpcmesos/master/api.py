@@ -33,6 +33,7 @@ from hpcmesos.master.api_credentials import CREDENTIALS
 from hpcmesos.master.api_streams import STREAMS
 from hpcmesos.master.metrics import CONTENT_TYPE, Metrics
 from hpcmesos.master.requests import OPEN, ApiRequest, actor_of, caller_of, site_of
+from hpcmesos.master.seldom import Seldom
 from hpcmesos.master.services import (
     auditing,
     changes,
@@ -58,6 +59,7 @@ from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue import documents
 
 log = logging.getLogger(__name__)
+_outages = Seldom(log)
 
 _LARGEST_BODY = 16 * 1024 * 1024
 _INTERNAL_EXIT = 255
@@ -407,7 +409,7 @@ def _refusal(error: HpcmesosError, personality: Personality = Personality.TORQUE
 
 def _on_refusal(request: ApiRequest, error: HpcmesosError) -> Response[Any]:
     if error.http_status >= 500:
-        log.warning("%s %s: %s", request.method, request.url.path, error)
+        _outages.warn(str(error), f"{request.method} {request.url.path}")
     return _refusal(error)
 
 

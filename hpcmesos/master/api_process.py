@@ -29,14 +29,16 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from hpcmesos import api_schema
 from hpcmesos.errors import MasterUnreachable
 from hpcmesos.master.api import build_app
-from hpcmesos.master.child import API_CONFIG, Child, come_first, log_to_stderr
+from hpcmesos.master.child import API_CONFIG, Child, log_to_stderr
 from hpcmesos.master.door import Acceptor, Door, GuardedProtocol, GuardedWebSocket, Limits
 from hpcmesos.master.identity import Identity, keep_fresh
 from hpcmesos.master.metrics import Metrics, counting
+from hpcmesos.master.seldom import Seldom
 from hpcmesos.master.services import authorities
 from hpcmesos.master.services.routing import LOOK, Router
 from hpcmesos.master.services.site import Site
 from hpcmesos.master.services.wait import in_thread
+from hpcmesos.priority import come_first
 from hpcmesos.queue.store import Store
 
 log = logging.getLogger(__name__)
@@ -105,12 +107,13 @@ async def _serve(config: Child, supervisor: int | None) -> None:
 
 async def _keep_routing(router: Router) -> None:
     """Looks after jobs in route queues for as long as this process serves."""
+    outages = Seldom(log)
     while True:
         await asyncio.sleep(LOOK)
         try:
             await in_thread(router.look)
         except Exception as error:  # the next look may do better; requests are served meanwhile
-            log.warning("route queues are looked at later: %s", error)
+            outages.warn(f"route queues are looked at later: {error}")
 
 
 async def _keep_authorities(keeper: authorities.Keeper) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import dataclasses
 import json
@@ -22,7 +21,6 @@ LEADER_CONFIG = "HPCMESOS_LEADER_CONFIG"
 """Variables of a child that name its file."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_NICE = -5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +58,6 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("the supervisor is gone already")
-
-
-def come_first() -> None:
-    """Ahead of jobs on this host, where that is allowed; called before there are threads. Whoever asks or submits waits
-    for milliseconds of CPU then, while the jobs' processes take all that there is.
-    """
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, min(_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 class LineFormatter(logging.Formatter):

@@ -14,18 +14,18 @@ from msgspec import structs
 
 from hpcmesos import wire
 from hpcmesos.errors import StateError
-from hpcmesos.master import billing, gang_clock, vault
+from hpcmesos.master import billing, gang_clock
 from hpcmesos.master.arrays import Arrays
 from hpcmesos.master.billing import Billing
 from hpcmesos.master.cluster import FINAL, Attempt, Phase
 from hpcmesos.master.completion import LOSSES, TROUBLE, UNHARMED, Completion
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.reports import clean, reported, verdict
-from hpcmesos.master.spec import build_spec, prepare_timeout
-from hpcmesos.master.submissions import Submissions
+from hpcmesos.master.spec import common_part, own_part, prepare_timeout
+from hpcmesos.master.submissions import Submissions, Submitted
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
-from hpcmesos.queue.records import Ending, JobRecord
+from hpcmesos.queue.records import Ending, JobRecord, NodeRecord
 from hpcmesos.units import parse_size
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class Gangs:
 
     def _secrets(self, owner: str, names: Collection[str]) -> dict[str, str | None]:
         """The owner's secrets, base64, only for the wire; None: not there any more, or sealed with another key."""
+        from hpcmesos.master import vault  # a leader that takes over need not wait for cryptography
+
         kept = {secret.name: secret.sealed for secret in self.desk.reader.secrets(owner)}
         values: dict[str, str | None] = dict.fromkeys(names)
         for name in set(names) & kept.keys():
@@ -86,24 +88,31 @@ class Gangs:
         submitted = self.submissions.get(attempt.key.seq)
         job = structs.replace(self.desk.cluster.jobs[attempt.key.job], submission=submitted.submission)
         attempt.billing = billing.of(submitted.submission)
-        nodes = self.desk.cluster.nodes
-        members = []
-        for name in attempt.nodes:
-            node = nodes[name]
-            members.append(
-                (attempt.shares[name], structs.replace(node.record, gpus=tuple(node.gpus.values())))
-            )
+        members = [(attempt.shares[name], self._described(attempt, name)) for name in attempt.nodes]
+        return self._common(job, submitted) | own_part(job, members, self.desk.settings)
+
+    def _described(self, attempt: Attempt, name: str) -> NodeRecord:
+        """A member's node, with its GPUs if the attempt has some of them."""
+        node = self.desk.cluster.nodes[name]
+        gpus = tuple(node.gpus.values()) if attempt.shares[name].gpus else ()
+        return structs.replace(node.record, gpus=gpus) if gpus else node.record
+
+    def _common(self, job: JobRecord, submitted: Submitted) -> dict[str, Any]:
+        """What the specs of the job, or of all elements of its array, have in common; made once."""
         queue = self.desk.cluster.queues.get(job.queue)
         demanded = queue is not None and queue.attributes.get("ring") == "check"
         limit = self._set_for(job.queue, "log_limit")
-        return build_spec(
-            job,
-            members,
-            submitted.script,
-            self.desk.settings,
-            ring_demanded=demanded,
-            log_limit=parse_size(limit) if limit else None,
-        )
+        depends = (job.request, job.queue, job.egroup, demanded, limit)
+        if submitted.common is None or submitted.common[0] != depends:
+            part = common_part(
+                job,
+                submitted.script,
+                self.desk.settings,
+                ring_demanded=demanded,
+                log_limit=parse_size(limit) if limit else None,
+            )
+            submitted.common = depends, part
+        return submitted.common[1]
 
     def _set_for(self, queue: str, name: str) -> str:
         """The attribute of the queue, else of the server; empty: neither has it."""

@@ -20,6 +20,7 @@ from hpcmesos.master.changes import Changes
 from hpcmesos.master.completion import canceled_status, resting_state
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.gangs import Gangs
+from hpcmesos.master.holds import DEPENDENCY_HOLD
 from hpcmesos.master.reconcile import Nodes
 from hpcmesos.master.reports import verdict
 from hpcmesos.master.runs import Runs
@@ -27,14 +28,20 @@ from hpcmesos.master.services import wishes
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
 from hpcmesos.queue.arrays import Ranges, normal
-from hpcmesos.queue.dependencies import Dependency, DependencyKind, Verdict, judge_all, preceded
+from hpcmesos.queue.dependencies import (
+    Dependency,
+    DependencyKind,
+    Verdict,
+    judge_all,
+    preceded,
+    why_impossible,
+)
 from hpcmesos.queue.records import InboxRow, JobFilter, JobKey, JobRecord, Outcome
 from hpcmesos.queue.states import exit_status
 from hpcmesos.queue.store import SUBMIT
 
 log = logging.getLogger(__name__)
 
-DEPENDENCY_HOLD = "d"
 _RUNNING = (JobState.RUNNING, JobState.EXITING)
 _EVERY: Ranges = ((0, 2**31),)
 
@@ -193,9 +200,10 @@ class Inbox:
         held = DEPENDENCY_HOLD in job.holds
         if held and self._still_waits(job):
             return
-        verdict = judge_all(job.dependencies, self._outcomes(job))
+        outcomes = self._outcomes(job)
+        verdict = judge_all(job.dependencies, outcomes)
         if verdict is Verdict.IMPOSSIBLE:
-            comment = "a job that it depends on did not end as it must, or is unknown"
+            comment = f"can never start: {why_impossible(job.dependencies, outcomes)}"
             self._complete_unrun(job, "dependency failed", comment)
         elif verdict is Verdict.SATISFIED and held:
             self.rest(job, "dependency satisfied", set(job.holds) - {DEPENDENCY_HOLD})

@@ -26,7 +26,7 @@ import uvloop
 
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
-from hpcmesos.errors import DatabaseUnavailable
+from hpcmesos.errors import DatabaseUnavailable, Unavailable
 from hpcmesos.master import child, notices
 from hpcmesos.master.events import Event, InboxHint, Stop
 from hpcmesos.master.identity import Identity, keep_fresh
@@ -36,6 +36,7 @@ from hpcmesos.master.planner import Planner
 from hpcmesos.master.standby import Standby
 from hpcmesos.master.timers import Timers
 from hpcmesos.master.timetable import TimetableThread
+from hpcmesos.priority import come_first
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.leadership import Leadership
 
@@ -108,8 +109,10 @@ def guarded(run: Callable[[], None], stopped: threading.Event) -> Callable[[], N
         except BaseException as error:
             if stopped.is_set():
                 return
-            log.exception("thread %s failed", threading.current_thread().name)
-            die(f"{type(error).__name__}: {error}")
+            name = threading.current_thread().name
+            if not isinstance(error, Unavailable):  # else nothing of ours has failed: a line says it all
+                log.exception("thread %s failed", name)
+            die(f"{type(error).__name__} in thread {name}: {error}")
 
     return body
 
@@ -129,12 +132,13 @@ def acquire(leadership: Leadership, settings: MasterSettings) -> tuple[int, sock
                 )  # who hears of the address now waits in line, and need not dial twice
                 log.info("leading term=%d address=%s", term, bound[1])
                 return term, bound[0]
-            text, pause = "another candidate leads", _PAUSE
+            text, level, pause = "another candidate leads", logging.INFO, _PAUSE
         except (DatabaseUnavailable, OSError) as error:
-            text, pause = str(error), min(_LONGEST_PAUSE, 2 * pause)
+            text = getattr(error, "strerror", None) or str(error)
+            level, pause = logging.WARNING, min(_LONGEST_PAUSE, 2 * pause)
             time.sleep(pause)
         if text != said:
-            log.info("waiting: %s", text)
+            log.log(level, "waiting: %s", text)
             said = text
 
 
@@ -257,7 +261,7 @@ def main() -> int:
     config = child.Child.read(Path(os.environ[child.LEADER_CONFIG]))
     child.die_with_parent(int(os.environ["HPCMESOS_SUPERVISOR"]))
     child.log_to_stderr(config.settings.log_level)
-    child.come_first()
+    come_first()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     leadership = Leadership(leader_url(config.settings))
     standby = Standby(leader_url(config.settings), config.settings.server)

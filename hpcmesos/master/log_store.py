@@ -165,7 +165,7 @@ class LogStore:
             or not attempt[:1].isdigit()
             or stream not in ("stdout", "stderr")
         ):
-            raise InvalidValue(f"illegally formed attempt identifier: {ascii(attempt)[1:41]}")
+            raise InvalidValue(f"illegally formed attempt identifier: {ascii(attempt[:40])[1:-1]}")
         number = _digits(attempt[:20])
         return self.directory / number[-3:].zfill(3) / f"{attempt}.{stream}"
 

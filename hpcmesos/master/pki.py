@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
-import hashlib
 import ipaddress
 import os
-import ssl
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,6 +51,15 @@ class Ca:
     @property
     def path(self) -> Path:
         return self.directory / "ca.pem"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A certificate request: ``names`` are IP and DNS names. Nothing else that it asks for counts."""
+
+    node: str
+    public_key: ec.EllipticCurvePublicKey
+    names: x509.SubjectAlternativeName | None
 
 
 def ensure_ca(state: Path) -> Ca:
@@ -179,11 +186,6 @@ def _signing(directory: Path) -> str:
     return "" if ca is None else ca.pem
 
 
-def digest(trusted: str) -> str:
-    """SHA-256 in hex, by which masters and nodes tell each other which authorities they trust, and which signs."""
-    return hashlib.sha256(trusted.encode()).hexdigest()
-
-
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     with (directory / ".lock").open("w") as lock:
@@ -220,12 +222,8 @@ def ensure_certificate(
     return certificate_path, key_path
 
 
-def sign_csr(
-    ca: Ca, csr_pem: str, organization: str, node: str, lifetime: datetime.timedelta = LIFETIME
-) -> str:
-    """A certificate (PEM) for the key of a request whose common name is ``node``.
-
-    Of what the request asks for, only the common name and the IP and DNS names are taken.
+def read_csr(csr_pem: str, node: str) -> Request:
+    """What is taken of a certificate request whose common name has to be ``node``.
 
     Raises:
         InvalidValue: the text is no valid request, or names another node.
@@ -244,7 +242,12 @@ def sign_csr(
     public_key = csr.public_key()
     if not isinstance(public_key, ec.EllipticCurvePublicKey):
         raise InvalidValue("the certificate request needs an elliptic curve key")
-    certificate = _issue(ca, node, organization, public_key, names, lifetime)
+    return Request(node, public_key, names)
+
+
+def sign(ca: Ca, request: Request, organization: str, lifetime: datetime.timedelta = LIFETIME) -> str:
+    """A certificate (PEM) for the key of a request."""
+    certificate = _issue(ca, request.node, organization, request.public_key, request.names, lifetime)
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
@@ -271,46 +274,6 @@ def to_pem(certificate: x509.Certificate) -> str:
 def fingerprint_of(certificate: x509.Certificate) -> str:
     """SHA-256 of its DER in hex."""
     return certificate.fingerprint(hashes.SHA256()).hex()
-
-
-def server_context(certificate: Path, key: Path, ca: Path, *, require_client: bool) -> ssl.SSLContext:
-    """TLS for a listener; a client's certificate is asked for, and refused unless our authority signed it."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificate, key)
-    context.load_verify_locations(ca)
-    context.verify_flags |= (
-        ssl.VERIFY_X509_PARTIAL_CHAIN
-    )  # a site's own is below others, which count for nothing
-    context.options |= ssl.OP_NO_TICKET  # nobody comes back by a certificate that has been dropped meanwhile
-    context.num_tickets = 0
-    context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
-    return context
-
-
-def client_context(ca: Path, certificate: Path | None = None, key: Path | None = None) -> ssl.SSLContext:
-    """TLS towards a server of the cluster; host names are not compared: the caller checks O and CN of the peer."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.load_verify_locations(ca)
-    if certificate is not None:
-        context.load_cert_chain(certificate, key)
-    return context
-
-
-def peer_name(certificate: object) -> tuple[str, str] | None:
-    """(O, CN) of what ``getpeercert()`` returned; None: the peer showed no certificate."""
-    if not isinstance(certificate, dict) or not certificate:
-        return None
-    fields = {key: value for rdn in certificate.get("subject", ()) for key, value in rdn}
-    return fields.get("organizationName", ""), fields.get("commonName", "")
-
-
-def serial(certificate: object) -> str:
-    """The serial number, hex, of what ``getpeercert()`` returned; empty: the peer showed no certificate."""
-    return str(certificate.get("serialNumber", "")).lower() if isinstance(certificate, dict) else ""
 
 
 def common_name_of(subject: x509.Name) -> str:

@@ -10,13 +10,17 @@ from hpcmesos.gang import words
 from hpcmesos.gang.snapshot import Plan
 from hpcmesos.gang.tables import NodeTable
 from hpcmesos.master import cycle
-from hpcmesos.master.cluster import may_start
+from hpcmesos.master.cluster import Node, may_start
 from hpcmesos.master.effects import Desk
+from hpcmesos.master.holds import DEPENDENCY_HOLD, held_text
 from hpcmesos.master.links_client import Answer, Question
 from hpcmesos.model import GpuState, JobId, JobState, PendingReason, ReasonCode
+from hpcmesos.queue.dependencies import Verdict, judge
 from hpcmesos.queue.records import JobKey, JobRecord
 
-_HOLDS = {"u": "a user hold", "o": "an operator hold", "s": "a system hold"}
+_OF_GPUS = frozenset(
+    {ReasonCode.INSUFFICIENT, ReasonCode.NEVER_FITS}
+)  # what GPUs that are out of use may cause
 _UNSEEN = PendingReason(
     ReasonCode.BEHIND, "not looked at yet: the whole queue is gone through every few seconds"
 )
@@ -76,7 +80,7 @@ class Reasons:
     def turn(self, seconds: float, events: int) -> None:
         """One turn of the planner is over."""
         self._figures["turns_total"] += 1
-        self._figures["turn_seconds_total"] += seconds  # type: ignore[assignment]
+        self._figures["turn_seconds_total"] += seconds  # type: ignore[assignment]  # a float
         self._figures["events_total"] += events
 
     def answer(self, question: Question) -> Answer:
@@ -97,7 +101,7 @@ class Reasons:
         """Why a job waits; None: it does not."""
         match job.state:
             case JobState.HELD:
-                return _held(job)
+                return self._held(job)
             case JobState.WAITING:
                 return PendingReason(ReasonCode.WAITING, f"not before {job.not_before:%Y-%m-%d %H:%M:%S} UTC")
             case JobState.QUEUED if job.key in self._desk.cluster.blocked:
@@ -108,8 +112,10 @@ class Reasons:
                     text = f"the array's own limit: {limit} of its elements at once"
                     return PendingReason(ReasonCode.ARRAY_LIMIT, text)
                 found = self._recent.get(job.id) or self._complete.get(job.id, _UNSEEN)
-                if job.request.gpus and found.code is ReasonCode.INSUFFICIENT:
+                if job.request.gpus and found.code in _OF_GPUS:
                     found = self._with_broken(found)
+                elif found.code is ReasonCode.NODES_DOWN:
+                    found = self._with_causes(found)
                 stopped = self._desk.cluster.why_stopped(job.queue, self._desk.now.timestamp())
                 return PendingReason(ReasonCode.QUEUE_STOPPED, stopped) if stopped else found
         return None
@@ -124,12 +130,33 @@ class Reasons:
         text = f"{reason.text}; out of use: {words.listed(broken)}"
         return replace(reason, text=text, facts={**reason.facts, "gpus_out_of_use": len(broken)})
 
+    def _with_causes(self, reason: PendingReason) -> PendingReason:
+        """Says of each node that is out of service why: who waits for it asks somebody else for each."""
+        nodes = self._desk.cluster.nodes
+        out = {name: node for name in str(reason.facts["nodes_out"]).split(", ") if (node := nodes.get(name))}
+        # The reason may be some seconds old: who is back in service is none.
+        out = {name: node for name, node in out.items() if not node.usable}
+        causes = "; ".join(f"{name} is {_absence(node)}" for name, node in out.items())
+        return replace(reason, text=f"{reason.text} ({causes})") if causes else reason
+
     def _out_of_use(self) -> Iterable[str]:
         """``GPU 1 of node7 (fan is loud)`` of nodes that are up."""
         for name, node in self._desk.cluster.nodes.items():
             for gpu in node.gpus.values() if node.link is not None else ():
                 if gpu.state in (GpuState.QUARANTINED, GpuState.LOST):
                     yield f"GPU {gpu.index} of {name} ({gpu.note or gpu.state.value})"
+
+    def _held(self, job: JobRecord) -> PendingReason:
+        if DEPENDENCY_HOLD not in job.holds:
+            return PendingReason(ReasonCode.HELD, held_text(job))
+        jobs = self._desk.cluster.jobs
+        found = [(one, jobs.get(JobKey(*one.parent))) for one in job.dependencies]
+        listed = ", ".join(
+            one.short + (f" ({parent.state.name.lower()})" if parent else "")
+            for one, parent in found
+            if judge(one, parent.outcome if parent else None) is Verdict.WAITING
+        )
+        return PendingReason(ReasonCode.DEPENDENCY, f"waits for {listed or 'its dependencies'}")
 
     def _limit(self, job: JobRecord) -> int | None:
         parent = self._desk.cluster.jobs.get(JobKey(job.seq))
@@ -166,9 +193,8 @@ def fragmentation(nodes: NodeTable) -> dict[str, float]:
     }
 
 
-def _held(job: JobRecord) -> PendingReason:
-    if "d" in job.holds:
-        listed = ", ".join(dependency.short for dependency in job.dependencies)
-        return PendingReason(ReasonCode.DEPENDENCY, f"waits for {listed}")
-    holds = " and ".join(_HOLDS[letter] for letter in job.holds if letter in _HOLDS) or "a hold"
-    return PendingReason(ReasonCode.HELD, f"{holds}: qrls takes it away")
+def _absence(node: Node) -> str:
+    """Why a node is out of service: ``offline (fan)``, ``down``."""
+    if node.link is None:
+        return "gone" if node.record.gone else "down"
+    return f"offline ({node.record.note})" if node.record.note else "offline"

@@ -38,6 +38,9 @@ class Nodes:
         self.absence = absence
         self._finished: set[str] = set()  # strangers that the database knows as ended
         self._strangers = Strangers(desk)
+        self._unheard: dict[str, dict[str, wire.SetGpu]] = {}
+        """By node and UUID the last word about a GPU whose agent was away; the next leader does not know it, and
+        `pbsnodes` goes on to show what the agent says."""
 
     # --- links
 
@@ -48,6 +51,8 @@ class Nodes:
         forgot = _why_forgotten(before.record, hello) if before is not None else ""
         node = self._take_in(event.node, hello, hello.inventory)
         node.link = event.link
+        for word in self._unheard.pop(event.node, {}).values():
+            self.desk.send(event.node, word)
         log.info("node up node=%s address=%s attempts=%d", event.node, hello.address, len(hello.attempts))
         reports = {report.attempt: report for report in hello.attempts}
         for attempt in list(self.desk.cluster.attempts.values()):
@@ -102,9 +107,9 @@ class Nodes:
                 raise InvalidValue(f"a wish about an unknown GPU of {name}: {gpu}")
             case "gpu offline":  # what becomes of it, its agent says
                 why = f"{note or 'taken out of use'} ({user or 'an operator'})"
-                self.desk.send(name, wire.SetGpu(uuid=gpu, fault=why))
+                self._set_gpu(name, wire.SetGpu(uuid=gpu, fault=why))
             case "gpu clear":
-                self.desk.send(name, wire.SetGpu(uuid=gpu))
+                self._set_gpu(name, wire.SetGpu(uuid=gpu))
             case _:
                 raise InvalidValue(f"an unknown wish about a node: {action}")
         told = (
@@ -113,6 +118,13 @@ class Nodes:
             | ({"gpu": gpu} if gpu else {})
         )
         self.desk.tell(f"node {action}", told)
+
+    def _set_gpu(self, name: str, word: wire.SetGpu) -> None:
+        """For its agent; one that restarts is told when it is back."""
+        if self.desk.cluster.nodes[name].link is None:
+            self._unheard.setdefault(name, {})[word.uuid] = word
+        else:
+            self.desk.send(name, word)
 
     def _set_offline(self, name: str, offline: bool | None, note: str | None) -> None:
         """``offline`` None: only the note changes."""

@@ -149,7 +149,9 @@ def state_count(counts: Mapping[str, int]) -> str:
 
 def _why_sentence(job: JobFacts) -> str:
     over = no_longer_waits(job.state, job.exit_status, job.cause, [node for node, _ in job.exec_host])
-    if over and job.state == "R" and job.comment:
+    if over and job.pending_reason:  # of an array that has begun
+        return f"{over}; what waits of it: {_one_line(job.pending_reason)}"
+    if over and job.comment:
         return f"{over}; {_one_line(job.comment)}"
     return over or _one_line(job.pending_reason or job.comment or "has not been considered yet")
 
@@ -161,10 +163,12 @@ def no_longer_waits(
     match state:
         case "R":
             return f"runs on {', '.join(nodes)}" if nodes else "runs"
+        case "S":
+            return "is suspended; an operator lets it go on: qsig -s resume"
         case "E":
-            return "has ended; its output is being delivered"
+            return "is ending: what is left of it is being ended, or its output delivered"
         case "C" if exit_status is None:
-            return "has ended"
+            return "was deleted before it ran"
         case "C":
             return f"has ended with exit status {exit_status}{f', cause {cause}' if cause else ''}"
         case _:

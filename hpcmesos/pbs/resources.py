@@ -258,8 +258,10 @@ def _walltime(text: str) -> int | None:
         raise InvalidValue(f"walltime={text[:20]}... is no duration; write seconds or [[DD:]HH:]MM:SS")
     try:
         seconds = max(parse_duration(part) for part in text.split("-", 1))
-    except InvalidValue as error:
-        raise InvalidValue(f"walltime: {error}") from None
+    except InvalidValue:
+        raise InvalidValue(
+            f"walltime={text} is no duration; write seconds or [[DD:]HH:]MM:SS, e.g. 01:30:00"
+        ) from None
     if seconds > _MAX_SECONDS:
         raise InvalidValue(f"walltime={text} is too long; at most {_MAX_SECONDS} seconds")
     return seconds

@@ -118,6 +118,27 @@ def preceded(dependencies: Iterable[Dependency], first: Dependency) -> tuple[Dep
     return (*given, *left, first)
 
 
+def why_impossible(dependencies: Iterable[Dependency], parents: Mapping[JobKey, Outcome]) -> str:
+    """Of a dependent that can never start: the first dependency that stands in its way, and what became of that job."""
+    known = {(key.seq, key.index): outcome for key, outcome in parents.items()}
+    for one in dependencies:
+        if judge(one, known.get(one.parent)) is Verdict.IMPOSSIBLE:
+            return f"{one.short} cannot be: {_fate(one, known.get(one.parent))}"
+    return ""
+
+
+def _fate(dependency: Dependency, parent: Outcome | None) -> str:
+    name = f"job {dependency.seq}" + ("" if dependency.element is None else f"[{dependency.element}]")
+    if parent is None:
+        return f"{name} is unknown"
+    if dependency.kind.counts and (array := parent.progress) is not None:
+        ends = f"{array.succeeded} ended with 0, {array.failed} otherwise, {array.deleted} were deleted"
+        return f"of the {array.total} elements of {name} {ends}"
+    if parent.exit_status is None:
+        return f"{name} was deleted before it ran"
+    return f"{name} ended with Exit_status {parent.exit_status}"
+
+
 def judge_all(dependencies: Iterable[Dependency], parents: Mapping[JobKey, Outcome]) -> Verdict:
     """All of them together: one impossible makes the whole impossible, else one waiting makes it wait."""
     known = {(key.seq, key.index): outcome for key, outcome in parents.items()}

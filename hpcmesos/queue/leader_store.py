@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, text, update
+from sqlalchemy import Connection, delete, event, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from hpcmesos.errors import LostLeadership, UnknownNode
 from hpcmesos.model import HALF_LIFE, GpuState
+from hpcmesos.priority import bring_server_forward
 from hpcmesos.queue import documents, element_rows, history, starts, usage_days
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import Snapshots, begin, make_engine
@@ -307,7 +308,9 @@ class LeaderStore(Reads):
     """
 
     def __init__(self, url: str, term: int, *, limits: Mapping[str, int] = LIMITS) -> None:
-        super().__init__(make_engine(url, APPLICATION, pool=6, look_before_use=False, limits=limits))
+        engine = make_engine(url, APPLICATION, pool=6, look_before_use=False, limits=limits)
+        event.listen(engine, "connect", _bring_forward)
+        super().__init__(engine)
         self._url = url
         self.term = term
         fence = select(func.now()).select_from(t.leadership).where(t.leadership.c.term == term)
@@ -320,7 +323,7 @@ class LeaderStore(Reads):
         Keep it short: the database ends it after 5 s, or 3 s of idleness, which raises DatabaseUnavailable.
         """
         with begin(self._engine) as connection:
-            now = self._fence.execute(connection).scalar()
+            now = self._fence.scalar(connection)
             if now is None:
                 raise LostLeadership(f"term {self.term} is over")
             yield LeaderTransaction(connection, now)
@@ -389,6 +392,11 @@ def _used(connection: Connection, written: Mapping[str, Any] | None) -> tuple[tu
     since = at or connection.scalar(select(func.now() - _HALF_LIVES * timedelta(seconds=HALF_LIFE)))
     assert since is not None
     return use_since(connection, since)
+
+
+def _bring_forward(connection: Any, _record: Any) -> None:
+    """While a leader waits for the database, all nodes wait for the leader."""
+    bring_server_forward(connection.fileno(), connection.info.backend_pid)
 
 
 def read_state(connection: Connection, jobs: Collection[JobRecord]) -> LeaderState:

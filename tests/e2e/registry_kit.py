@@ -39,7 +39,7 @@ def registry(engine: Engine, image: str) -> Iterator[str]:
             else:
                 self._answer(404, b"{}", "application/json")
 
-        do_HEAD = do_GET  # noqa: N815
+        do_HEAD = do_GET  # noqa: N815  (the library's name)
 
         def _answer(self, status: int, body: bytes, kind: str) -> None:
             self.send_response(status)

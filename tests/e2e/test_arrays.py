@@ -1,7 +1,7 @@
 """An array on a real cluster: its slot limit, deleted elements, masters killed in the middle, and who waits for it.
 
 HPCMESOS_TEST_ELEMENTS: how many (400, 7 at once; from 10,000 on 50 at once). With 100,000:
-`HPCMESOS_TEST_ELEMENTS=100000 scripts/test tests/e2e/test_arrays.py -k masters -s`.
+`HPCMESOS_TEST_ELEMENTS=100000 scripts/test -m full tests/e2e/test_arrays.py -s`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+
+import pytest
 
 from tests.e2e.cluster_kit import LiveCluster, wait_until
 from tests.integration.invariants import element_codes, most_at_once
@@ -32,6 +34,7 @@ def ran(cluster: LiveCluster, log: str) -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
+@pytest.mark.full
 def test_an_array_over_the_death_of_masters(make_cluster: Callable[..., LiveCluster]) -> None:
     cluster = make_cluster(agents=2, gpus=2, extra=("--cpus", str(SLOTS + 2)))
     script = SCRIPT.format(log=cluster.work() / "ran")

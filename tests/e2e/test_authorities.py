@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from hpcmesos.master import pki
+from hpcmesos.client import Client
+from hpcmesos.master import peers, pki
 from tests.e2e.cluster_kit import LiveCluster, wait_until
 from tests.e2e.conftest import running
 from tests.e2e.test_masters import Submitting
@@ -29,10 +30,17 @@ TWO = "#!/bin/sh\nmpiexec -n 2 sh -c 'echo $HPCMESOS_NODE'\n"
 PATIENCE = 240.0  # s; each step takes as long as all need to read what is new
 
 
-@pytest.fixture
-def own() -> Iterator[LiveCluster]:
+@pytest.fixture(scope="module")
+def pair() -> Iterator[LiveCluster]:
     with running(LiveCluster(agents=2, gpus=2, extra=("--masters", "2"))) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def own(pair: LiveCluster) -> LiveCluster:
+    """The same for all tests: each leaves it with one authority."""
+    pair.new_work()
+    return pair
 
 
 @pytest.fixture
@@ -42,7 +50,7 @@ def stack() -> Iterator[ExitStack]:
 
 
 def intermediate(place: Path) -> list[str]:
-    """The site's own: RSA, and below a root that signs for others, too."""
+    """The site's own: below its root."""
     made: list[tuple[x509.Certificate, rsa.RSAPrivateKey]] = []
     for name in ("site root", "site hpcmesos"):
         key = rsa.generate_private_key(65537, 2048)
@@ -69,7 +77,7 @@ def intermediate(place: Path) -> list[str]:
 def dialled(cluster: LiveCluster, place: Path) -> str:
     """What a master says to who dials it with the certificate of ``place``; empty: it is taken."""
     host, _, port = (cluster.state / "master" / "listen").read_text().strip().rpartition(":")
-    context = pki.client_context(place / "ca.pem", place / "agent.pem", place / "agent.key")
+    context = peers.client_context(place / "ca.pem", place / "agent.pem", place / "agent.key")
     try:
         with socket.create_connection((host, int(port)), 10) as plain, context.wrap_socket(plain) as tls:
             tls.sendall(b"GET /v1/leader HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -80,7 +88,7 @@ def dialled(cluster: LiveCluster, place: Path) -> str:
 
 def kept(cluster: LiveCluster, node: str) -> Path:
     """A copy of what the node shows and trusts now."""
-    place = cluster.root / "kept"
+    place = cluster.work("") / "kept"
     place.mkdir(mode=0o700)
     for name in ("agent.pem", "agent.key", "ca.pem"):
         (place / name).write_bytes((cluster.state / "agents" / node / name).read_bytes())
@@ -106,10 +114,23 @@ def daemons(cluster: LiveCluster) -> list[int]:
     return [cluster.pid(name) for name in (*cluster.described.master_names, *nodes)]
 
 
-@pytest.mark.parametrize("whose", ["made here", "the site's"])
-def test_no_job_is_lost_while_the_authority_is_replaced(
-    own: LiveCluster, stack: ExitStack, whose: str
-) -> None:
+def rotate(cluster: LiveCluster, *options: str) -> str:
+    done = cluster.run("hpcmesos", "certificate", "rotate-ca", *options, user="")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def wait_for_the_new_one_alone(cluster: LiveCluster, client: Client, old: Path) -> None:
+    """Nobody trusts the old one any more, and all are past the last step."""
+    wait_until(lambda: len(client.authorities()) == 1, "one is left", PATIENCE, 1.0)
+    wait_until(lambda: dialled(cluster, old) != "", "the old one counts for nothing", PATIENCE, 1.0)
+    alone = client.trusted_authorities()
+    for node in ("node1", "node2"):
+        place = cluster.state / "agents" / node / "ca.pem"
+        wait_until(lambda p=place: p.read_text() == alone, "the node has the new one alone", PATIENCE, 1.0)  # type: ignore[misc]
+
+
+def test_no_job_is_lost_while_the_authority_is_replaced(own: LiveCluster, stack: ExitStack) -> None:
     client = stack.enter_context(own.client())
     [before] = client.authorities()
     old, running_before = kept(own, "node1"), daemons(own)
@@ -117,40 +138,39 @@ def test_no_job_is_lost_while_the_authority_is_replaced(
     long = own.qsub(LONG, "-l", "nodes=2:ppn=1", "-d", ".")
     own.wait_state(long, "R")
     with Submitting(own) as flow:
-        options = intermediate(own.root) if whose == "the site's" else []
-        done = own.run("hpcmesos", "certificate", "rotate-ca", *options, user="")
-        assert done.returncode == 0, done.stderr
-        assert "next" in done.stdout
+        assert "next" in rotate(own)
         again = own.run("hpcmesos", "certificate", "rotate-ca", user="")
         assert again.returncode != 0 and "being replaced" in again.stderr
-        wait_until(lambda: len(client.authorities()) == 1, "one is left", PATIENCE, 1.0)
+        wait_for_the_new_one_alone(own, client, old)
         [after] = client.authorities()
         assert after.fingerprint != before.fingerprint
-        # Nobody trusts the old one any more, and all are past the last step.
-        wait_until(lambda: dialled(own, old) != "", "the old one counts for nothing", PATIENCE, 1.0)
-        for node in ("node1", "node2"):
-            place = own.state / "agents" / node / "ca.pem"
-            alone = client.trusted_authorities()
-            wait_until(
-                lambda p=place, a=alone: p.read_text() == a, "the node has the new one alone", PATIENCE, 1.0
-            )
         flow.more(3)
     check_each_ran_once(own, flow.jobs)
     assert "authority made" in own.run("hpcmesos", "audit", user="").stdout
     # Between nodes, too: the job from before the first step begins its ranks now, and a new one.
     (own.work() / "go").touch()
-    for job in (long, own.qsub(TWO, "-l", "nodes=2:ppn=1")):
-        ended = own.wait(job)
-        assert (ended["Exit_status"], ended["run_count"]) == (0, 1)
-        assert sorted(own.output(job).split()) == ["node1", "node2"]
+    check_ranks_meet(own, long, own.qsub(TWO, "-l", "nodes=2:ppn=1"))
     assert daemons(own) == running_before
 
 
-def test_a_node_that_was_away_is_waited_for_unless_one_forces_it(own: LiveCluster, stack: ExitStack) -> None:
+def check_ranks_meet(cluster: LiveCluster, *jobs: str) -> None:
+    for job in jobs:
+        ended = cluster.wait(job)
+        assert (ended["Exit_status"], ended["run_count"]) == (0, 1)
+        assert sorted(cluster.output(job).split()) == ["node1", "node2"]
+
+
+def test_the_sites_own_waits_for_a_node_that_is_away_unless_one_forces_it(
+    own: LiveCluster, stack: ExitStack
+) -> None:
+    """Of RSA, below a root that signs for others, too."""
     client = stack.enter_context(own.client())
+    old, running_before = kept(own, "node1"), daemons(own)
+    long = own.qsub(LONG, "-l", "nodes=2:ppn=1", "-d", ".")
+    own.wait_state(long, "R")
     os.kill(own.pid("node2/agent"), signal.SIGSTOP)
     try:
-        own.run("hpcmesos", "certificate", "rotate-ca", user="", check=True)
+        rotate(own, *intermediate(own.root))
         wait_until(
             lambda: [one.lacking for one in client.authorities() if one.state == "next"] == [["node2"]],
             "node2 alone is waited for",
@@ -158,11 +178,15 @@ def test_a_node_that_was_away_is_waited_for_unless_one_forces_it(own: LiveCluste
             1.0,
         )
         assert "waits for node2" in own.run("hpcmesos", "doctor", user="").stdout
-        own.run("hpcmesos", "certificate", "rotate-ca", "--force", user="", check=True)
+        rotate(own, "--force")
         assert [one.state for one in client.authorities()] == ["signs", "old"]
     finally:
         os.kill(own.pid("node2/agent"), signal.SIGCONT)
     # It still trusts the old one, and that is not dropped before it is back.
-    wait_until(lambda: len(client.authorities()) == 1, "one is left", PATIENCE, 1.0)
-    job = own.qsub(TWO, "-l", "nodes=2:ppn=1")
-    assert own.wait(job)["Exit_status"] == 0
+    with Submitting(own) as flow:
+        wait_for_the_new_one_alone(own, client, old)
+        flow.more(3)
+    check_each_ran_once(own, flow.jobs)
+    (own.work() / "go").touch()
+    check_ranks_meet(own, long, own.qsub(TWO, "-l", "nodes=2:ppn=1"))
+    assert daemons(own) == running_before

@@ -33,7 +33,8 @@ def short_lived(cluster: LiveCluster, node: str) -> None:
     """Gives the node a certificate that runs out soon, and its agent a new start with it."""
     state = cluster.state / "agents" / node
     key, csr = pki.create_csr(node, ["127.0.0.1"])
-    certificate = pki.sign_csr(pki.ensure_ca(cluster.state / "master"), csr, "agent", node, LIFETIME)
+    ca = pki.ensure_ca(cluster.state / "master")
+    certificate = pki.sign(ca, pki.read_csr(csr, node), "agent", LIFETIME)
     (state / "agent.key").write_text(key)
     (state / "agent.pem").write_text(certificate)
     start_again(cluster, node)

@@ -212,7 +212,7 @@ def test_the_process_behind_the_socket_is_begun_anew(cluster: LiveCluster) -> No
     script = f"docker create --name box -v $PWD:/w {IMAGE} cat /w/data; echo kept >data\n"
     script += "until [ -e go ]; do sleep 0.1; done\ndocker start -a box\n"
     job = cluster.qsub("#!/bin/sh\n" + script, "-d", str(cluster.work()))
-    (pid,) = wait_until(proxies, "the process", 60)
+    (pid,) = wait_until(lambda: proxies(cluster), "the process", 60)
     wait_until(lambda: (cluster.work() / "data").exists(), "the container is made", 60)
     os.kill(pid, signal.SIGKILL)
     go.touch()
@@ -220,14 +220,15 @@ def test_the_process_behind_the_socket_is_begun_anew(cluster: LiveCluster) -> No
     assert cluster.output(job).splitlines()[-1] == "kept"
 
 
-def proxies() -> list[int]:
+def proxies(cluster: LiveCluster) -> list[int]:
+    """Those of this cluster."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"hpcmesos.agent.docker_proxy" in words:
+        if b"hpcmesos.agent.docker_proxy" in words and str(cluster.state).encode() in words[-2]:
             found.append(int(path.parent.name))
     return found
 
@@ -239,7 +240,7 @@ def test_dead_shepherd_leaves_nothing(cluster: LiveCluster, engine: Engine) -> N
     wait_until(engine.containers, "a container", 60)
     os.kill(cluster.pid("node1/shepherd"), signal.SIGKILL)
     assert "NODE_LOST" in wait_until(lambda: cause(cluster, job), "its end", 60)
-    wait_until(lambda: not proxies(), "nobody serves its socket", 10)
+    wait_until(lambda: not proxies(cluster), "nobody serves its socket", 10)
 
 
 def cause(cluster: LiveCluster, job: str) -> str:

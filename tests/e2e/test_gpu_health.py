@@ -8,13 +8,14 @@ import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.cluster_kit import LiveCluster, wait_until
 from tests.e2e.conftest import running
-from tests.nvml.plugin import default_uuid
+from tests.nvml.plugin import default_uuid, machine_of
 
 pytestmark = pytest.mark.full
 LOOK = 40.0
@@ -33,12 +34,37 @@ def cards(fake_nvml: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPa
     return change
 
 
+Cards = Callable[..., dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def two_cards(fake_nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Cards:
+    """Changes the two cards of `healthy`, which are none of those that other tests here have."""
+    machine = machine_of(fake_nvml_library, tmp_path_factory.mktemp("cards"))
+    uuids = [{"uuid": default_uuid(index)} for index in (10, 11)]
+
+    def change(*gpus: dict[str, Any]) -> dict[str, str]:
+        return machine([card | more for card, more in zip(uuids, gpus or ({}, {}), strict=True)])
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def node_of_two(two_cards: Cards, users_of_tests: None) -> Iterator[LiveCluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in two_cards().items():
+            patch.setenv(name, value)
+        with running(LiveCluster(agents=1, gpus=2)) as cluster:
+            yield cluster
+
+
 @pytest.fixture
-def healthy(cards: Callable[..., None], users_of_tests: None) -> Iterator[LiveCluster]:
-    """One node with both."""
-    with running(LiveCluster(agents=1, gpus=2)) as cluster:
-        wait_until(lambda: gpu_states(cluster) == ["free", "free"], "two free cards", LOOK)
-        yield cluster
+def healthy(node_of_two: LiveCluster, two_cards: Cards) -> LiveCluster:
+    """One node with two cards; `two_cards` changes them."""
+    two_cards()
+    node_of_two.new_work()
+    wait_until(lambda: gpu_states(node_of_two) == ["free", "free"], "two free cards", LOOK)
+    return node_of_two
 
 
 def gpu_states(cluster: LiveCluster) -> list[str]:
@@ -46,10 +72,10 @@ def gpu_states(cluster: LiveCluster) -> list[str]:
         return [gpu.state for node in client.nodes() for gpu in node.gpus]
 
 
-def test_a_bad_card_costs_one_card(healthy: LiveCluster, cards: Callable[..., None]) -> None:
+def test_a_bad_card_costs_one_card(healthy: LiveCluster, two_cards: Cards) -> None:
     cluster = healthy
-    cards({"xids": [43, 31]}, {})
-    cards({"xids": [43, 31]}, {"xids": [48]})
+    two_cards({"xids": [43, 31]}, {})
+    two_cards({"xids": [43, 31]}, {"xids": [48]})
     wait_until(lambda: gpu_states(cluster) == ["free", "quarantined"], "the second card is out of use", LOOK)
     assert "XID 48: double-bit ECC error" in cluster.run("pbsnodes").stdout
     both = cluster.qsub("#!/bin/sh\ntrue\n", "-l", "nodes=1:gpus=2")
@@ -97,10 +123,10 @@ def test_islands_of_nvlink_are_shown(cards: Callable[..., None], users_of_tests:
         ]  # fmt: skip
 
 
-def test_what_a_job_uses_is_in_its_record(healthy: LiveCluster, cards: Callable[..., None]) -> None:
+def test_what_a_job_uses_is_in_its_record(healthy: LiveCluster, two_cards: Cards) -> None:
     cluster = healthy
     busy = {"utilization": 50, "used": 3 << 30}
-    cards(busy | {"energy": 1_000_000}, {})
+    two_cards(busy | {"energy": 1_000_000}, {})
     job = cluster.qsub(
         "#!/bin/sh\nwhile [ ! -e done ]; do sleep 0.2; done\n",
         "-l",
@@ -109,13 +135,12 @@ def test_what_a_job_uses_is_in_its_record(healthy: LiveCluster, cards: Callable[
         str(cluster.work()),
     )
     cluster.wait_state(job, "R")
-    figures = wait_until(lambda: told(cluster, "hpcmesos_gpu_utilization"), "figures in /metrics", LOOK)
-    assert figures == [50.0, 0.0]
+    wait_until(lambda: told(cluster, "hpcmesos_gpu_utilization") == [50.0, 0.0], "figures in /metrics", LOOK)
     assert (
         "gpu_memory_total=81920MB;gpu_memory_used=3072MB;gpu_utilization=50%"
         in cluster.run("pbsnodes").stdout
     )
-    cards(busy | {"energy": 1_500_000}, {})
+    two_cards(busy | {"energy": 1_500_000}, {})
     wait_until(lambda: 1500.0 in told(cluster, "hpcmesos_gpu_energy"), "a sample of the end", LOOK)
     (cluster.work() / "done").touch()
     ended = cluster.wait(job)["resources_used"]

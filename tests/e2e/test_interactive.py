@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.e2e.cluster_kit import LiveCluster, wait_until
+from tests.e2e.conftest import running
 from tests.e2e.remote_kit import Remote
 from tests.e2e.terminal_kit import Terminal
 
@@ -212,8 +213,13 @@ def test_what_a_session_cannot_be(cluster: LiveCluster, words: list[str], text: 
         assert terminal.wait() != 0
 
 
-def test_a_session_outlives_a_restart_of_the_master(make_cluster: Callable[..., LiveCluster]) -> None:
-    own = make_cluster(agents=1, gpus=0)
+@pytest.fixture(scope="module")
+def own(users_of_tests: None) -> Iterator[LiveCluster]:
+    with running(LiveCluster(agents=1, gpus=0)) as cluster:
+        yield cluster
+
+
+def test_a_session_outlives_a_restart_of_the_master(own: LiveCluster) -> None:
     with qsub(own) as terminal:
         job = started(terminal)
         terminal.type("x=kept; (sleep 1; seq 1 3000; echo mea''nwhile) &\n")
@@ -273,8 +279,7 @@ with connect() as client, client.terminal(sys.argv[1]) as socket:
 """
 
 
-def test_a_prologue_that_fails_is_told_at_the_terminal(make_cluster: Callable[..., LiveCluster]) -> None:
-    own = make_cluster(agents=1, gpus=0)
+def test_a_prologue_that_fails_is_told_at_the_terminal(own: LiveCluster) -> None:
     scripts = own.state / "scripts"
     scripts.mkdir()
     prologue = scripts / "prologue"

@@ -8,6 +8,8 @@ import selectors
 import subprocess
 import time
 
+import pytest
+
 from tests.e2e.cluster_kit import HPCMESOS, LiveCluster, wait_until
 
 SCRIPT = """#!/bin/sh
@@ -18,6 +20,7 @@ done < {fifo}
 """
 
 
+@pytest.mark.alone
 def test_a_line_is_shown_within_a_second(cluster: LiveCluster) -> None:
     fifo = cluster.work() / "lines"
     os.mkfifo(fifo)
@@ -46,6 +49,23 @@ def test_a_line_is_shown_within_a_second(cluster: LiveCluster) -> None:
         follower.stdout.close()
     assert cluster.wait(job)["Exit_status"] == 0
     assert cluster.hpcmesos("logs", job).stdout == cluster.output(job)
+
+
+def test_a_reader_that_has_seen_enough_waits_for_no_end(cluster: LiveCluster) -> None:
+    job = cluster.qsub("#!/bin/sh\nwhile echo line; do sleep 0.1; done\n")
+    with subprocess.Popen(
+        [*HPCMESOS, "logs", "-f", job],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=cluster.environ,
+        cwd=cluster.work(),
+    ) as follower:
+        assert follower.stdout is not None and follower.stderr is not None
+        assert follower.stdout.readline() == b"line\n"
+        follower.stdout.close()
+        assert follower.stderr.read() == b""
+    assert follower.returncode == 1  # as click ends a command whose reader is gone
+    cluster.run("qdel", job, check=True)
 
 
 def test_what_python_prints_is_there_before_it_ends(cluster: LiveCluster) -> None:

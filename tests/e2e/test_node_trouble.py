@@ -41,7 +41,7 @@ def remove(journal: Path) -> None:
     shutil.rmtree(journal)
 
 
-@pytest.mark.parametrize("damage", [tear, remove])
+@pytest.mark.parametrize("damage", [tear, pytest.param(remove, marks=pytest.mark.full)])
 def test_a_journal_that_is_lost_makes_no_second_run(
     make_cluster: Callable[..., LiveCluster], damage: Callable[[Path], None]
 ) -> None:

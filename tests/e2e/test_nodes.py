@@ -6,13 +6,14 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from hpcmesos.master.absence import MARGIN
 from tests.e2e.cluster_kit import LiveCluster, wait_until
+from tests.e2e.conftest import running
 
 
 def states(cluster: LiveCluster) -> dict[str, str]:
@@ -97,9 +98,24 @@ def silent_node(cluster: LiveCluster, job: str) -> str:
     return str(cluster.job(job)["exec_host"]).split("/")[0]
 
 
+@pytest.fixture(scope="module")
+def silent_pair(users_of_tests: None) -> Iterator[LiveCluster]:
+    with running(LiveCluster(agents=2, gpus=2)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def pair(silent_pair: LiveCluster) -> Iterator[LiveCluster]:
+    """Two nodes, which the tests leave as they found them."""
+    silent_pair.new_work()
+    yield silent_pair
+    silent_pair.run("qmgr", "-c", "unset queue batch silence", user="", check=True)
+    wait_until(lambda: set(states(silent_pair).values()) == {"free"}, "both nodes are back")
+
+
 @pytest.mark.full
-def test_a_silent_node_called_gone_gives_its_job_back(make_cluster: Callable[..., LiveCluster]) -> None:
-    cluster = make_cluster(agents=2, gpus=2)
+def test_a_silent_node_called_gone_gives_its_job_back(pair: LiveCluster) -> None:
+    cluster = pair
     job = cluster.qsub(looping(cluster, "gone"), "-r", "y")
     wait_until(lambda: tries(cluster, "gone") == "alone\n", "the first attempt runs")
     node = silent_node(cluster, job)
@@ -124,10 +140,8 @@ def test_a_silent_node_called_gone_gives_its_job_back(make_cluster: Callable[...
 
 
 @pytest.mark.full
-def test_a_fenced_queue_gives_up_a_silent_node_after_the_node_itself_has(
-    make_cluster: Callable[..., LiveCluster],
-) -> None:
-    cluster = make_cluster(agents=2, gpus=2)
+def test_a_fenced_queue_gives_up_a_silent_node_after_the_node_itself_has(pair: LiveCluster) -> None:
+    cluster = pair
     limit = 12
     cluster.run("qmgr", "-c", f"set queue batch silence=fence:{limit}", user="", check=True)
     job = cluster.qsub(looping(cluster, "fence"), "-r", "y")
@@ -145,10 +159,8 @@ def test_a_fenced_queue_gives_up_a_silent_node_after_the_node_itself_has(
 
 
 @pytest.mark.full
-def test_masters_that_are_away_shorter_than_the_limit_end_nothing(
-    make_cluster: Callable[..., LiveCluster],
-) -> None:
-    cluster = make_cluster(agents=1, gpus=2)
+def test_masters_that_are_away_shorter_than_the_limit_end_nothing(pair: LiveCluster) -> None:
+    cluster = pair
     cluster.run("qmgr", "-c", "set queue batch silence=fence:30", user="", check=True)
     job = cluster.qsub(looping(cluster, "away"), "-r", "y")
     wait_until(lambda: tries(cluster, "away") == "alone\n", "the first attempt runs")

@@ -90,6 +90,7 @@ def test_each_daemon_killed_in_turn(cluster: LiveCluster) -> None:
     check_whole(cluster, job, cluster.wait(job))
 
 
+@pytest.mark.full
 def test_postgres_stopped_for_twenty_seconds(cluster: LiveCluster) -> None:
     job, let_go = start(cluster, "stopped")
     os.kill(cluster.pid("postgres"), signal.SIGINT)
@@ -144,7 +145,12 @@ def test_up_restores_just_the_missing_daemon(cluster: LiveCluster) -> None:
         assert {daemon for daemon in daemons if before[daemon] != after[daemon]} == {victim}
 
 
-@pytest.mark.parametrize("seen", ["PostgreSQL runs", "master started", "node1 started", "node2 started"])
+STARTED = ("PostgreSQL runs", "master started", "node1 started", "node2 started")
+
+
+@pytest.mark.parametrize(
+    "seen", [pytest.param(line, marks=pytest.mark.full if line != STARTED[-1] else ()) for line in STARTED]
+)
 def test_down_ends_what_an_up_that_was_killed_had_just_started(seen: str) -> None:
     cluster = LiveCluster(agents=2, gpus=4)
     command = [*HPCMESOS, "up", *cluster.size, "--state", str(cluster.state), "--detach"]

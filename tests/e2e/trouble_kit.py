@@ -109,7 +109,7 @@ class TroubleCluster(LiveCluster):
                 self._masters.append(
                     subprocess.Popen(command, stdout=log, stderr=log, cwd="/", env=environment)
                 )
-            wait_until(lambda name=name: pidfile.living(str(self.state / name / "master.pid")), "a master")  # type: ignore[misc]
+            wait_until(lambda name=name: pidfile.living(str(self.state / name / "master.pid")), "a master")  # type: ignore[misc]  # bound now
         wait_until(lambda: self._serves(), "the masters serve again", 60)
 
     def renew_processes(self) -> None:

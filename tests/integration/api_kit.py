@@ -243,7 +243,7 @@ def api(postgres_sockets: Path, api_settings: dict[str, object]) -> Iterator[Api
     database = urls(postgres_sockets, name)
     place = Path(tempfile.mkdtemp(prefix="hpcm-api-", dir="/tmp"))
     values = {"root_jobs": True, **api_settings}
-    settings = MasterSettings(database_url=database.api, state=place, socket=place / "api.sock", **values)  # type: ignore[arg-type]
+    settings = MasterSettings(database_url=database.api, state=place, socket=place / "api.sock", **values)  # type: ignore[arg-type]  # each as its field
     leadership = Leadership(database.leader)
     term = leadership.try_acquire("test", "127.0.0.1:1", 3600.0)
     assert term is not None

@@ -17,7 +17,7 @@ def exits(classes, now): sys.exit(3)
 def too_few(classes, now): return [1.0] * (len(classes) - 1)
 def words(classes, now): return ["first"] * len(classes)
 def not_a_number(classes, now): return [float("nan")] * len(classes)
-def huge(classes, now): return [1.0] * 50_000_000
+def huge(classes, now): return [1.0] * 5_000_000
 def endless(classes, now): return (1.0 for _ in iter(int, 1))
 def unsendable(classes, now): return [10 ** 400] * len(classes)
 def below(classes, now): return [-1] * len(classes)

@@ -108,6 +108,7 @@ def test_one_card_belongs_to_one_agent_of_the_host(
         other.end()
 
 
+@pytest.mark.full  # the quick one is in test_agent_gpus.py
 def test_a_blocked_card_does_not_block_the_agent(
     with_cards: Node, leader: Leader, fake_nvml: FakeNvml
 ) -> None:

@@ -50,13 +50,15 @@ def gang(nodes: list[kit.Node], tmp_path: Path) -> Iterator[Start]:
         yield start
 
 
-def left_of(attempt: str) -> list[int]:
-    """Processes of ranks and launchers that are still there."""
-    mark = f"HPCMESOS_ATTEMPT={attempt}".encode()
+def left_of(attempt: kit.Run) -> list[int]:
+    """Processes of ranks and launchers that are still there; other shepherds may have an attempt of that name."""
+    mark = f"HPCMESOS_ATTEMPT={attempt.attempt}".encode()
+    places = {f"HPCMESOS_SOCKET={node.sockets}/ranks.sock".encode() for node in attempt.nodes}
     return [
         pid
         for pid in enclosure.process_table()
         if mark in (words := kit.environment_of(pid))
+        and places & set(words)
         and any(word.startswith(b"HPCMESOS_STEP=") for word in words)
     ]
 
@@ -65,7 +67,7 @@ def ended_with(attempt: kit.Run) -> int:
     """The launcher's code, when it has ended and nothing of its step is left; then the script ends too."""
     file = Path(attempt.spec["workdir"], "code")
     kit.wait_until(file.exists, "the launcher's end", timeout=10)
-    kit.wait_until(lambda: not left_of(attempt.attempt), "nothing left", timeout=10)
+    kit.wait_until(lambda: not left_of(attempt), "nothing left", timeout=10)
     attempt.end()
     return int(file.read_text())
 
@@ -149,11 +151,11 @@ def test_a_helper_of_hydra_is_killed(gang: Start, victim: str) -> None:
     here = Path(attempt.spec["workdir"])
     Path(here, "program.py").write_text(PROGRAM.replace("source=4", "source=world.rank"))
     kit.wait_until(lambda: len(list(here.glob("up.*"))) == 6, "ranks")
-    kit.kill(helper(attempt.attempt, victim))
+    kit.kill(helper(attempt, victim))
     assert ended_with(attempt) != 0
 
 
-def helper(attempt: str, name: str) -> int:
+def helper(attempt: kit.Run, name: str) -> int:
     """The process of that name that serves the second node."""
     for pid in left_of(attempt):
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")

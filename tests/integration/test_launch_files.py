@@ -1,4 +1,7 @@
-"""A file server that hangs costs its own job, not the node."""
+"""A file server that hangs costs its own job, not the node.
+
+Alone: who reads of a process in /proc that waits for such a server waits, too, as the checks of other tests would.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,12 @@ from hpcmesos import pidfile
 from . import shepherd_kit as kit
 from . import stuck_files
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"
-)
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"
+    ),
+]
 
 
 KNOT = """
@@ -141,6 +147,7 @@ def text_of(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
+@pytest.mark.full
 def test_a_file_server_that_hangs_stops_only_its_own_job(tmp_path: Path) -> None:
     if not kit.UNIFIED:
         pytest.skip("needs a writable cgroup v2 hierarchy")

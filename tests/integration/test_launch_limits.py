@@ -81,6 +81,10 @@ def test_memory_hog_ends_with_oom_and_nobody_else_does(
         hog = start(f"#!/bin/sh\n{command} 256\n", owner=OWNER, workdir="/", members=[member])
         neighbour = start(f"#!/bin/sh\n{command} 16\n", owner=OWNER, workdir="/", members=[member])
         assert (hog.ended()["cause"], hog.ended()["signal"]) == ("OOM", 9)
+        assert (
+            hog.ended()["message"]
+            == f"it wanted more memory than it had asked for: 64 MiB on {member['node']}"
+        )
         assert hog.ended()["usage"]["mem"] < 100 * MIB
         assert (neighbour.ended()["cause"], neighbour.ended()["code"]) == ("OK", 0)
     kept = end(node, place, command + " 256\n")

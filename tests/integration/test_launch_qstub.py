@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -179,3 +180,97 @@ def test_nobody_there(server: Server, tmp_path: Path) -> None:
     assert result.stderr == (
         f"qsub: cannot connect to server ({path}: No such file or directory); is the master running?\n"
     )
+
+
+def test_a_reader_that_has_seen_enough_ends_it_without_a_word(server: Server) -> None:
+    server.answers = [lambda _: http({"stdout": "line\n" * 100_000})]
+    words = [
+        sys.executable,
+        "-IS",
+        str(kit.LAUNCH),
+        "qstub",
+        "qstat",
+        str(server.path),
+        "torque",
+        "/bin/echo",
+    ]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reading:
+        assert reading.stdout is not None and reading.stderr is not None
+        assert reading.stdout.readline() == b"line\n"
+        reading.stdout.close()
+        assert reading.stderr.read() == b""
+    assert reading.returncode == -signal.SIGPIPE
+
+
+def test_an_answer_that_cannot_be_written_is_told(server: Server) -> None:
+    server.answers = [lambda _: http({"stdout": "12.hpcm\n"})]
+    with open("/dev/full", "wb") as full:
+        words = [
+            sys.executable,
+            "-IS",
+            str(kit.LAUNCH),
+            "qstub",
+            "qstat",
+            str(server.path),
+            "torque",
+            "/bin/echo",
+        ]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stderr) == (1, "qstat: cannot write the answer: No space left on device\n")
+
+
+def test_an_interrupt_ends_it_without_a_word(server: Server) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slowly(_: dict[str, Any]) -> bytes:
+        asked.set()
+        go_on.wait(30)
+        return b""
+
+    server.answers = [slowly]
+    words = [
+        sys.executable,
+        "-IS",
+        str(kit.LAUNCH),
+        "qstub",
+        "qstat",
+        str(server.path),
+        "torque",
+        "/bin/echo",
+    ]
+    with subprocess.Popen(words, stderr=subprocess.PIPE) as waiting:
+        try:
+            assert asked.wait(30)
+            waiting.send_signal(signal.SIGINT)
+            assert waiting.stderr is not None
+            assert waiting.stderr.read() == b""
+        finally:
+            waiting.kill()
+            go_on.set()
+    assert waiting.returncode == -signal.SIGINT
+
+
+def test_somebody_at_a_terminal_is_told_what_is_waited_for(server: Server) -> None:
+    gone = {"message": "the database does not answer", "exit_code": 255}
+    server.answers = [lambda _: http(gone, "503 Service Unavailable")] * 100
+    ours, theirs = os.openpty()
+    words = [
+        sys.executable,
+        "-IS",
+        str(kit.LAUNCH),
+        "qstub",
+        "qstat",
+        str(server.path),
+        "torque",
+        "/bin/echo",
+    ]
+    with (
+        subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=theirs) as waiting,
+        os.fdopen(ours) as terminal,
+    ):
+        try:
+            told = "qstat: the database does not answer; trying again for 30 s\n"
+            assert terminal.readline() == told
+        finally:
+            waiting.kill()
+            os.close(theirs)

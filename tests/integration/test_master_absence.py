@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from hpcmesos import wire
 from hpcmesos.errors import InvalidValue
 from hpcmesos.master.absence import FENCE_AGAIN, MARGIN
 from hpcmesos.master.events import Fenced
@@ -20,7 +21,7 @@ from hpcmesos.queue.leadership import after_restore
 from hpcmesos.queue.records import QueueRecord
 from hpcmesos.queue.store import Store
 from tests.integration.invariants import check_invariants
-from tests.integration.leader_kit import Bench, ended, hello, kinds, report, request, settings
+from tests.integration.leader_kit import Bench, ended, gpu, hello, kinds, report, request, settings
 
 if TYPE_CHECKING:
     from tests.integration.database_kit import Database
@@ -102,7 +103,7 @@ def test_the_limit_of_the_time_of_submission_is_the_nodes_too(bench: Bench) -> N
     bench.submit(fenced(60))
     bench.submit()
     sent = bench.turn()
-    assert [message.spec["silence"] for _, message in sent] == [60, None]  # type: ignore[union-attr]
+    assert [message.spec["silence"] for _, message in sent] == [60, None]  # type: ignore[union-attr]  # only PREPAREs were sent
 
 
 def test_the_queue_that_a_job_waits_in_says_what_its_silence_means(bench: Bench) -> None:
@@ -121,7 +122,7 @@ def test_the_queue_that_a_job_waits_in_says_what_its_silence_means(bench: Bench)
     bench.wish("alter", altered, fields={"request": before})
     assert (bench.job(altered).request.silence, bench.job(altered).request.walltime) == (60, 90)
     sent = bench.up("node1", gpus=3)
-    told = {message.spec["job"]: message.spec["silence"] for _, message in sent}  # type: ignore[union-attr]
+    told = {message.spec["job"]: message.spec["silence"] for _, message in sent}  # type: ignore[union-attr]  # only PREPAREs were sent
     assert told == {f"{moved}.hpcm": 60, f"{back}.hpcm": None, f"{altered}.hpcm": 60}
 
 
@@ -250,6 +251,24 @@ def test_every_wish_about_a_node_is_kept_with_its_user(bench: Bench) -> None:
         ("node gone", {"user": "ann", "node": "node1"}),
     ]
     assert bench.node("node1").gone
+
+
+def test_what_is_said_of_a_gpu_waits_for_its_agent(bench: Bench) -> None:
+    bench.up("node1")
+    one, two = (gpu("node1", index).uuid for index in (0, 1))
+    off, clear = wire.SetGpu(uuid=two, fault="fan (ann)"), wire.SetGpu(uuid=one)
+
+    def say(action: str, uuid: str) -> list[wire.ToAgent]:
+        sent = bench.wish("node", None, node="node1", action=action, gpu=uuid, note="fan")
+        return [message for _, message in sent if isinstance(message, wire.SetGpu)]
+
+    assert say("gpu clear", one) == [clear]
+    bench.down("node1")
+    assert say("gpu offline", one) + say("gpu clear", one) + say("gpu offline", two) == []
+    told = [message for _, message in bench.up("node1") if isinstance(message, wire.SetGpu)]
+    assert told == [clear, off]
+    bench.down("node1")
+    assert not [message for _, message in bench.up("node1") if isinstance(message, wire.SetGpu)], "once"
 
 
 def test_a_node_that_is_linked_cannot_be_gone(bench: Bench) -> None:

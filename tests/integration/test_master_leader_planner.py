@@ -44,7 +44,7 @@ def test_a_gang_from_submission_to_its_end(bench: Bench) -> None:
     seq = bench.submit(request(2, 2))
     sent = bench.turn()
     assert kinds(sent) == [("node1", "Prepare"), ("node2", "Prepare")]
-    spec = sent[1][1].spec  # type: ignore[union-attr]
+    spec = sent[1][1].spec  # type: ignore[union-attr]  # of a kind that has it
     assert spec["me"] == 1
     assert [member["node"] for member in spec["members"]] == ["node1", "node2"]
     assert [len(member["gpus"]) for member in spec["members"]] == [2, 2]
@@ -150,7 +150,7 @@ def test_members_of_a_failed_start_are_ended_before_the_next_one(bench: Bench) -
     first = bench.attempt(seq)
     bench.say(("node2", wire.Ready(attempt=first)))
     sent = bench.say(("node1", wire.Refused(attempt=first, culprit="node1", reason="x")))
-    assert [(node, message.cause) for node, message in sent] == [("node2", "START_FAILED")]  # type: ignore[union-attr]
+    assert [(node, message.cause) for node, message in sent] == [("node2", "START_FAILED")]  # type: ignore[union-attr]  # of a kind that has it
     assert bench.state(seq) is JobState.QUEUED
     assert "last attempt" in (why(bench, seq) or ("", ""))[1]
     sent = bench.say(("node2", ended(first, "START_FAILED", head=False)))
@@ -167,6 +167,7 @@ def test_five_failed_starts_hold_the_job(bench: Bench) -> None:
     job = bench.job(seq)
     assert (job.state, job.holds, job.attempt, job.charged_attempts) == (JobState.HELD, "s", 5, 0)
     assert "5 failed starts" in job.comment
+    assert job.comment in (why(bench, seq) or ("", ""))[1]
 
 
 def test_attempts_that_were_preempted_are_no_failed_starts(bench: Bench) -> None:
@@ -234,7 +235,8 @@ def test_holds(bench: Bench) -> None:
     bench.wish("hold", seq, kinds="so")
     bench.wish("release", seq, kinds="us")
     assert (bench.job(seq).state, bench.job(seq).holds) == (JobState.HELD, "o")
-    assert why(bench, seq) == ("held", "an operator hold: qrls takes it away")
+    told = f"held by an operator; released by: qrls -h o {seq}.hpcm, by an operator"
+    assert why(bench, seq) == ("held", told)
     assert kinds(bench.wish("release", seq, kinds="o")) == [("node1", "Prepare")]
 
 
@@ -262,7 +264,10 @@ def test_signal_and_offline(bench: Bench) -> None:
     assert sent == [("node1", wire.Signal(attempt=bench.attempt(seq), signal=10))]
     bench.wish("node", None, node="node1", action="offline", note="fan")
     assert (bench.node("node1").offline, bench.node("node1").note) == (True, "fan")
-    assert (bench.submit(), bench.turn())[1] == []
+    waiting = bench.submit()
+    assert bench.turn() == []
+    told = "needs 1 node with 1 GPU; too few such nodes are in service, out of it: node1 (node1 is offline (fan))"
+    assert why(bench, waiting) == ("nodes-down", told)
     assert kinds(bench.wish("node", None, node="node1", action="clear")) == [("node1", "Prepare")]
 
 
@@ -278,12 +283,15 @@ def test_dependencies(bench: Bench) -> None:
     )
     bench.turn()
     bench.run(first)
-    assert why(bench, ok) == ("dependency", f"waits for afterok:{first}")
+    assert why(bench, ok) == ("dependency", f"waits for afterok:{first} (running)")
     sent = bench.say(("node1", ended(bench.attempt(first))))
     assert kinds(sent) == [("node1", "Acknowledged"), ("node1", "Prepare")]
     assert bench.state(ok) is JobState.RUNNING
     job = bench.job(bad)
     assert (job.state, job.cause, job.exit_status) == (JobState.COMPLETE, Cause.DELETED, None)
+    assert (
+        job.comment == f"can never start: afternotok:{first} cannot be: job {first} ended with Exit_status 0"
+    )
     assert bench.state(last) is JobState.HELD
     bench.wish("delete", ok)
     bench.say(("node1", ended(bench.attempt(ok), "DELETED", signal=15)))
@@ -332,7 +340,7 @@ def test_a_lost_node_requeues_a_gang_away_from_it(bench: Bench) -> None:
     assert bench.pass_time(20) == []
     assert kinds(bench.pass_time(11)) == [("node1", "Prepare"), ("node3", "Prepare")]
     sent = bench.turn(bench.link_up(hello("node2", attempts=[report(first, "running", head=False)])))
-    assert [(node, message.cause) for node, message in sent] == [("node2", "NODE_LOST")]  # type: ignore[union-attr]
+    assert [(node, message.cause) for node, message in sent] == [("node2", "NODE_LOST")]  # type: ignore[union-attr]  # of a kind that has it
     bench.say(("node2", ended(first, "NODE_LOST", head=False)))
     assert bench.node("node2").cpus_used == 0
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from sqlalchemy import text
 
 from hpcmesos.errors import (
     DatabaseUnavailable,
@@ -18,6 +19,7 @@ from hpcmesos.errors import (
 from hpcmesos.model import Chunk, JobState, Placement, Request
 from hpcmesos.queue.arrays import ArraySpec
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
+from hpcmesos.queue.engine import begin, make_engine
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.records import JobFilter, JobKey, NewJob
 from hpcmesos.queue.store import CHANNEL, Store
@@ -34,7 +36,7 @@ REQUEST = Request((Chunk(4, cpus=2, gpus=8, mem=1 << 40, features=("a100",)),), 
 
 def new_job(name: str = "job", owner: str = "alice", **changes: object) -> NewJob:
     values: dict[str, object] = {"server": "hpcm", "queue": "batch", "request": REQUEST, **changes}
-    return NewJob(name=name, owner=owner, **values)  # type: ignore[arg-type]
+    return NewJob(name=name, owner=owner, **values)  # type: ignore[arg-type]  # each as its field
 
 
 def test_a_job_comes_back_as_it_went_in(store: Store) -> None:
@@ -88,7 +90,7 @@ def test_lists_are_filtered(store: Store) -> None:
     ]
 
     def names(**wanted: object) -> str:
-        return "".join(job.name for job in store.jobs(JobFilter(**wanted)))  # type: ignore[arg-type]
+        return "".join(job.name for job in store.jobs(JobFilter(**wanted)))  # type: ignore[arg-type]  # each as its field
 
     assert names() == names(history=True) == "abc"
     assert names(seqs=(seqs[2], seqs[0])) == "ac"
@@ -223,6 +225,15 @@ def test_a_database_that_is_gone_is_said_so() -> None:
     assert isinstance(caught.value.__cause__, Exception)
     assert caught.value.transient
     store.close()
+
+
+def test_a_database_without_room_is_said_so(database: Database) -> None:
+    engine = make_engine(database.owner, "test", pool=1)
+    full = "DO $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$"
+    told = "the database lacks room, or connections: could not extend file"
+    with pytest.raises(DatabaseUnavailable, match=told), begin(engine) as connection:
+        connection.execute(text(full))
+    engine.dispose()
 
 
 def test_a_broken_connection_is_replaced(store: Store, database: Database) -> None:

@@ -31,6 +31,11 @@ def fake_nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fake_nvml(fake_nvml_library: Path, tmp_path: Path) -> FakeNvml:
+    """The cards of one test: `machine_of`."""
+    return machine_of(fake_nvml_library, tmp_path)
+
+
+def machine_of(fake_nvml_library: Path, place: Path) -> FakeNvml:
     """Give it the cards, get the variables that a program needs to see them; call it again to change the cards.
 
     Each card is a dictionary of what differs from the default: uuid, name, memory, used, bus, minor, numa, switch,
@@ -40,7 +45,7 @@ def fake_nvml(fake_nvml_library: Path, tmp_path: Path) -> FakeNvml:
     `rows_failed=True`, `processes={pid: bytes}`, `nvlinks=[uuid, ...]`, `lost=True`. `hang=[FUNCTION, ...]` names
     functions of the library that never return. A program sees the change at its next call.
     """
-    facts = tmp_path / "nvml.facts"
+    facts = place / "nvml.facts"
 
     def machine(
         gpus: Sequence[dict[str, Any]], *, hang: Sequence[str] = (), driver: str = "550.54.15"
@@ -58,7 +63,8 @@ def fake_nvml(fake_nvml_library: Path, tmp_path: Path) -> FakeNvml:
 
 
 def default_uuid(index: int) -> str:
-    return f"GPU-{uuid.uuid5(uuid.NAMESPACE_OID, f'fake {index}')}"
+    """Of this process's tests alone: a card belongs to one agent of the host."""
+    return f"GPU-{uuid.uuid5(uuid.NAMESPACE_OID, f'fake {os.getpid()} {index}')}"
 
 
 def describe(index: int, changes: dict[str, Any]) -> list[str]:
@@ -94,7 +100,7 @@ def describe(index: int, changes: dict[str, Any]) -> list[str]:
 
 
 def default_part(index: int, place: int) -> str:
-    return f"MIG-{uuid.uuid5(uuid.NAMESPACE_OID, f'fake {index} {place}')}"
+    return f"MIG-{uuid.uuid5(uuid.NAMESPACE_OID, f'fake {os.getpid()} {index} {place}')}"
 
 
 def describe_part(index: int, place: int, changes: dict[str, Any]) -> list[str]:

@@ -81,7 +81,7 @@ def test_resources_answer_or_refuse(name: str, text: str) -> None:
 @given(ARGV)
 def test_other_commands_answer_or_refuse(argv: list[str]) -> None:
     for call in (parse_qstat, parse_pbsnodes, parse_qdel, lambda words: parse_hold("qhold", words)):
-        answers_or_refuses(lambda call=call: call(argv))  # type: ignore[misc]
+        answers_or_refuses(lambda call=call: call(argv))  # type: ignore[misc]  # bound now
 
 
 @given(st.binary(max_size=200))

@@ -480,3 +480,14 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_attack(case: Case[ApiStage], stage: ApiStage, monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, stage, monkeypatch)
+
+
+def test_nothing_is_signed_without_a_token(stage: ApiStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    signed = []
+    sign = pki._issue
+    monkeypatch.setattr(pki, "_issue", lambda *asked: (signed.append(asked[1]), sign(*asked))[1])
+    for credential in ("used join", "join of node7", "good", "revoked"):
+        assert not joins(credential, "node9")(stage).done
+    assert signed == []
+    assert joins("join", "node9")(stage).done
+    assert signed == ["node9"]

@@ -146,7 +146,7 @@ def test_a_live_queue_goes_on_where_it_is(tmp_path: Path) -> None:
     (as_is, more) = simulated(path, "--add-nodes", 2, "--csv", csv_path)
     # The elements end before the gang may start, at the end of what runs; then the gang takes its walltime.
     assert (as_is["jobs"], as_is["makespan"]) == (3, 300)
-    assert as_is["wait"]["longest"] == 140  # type: ignore[index]
+    assert as_is["wait"]["longest"] == 140  # type: ignore[index]  # a table, as the report has it
     assert as_is["utilisation"] == (100 * 2 + 200 * 4 + 2 * 30) / (300 * 4)
     assert more["makespan"] == 200
     table = CliRunner().invoke(root, ["simulate", str(path)], catch_exceptions=False).output

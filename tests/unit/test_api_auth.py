@@ -25,7 +25,7 @@ NO_STORE = cast(Store, None)
 
 def settings(**values: object) -> MasterSettings:
     place = Path("/nowhere")
-    return MasterSettings(database_url="", state=place, socket=place, **values)  # type: ignore[arg-type]
+    return MasterSettings(database_url="", state=place, socket=place, **values)  # type: ignore[arg-type]  # each as its field
 
 
 def identify(peer: Peer, authorization: str | None, given: MasterSettings) -> Caller:

@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 
 from hpcmesos.errors import InvalidValue, StateError
-from hpcmesos.master import pki
+from hpcmesos.master import peers, pki
 
 
 def test_the_authority_is_made_once_and_its_key_is_private(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_certificate_is_kept_until_it_does_not_fit(tmp_path: Path) -> None:
 def test_requests_get_only_what_they_may(tmp_path: Path) -> None:
     ca = pki.ensure_ca(tmp_path)
     _, csr = pki.create_csr("node1", ["127.0.1.1", "node1.site"])
-    certificate = x509.load_pem_x509_certificate(pki.sign_csr(ca, csr, "agent", "node1").encode())
+    certificate = x509.load_pem_x509_certificate(pki.sign(ca, pki.read_csr(csr, "node1"), "agent").encode())
     certificate.verify_directly_issued_by(ca.certificate)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["node1.site"]
@@ -56,7 +56,7 @@ def test_requests_get_only_what_they_may(tmp_path: Path) -> None:
     assert 360 < (certificate.not_valid_after_utc - certificate.not_valid_before_utc).days < 370
     for text, node in ((csr, "node2"), ("nonsense", "node1"), ("", "node1")):
         with pytest.raises(InvalidValue):
-            pki.sign_csr(ca, text, "agent", node)
+            pki.read_csr(text, node)
 
 
 def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[tuple[str, str] | None, object]:
@@ -67,7 +67,7 @@ def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[tuple[s
     def serve() -> None:
         try:
             with server.wrap_socket(left, server_side=True) as tls:
-                outcome.append(pki.peer_name(tls.getpeercert()))
+                outcome.append(peers.peer_name(tls.getpeercert()))
         except OSError as error:
             outcome.append(error)
 
@@ -87,10 +87,10 @@ def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[tuple[s
 def test_only_our_own_certificates_count(tmp_path: Path) -> None:
     ours, theirs = pki.ensure_ca(tmp_path / "a"), pki.ensure_ca(tmp_path / "b")
     certificate, key = pki.ensure_certificate(ours, tmp_path / "m", "m1", "master", ["127.0.0.1"])
-    server = pki.server_context(certificate, key, ours.path, require_client=False)
+    server = peers.server_context(certificate, key, ours.path, require_client=False)
     agent = pki.ensure_certificate(ours, tmp_path / "n", "node1", "agent", [])
-    known = pki.client_context(ours.path, *agent)
+    known = peers.client_context(ours.path, *agent)
     assert shake_hands(server, known)[0] == ("agent", "node1")
-    assert shake_hands(server, pki.client_context(ours.path))[1] is None
+    assert shake_hands(server, peers.client_context(ours.path))[1] is None
     foreign = pki.ensure_certificate(theirs, tmp_path / "f", "node1", "agent", [])
-    assert isinstance(shake_hands(server, pki.client_context(ours.path, *foreign))[1], OSError)
+    assert isinstance(shake_hands(server, peers.client_context(ours.path, *foreign))[1], OSError)

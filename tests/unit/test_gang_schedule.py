@@ -32,7 +32,7 @@ def node(
 
 
 def scatter(count: int, **each: int) -> Request:
-    return Request((Chunk(count=count, **each),))  # type: ignore[arg-type]
+    return Request((Chunk(count=count, **each),))  # type: ignore[arg-type]  # each as its field
 
 
 def job(seq: int, request: Request, *, excluded: tuple[str, ...] = (), queue: str = "batch") -> JobView:
@@ -205,7 +205,7 @@ def test_a_job_that_no_end_can_help_holds_nobody_back() -> None:
     assert hosts(answer) == {5: ["a"]}
     assert why(answer, 1) == (
         ReasonCode.NODES_DOWN,
-        "needs 2 nodes with 1 CPU each; too few such nodes are up, down: b",
+        "needs 2 nodes with 1 CPU each; too few such nodes are in service, out of it: b",
     )
     assert why(answer, 2)[0] is ReasonCode.NEVER_FITS
     assert why(answer, 3) == (ReasonCode.QUEUE_STOPPED, "queue stopped is stopped")

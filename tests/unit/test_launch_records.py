@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import shutil
 import socket
@@ -128,6 +129,26 @@ def test_a_move_of_lines_that_was_cut_off_loses_no_end(
     assert again.load()["1.h#1"] == expected
     again.remove("1.h#1")
     assert "1.h#1" not in Journal(str(tmp_path)).load()
+
+
+def test_what_was_written_between_two_moves_that_were_cut_off_counts(tmp_path: Path) -> None:
+    """Files as two full disks leave them: the end came after the first cut."""
+    spec, running = record("1.h#1"), {"phase": "running"}
+    end = {"event": "ended", "code": 0}
+
+    def lines(number: int, *records: dict[str, Any]) -> None:
+        texts = [json.dumps({"attempt": "1.h#1", "record": one}) for one in records]
+        (tmp_path / f"{number:012}.journal").write_text("".join(f"{number} {text}\n" for text in texts))
+
+    lines(1, spec, running)
+    lines(2, spec, end)
+    assert Journal(str(tmp_path)).load()["1.h#1"] == [spec, running, end]
+    lines(3, spec, running)
+    assert Journal(str(tmp_path)).load()["1.h#1"] == [spec, running, end]
+    again = Journal(str(tmp_path))
+    again.load()
+    again.remove("1.h#1")
+    assert Journal(str(tmp_path)).load() == {}
 
 
 def test_room_that_an_earlier_shepherd_kept_is_counted_once(tmp_path: Path) -> None:

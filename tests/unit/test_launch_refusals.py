@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator
 
 import pytest
 
-from hpcmesos.launch import protocol, remote_shell, run, shells
+from hpcmesos.launch import protocol, remote_shell, ring_rank, run, shells
 from hpcmesos.launch.settings import Refusal
 
 REASON = "this process belongs to no job on this node"
@@ -45,3 +46,13 @@ def test_a_refusal_names_the_file_that_is_not_there() -> None:
     assert str(Refusal.of(KeyError("owner"))) == "cannot prepare: KeyError('owner')"
     why = Refusal("no such user", "node2")
     assert Refusal.of(why) is why
+
+
+def test_a_rank_of_the_ring_knocks_at_its_right_neighbours_host(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        doors = ["127.0.0.1:1", "127.0.0.1:1", f"127.0.0.1:{other.getsockname()[1]}"]
+        ring_rank.knock(0, doors)  # of the same host: it is not asked
+        ring_rank.knock(1, doors)
+        assert capfd.readouterr().out == ""
+    ring_rank.knock(2, doors)
+    assert json.loads(capfd.readouterr().out) == {"stage": "init", "cut": "Connection refused"}

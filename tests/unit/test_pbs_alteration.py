@@ -116,7 +116,7 @@ def job(**values: object) -> JobFacts:
         "resource_list": {"ncpus": "4", "walltime": "01:00:00", "mem": "4gb"},
         "qtime": NOW,
     }
-    return JobFacts(**{**given, **values})  # type: ignore[arg-type]
+    return JobFacts(**{**given, **values})  # type: ignore[arg-type]  # each as its field
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,15 @@
 import pytest
 
 from hpcmesos.model import JobState
-from hpcmesos.queue.dependencies import Dependency, DependencyKind, Verdict, judge, judge_all, preceded
+from hpcmesos.queue.dependencies import (
+    Dependency,
+    DependencyKind,
+    Verdict,
+    judge,
+    judge_all,
+    preceded,
+    why_impossible,
+)
 from hpcmesos.queue.records import JobKey, Outcome, Progress
 
 QUEUED = Outcome(JobState.QUEUED, None)
@@ -42,6 +50,20 @@ def test_several_dependencies() -> None:
     assert judge_all([ok], parents) is YES
     assert judge_all([ok, waiting], parents) is WAIT
     assert judge_all([waiting, never, ok], parents) is NEVER
+
+
+def test_a_dependent_that_can_never_start_is_told_why() -> None:
+    ok = DependencyKind.AFTER_OK
+    parents = {JobKey(1): OK, JobKey(2): FAILED, JobKey(3): DELETED, JobKey(4, 7): FAILED}
+    fates = {
+        Dependency(ok, 2): "afterok:2 cannot be: job 2 ended with Exit_status 1",
+        Dependency(ok, 3): "afterok:3 cannot be: job 3 was deleted before it ran",
+        Dependency(ok, 4, 7): "afterok:4 cannot be: job 4[7] ended with Exit_status 1",
+        Dependency(ok, 9): "afterok:9 cannot be: job 9 is unknown",
+    }
+    for dependency, fate in fates.items():
+        assert why_impossible([Dependency(ok, 1), dependency], parents) == fate
+    assert why_impossible([Dependency(ok, 1)], parents) == ""
 
 
 def test_an_element_and_its_array_are_two_parents() -> None:

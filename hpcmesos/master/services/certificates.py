@@ -34,21 +34,20 @@ def issue(site: Site, node: str, csr: str, via: str, trusts: str, role: str = "a
         InvalidValue: a malformed request, or another node's.
     """
     ca = authority(site)
-    certificate = sign(site, ca, node, csr, role)
+    certificate = sign(site, ca, pki.read_csr(csr, node), role)
     record(site, ca, node, certificate, via, trusts, role)
     return JoinReply(certificate=certificate, ca=ca.trusted, cluster=site.settings.cluster)
 
 
-def sign(site: Site, ca: pki.Ca, node: str, csr: str, role: str = "agent") -> str:
+def sign(site: Site, ca: pki.Ca, request: pki.Request, role: str) -> str:
     """As issue(), not on record yet."""
-    lifetime = timedelta(days=site.settings.certificate_days)
-    return pki.sign_csr(ca, csr, role, node, lifetime)
+    return pki.sign(ca, request, role, timedelta(days=site.settings.certificate_days))
 
 
 def record(
     site: Site, ca: pki.Ca, node: str, certificate: str, via: str, trusts: str, role: str = "agent"
 ) -> None:
-    """Notes a certificate, so that it can be revoked. ``via``: how its holder came; ``trusts``: see `pki.digest`."""
+    """Notes a certificate, so that it can be revoked. ``via``: how its holder came; ``trusts``: see `peers.digest`."""
     made = x509.load_pem_x509_certificate(certificate.encode())
     # As TLS shows it: an even number of digits.
     digits = f"{made.serial_number:x}"
@@ -108,7 +107,7 @@ def revoke(site: Site, caller: Caller, node: str) -> list[CertificateStatus]:
     """
     auth.check_manager(caller, "revoke certificates")
     if not site.store.revoke_certificates(node, caller.user or "master", caller.via):
-        raise InvalidValue(f"node '{ascii(node)[1:41]}' has no certificate that is good")
+        raise InvalidValue(f"node '{ascii(node[:40])[1:-1]}' has no certificate that is good")
     site.store.deliveries.retire(node)
     site.revoked.fresh()
     return [one for one in listing(site, caller) if one.node == node]

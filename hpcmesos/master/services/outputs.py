@@ -39,7 +39,7 @@ def vouch(caller: Caller, peer: Peer, user: str) -> None:
     if caller.gateway is None:
         raise Unauthorized("only gateways vouch for users, once for each connection")
     if not USER_NAME.fullmatch(user):
-        raise InvalidValue(f"'{ascii(user)[1:41]}' is no user name")
+        raise InvalidValue(f"'{ascii(user[:40])[1:-1]}' is no user name")
     peer.vouched.append(user)
     peer.reckon(user)
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from datetime import tzinfo
 
 from hpcmesos.errors import HpcmesosError
+from hpcmesos.master.holds import DEPENDENCY_HOLD, held_text
 from hpcmesos.master.services.facts import depend_text
 from hpcmesos.master.services.site import Site
-from hpcmesos.model import JobId, JobState
+from hpcmesos.model import JobState
 from hpcmesos.pbs.attributes import time_text
 from hpcmesos.queue.records import JobKey, JobRecord
 
@@ -17,7 +18,6 @@ UNREACHABLE = (
 )
 
 _OWN = frozenset({JobState.HELD, JobState.WAITING})  # their rows say why
-_HOLDERS = {"u": "its user", "o": "an operator", "s": "the system"}
 
 
 def pending_reasons(site: Site, jobs: Iterable[JobRecord], zone: tzinfo) -> dict[JobKey, str]:
@@ -49,14 +49,11 @@ def _ask_leader(site: Site, seqs: list[int]) -> dict[int, str]:
 
 
 def _own_reason(job: JobRecord, zone: tzinfo) -> str:
-    if "d" in job.holds:
+    if DEPENDENCY_HOLD in job.holds:
         parents = ", ".join(depend_text(d, job.server) for d in job.dependencies)
         return f"waits for its dependencies: {parents}"
     if job.holds:
-        holders = " and ".join(_HOLDERS[letter] for letter in job.holds if letter in _HOLDERS)
-        why = f" ({job.comment})" if job.comment else ""
-        release = f"qrls -h {job.holds} {JobId(job.seq, job.server, job.index)}"
-        return f"held by {holders}{why}; released by: {release}"
+        return held_text(job)
     if job.not_before is not None:
         return f"waits until {time_text(job.not_before, zone)}"
     return job.comment or "held"

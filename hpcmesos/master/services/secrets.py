@@ -55,7 +55,7 @@ def remove(site: Site, caller: Caller, name: str) -> list[SecretStatus]:
     """Takes it away; jobs that want it and have not begun cannot begin. Raises InvalidValue: there is none."""
     site.rates.take(_user(caller), 1)
     if not site.store.remove_secret(_user(caller), name, caller.via):
-        raise InvalidValue(f"you have no secret '{ascii(name)[1:41]}'")
+        raise InvalidValue(f"you have no secret '{ascii(name[:40])[1:-1]}'")
     return listing(site, caller)
 
 

@@ -9,7 +9,7 @@ import pwd
 import re
 import shlex
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -43,6 +43,7 @@ from hpcmesos.model import JobId, JobState
 from hpcmesos.pbs import submission as pbs
 from hpcmesos.pbs.echo import understood
 from hpcmesos.pbs.kin import Words
+from hpcmesos.pbs.options import ParsedCommand
 from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
@@ -173,38 +174,44 @@ class _Desk:
         self._context = _context(site, caller, request)
         self._acceptance = Acceptance(site, caller, Personality(request.personality))
         self._firsts: dict[Hashable, _First] = {}
+        self._script: tuple[bytes, str] = (b"", "")  # the last one, and its text
 
     def take(self, job: Submission) -> NewJob:
         """The job as it is stored. Raises a Rejection."""
         words = Words.read(job.argv)
         script = job.script if words.program is None else None
-        text = None if script is None else pbs.check_script(script)
+        text = None if script is None else self._text(script)
         kind = words.kind(text, self._context)
         first = self._firsts.get(kind)
         if first is None:
-            built = self._read(job.argv, text)
+            built = self._read(words.shared, text)
             first = self._keep(kind, built, self._acceptance.accept(built))
         elif (accepted := self._acceptance.again(first.built, first.accepted)) is not first.accepted:
             first = self._keep(kind, first.built, accepted)
-        own: dict[str, Any] = {"submit_args": words.submit_args}
+        stored = {**first.new.submission, "submit_args": words.submit_args}
         if words.program is not None:
-            own["argv"] = list(words.program)
-        new = structs.replace(
-            first.new,
-            name=words.name(first.new.name),
-            script=script,
-            submission={**first.new.submission, **own},
-        )
+            stored["argv"] = list(words.program)
+        if variables := words.variables(self._context):
+            stored["environment"] = {**stored["environment"], **variables}
+        if (given := words.script_args) is not None:
+            stored["script_args"] = list(given)
+        new = structs.replace(first.new, name=words.name(first.new.name), script=script, submission=stored)
         self.weight += _weight(new, _check_kept(self._request, new))
         return new
 
-    def _read(self, argv: Sequence[str], text: str | None) -> pbs.Submission:
-        asked = pbs.needs(argv)
+    def _text(self, script: bytes) -> str:
+        if script != self._script[0]:
+            self._script = script, pbs.check_script(script)
+        return self._script[1]
+
+    def _read(self, command: ParsedCommand, text: str | None) -> pbs.Submission:
+        """What kin have in common."""
+        asked = pbs.needs_of(command)
         if asked.information is not None or asked.interactive:
             raise UsageError("a job among many can neither be interactive nor ask for information")
         if asked.script is not None and text is None:
             raise UsageError("it has neither a script nor a program behind --")
-        built = pbs.build_submission(argv, text, self._context)
+        built = pbs.build(command, text, self._context)
         if built.block or built.dry_run:
             raise UsageError("a job among many can neither block nor be a dry run")
         return built
@@ -473,7 +480,7 @@ def _refuse_text(value: Any) -> None:
     """Raises InvalidValue for the first text in it that PostgreSQL cannot hold."""
     for text in _texts(value):
         if "\0" in text or not _is_unicode(text):
-            raise InvalidValue(f"'{ascii(text)[1:41]}' holds a NUL byte or bytes that are not UTF-8")
+            raise InvalidValue(f"'{ascii(text[:40])[1:-1]}' holds a NUL byte or bytes that are not UTF-8")
 
 
 def _is_unicode(text: str) -> bool:

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from hpcmesos.api_schema import JoinReply, JoinRequest, RevokeRequest, TokenReply, TokenRequest, TokenStatus
 from hpcmesos.errors import InvalidValue
-from hpcmesos.master import auth, pki
+from hpcmesos.master import auth, peers, pki
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import certificates
 from hpcmesos.master.services.site import Site
@@ -62,8 +62,8 @@ def _check_room(site: Site, user: str) -> None:
 def join(site: Site, request: JoinRequest, via: str) -> JoinReply:
     """Gives an agent, or a gateway, its certificate for a one-time token of that kind.
 
-    The certificate is made first and handed out only once the token is used up, so that no token is lost to a
-    malformed request and none gives two certificates.
+    The request is read first and signed only once the token is used up, so that no token is lost to a malformed
+    request, and nothing is signed for anybody without one.
 
     Raises:
         Unauthenticated: the token is unknown, used, expired, or another node's.
@@ -73,12 +73,13 @@ def join(site: Site, request: JoinRequest, via: str) -> JoinReply:
         raise InvalidValue(f"unknown role '{request.role[:40]}'; one of {', '.join(_TOKENS)}")
     node = check_node(request.node)
     ca = certificates.authority(site)
-    certificate = certificates.sign(site, ca, node, request.csr, request.role)
+    asked = pki.read_csr(request.csr, node)
     site.store.consume_join_token(request.token.rpartition(".")[2], node, via, _TOKENS[request.role])
     if request.role == "gateway":
         site.store.deliveries.enrol(node)
+    certificate = certificates.sign(site, ca, asked, request.role)
     # It writes all that it is given before it uses any of it.
-    certificates.record(site, ca, node, certificate, via, pki.digest(ca.trusted), request.role)
+    certificates.record(site, ca, node, certificate, via, peers.digest(ca.trusted), request.role)
     return JoinReply(certificate=certificate, ca=ca.trusted, cluster=site.settings.cluster)
 
 
@@ -90,7 +91,7 @@ def check_node(name: str) -> str:
     """
     if not _NODE_NAME.fullmatch(name):
         raise InvalidValue(
-            f"'{ascii(name)[1:41]}' is no node name; letters, digits, hyphens and dots, as host names"
+            f"'{ascii(name[:40])[1:-1]}' is no node name; letters, digits, hyphens and dots, as host names"
         )
     return name
 
@@ -98,7 +99,7 @@ def check_node(name: str) -> str:
 def check_user(name: str) -> str:
     """Raises InvalidValue unless ``name`` could be a user's."""
     if not auth.USER_NAME.fullmatch(name):
-        raise InvalidValue(f"'{ascii(name)[1:41]}' is no user name")
+        raise InvalidValue(f"'{ascii(name[:40])[1:-1]}' is no user name")
     return name
 
 

@@ -103,11 +103,12 @@ def shown_time(at: float, zone: tzinfo) -> str:
 
 
 def _own(site: Site, job: JobRecord) -> api_schema.Why:
-    over = no_longer_waits(job.state.value, job.exit_status, job.cause)
-    if job.state is JobState.RUNNING and job.comment:
+    state = "S" if job.suspended and job.state is JobState.RUNNING else job.state.value
+    over = no_longer_waits(state, job.exit_status, job.cause)
+    if over and job.comment:
         over = f"{over}; {job.comment}"
     text = pending_reasons(site, [job], UTC).get(job.key, over)
-    return api_schema.Why(id=str(id_of(job)), state=job.state.value, code="", text=text)
+    return api_schema.Why(id=str(id_of(job)), state=state, code="", text=text)
 
 
 def _ask(site: Site, question: Question) -> links_client.Answer:
