@@ -195,14 +195,17 @@ class Cgroup(_Members):
         self.directory = os.path.join(parent, name)
         self.entry = os.path.join(self.directory, _ENTRY) if shared else self.directory
         self.coming = 0
-        with suppress(FileExistsError):
-            try:
-                os.mkdir(self.directory, 0o755)
-            except FileNotFoundError:
-                # The unit that keeps the jobs' part of the tree was stopped and started.
-                os.makedirs(self.directory, 0o755)
+        self._removed = False
+        alone = not shared
         try:
-            self.limits = Limits(self.directory, v1, limits)
+            os.mkdir(self.directory, 0o755)
+        except FileNotFoundError:
+            # The unit that keeps the jobs' part of the tree was stopped and started.
+            os.makedirs(self.directory, 0o755)
+        except FileExistsError:  # of an earlier shepherd
+            alone = False
+        try:
+            self.limits = Limits(self.directory, v1, limits, alone=alone)
             if shared:
                 os.makedirs(self.entry, 0o755, exist_ok=True)
                 self.limits.watch_below()
@@ -247,8 +250,9 @@ class Cgroup(_Members):
         pass
 
     def remove(self) -> None:
-        remove_group(self.directory)
-        self.limits.remove()
+        if not self._removed:
+            gone = remove_group(self.directory)
+            self._removed = self.limits.remove() and gone
 
     def _read(self, name: str) -> str:
         return read(os.path.join(self.directory, name))

@@ -6,8 +6,10 @@ import asyncio
 import errno
 import json
 import os
+import queue
 import shutil
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,60 @@ def test_ends_that_come_together_share_a_sync(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "fdatasync", count)
     asyncio.run(run())
     assert len(synced) == 1
+
+
+def test_a_slow_disk_holds_up_nothing_but_the_ends_that_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, asked, sync = threading.Event(), queue.SimpleQueue[int](), os.fdatasync
+
+    def slow(fd: int) -> None:
+        asked.put(fd)
+        assert disk.wait(10)
+        sync(fd)
+
+    async def run() -> None:
+        journal = Journal(str(tmp_path))
+        journal.create("1.h#1", record("1.h#1")).end({"event": "ended"})
+        first = asyncio.create_task(journal.synced())
+        await asyncio.to_thread(asked.get, timeout=10)
+        for number in range(2, 200):  # more than a file holds
+            name = f"{number}.h#1"
+            journal.create(name, record(name, text="x" * 50_000)).end({"event": "ended"})
+            journal.remove(name)
+        journal.remove("1.h#1")
+        later = [asyncio.create_task(journal.synced()) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in (first, *later))
+        disk.set()
+        await asyncio.gather(first, *later)
+        files = [asked.get_nowait() for _ in range(asked.qsize())]
+        assert len(files) == len(set(files)), "they share one sync"
+        journal.create("200.h#1", record("200.h#1"))
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    asyncio.run(run())
+    assert Journal(str(tmp_path)).load() == {"200.h#1": [record("200.h#1")]}
+
+
+def test_who_waits_for_a_sync_that_fails_hears_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = True
+
+    def broken(fd: int) -> None:
+        if failing:
+            raise OSError(errno.EIO, "broken")
+
+    async def run() -> None:
+        nonlocal failing
+        journal = Journal(str(tmp_path))
+        journal.create("1.h#1", record("1.h#1")).end({"event": "ended"})
+        with pytest.raises(OSError, match="broken"):
+            await journal.synced()
+        failing = False
+        await journal.synced()
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+    asyncio.run(run())
 
 
 def test_a_full_disk_cannot_lose_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
