@@ -57,7 +57,7 @@ class MasterSettings:
     kill_delay: float = 10.0  # seconds between SIGTERM and SIGKILL
     prepare_timeout: float = 30.0
     image_timeout: float = 600.0  # instead, for jobs in containers: a node may have to get the image first
-    node_silence: float = 15.0  # seconds without a pong until a node counts as down (its jobs go on)
+    node_silence: float = 15.0  # s without a pong until a link is cut; s without a link until a node is down
     fence_command: str = ""  # run with the name of a node that is down and holds jobs; 0 says that it is off
     mail: str = ""  # smtp://HOST:PORT, smtp+tls:// or smtps://USER@HOST, sendmail:PATH; empty: none
     mail_password_file: str = ""  # of USER

@@ -17,7 +17,7 @@ from hpcmesos.errors import StateError
 from hpcmesos.master import billing, gang_clock
 from hpcmesos.master.arrays import Arrays
 from hpcmesos.master.billing import Billing
-from hpcmesos.master.cluster import Attempt, Phase
+from hpcmesos.master.cluster import FINAL, Attempt, Phase
 from hpcmesos.master.completion import LOSSES, TROUBLE, UNHARMED, Completion
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.reports import clean, reported, verdict
@@ -285,6 +285,8 @@ class Gangs:
         ending = attempt.ending
         if ending is None or attempt.phase is Phase.OVER:
             return
+        if ending.cause in FINAL:
+            self.desk.alarms.set(gang_clock.GANG_LOSS, partial(self._head_silent, attempt.name))
         left = ending.at - self.desk.now.timestamp()
         if ending.preempted_for and left > 0:
             self.desk.alarms.set(left, lambda: self._preempt_now(attempt.name))
@@ -307,6 +309,8 @@ class Gangs:
         elif attempt.end is None and Cause(report.cause) in TROUBLE:
             culprit = report.culprit or node
             self._member_fell(attempt, Cause(report.cause), culprit, clean(report.message), report.ago)
+        elif _by_word(attempt, report.cause):
+            self.desk.alarms.set(gang_clock.GANG_LOSS, partial(self._head_silent, attempt.name))
 
     def part_lost(self, attempt: Attempt, node: str, why: str) -> None:
         """A node denies a part that must have been there."""
@@ -364,6 +368,30 @@ class Gangs:
             self.completion.finish(attempt, verdict(attempt, self.desk.now, cause, culprit, text))
         else:
             self.desk.alarms.set(gang_clock.GANG_LOSS, lambda: self._gang_lost(name, cause, culprit, text))
+
+    def _head_silent(self, name: str) -> None:
+        """A gang was told to end: a head that is away has ended too, by that word or by the gang clock, once a member
+        has. It could be told nothing more since its link was lost.
+        """
+        attempt = self.desk.cluster.attempts.get(name)
+        if attempt is None or attempt.phase is Phase.OVER or (ending := attempt.ending) is None:
+            return
+        head = self.desk.cluster.nodes[attempt.head]
+        left = head.away_since + ending.kill_delay + gang_clock.GANG_LOSS - self.desk.alarms.clock()
+        if head.link is not None or left > 0:
+            again = gang_clock.GANG_LOSS if head.link is not None else left
+            self.desk.alarms.set(again, partial(self._head_silent, name))
+            return
+        parts = self.desk.reader.shares([attempt.key.job])
+        if any(part.released_at for part in parts if part.attempt == attempt.key):
+            record = verdict(attempt, self.desk.now, ending.cause, ending.culprit, ending.message)
+            self.completion.finish(attempt, record)
+
+
+def _by_word(attempt: Attempt, cause: str) -> bool:
+    """Whether a member's part has ended because the gang was told to, not with a script that ended by itself."""
+    told = attempt.ending
+    return told is not None and told.cause not in LOSSES and cause in (told.cause, *LOSSES)
 
 
 def _end(attempt: Attempt, ending: Ending) -> wire.End:

@@ -32,7 +32,7 @@ from hpcmesos.errors import (
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.objects import fenced
-from hpcmesos.master.services import output_paths, secrets, why
+from hpcmesos.master.services import output_paths, secrets, why, wishes
 from hpcmesos.master.services.acceptance import Acceptance, Accepted
 from hpcmesos.master.services.admission import default_resources
 from hpcmesos.master.services.lookup import find_own
@@ -55,8 +55,6 @@ ALWAYS_SENT = frozenset({"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG
 _ASKED_BEFORE = 4096
 _PIECE = 64 * 1024
 """Bytes of script, environment and words by which a job counts as one more."""
-MOST_KEPT = 2 * 1024 * 1024
-"""Bytes of environment and words of a job, as JSON: no more can be handed to a program (execve(2))."""
 _NUMBERED = re.compile(r"(\d+\[\](?:\.[^\[\]]+)?)\[(\d{1,9})\]", re.ASCII)
 
 
@@ -474,8 +472,7 @@ def _check_kept(request: CommandRequest | SubmitRequest, new: NewJob) -> int:
         storable = False
     if not storable:
         _refuse_text([*others, new.submission])
-    if len(kept) > MOST_KEPT:
-        raise InvalidValue(f"environment and words of the job have {len(kept)} bytes; at most {MOST_KEPT}")
+    wishes.check_size(kept)
     return len(kept)
 
 
