@@ -133,11 +133,12 @@ def test_a_client_that_waits_does_not_hold_up_the_end(site: Site) -> None:
             waiting.settimeout(10)
             waiting.connect(str(api))
             waiting.sendall(f"GET /v1/jobs/{job}/wait HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            assert client.job(job).state == "Q"  # the API has looked at its sockets meanwhile
+            assert client.job(job).state == "Q"  # one API process has looked at its sockets meanwhile
             process.terminate()
             answer = waiting.recv(65536)
     assert process.wait(30) == 0
-    assert answer.startswith(b"HTTP/1.1 503")
+    # Nothing where the other API process had not read the question yet; a client asks again then, too.
+    assert not answer or answer.startswith(b"HTTP/1.1 503")
     assert "Traceback" not in site.log()
     stopping, stopped = (_at(site.log(), word) for word in ("stopping", "stepped down"))
     assert stopped - stopping < timedelta(seconds=3)
