@@ -276,7 +276,9 @@ CASES = [
         "a script of more than 1 MiB",
         script(directives.MAX_SCRIPT_BYTES),
         script(1000),
-        both(replaced(directives, "MAX_SCRIPT_BYTES", 2**40), replaced(submit, "_weight", lambda new, size: 1)),
+        both(
+            replaced(directives, "MAX_SCRIPT_BYTES", 2**40), replaced(submit, "_weight", lambda new, size: 1)
+        ),
     ),
     Case(
         "a secret of more than 64 KiB",
