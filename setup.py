@@ -19,14 +19,16 @@ _FLAGS = (
         "-U_FORTIFY_SOURCE",
         "-D_FORTIFY_SOURCE=2",
         "-fPIE",
-        "-pie",
         "-Wl,-z,relro,-z,now",
     ),
 )
 
 
 class BuildPrograms(build_ext):
-    """Makes an executable of each "extension", beside the package's modules."""
+    """Makes an executable of each "extension", beside the package's modules.
+
+    Without shared libraries, where the C library can be had so: a fork copies less, some 40 us of 700 with /bin/true.
+    """
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
@@ -34,7 +36,8 @@ class BuildPrograms(build_ext):
         compiler = shlex.split(os.environ.get("CC", "cc"))
         words = [*compiler, *_FLAGS, "-o", str(target), *ext.sources]
         try:
-            subprocess.run(words, check=True)
+            if subprocess.run([*words, "-static-pie"], stderr=subprocess.DEVNULL, check=False).returncode:
+                subprocess.run([*words, "-pie"], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise CompileError(str(error)) from error
 

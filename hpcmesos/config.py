@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 from hpcmesos.errors import ConfigError
 
 T = TypeVar("T")
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class MasterSettings:
     kill_delay: float = 10.0  # seconds between SIGTERM and SIGKILL
     prepare_timeout: float = 30.0
     image_timeout: float = 600.0  # instead, for jobs in containers: a node may have to get the image first
-    node_silence: float = 15.0  # seconds without a pong until a node counts as down (its jobs go on)
+    node_silence: float = 15.0  # s without a pong until a link is cut; s without a link until a node is down
     fence_command: str = ""  # run with the name of a node that is down and holds jobs; 0 says that it is off
     mail: str = ""  # smtp://HOST:PORT, smtp+tls:// or smtps://USER@HOST, sendmail:PATH; empty: none
     mail_password_file: str = ""  # of USER
@@ -199,6 +200,8 @@ def load(
         raise ConfigError(
             f"missing setting {missing[0]}: give --{missing[0].replace('_', '-')} or HPCMESOS_{missing[0].upper()}"
         )
+    if (level := str(values.get("log_level", "INFO"))).upper() not in _LEVELS:
+        raise ConfigError(f"log_level: '{level}' is none of {', '.join(_LEVELS)}")
     return kind(**values)
 
 

@@ -137,13 +137,18 @@ class Masters:
         where = self._places[0]
         if isinstance(error, ssl.SSLCertVerificationError):
             raise Unauthenticated(
-                f"server {where} is not of this cluster ({error.verify_message})"
+                f"server {where} is not of the cluster whose authority's certificate is trusted here"
+                f" ({error.verify_message}); HPCMESOS_CA_FILE names that certificate"
             ) from error
         if time.monotonic() < deadline:
             return
         if isinstance(error, Unavailable):
             raise error
-        raise MasterUnreachable(f"cannot connect to server {where} ({error})") from error
+        reason = (
+            (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        )
+        text = f"cannot connect to server {where} ({reason}); is the master running?"
+        raise MasterUnreachable(text) from error
 
 
 class _Closing(http.client.HTTPConnection):

@@ -36,7 +36,7 @@ def bind(path: Path) -> socket.socket:
     """The socket for everybody on this host, not listening yet; a stale one is replaced only when nobody listens there.
 
     Raises:
-        StateError: somebody does, or it is no socket.
+        StateError: somebody does, it is no socket, or the path is too long or not ours.
     """
     if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
         raise StateError(f"{path} is in the way: it is no socket")
@@ -46,6 +46,10 @@ def bind(path: Path) -> socket.socket:
                 raise StateError(f"another program listens on {path}")
         path.unlink()
     unix = socket.socket(socket.AF_UNIX)
-    unix.bind(str(path))
+    try:
+        unix.bind(str(path))
+    except OSError as error:
+        unix.close()
+        raise StateError(f"cannot listen at {path}: {error.strerror or error}") from error
     path.chmod(0o666)
     return unix

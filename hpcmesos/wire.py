@@ -309,12 +309,16 @@ def frames(buffer: bytearray) -> Iterator[bytes]:
     Raises:
         ProtocolError: a frame is larger than MAX_FRAME.
     """
-    while len(buffer) >= 4:
-        size = int.from_bytes(buffer[:4], "big")
-        if size > MAX_FRAME:
-            raise ProtocolError(f"a frame of {size} bytes")
-        if len(buffer) < 4 + size:
-            return
-        body = bytes(buffer[4 : 4 + size])
-        del buffer[: 4 + size]
-        yield body
+    taken = 0
+    try:
+        while len(buffer) - taken >= 4:
+            begin = taken + 4
+            size = int.from_bytes(buffer[taken:begin], "big")
+            if size > MAX_FRAME:
+                raise ProtocolError(f"a frame of {size} bytes")
+            if len(buffer) < begin + size:
+                return
+            taken = begin + size
+            yield bytes(buffer[begin:taken])
+    finally:
+        del buffer[:taken]  # once for all: it moves what is behind

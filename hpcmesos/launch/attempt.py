@@ -32,6 +32,8 @@ from hpcmesos.launch.workspace import Workspace
 
 _TRIM = 1.0
 """Seconds between two looks at how much a script has written."""
+_TELL_STARTED = 0.05
+"""Seconds that a start is kept back when nobody waits for it."""
 
 
 class Attempt:
@@ -76,6 +78,7 @@ class Attempt:
             on_failure=self._stillborn,
         )
         self._written = 0  # bytes of the larger stream, at the end
+        self._telling: asyncio.TimerHandle | None = None  # that the script runs
         self._walltime = Walltime(self._over_walltime, self._warn)
 
     def _make_terminal(self) -> None:
@@ -203,7 +206,13 @@ class Attempt:
             "stderr_path": opened.stderr_path,
         }
         if not opened.failure:
-            self.services.emit(self._started)
+            if self.spec.get(
+                "go"
+            ):  # who let it begin at once waits for no word: a short script is over by then
+                later = asyncio.get_running_loop().call_later
+                self._telling = later(_TELL_STARTED, self.services.emit, self._started)
+            else:
+                self.services.emit(self._started)
             if self._prelude.ring:
                 self.output.note(f"=>> hpcmesos: {self._prelude.ring}")
 
@@ -234,9 +243,13 @@ class Attempt:
         Raises ValueError, KeyError or TypeError for what is no such report.
         """
         message = checked(message)
+        here = node == self.services.config.node
+        if here and message["op"] == "rank_end":
+            message["starved"] = (
+                message["signal"] == signal.SIGKILL and self.workspace.enclosure.out_of_memory()
+            )
         record = self.steps.rank if message["op"] == "rank" else self.steps.rank_end
         record(message, node)
-        here = node == self.services.config.node
         if self.gang and (self.head or here):
             self.gang.rank(message, node)
 
@@ -440,6 +453,8 @@ class Attempt:
             with suppress(OSError):
                 sys.stderr.write(f"shepherd: the end of {self.id} cannot be written down: {error}\n")
         self.workspace.leave()
+        if self._telling:
+            self._telling.cancel()
         self.ended = ended
         self.phase = "ended"
         self.services.emit(ended)

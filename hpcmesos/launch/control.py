@@ -22,6 +22,12 @@ upgraded under living shepherds.
 """
 
 
+_AT_ONCE = 4
+"""Requests, of which many come at once, until what has happened meanwhile is dealt with: the leader goes on with places
+that come free while the others' next jobs are only being started.
+"""
+
+
 class Holder(Protocol):
     """What the agent commands: the shepherd."""
 
@@ -41,19 +47,44 @@ class Control:
     def __init__(self, holder: Holder) -> None:
         self._holder = holder
         self._channels: set[Channel] = set()
+        self._told: list[
+            bytes
+        ] = []  # in this turn of the loop; before anything that is said to one connection
+        self._known: dict[str, Callable[[Channel, dict[str, Any]], None]] = {
+            "hello": self._hello,
+            "prepare": lambda _, r: holder.prepare(r["spec"]),
+            "contact": lambda _, r: holder.deadman.contact(float(r["at"])),
+            "forget": lambda _, r: holder.forget(r["attempt"]),
+            "shutdown": lambda _, r: holder.shutdown(bool(r.get("force"))),
+        }
 
     def emit(self, event: dict[str, Any]) -> None:
-        frame = protocol.message(event)
-        for channel in self._channels:
-            channel.send(frame)
+        """To every connection, with all else that is told in this turn of the loop: who is woken twice works twice."""
+        if not self._told:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._told.append(protocol.message(event))
+
+    def _send(self) -> None:
+        told, self._told = self._told, []
+        for channel in self._channels if told else ():
+            channel.send(b"".join(told))
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, until it ends."""
         channel = Channel(reader, writer)
         self._channels.add(channel)
+        parser, obeyed = protocol.Parser(), 0
         try:
-            while request := await channel.hear():
-                self._obey(channel, request)
+            while data := await reader.read(protocol.CHUNK):
+                for kind, body in parser.feed(data):
+                    if kind != protocol.MESSAGE:
+                        raise protocol.FrameError(f"a {kind!r} frame where a message belongs")
+                    self._obey(channel, protocol.decode(body))
+                    obeyed += 1
+                    if obeyed % _AT_ONCE == 0:
+                        await asyncio.sleep(0)
+        except OSError:  # it is gone
+            pass
         except (protocol.FrameError, KeyError, TypeError, ValueError) as error:
             sys.stderr.write(f"shepherd: control.sock: bad request: {error!r}\n")
         finally:
@@ -61,29 +92,26 @@ class Control:
             channel.close()
 
     def _obey(self, channel: Channel, request: dict[str, Any]) -> None:
-        known: dict[str, Callable[[Channel, dict[str, Any]], None]] = {
-            "hello": self._hello,
-            "prepare": lambda _, r: self._holder.prepare(r["spec"]),
-            "contact": lambda _, r: self._holder.deadman.contact(float(r["at"])),
-            "forget": lambda _, r: self._holder.forget(r["attempt"]),
-            "shutdown": lambda _, r: self._holder.shutdown(bool(r.get("force"))),
-        }
         if request["op"] in _OF_ATTEMPTS:
             self._to_attempt(channel, request)
-        elif operation := known.get(request["op"]):
+        elif operation := self._known.get(request["op"]):
             operation(channel, request)
         else:  # of an agent of a later release, which heard in our hello what we can do
             sys.stderr.write(f"shepherd: control.sock: no operation {request['op']!r}\n")
 
     def _hello(self, channel: Channel, _: dict[str, Any]) -> None:
-        channel.say(self._holder.hello())
-        for event in self._holder.replay():
+        self._say(channel, self._holder.hello(), *self._holder.replay())
+
+    def _say(self, channel: Channel, *events: dict[str, Any]) -> None:
+        """To one connection, after what all were told before."""
+        self._send()
+        for event in events:
             channel.say(event)
 
     def _to_attempt(self, channel: Channel, request: dict[str, Any]) -> None:
         attempt = self._holder.attempts.get(request["attempt"])
         if attempt is None:
-            channel.say({"event": "unknown", "attempt": request["attempt"]})
+            self._say(channel, {"event": "unknown", "attempt": request["attempt"]})
         elif request["op"] == "go":
             attempt.go()
         elif request["op"] == "signal":
@@ -92,7 +120,7 @@ class Control:
             attempt.alter(request["walltime"], request["streams"], request["text"], request.get("suspended"))
         elif request["op"] == "end":
             if attempt.ended:
-                channel.say(attempt.ended)
+                self._say(channel, attempt.ended)
             else:
                 attempt.end(
                     Order(

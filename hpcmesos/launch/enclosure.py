@@ -62,6 +62,10 @@ class Enclosure(Protocol):
 
     def freeze(self, frozen: bool) -> None: ...
     def kill(self) -> None: ...
+    def out_of_memory(self) -> bool:
+        """Whether the kernel killed here because the job's memory did not do."""
+        ...
+
     def usage(self) -> tuple[float, int]:
         """CPU seconds and peak bytes, 0 where not known."""
         ...
@@ -195,14 +199,17 @@ class Cgroup(_Members):
         self.directory = os.path.join(parent, name)
         self.entry = os.path.join(self.directory, _ENTRY) if shared else self.directory
         self.coming = 0
-        with suppress(FileExistsError):
-            try:
-                os.mkdir(self.directory, 0o755)
-            except FileNotFoundError:
-                # The unit that keeps the jobs' part of the tree was stopped and started.
-                os.makedirs(self.directory, 0o755)
+        self._removed = False
+        alone = not shared
         try:
-            self.limits = Limits(self.directory, v1, limits)
+            os.mkdir(self.directory, 0o755)
+        except FileNotFoundError:
+            # The unit that keeps the jobs' part of the tree was stopped and started.
+            os.makedirs(self.directory, 0o755)
+        except FileExistsError:  # of an earlier shepherd
+            alone = False
+        try:
+            self.limits = Limits(self.directory, v1, limits, alone=alone)
             if shared:
                 os.makedirs(self.entry, 0o755, exist_ok=True)
                 self.limits.watch_below()
@@ -238,6 +245,9 @@ class Cgroup(_Members):
         except OSError:  # Linux before 5.14
             self.signal(signal.SIGKILL)
 
+    def out_of_memory(self) -> bool:
+        return self.limits.out_of_memory()
+
     def usage(self) -> tuple[float, int]:
         words = self._read("cpu.stat").split()
         cpu = int(words[words.index("usage_usec") + 1]) / 1e6 if "usage_usec" in words else 0.0
@@ -247,8 +257,9 @@ class Cgroup(_Members):
         pass
 
     def remove(self) -> None:
-        remove_group(self.directory)
-        self.limits.remove()
+        if not self._removed:
+            gone = remove_group(self.directory)
+            self._removed = self.limits.remove() and gone
 
     def _read(self, name: str) -> str:
         return read(os.path.join(self.directory, name))
@@ -337,6 +348,9 @@ class Tree(_Members):
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
+
+    def out_of_memory(self) -> bool:
+        return False
 
     def usage(self) -> tuple[float, int]:
         return 0.0, 0

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shlex
 import stat
 from contextlib import suppress
@@ -29,17 +30,32 @@ _RING_RANK = ["-I", "-m", "hpcmesos.launch.ring_rank"]  # with the installed pac
 
 RING_FILES = ("ring.txt", "ring.json")
 """The table and the report of the ring, in the job's own directory."""
+_SCRIPT = "script"
 _OURS = frozenset(
     {
-        *("script", "enter", "nodes", "gpus", "hosts", "ompi_hosts", "tasks", "stdout", "stderr"),
+        *(_SCRIPT, "enter", "nodes", "gpus", "hosts", "ompi_hosts", "tasks", "stdout", "stderr"),
         *(*RING_FILES, display.FILE),
     }
 )
 _ALL = _OURS | {"tmp"}
 _PROGRAM = (b"#!", b"\x7fELF")
 """What the kernel runs by itself; any other script is run by the shell of its owner, as in Torque and PBS."""
+_LOGIN_SHELL = re.compile(rb"#![ \t]*(/\S*/(?:da|k|z)?sh)[ \t]+(--login|-l)[ \t]*\n")
+_LOGIN_BASH = re.compile(rb"#![ \t]*/\S*/bash[ \t]+(--login|-[a-zA-Z]*l[a-zA-Z]*)[ \t]*\n")
+_AFTER_LOGIN = (
+    "after_login.bash",
+    """\
+# Bash reads it after its login files, as BASH_ENV: our commands in front again, and what the user has as BASH_ENV.
+PATH=$HPCMESOS_FRONT:$PATH
+BASH_ENV=$HPCMESOS_BASH_ENV
+unset HPCMESOS_FRONT HPCMESOS_BASH_ENV
+if [ -z "$BASH_ENV" ]; then unset BASH_ENV; elif [ -r "$BASH_ENV" ]; then . "$BASH_ENV"; fi
+""",
+)
 _PRIVATE = stat.S_IFDIR | 0o700
 _MOST_SPARES = 64
+_LARGEST_KEPT = 64 * 1024
+"""Bytes of a script that is compared rather than written once more."""
 
 
 def attempt_directory(config: Config, attempt: str) -> str:
@@ -87,10 +103,17 @@ def _write_commands(directory: str, python: str) -> None:
             file.write(f'#!/bin/sh\nexec {command} "$@"\n')
         os.chmod(file.name, 0o755)  # noqa: S103  (jobs of every user run it)
         os.replace(file.name, path)
+    name, text = _AFTER_LOGIN
+    path = os.path.join(directory, name)
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(file.name, path)
 
 
 class Directories:
-    """``STATE/attempts``. Empty ones are used again for jobs of the same owner: to make and to remove costs more."""
+    """``STATE/attempts``. Empty ones are used again for jobs of the same owner: to make and to remove costs more. So is
+    the script in them, for the elements of an array have the same.
+    """
 
     def __init__(self, config: Config, children: Children) -> None:
         self._attempts = os.path.join(config.state, "attempts")
@@ -124,22 +147,23 @@ class Directories:
         """
         if os.path.lexists(paths.directory):
             self._set_aside(paths.directory)
-        reused = self._take_spare(paths.directory, owner)
-        if not reused:
+        found = self._take_spare(paths.directory, owner)
+        if not found:
             os.mkdir(paths.directory, 0o700)
-        hosts = {
-            paths.nodefile: (mpi.nodefile(spec).encode(), 0o600),
-            paths.hostfile: (mpi.hostfile_hydra(spec).encode(), 0o600),
-            paths.ompi_hostfile: (mpi.hostfile_openmpi(spec).encode(), 0o600),
-        }
         own = _own_files(spec, paths, owner, tasks)
-        if os.path.dirname(paths.nodefile) == paths.directory:
-            own |= hosts
-        else:
-            self._share(os.path.dirname(paths.nodefile), hosts)
+        if (hosts := os.path.dirname(paths.nodefile)) == paths.directory:
+            own |= _host_files(spec, paths)
+        elif hosts not in self._shared:
+            self._share(hosts, _host_files(spec, paths))
+        script = os.path.join(paths.directory, _SCRIPT)
+        if _SCRIPT in found:
+            if script in own and _holds(script, *own[script], owner):
+                del own[script]
+            else:
+                os.unlink(script)
         for path, (content, mode) in own.items():
             _write(path, content, mode, owner)
-        if reused:
+        if found:
             return
         os.mkdir(paths.tmpdir, 0o700)
         if owner.switch:
@@ -151,7 +175,7 @@ class Directories:
         directory = paths if isinstance(paths, str) else paths.directory
         with suppress(OSError):
             found = set(_some_of(directory, len(_ALL) + 1))
-            for name in _OURS & found:
+            for name in (_OURS & found) - {_SCRIPT}:
                 os.unlink(os.path.join(directory, name))
             if "tmp" in found:
                 temporary = os.path.join(directory, "tmp")
@@ -159,6 +183,8 @@ class Directories:
                 if owner and found <= _ALL and empty and self._keep(directory, owner):
                     return
                 os.rmdir(temporary)
+            if _SCRIPT in found:
+                os.unlink(os.path.join(directory, _SCRIPT))
             os.rmdir(directory)
         if os.path.lexists(directory):
             self._remove_by_process(directory)
@@ -173,17 +199,20 @@ class Directories:
         spares.append(spare)
         return True
 
-    def _take_spare(self, directory: str, owner: Owner) -> bool:
-        """An empty directory of this owner, as if it had just been made; what somebody has changed is removed."""
+    def _take_spare(self, directory: str, owner: Owner) -> set[str]:
+        """A directory of this owner, as if it had just been made; what somebody has changed is removed.
+
+        Answers what is in it: tmp, perhaps a script; empty: there is no directory.
+        """
         spares = self._spares.get(owner.uid)
         if not spares:
-            return False
+            return set()
         spare = spares.pop()
         os.rename(spare, directory)
-        if _is_fresh(directory, owner):
-            return True
+        if found := _fresh(directory, owner):
+            return found
         self._set_aside(directory)
-        return False
+        return set()
 
     def _set_aside(self, directory: str) -> None:
         """Somebody may have filled it: its name is free at once, and a process removes it."""
@@ -194,8 +223,6 @@ class Directories:
 
     def _share(self, directory: str, files: dict[str, tuple[bytes, int]]) -> None:
         """Host files, readable to all; written once by each shepherd."""
-        if directory in self._shared:
-            return
         os.makedirs(directory, 0o755, exist_ok=True)
         for path, (content, _) in files.items():
             with open(path + ".new", "wb") as file:
@@ -221,15 +248,35 @@ class Directories:
             os.close(null)
 
 
-def _is_fresh(directory: str, owner: Owner) -> bool:
-    """Whether it is as `Directories.make` makes it for this owner."""
+def _fresh(directory: str, owner: Owner) -> set[str]:
+    """What is in it, if it is as `Directories.make` makes it for this owner; else nothing."""
     temporary = os.path.join(directory, "tmp")
     with suppress(OSError):
         for path in (directory, temporary):
             status = os.lstat(path)
             if status.st_mode != _PRIVATE or status.st_uid != owner.uid or status.st_gid != owner.gid:
-                return False
-        return _some_of(directory, 2) == ["tmp"] and not _some_of(temporary, 1)
+                return set()
+        found = set(_some_of(directory, 3))
+        if _SCRIPT in found and stat.S_ISDIR(os.lstat(os.path.join(directory, _SCRIPT)).st_mode):
+            return set()
+        if found <= {"tmp", _SCRIPT} and not _some_of(temporary, 1):
+            return found
+    return set()
+
+
+def _holds(path: str, content: bytes, mode: int, owner: Owner) -> bool:
+    """Whether the file is as `_write` would make it. Its owner may have put anything in its place."""
+    if len(content) > _LARGEST_KEPT:
+        return False
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(fd)
+            as_made = status.st_mode == stat.S_IFREG | mode and status.st_nlink == 1
+            owned = not owner.switch or (status.st_uid, status.st_gid) == (owner.uid, owner.gid)
+            return as_made and owned and os.read(fd, _LARGEST_KEPT + 1) == content
+        finally:
+            os.close(fd)
     return False
 
 
@@ -245,6 +292,14 @@ def _some_of(directory: str, most: int) -> list[str]:
         os.close(fd)
 
 
+def _host_files(spec: dict[str, Any], paths: mpi.JobPaths) -> dict[str, tuple[bytes, int]]:
+    return {
+        paths.nodefile: (mpi.nodefile(spec).encode(), 0o600),
+        paths.hostfile: (mpi.hostfile_hydra(spec).encode(), 0o600),
+        paths.ompi_hostfile: (mpi.hostfile_openmpi(spec).encode(), 0o600),
+    }
+
+
 def _own_files(
     spec: dict[str, Any], paths: mpi.JobPaths, owner: Owner, tasks: dict[str, Any] | None
 ) -> dict[str, tuple[bytes, int]]:
@@ -253,20 +308,30 @@ def _own_files(
     if gpus := mpi.gpufile(spec):
         files[paths.gpufile] = (gpus.encode(), 0o600)
     if spec["me"] == 0 and spec["argv"] is None:
-        script = os.path.join(paths.directory, "script")
+        script = os.path.join(paths.directory, _SCRIPT)
         content = base64.b64decode(spec["script"] or "")
         if spec.get("interactive"):
             command = ["/bin/sh" if spec.get("image") else owner.shell, "-i"]
         else:
             files[script] = (content, 0o700)
-            by_itself = content.startswith(_PROGRAM)
-            command = [*([] if by_itself else [owner.shell]), script, *spec["script_args"]]
+            front = ":".join([paths.bin, *spec["job_path"]])
+            command = [*_runner(content, owner.shell, front), script, *spec["script_args"]]
         if spec["shell"] is None:
-            wanted = "" if spec.get("interactive") else _interpreter(content)
-            files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, command, wanted), 0o700)
+            begun = b"" if spec.get("interactive") else content
+            files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, command, begun), 0o700)
     if tasks:
         files[paths.tasks] = (json.dumps(tasks).encode(), 0o600)
     return files
+
+
+def _runner(script: bytes, shell: str, front: str) -> list[str]:
+    """What is put before the script's path. A login shell (``#!/bin/sh -l``) reads files that set PATH anew: our
+    commands are put in front once more when it has. For bash `_enter` does it, and leaves the script to the kernel.
+    """
+    if login := _LOGIN_SHELL.match(script):
+        again = f'PATH={shlex.quote(front)}:$PATH; . "$0"'
+        return [*map(os.fsdecode, login.groups()), "-c", again]
+    return [] if script.startswith(_PROGRAM) else [shell]
 
 
 def _interpreter(script: bytes) -> str:
@@ -275,14 +340,18 @@ def _interpreter(script: bytes) -> str:
     return os.fsdecode(words[0]) if words else ""
 
 
-def _enter(spec: dict[str, Any], paths: mpi.JobPaths, command: list[str], interpreter: str) -> bytes:
+def _enter(spec: dict[str, Any], paths: mpi.JobPaths, command: list[str], script: bytes) -> bytes:
     """What the login shell executes: our commands in front of whatever PATH its files left, then what is to run.
 
     A missing interpreter is named by us: what a shell says then is that the script, a file of ours, was not found.
     """
     front = shlex.quote(":".join([paths.bin, *spec["job_path"]]))
     lines = ["#!/bin/sh", f"PATH={front}${{PATH:+:$PATH}}", "export PATH"]
-    if interpreter:
+    if _LOGIN_BASH.match(script):
+        after = shlex.quote(os.path.join(paths.bin, _AFTER_LOGIN[0]))
+        lines.append(f"HPCMESOS_FRONT={front} HPCMESOS_BASH_ENV=${{BASH_ENV-}} BASH_ENV={after}")
+        lines.append("export HPCMESOS_FRONT HPCMESOS_BASH_ENV BASH_ENV")
+    if interpreter := _interpreter(script):
         text = f"hpcmesos: {interpreter}, which the first line of the script names, cannot be executed on this node"
         lines.append(f"[ -x {shlex.quote(interpreter)} ] || printf '%s\\n' {shlex.quote(text)} >&2")
     lines.append(f"exec {shlex.join(command)}\n")

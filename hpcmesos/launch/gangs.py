@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hpcmesos.launch import protocol
 from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.clock import boottime
-from hpcmesos.launch.order import Order
+from hpcmesos.launch.order import WISHED, Order
 from hpcmesos.launch.peers import FIRST_WORD, PeerError, Peers
 from hpcmesos.launch.settings import Refusal
 
@@ -118,12 +119,17 @@ class HeadGang:
             self._prologues[node] = int(message["prologue"]), str(message.get("text"))
             self._news.set()
         if "ended" in message and not self._order:
-            ended = message["ended"]
-            text = ended.get("message") or f"the part of {node} has ended"
-            kill_delay = self._attempt.spec["kill_delay"]
-            culprit = ended.get("culprit") or self.suspect() or node
-            order = Order.lost(culprit, text, kill_delay)
-            self._attempt.end(Order(ended["end"], order.kill_delay, text, order.culprit))
+            self._attempt.end(self._follow(node, message["ended"]))
+
+    def _follow(self, node: str, ended: dict[str, Any]) -> Order:
+        """How the whole ends when a member's part does. What a master has told all may reach a member first."""
+        if ended["end"] in WISHED:
+            return _order(ended)
+        text = ended.get("message") or f"the part of {node} has ended"
+        order = Order.lost(
+            ended.get("culprit") or self.suspect() or node, text, self._attempt.spec["kill_delay"]
+        )
+        return replace(order, cause=ended["end"])
 
     def suspect(self) -> str | None:
         """Who is to blame for a lost member: one that is silent, or this node when it hears none of several."""

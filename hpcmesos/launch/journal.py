@@ -15,6 +15,7 @@ import asyncio
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -82,14 +83,19 @@ class Journal:
         self._directory = directory
         os.makedirs(directory, 0o700, exist_ok=True)
         self._segments: list[_Segment] = []
-        self._spares = [entry.path for entry in os.scandir(directory) if entry.name.endswith(_SPARE)]
+        self._spares = {
+            entry.path: entry.stat().st_size for entry in os.scandir(directory) if entry.name.endswith(_SPARE)
+        }
+        """Their sizes by their paths: each attempt asks how much room there is."""
         self.identity = _identity(os.path.join(directory, _IDENTITY))
         """Another one than before: all that was written down here is lost."""
         self._entries: dict[str, Entry] = {}
         self._number = 0
         self._open = 0  # entries without an end
         self._compacting = False
-        self._waiting: asyncio.Future[None] | None = None
+        self._waiting: asyncio.Future[None] | None = None  # for the next sync
+        self._syncing: tuple[asyncio.Future[None], list[_Segment]] | None = None
+        self._thread = ThreadPoolExecutor(1, "journal")
 
     # --- attempts ---------------------------------------------------------------------------------------------------
 
@@ -122,9 +128,7 @@ class Journal:
 
         Damage makes a new ``identity``.
         """
-        found: dict[str, list[dict[str, Any]]] = {}
-        places: dict[str, set[_Segment]] = {}
-        moved: dict[str, tuple[list[dict[str, Any]], set[_Segment]]] = {}  # from where lines were moved
+        trails: dict[str, _Trail] = {}
         damaged = False
         for path in sorted(entry.path for entry in os.scandir(self._directory)):
             if not path.endswith(_SUFFIX):
@@ -140,27 +144,19 @@ class Journal:
                 segment.offset = end
                 if name is None:
                     damaged = True
-                    continue
-                if record is None:
-                    for known in (found, places, moved):
-                        known.pop(name, None)
+                elif record is None:
+                    trails.pop(name, None)
                 elif "spec" in record:
-                    if name in found and len(found[name]) > len(moved.get(name, ((),))[0]):
-                        moved[name] = found[name], places[name]
-                    found[name], places[name] = [record], {segment}
-                elif name in found:
-                    found[name].append(record)
-                    places[name].add(segment)
+                    trails.setdefault(name, _Trail()).begin(record, segment)
+                elif name in trails:
+                    trails[name].go_on(record, segment)
         self._number = max([self._number, *map(_number, self._spares)])
-        for name, (records, segments) in moved.items():
-            if records[: len(found[name])] == found[name]:  # cut off, by a full disk or the shepherd's death
-                found[name] = records
-                places[name] |= segments
+        found = {name: trail.end() for name, trail in trails.items()}
         for name, records in found.items():
             entry = self._entries[name] = Entry(self, name)
             entry.lines = [_encode(name, record) for record in records]
             self._open += 1
-            for segment in places[name]:
+            for segment in trails[name].segments:
                 segment.names.add(name)
         self._recycle()
         if damaged:
@@ -179,17 +175,33 @@ class Journal:
         if self._waiting is None:
             loop = asyncio.get_running_loop()
             self._waiting = loop.create_future()
-            loop.call_soon(self._sync)
+            if self._syncing is None:
+                loop.call_soon(self._sync)
         await asyncio.shield(self._waiting)
 
     def _sync(self) -> None:
-        waiting, self._waiting = self._waiting, None
-        assert waiting is not None
-        try:
-            self._sync_files()
-            waiting.set_result(None)
-        except OSError as error:
+        """In a thread: a disk is slow, and other attempts begin and end meanwhile."""
+        assert self._waiting is not None
+        dirty = [segment for segment in self._segments if segment.dirty]
+        for segment in dirty:
+            segment.dirty = False
+        self._syncing, self._waiting = (self._waiting, dirty), None
+        loop = asyncio.get_running_loop()
+        done = loop.run_in_executor(self._thread, _force, [segment.fd for segment in dirty])
+        done.add_done_callback(self._tell_synced)
+
+    def _tell_synced(self, done: asyncio.Future[None]) -> None:
+        assert self._syncing is not None
+        (waiting, dirty), self._syncing = self._syncing, None
+        if error := done.exception():
+            for segment in dirty:
+                segment.dirty = True
             waiting.set_exception(error)
+        else:
+            waiting.set_result(None)
+        if self._waiting is not None:
+            self._sync()
+        self._recycle()
 
     def _sync_files(self) -> None:
         for segment in self._segments:
@@ -220,16 +232,16 @@ class Journal:
     def _ensure(self, size: int) -> None:
         """Raises OSError unless ``size`` bytes are free in what is allocated; at the end of a file some are lost."""
         there = self._segments[-1].free if self._segments else 0
-        there += sum(max(0, os.path.getsize(path) - _ROOM) for path in self._spares)
+        there += sum(max(0, allocated - _ROOM) for allocated in self._spares.values())
         while there < size:
             self._number += 1
-            self._spares.append(_allocate(self._directory, self._number))
+            self._spares[_allocate(self._directory, self._number)] = _SEGMENT
             there += _SEGMENT - _ROOM
 
     def _extend(self, size: int) -> None:
         """Begins the next file, with at least ``size`` bytes."""
         self._number += 1
-        spare = self._spares.pop() if self._spares else None
+        spare = self._spares.popitem()[0] if self._spares else None
         self._segments.append(_Segment(self._directory, self._number, max(_SEGMENT, size + _FRAME), spare))
         if len(self._segments) > _MANY and not self._compacting:
             self._compacting = True
@@ -253,15 +265,51 @@ class Journal:
 
     def _recycle(self) -> None:
         """Oldest first: a line that says that an attempt is forgotten must outlast the attempt's own."""
-        while len(self._segments) > 1 and not self._segments[0].names:
+        held = self._syncing[1] if self._syncing else []
+        while len(self._segments) > 1 and not self._segments[0].names and self._segments[0] not in held:
             segment = self._segments.pop(0)
             os.close(segment.fd)
             if len(self._spares) < _MOST_SPARES and segment.size == _SEGMENT:
                 spare = segment.path.removesuffix(_SUFFIX) + _SPARE
                 os.rename(segment.path, spare)
-                self._spares.append(spare)
+                self._spares[spare] = segment.size
             else:
                 os.unlink(segment.path)
+
+
+class _Trail:
+    """The records of an attempt as they are read: where its lines were moved, they come again from the first one on.
+
+    A move may have been cut off, by a full disk or the shepherd's death, and what was written afterwards stands behind
+    the part that was moved: ``records`` is all that the runs of lines say together.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.segments: set[_Segment] = set()
+        self._run: list[dict[str, Any]] = []
+        self._places: set[_Segment] = set()
+
+    def begin(self, record: dict[str, Any], segment: _Segment) -> None:
+        self.end()
+        self._run, self._places = [record], {segment}
+
+    def go_on(self, record: dict[str, Any], segment: _Segment) -> None:
+        self._run.append(record)
+        self._places.add(segment)
+
+    def end(self) -> list[dict[str, Any]]:
+        """The run is over; answers all records until here."""
+        again = 0
+        for known, record in zip(self.records, self._run, strict=False):
+            if known != record:
+                break
+            again += 1
+        whole = again == len(self.records)  # nothing counts any more of where they were before
+        self.records = self.records + self._run[again:]
+        self.segments = self._places if whole else self.segments | self._places
+        self._run = []
+        return self.records
 
 
 class Entry:
@@ -291,6 +339,11 @@ class Entry:
     def write(self, line: bytes) -> None:
         self._journal.append(self.attempt, line)
         self.lines.append(line)
+
+
+def _force(fds: list[int]) -> None:
+    for fd in fds:
+        os.fdatasync(fd)
 
 
 def _number(path: str) -> int:

@@ -140,15 +140,23 @@ def _words(directory: str, file: str) -> set[str]:
 class Limits:
     """The groups of one attempt. ``procs``: files by which a child joins those beside ``directory``."""
 
-    def __init__(self, directory: str, v1: dict[str, str], limits: dict[str, Any]) -> None:
-        """Raises OSError: one of the limits cannot be set."""
+    def __init__(
+        self, directory: str, v1: dict[str, str], limits: dict[str, Any], *, alone: bool = False
+    ) -> None:
+        """``alone``: nobody has made, or makes, groups of this name in v1 but we, now.
+
+        Raises OSError: one of the limits cannot be set.
+        """
         self._directory = directory
         name = os.path.basename(directory)
         places = {controller: os.path.join(parent, name) for controller, parent in v1.items()}
         self._places = places
         self._event = -1
         # Those of an earlier shepherd are removed with the others.
-        self._groups = {controller: group for controller, group in places.items() if os.path.isdir(group)}
+        self._groups = (
+            {} if alone else {name: group for name, group in places.items() if os.path.isdir(group)}
+        )
+        self._alone = alone
         try:
             for controller, value in limits.items():
                 self._set(controller, value, places.get(controller))
@@ -231,25 +239,27 @@ class Limits:
             return read(os.path.join(group, v1))
         return read(os.path.join(self._directory, v2))
 
-    def remove(self) -> None:
-        """Also what others have made in hierarchies in which we have nothing."""
+    def remove(self) -> bool:
+        """Also what others have made in hierarchies in which we have nothing. Whether nothing is left."""
         if self._event >= 0:
             os.close(self._event)
             self._event = -1
-        for group in self._places.values():
-            remove_group(group)
+        places = self._groups if self._alone else self._places
+        return not [group for group in places.values() if not remove_group(group)]
 
 
-def remove_group(group: str) -> None:
-    """A group without processes, and those that a job, or Docker for it, has made inside."""
+def remove_group(group: str) -> bool:
+    """A group without processes, and those that a job, or Docker for it, has made inside. Whether it is gone."""
     try:
         os.rmdir(group)
     except FileNotFoundError:
-        return
+        return True
     except OSError:
         for directory, _, _ in os.walk(group, topdown=False):
             with suppress(OSError):
                 os.rmdir(directory)
+        return not os.path.isdir(group)
+    return True
 
 
 def _in_v2(controller: str, value: Any) -> list[tuple[str, str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NODE_LOST = "NODE_LOST"
+WISHED = frozenset({"DELETED", "GPU_IDLE", "PREEMPTED"})
+"""Causes that nobody is to blame for: a master orders them, of all members."""
 _HURRY = 5.0
 """Seconds of grace, at most, when a member is lost: the whole gang has to be gone 30 s after the loss."""
 

@@ -68,14 +68,13 @@ class Output:
     def read(self, stream: str, offset: int, size: int) -> bytes:
         """At most ``size`` bytes from ``offset`` on; empty for what is not there, or cannot be read."""
         fd = self._fd(stream)
-        if fd is None or self.size(stream) <= offset:
-            return b""
-        with suppress(OSError):
-            return os.pread(fd, size, offset)
-        return b""
+        return self._read(fd, offset, size) if self.size(stream) > offset else b""
 
-    def tail(self, stream: str) -> bytes:
-        return self.read(stream, max(0, self.size(stream) - TAIL), TAIL)
+    @staticmethod
+    def _read(fd: int | None, offset: int, size: int) -> bytes:
+        with suppress(OSError):
+            return b"" if fd is None else os.pread(fd, size, offset)
+        return b""
 
     def trim(self) -> None:
         """What lies on this node alone takes no more room than it may."""
@@ -109,7 +108,12 @@ class Output:
 
     def tails(self) -> tuple[bytes, bytes, int]:
         """Of stdout and stderr; and the larger size of both."""
-        return self.tail("stdout"), self.tail("stderr"), max(self.size("stdout"), self.size("stderr"))
+        largest, found = 0, [b"", b""]
+        for place, fd in enumerate((self.opened.stdout, self.opened.stderr)):
+            if size := _regular_size(fd):
+                largest = max(largest, size)
+                found[place] = self._read(fd, max(0, size - TAIL), TAIL)
+        return found[0], found[1], largest
 
     async def patiently(self, action: Callable[[], T], default: T) -> T:
         """What ``action`` answers, or ``default`` when the file server does not within `PATIENCE`."""
@@ -202,8 +206,11 @@ class _Mounts:
 
     def kind(self, fd: int) -> str:
         """The type of the file system on which an open file lies; empty when that is not known."""
-        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as file:
-            number = file.read().partition(b"mnt_id:")[2].split(None, 1)[0]
+        info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            number = os.read(info, 4096).partition(b"mnt_id:")[2].split(None, 1)[0]
+        finally:
+            os.close(info)
         now = time.monotonic()
         if now - self._read_at > _KNOWN_FOR or number not in self._kinds:
             self._kinds, self._read_at = _read_mounts(), now

@@ -22,7 +22,9 @@ _PATIENCE = 3.0
 """Seconds that the shepherd may take to note an end; above those for which it waits for other ranks."""
 _LOST_PEER = 14
 """MPI_ERR_UNKNOWN: with it Open MPI ends a rank whose connection to another one has closed."""
-_PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
+_OF_THE_GROUP = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+"""What launchers send to the rank's whole process group, Hydra, PRRTE and ORTE alike: passed on, it would come twice,
+and a rank that has heard it and is about to end would die of the second."""
 _OF_THE_HOST = (
     *("HPCMESOS_SOCKET", "HPCMESOS_GPUS", "HPCMESOS_NODE", "HPCMESOS_SHEPHERD"),
     *("HYDRA_HOST_FILE", "HYDRA_LAUNCHER_EXEC", "I_MPI_HYDRA_BOOTSTRAP_EXEC"),
@@ -146,7 +148,7 @@ def _tap(shepherd: Any, about: dict[str, Any]) -> Tap | None:
 
     try:
         return Tap(int(pmi), aborted)
-    except OSError:
+    except (OSError, AttributeError):
         return None
 
 
@@ -155,28 +157,27 @@ def _run(command: list[str], tap: Tap | None) -> tuple[int, bool]:
 
     Answers its wait status, and whether it was told to end before: launchers do so when another rank has failed.
     """
-    asked = False
+    heard: list[int] = []
 
-    def pass_on(number: int, _: object) -> None:
-        nonlocal asked
-        asked |= number == quick.signal.SIGTERM
-        try:  # noqa: SIM105  (contextlib costs 3 ms to import)
-            os.kill(pid, number)
-        except OSError:
-            pass
+    def heed(number: int, _: object) -> None:
+        heard.append(number)
 
+    for name in _OF_THE_GROUP:
+        number = getattr(quick.signal, name)
+        if quick.signal.getsignal(number) != quick.signal.SIG_IGN:  # as nohup has it, for the rank too
+            quick.signal.signal(number, heed)
     try:
         pid = _spawn(command, tap)
     except OSError as error:
         sys.stderr.write(f"hpcmesos: cannot run '{command[0]}': {error.strerror}\n")
         sys.stderr.flush()
         return (127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126) << 8, False
-    for name in _PASSED_ON:
-        quick.signal.signal(getattr(quick.signal, name), pass_on)
+    for number in tuple(heard):  # the rank was not there yet to hear it
+        os.kill(pid, number)
     if tap:
         tap.serve(pid)
     status = os.waitpid(pid, 0)[1]
-    return status, asked
+    return status, quick.signal.SIGTERM in heard
 
 
 def _spawn(command: list[str], tap: Tap | None) -> int:
@@ -216,7 +217,7 @@ def _tell_end(shepherd: Any, message: dict[str, Any]) -> bool:
     """Waits until it is noted: who has ended cannot be asked who it was. True: no rank of the step is left here."""
     try:
         shepherd.sendall(protocol.message(message))
-        if select.select([shepherd], [], [], _PATIENCE)[0]:
+        if _readable(shepherd.fileno()):
             return bool((protocol.answer(shepherd, "noted") or {}).get("last"))
     except (OSError, protocol.FrameError) as error:
         sys.stderr.write(f"hpcmesos: the shepherd cannot be told of an end: {error}\n")
@@ -231,6 +232,13 @@ def _say_goodbye(pmi: int) -> None:
     """
     try:
         os.write(pmi, b"cmd=finalize\n")
-        select.select([pmi], [], [], _PATIENCE)
+        _readable(pmi)
     except OSError:  # said, and heard
         pass
+
+
+def _readable(fd: int) -> bool:
+    """Whether it is within `_PATIENCE`. Descriptors beyond 1023, which select(2) cannot take, are common here."""
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
+    return bool(waiting.poll(_PATIENCE * 1000))

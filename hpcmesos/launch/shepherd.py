@@ -49,6 +49,8 @@ from hpcmesos.launch.strays import Strays
 
 _PR_SET_CHILD_SUBREAPER = 36
 _REMEMBERED_REFUSALS = 1000
+_COLLECT = 10_000
+"""Objects more than before until the collector looks for cycles: an attempt has few, and each look costs."""
 _KEPT_OUTPUT = 30.0
 """Seconds that output which lies here alone, and is more than the end report takes along, is kept for its readers."""
 
@@ -303,6 +305,7 @@ class Shepherd:
             asyncio.create_task(self._strays.watch()),
         ]
         gc.freeze()  # fewer pages to copy at each fork
+        gc.set_threshold(_COLLECT)
         await self._stopping.wait()
         await self._containers.farewell()
         for task in watching:

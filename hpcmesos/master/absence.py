@@ -37,6 +37,7 @@ class Absence:
         self.desk = desk
         self.gangs = gangs
         self._fence = fence
+        self._asked: dict[str, float] = {}  # by node, since when it was away when the fence was asked
 
     def begins(self, name: str) -> None:
         """The link to the node is lost, or this leader has never had one."""
@@ -71,6 +72,11 @@ class Absence:
         node = self.desk.cluster.nodes.get(event.node)
         if node is None or node.link is not None:
             return
+        if (
+            self._asked.pop(event.node, None) != node.away_since
+        ):  # it has been back, and may have other work now
+            log.warning("the fence answered about an earlier absence node=%s", event.node)
+            return
         payload = {"node": event.node, "confirmed": event.confirmed, "said": event.said[:200]}
         self.desk.tell("node fenced", payload)
         if event.confirmed:
@@ -94,6 +100,7 @@ class Absence:
     def _ask_fence(self, name: str) -> None:
         node = self.desk.cluster.nodes.get(name)
         if self._fence is not None and node is not None and node.link is None and any(self._attempts(name)):
+            self._asked[name] = node.away_since
             self._fence(name)
 
     def _over(self, name: str, limit: int, since: float) -> None:

@@ -54,6 +54,7 @@ class Arrays:
         changes = without(parent, gone)
         payload = {"elements": spec.text(gone), "user": user, "message": message}
         self.desk.move(parent, parent.state, "elements deleted", payload, **changes)
+        self.desk.effects.recheck.add(parent.seq)  # those elements are over for who waits for them
         name = f"{parent.seq}[{spec.text(gone)}].{parent.server}"
         self.desk.effects.accounting.append(accounting.deleted(parent, user, self.desk.now, name))
 

@@ -89,7 +89,7 @@ class Authority:
                 raise Unauthenticated(f"the certificate of node {peer.common_name} is revoked")
             return Caller("", Role.USER, peer.common_name, via=via, serial=peer.serial)
         raise Unauthenticated(
-            "no credential: send a bearer token, or use the unix socket on a host of the cluster"
+            "no credential: HPCMESOS_TOKEN_FILE names a bearer token's file; on a host of the cluster none is needed"
         )
 
     def _by_gateway(self, peer: Peer) -> Caller:

@@ -108,10 +108,7 @@ class Changes:
     def _merged(self, job: JobRecord, given: Mapping[str, Any]) -> dict[str, Any] | None:
         if not given:
             return None
-        old = dict(self.gangs.submissions.current(job.seq))
-        nested = {name: {**old.get(name, {}), **value} for name, value in given.items() if name in _NESTED}
-        merged = {**old, **given, **nested}
-        return {name: value for name, value in merged.items() if value is not None}
+        return wishes.merged(self.gangs.submissions.current(job.seq), given)
 
     def _on_move(self, job: JobRecord, row: InboxRow) -> None:
         queue = self.desk.cluster.queues.get(str(row.payload.get("queue")))
@@ -158,10 +155,6 @@ class Changes:
         streams, text = str(row.payload.get("streams")), str(row.payload.get("text"))
         self.gangs.tell(attempt, wire.Alter(attempt=attempt.name, streams=streams, text=text))
         self.desk.move(job, job.state, "message", {"user": row.user, "text": text, "streams": streams})
-
-
-_NESTED = frozenset({"environment", "extra"})
-"""Parts of a submission that are added to, by name, not replaced."""
 
 
 def _while_running(job: JobRecord, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,8 @@ from hpcmesos.queue.records import (
 
 WAITING_STATES = frozenset({JobState.QUEUED, JobState.HELD, JobState.WAITING})
 HOLDING_STATES = frozenset({JobState.RUNNING, JobState.EXITING})
+FINAL = frozenset({Cause.DELETED, Cause.GPU_IDLE})
+"""Causes for which members were told to end, and the job does not run again, whatever comes."""
 
 
 class Phase(StrEnum):
@@ -97,7 +99,7 @@ class Attempt:
     def final(self) -> Cause | None:
         """DELETED or GPU_IDLE, if its members were told to end for it: its job does not run again, whatever comes."""
         cause = Cause(self.end.cause) if self.end is not None else None
-        return cause if cause in (Cause.DELETED, Cause.GPU_IDLE) else None
+        return cause if cause in FINAL else None
 
     @property
     def deleted(self) -> bool:
@@ -186,6 +188,9 @@ class Cluster:
             set()
         )  # jobs that were; they preempt nobody while they wait to run again
         self.blocked: set[JobKey] = set()  # an earlier attempt's parts may still run somewhere
+        self.strange: set[JobKey] = (
+            set()
+        )  # of those, jobs of which a node holds an attempt that we do not know
         self.changed = True  # something that scheduling looks at
         self.ports = Ports()
         for job in state.jobs:
@@ -375,8 +380,10 @@ class Cluster:
             self.unblock(attempt.key.job)
 
     def unblock(self, key: JobKey) -> None:
-        self.blocked.discard(key)
-        self.changed = True
+        """The attempts that we know are over; one that we do not know may run for as long as its node says."""
+        if key not in self.strange:
+            self.blocked.discard(key)
+            self.changed = True
 
     # --- nodes
 

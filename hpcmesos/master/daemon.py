@@ -24,7 +24,7 @@ from hpcmesos import doorway, pidfile
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable, StateError
 from hpcmesos.master import child, pki, vault
-from hpcmesos.master.links import bind
+from hpcmesos.master.links import bind, parted
 from hpcmesos.queue import schema
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,9 @@ def run_master(settings: MasterSettings) -> int:
     """Runs until SIGTERM or SIGINT; answers the exit status.
 
     Raises:
+        ConfigError: an address is none.
         StateError: another master has this state directory or this socket.
+        OSError: nobody can listen at an address; says which.
         SchemaMismatch: the database has a schema that this release does not know.
     """
     child.log_to_stderr(settings.log_level)
@@ -86,6 +88,7 @@ def _prepare_database(settings: MasterSettings, wakeups: Wakeups) -> bool:
 
 def _bind_tls(settings: MasterSettings) -> socket.socket:
     """The API's TLS socket; its address is left in ``STATE/listen``."""
+    parted(settings.link)  # else the leader would find out, again and again
     tls, address = bind(settings.listen)
     tls.listen(_BACKLOG)
     (settings.state / "listen").write_text(f"{address}\n")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from hpcmesos import wire
@@ -35,67 +36,42 @@ from hpcmesos.queue.records import (
 )
 
 
-@dataclass(slots=True)
-class Effects:
+class Effects(msgspec.Struct, gc=False):
     """Of one handler, in the order in which the database wants them."""
 
-    nodes: list[NodeRecord] = field(default_factory=list)
-    up: dict[str, bool] = field(default_factory=dict)
-    offline: dict[str, tuple[bool, str | None]] = field(default_factory=dict)
-    gone: set[str] = field(default_factory=set)
-    endings: dict[AttemptKey, Ending] = field(default_factory=dict)
-    finished: list[AttemptRecord] = field(default_factory=list)
-    releases: list[Release] = field(default_factory=list)
-    moves: list[Move] = field(default_factory=list)
-    tallies: dict[int, tuple[int, int]] = field(
-        default_factory=dict
-    )  # of arrays: elements that ended well, or not
-    gpus: dict[str, tuple[GpuState, str]] = field(default_factory=dict)
+    nodes: list[NodeRecord] = []
+    up: dict[str, bool] = {}
+    offline: dict[str, tuple[bool, str | None]] = {}
+    gone: set[str] = set()
+    endings: dict[AttemptKey, Ending] = {}
+    finished: list[AttemptRecord] = []
+    releases: list[Release] = []
+    moves: list[Move] = []
+    tallies: dict[int, tuple[int, int]] = {}  # of arrays: elements that ended well, or not
+    gpus: dict[str, tuple[GpuState, str]] = {}
     past_id: int = 0  # a job's number that is in use somewhere; new ones have to be higher
-    messages: list[tuple[str, wire.ToAgent]] = field(default_factory=list)
-    recheck: set[int] = field(
-        default_factory=set
-    )  # jobs whose dependents are to be judged when this is committed
-    accounting: list[Entry] = field(default_factory=list)
-    queues: dict[str, QueueRecord | None] = field(default_factory=dict)  # None: deleted
+    messages: list[tuple[str, wire.ToAgent]] = []
+    recheck: set[int] = set()  # jobs whose dependents are to be judged when this is committed
+    accounting: list[Entry] = []
+    queues: dict[str, QueueRecord | None] = {}  # None: deleted
     server: dict[str, str] | None = None  # all attributes of the server; None: unchanged
-    documents: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by name, see queue/documents.py
-    audit: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)  # events about no job
-    schedules: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)  # users' wishes about theirs
+    documents: dict[str, Mapping[str, Any]] = {}  # by name, see queue/documents.py
+    audit: list[tuple[str, Mapping[str, Any]]] = []  # events about no job
+    schedules: list[tuple[str, Mapping[str, Any]]] = []  # users' wishes about theirs
     via: str = ""  # how the user came at whose wish all this happens; its events say so
 
     def __bool__(self) -> bool:
         """Whether there is anything to write."""
-        rows = (
-            self.nodes,
-            self.up,
-            self.offline,
-            self.gone,
-            self.endings,
-            self.finished,
-            self.releases,
-            self.moves,
-            self.tallies,
-            self.gpus,
-        )
-        others = (self.audit, self.documents, self.schedules)
-        return any(rows) or any(others) or self.past_id > 0
+        return any(getattr(self, name) for name in _WRITTEN)
 
     def add(self, other: Effects) -> None:
         """Those of a later handler, to be written together with these."""
-        for name in (
-            "nodes",
-            "finished",
-            "releases",
-            "moves",
-            "messages",
-            "accounting",
-            "audit",
-            "schedules",
-        ):
-            getattr(self, name).extend(getattr(other, name))
-        for name in ("documents", "up", "offline", "gone", "endings", "gpus", "recheck", "queues"):
-            getattr(self, name).update(getattr(other, name))
+        for name in _LISTS:
+            if more := getattr(other, name):
+                getattr(self, name).extend(more)
+        for name in _MAPS:
+            if more := getattr(other, name):
+                getattr(self, name).update(more)
         for seq, counts in other.tallies.items():
             self.tally(seq, *counts)
         if other.server is not None:
@@ -150,6 +126,14 @@ class Effects:
             timetable.on_wish(transaction, user, wish)
         if self.audit:
             transaction.tell(self.audit)
+
+
+_LISTS = ("nodes", "finished", "releases", "moves", "messages", "accounting", "audit", "schedules")
+_MAPS = ("documents", "up", "offline", "gone", "endings", "gpus", "recheck", "queues")
+_WRITTEN = (
+    *("finished", "releases", "moves", "tallies", "nodes", "up", "offline", "gone", "endings", "gpus"),
+    *("audit", "documents", "schedules", "past_id"),
+)
 
 
 @dataclass(slots=True)

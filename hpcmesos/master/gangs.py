@@ -14,18 +14,18 @@ from msgspec import structs
 
 from hpcmesos import wire
 from hpcmesos.errors import StateError
-from hpcmesos.master import billing, gang_clock, vault
+from hpcmesos.master import billing, gang_clock
 from hpcmesos.master.arrays import Arrays
 from hpcmesos.master.billing import Billing
-from hpcmesos.master.cluster import Attempt, Phase
+from hpcmesos.master.cluster import FINAL, Attempt, Phase
 from hpcmesos.master.completion import LOSSES, TROUBLE, UNHARMED, Completion
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.reports import clean, reported, verdict
-from hpcmesos.master.spec import build_spec, prepare_timeout
-from hpcmesos.master.submissions import Submissions
+from hpcmesos.master.spec import common_part, own_part, prepare_timeout
+from hpcmesos.master.submissions import Submissions, Submitted
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
-from hpcmesos.queue.records import Ending, JobRecord
+from hpcmesos.queue.records import Ending, JobRecord, NodeRecord
 from hpcmesos.units import parse_size
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class Gangs:
 
     def _secrets(self, owner: str, names: Collection[str]) -> dict[str, str | None]:
         """The owner's secrets, base64, only for the wire; None: not there any more, or sealed with another key."""
+        from hpcmesos.master import vault  # a leader that takes over need not wait for cryptography
+
         kept = {secret.name: secret.sealed for secret in self.desk.reader.secrets(owner)}
         values: dict[str, str | None] = dict.fromkeys(names)
         for name in set(names) & kept.keys():
@@ -86,24 +88,31 @@ class Gangs:
         submitted = self.submissions.get(attempt.key.seq)
         job = structs.replace(self.desk.cluster.jobs[attempt.key.job], submission=submitted.submission)
         attempt.billing = billing.of(submitted.submission)
-        nodes = self.desk.cluster.nodes
-        members = []
-        for name in attempt.nodes:
-            node = nodes[name]
-            members.append(
-                (attempt.shares[name], structs.replace(node.record, gpus=tuple(node.gpus.values())))
-            )
+        members = [(attempt.shares[name], self._described(attempt, name)) for name in attempt.nodes]
+        return self._common(job, submitted) | own_part(job, members, self.desk.settings)
+
+    def _described(self, attempt: Attempt, name: str) -> NodeRecord:
+        """A member's node, with its GPUs if the attempt has some of them."""
+        node = self.desk.cluster.nodes[name]
+        gpus = tuple(node.gpus.values()) if attempt.shares[name].gpus else ()
+        return structs.replace(node.record, gpus=gpus) if gpus else node.record
+
+    def _common(self, job: JobRecord, submitted: Submitted) -> dict[str, Any]:
+        """What the specs of the job, or of all elements of its array, have in common; made once."""
         queue = self.desk.cluster.queues.get(job.queue)
         demanded = queue is not None and queue.attributes.get("ring") == "check"
         limit = self._set_for(job.queue, "log_limit")
-        return build_spec(
-            job,
-            members,
-            submitted.script,
-            self.desk.settings,
-            ring_demanded=demanded,
-            log_limit=parse_size(limit) if limit else None,
-        )
+        depends = (job.request, job.queue, job.egroup, demanded, limit)
+        if submitted.common is None or submitted.common[0] != depends:
+            part = common_part(
+                job,
+                submitted.script,
+                self.desk.settings,
+                ring_demanded=demanded,
+                log_limit=parse_size(limit) if limit else None,
+            )
+            submitted.common = depends, part
+        return submitted.common[1]
 
     def _set_for(self, queue: str, name: str) -> str:
         """The attribute of the queue, else of the server; empty: neither has it."""
@@ -276,6 +285,8 @@ class Gangs:
         ending = attempt.ending
         if ending is None or attempt.phase is Phase.OVER:
             return
+        if ending.cause in FINAL:
+            self.desk.alarms.set(gang_clock.GANG_LOSS, partial(self._head_silent, attempt.name))
         left = ending.at - self.desk.now.timestamp()
         if ending.preempted_for and left > 0:
             self.desk.alarms.set(left, lambda: self._preempt_now(attempt.name))
@@ -298,6 +309,8 @@ class Gangs:
         elif attempt.end is None and Cause(report.cause) in TROUBLE:
             culprit = report.culprit or node
             self._member_fell(attempt, Cause(report.cause), culprit, clean(report.message), report.ago)
+        elif _by_word(attempt, report.cause):
+            self.desk.alarms.set(gang_clock.GANG_LOSS, partial(self._head_silent, attempt.name))
 
     def part_lost(self, attempt: Attempt, node: str, why: str) -> None:
         """A node denies a part that must have been there."""
@@ -355,6 +368,30 @@ class Gangs:
             self.completion.finish(attempt, verdict(attempt, self.desk.now, cause, culprit, text))
         else:
             self.desk.alarms.set(gang_clock.GANG_LOSS, lambda: self._gang_lost(name, cause, culprit, text))
+
+    def _head_silent(self, name: str) -> None:
+        """A gang was told to end: a head that is away has ended too, by that word or by the gang clock, once a member
+        has. It could be told nothing more since its link was lost.
+        """
+        attempt = self.desk.cluster.attempts.get(name)
+        if attempt is None or attempt.phase is Phase.OVER or (ending := attempt.ending) is None:
+            return
+        head = self.desk.cluster.nodes[attempt.head]
+        left = head.away_since + ending.kill_delay + gang_clock.GANG_LOSS - self.desk.alarms.clock()
+        if head.link is not None or left > 0:
+            again = gang_clock.GANG_LOSS if head.link is not None else left
+            self.desk.alarms.set(again, partial(self._head_silent, name))
+            return
+        parts = self.desk.reader.shares([attempt.key.job])
+        if any(part.released_at for part in parts if part.attempt == attempt.key):
+            record = verdict(attempt, self.desk.now, ending.cause, ending.culprit, ending.message)
+            self.completion.finish(attempt, record)
+
+
+def _by_word(attempt: Attempt, cause: str) -> bool:
+    """Whether a member's part has ended because the gang was told to, not with a script that ended by itself."""
+    told = attempt.ending
+    return told is not None and told.cause not in LOSSES and cause in (told.cause, *LOSSES)
 
 
 def _end(attempt: Attempt, ending: Ending) -> wire.End:

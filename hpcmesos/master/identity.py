@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 
-from hpcmesos.master import pki
+from hpcmesos.master import peers
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ class Identity:
 
     def server(self, *, require_client: bool) -> ssl.SSLContext:
         """For a listener, as long as it listens: each handshake is done with what holds by then."""
-        outer = pki.server_context(*self._files, require_client=require_client)
-        self._inner[require_client] = pki.server_context(*self._files, require_client=require_client)
+        outer = peers.server_context(*self._files, require_client=require_client)
+        self._inner[require_client] = peers.server_context(*self._files, require_client=require_client)
 
         def choose(
             connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext
@@ -55,9 +55,9 @@ class Identity:
 
     def _read(self) -> None:
         certificate, key, ca = self._files
-        client = pki.client_context(ca, certificate, key)
-        inner = {needed: pki.server_context(*self._files, require_client=needed) for needed in self._inner}
-        digest = pki.digest(ca.read_text())
+        client = peers.client_context(ca, certificate, key)
+        inner = {needed: peers.server_context(*self._files, require_client=needed) for needed in self._inner}
+        digest = peers.digest(ca.read_text())
         self._client, self._inner, self.trusts = client, inner, digest
 
     def _stamps(self) -> list[tuple[int, int]]:

@@ -132,12 +132,13 @@ def acquire(leadership: Leadership, settings: MasterSettings) -> tuple[int, sock
                 )  # who hears of the address now waits in line, and need not dial twice
                 log.info("leading term=%d address=%s", term, bound[1])
                 return term, bound[0]
-            text, pause = "another candidate leads", _PAUSE
+            text, level, pause = "another candidate leads", logging.INFO, _PAUSE
         except (DatabaseUnavailable, OSError) as error:
-            text, pause = str(error), min(_LONGEST_PAUSE, 2 * pause)
+            text = getattr(error, "strerror", None) or str(error)
+            level, pause = logging.WARNING, min(_LONGEST_PAUSE, 2 * pause)
             time.sleep(pause)
         if text != said:
-            log.info("waiting: %s", text)
+            log.log(level, "waiting: %s", text)
             said = text
 
 

@@ -16,39 +16,48 @@ from typing import cast
 import msgspec
 
 from hpcmesos import wire
-from hpcmesos.errors import ProtocolError
+from hpcmesos.errors import ConfigError, ProtocolError
 from hpcmesos.handshakes import Handshakes
 from hpcmesos.master import links_client
 from hpcmesos.master.events import Asked, Event, LinkDown, LinkUp, Received
-from hpcmesos.master.pki import peer_name, serial
+from hpcmesos.master.peers import peer_name, serial
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 4096
 _HELLO_TIMEOUT = 10.0
 _ALIVE = 5.0  # seconds of silence after which an agent may have another one in its place
+_LAST_PORT = 65535
 _MAX_UNSENT = 64 * 1024 * 1024  # bytes waiting for an agent that does not read, until its link is given up
 
 Sink = Callable[[Event], None]
+
+
+def parted(address: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT``. Raises ConfigError."""
+    host, colon, port = address.rpartition(":")
+    number = colon and port.isascii() and port.isdigit() and len(port) <= len(str(_LAST_PORT))
+    if not number or int(port) > _LAST_PORT:
+        raise ConfigError(f"'{address}' is no address to listen at; write HOST:PORT, e.g. 0.0.0.0:7600")
+    return host.strip("[]"), int(port)
 
 
 def bind(listen: str) -> tuple[socket.socket, str]:
     """Binds ``host:port`` without listening yet; returns the socket and the address where others reach it.
 
     Raises:
-        OSError: the address is taken, or not this host's. ValueError: the port is no number.
+        ConfigError: it is no address. OSError: it is taken, or not this host's; says which.
     """
-    host, _, port = listen.rpartition(":")
-    host = host.strip("[]")
+    host, port = parted(listen)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Named, not 0: asyncio turns Nagle's algorithm off (40 ms) only where it sees that a connection is TCP.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound.bind((host, int(port)))
-    except OSError:
+        bound.bind((host, port))
+    except OSError as error:
         bound.close()
-        raise
+        raise OSError(error.errno, f"cannot listen at {listen}: {error.strerror}") from error
     shown = socket.getfqdn() if host in ("", "0.0.0.0", "::") else host  # noqa: S104  (compared, not bound)
     return (
         bound,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from hpcmesos.master import pki
+from hpcmesos.master import peers
 
 _UCRED = struct.Struct("3i")
 
@@ -50,12 +50,12 @@ def identify(transport: asyncio.BaseTransport) -> Peer:
     tls = transport.get_extra_info("ssl_object")
     if isinstance(tls, ssl.SSLObject | ssl.SSLSocket):
         shown = tls.getpeercert()
-        organization, common_name = pki.peer_name(shown) or ("", "")
+        organization, common_name = peers.peer_name(shown) or ("", "")
         address = str((transport.get_extra_info("peername") or ("",))[0])
         return Peer(
             organization=organization,
             common_name=common_name,
-            serial=pki.serial(shown),
+            serial=peers.serial(shown),
             address=address,
         )
     connection = transport.get_extra_info("socket")

@@ -260,7 +260,7 @@ class Planner:
         """
         wanted = schedule and self._passes.wanted()
         if not look and not wanted and not any(effects for _, effects in work):
-            self._after(work, Outcome())
+            self._after(_together(work), Outcome())
             return
         rows: list[InboxRow] = []
         done = list(work)
@@ -271,7 +271,8 @@ class Planner:
                 if look:
                     rows = transaction.drain_inbox(self._rows)
                     self._take_rows(rows, done, transaction)
-                outcome = _together(done).write(transaction)
+                effects = _together(done)
+                outcome = effects.write(transaction)
                 may_start = schedule and not (outcome.outrun or self._reload_wanted)
                 decided = self._passes.decide(whole=False) if may_start else []
                 started = transaction.apply_starts(decided)
@@ -286,7 +287,7 @@ class Planner:
             self._polled = now
         self._written = now
         self._fit(now - began)
-        self._after(done, outcome)
+        self._after(effects, outcome)
         self._begin_starts(decided, started)
 
     def _fit(self, took: float) -> None:
@@ -329,7 +330,7 @@ class Planner:
             prepare = partial(self._gangs.prepare, attempt, attempt.nodes)
             self._attempt(work, f"PREPARE of {attempt.name}", prepare)
             self._recheck |= cluster.dependents.get(key.seq, set())
-        self._after(work, Outcome())
+        self._after(_together(work), Outcome())
 
     def _take_elements(self, begun: Iterable[StartRecord], now: datetime) -> dict[int, JobRecord]:
         """The arrays of which elements get rows, as they are without them."""
@@ -359,7 +360,7 @@ class Planner:
             except Exception:
                 log.exception("dropped: %s", label)
             else:
-                self._after([(label, effects)], outcome)
+                self._after(effects, outcome)
         if look:
             self._reload()  # the picture shows what those rows would have done
             while self._one_row():
@@ -373,7 +374,8 @@ class Planner:
             with self._store.transaction() as transaction:
                 rows = transaction.drain_inbox(1)
                 self._take_rows(rows, done, transaction)
-                outcome = _together(done).write(transaction)
+                effects = _together(done)
+                outcome = effects.write(transaction)
         except _FATAL:
             raise
         except Exception:
@@ -382,12 +384,11 @@ class Planner:
             with self._store.transaction() as transaction:
                 transaction.drain_inbox(1)
         else:
-            self._after(done, outcome)
+            self._after(effects, outcome)
         return bool(rows)
 
-    def _after(self, done: Sequence[tuple[str, Effects]], outcome: Outcome) -> None:
+    def _after(self, effects: Effects, outcome: Outcome) -> None:
         """What may follow now that it is durable."""
-        effects = _together(done)
         if outcome.outrun:
             log.error("the database had other states for jobs %s", sorted(map(str, outcome.outrun)))
             self._reload_wanted = True

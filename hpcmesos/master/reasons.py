@@ -134,6 +134,8 @@ class Reasons:
         """Says of each node that is out of service why: who waits for it asks somebody else for each."""
         nodes = self._desk.cluster.nodes
         out = {name: node for name in str(reason.facts["nodes_out"]).split(", ") if (node := nodes.get(name))}
+        # The reason may be some seconds old: who is back in service is none.
+        out = {name: node for name, node in out.items() if not node.usable}
         causes = "; ".join(f"{name} is {_absence(node)}" for name, node in out.items())
         return replace(reason, text=f"{reason.text} ({causes})") if causes else reason
 

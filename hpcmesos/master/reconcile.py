@@ -18,12 +18,15 @@ from hpcmesos.master.idle_gpus import take_samples
 from hpcmesos.master.reports import clean
 from hpcmesos.master.strangers import Strangers
 from hpcmesos.model import AttemptId, Cause, GpuState
+from hpcmesos.queue.leadership import RESTORED
 from hpcmesos.queue.records import AttemptKey, GpuRecord, JobKey, NodeRecord
 
 log = logging.getLogger(__name__)
 
 _HEALTH = "health: "
 """How the note of a node begins that its health program keeps out of use."""
+_RESTORED = "the database is a restored backup, and the job may be over; qrls -h s lets it run again"
+"""Why a node may have held what it does not report."""
 
 
 class Nodes:
@@ -36,7 +39,8 @@ class Nodes:
         self._finished: set[str] = set()  # strangers that the database knows as ended
         self._strangers = Strangers(desk)
         self._unheard: dict[str, dict[str, wire.SetGpu]] = {}
-        """By node and UUID the last word about a GPU whose agent was away."""
+        """By node and UUID the last word about a GPU whose agent was away; the next leader does not know it, and
+        `pbsnodes` goes on to show what the agent says."""
 
     # --- links
 
@@ -219,6 +223,8 @@ class Nodes:
 
     def _denied(self, attempt: Attempt, node: str, forgot: str) -> None:
         """The node has no such part: never had, or lost it. ``forgot``: why it may not know what it had."""
+        if forgot == _RESTORED:
+            attempt.hold = "s"  # it may have ended well
         if node == attempt.head and not forgot and self.gangs.never_began(attempt):
             return
         if attempt.end is not None or attempt.phase is Phase.OVER:
@@ -359,6 +365,8 @@ def _had_part(attempt: Attempt, node: str) -> bool:
 
 def _why_forgotten(before: NodeRecord, hello: wire.Hello) -> str:
     """Why the node may have held what it does not report; empty: what it denies it never had."""
+    if before.journal == RESTORED:
+        return _RESTORED
     if before.boot_id != hello.boot_id:
         return "it was rebooted"
     if before.journal and before.journal != hello.journal:

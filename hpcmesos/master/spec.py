@@ -51,23 +51,28 @@ def build_spec(
     ``ring_demanded``: by the job's queue, whatever the job itself says of a ring. ``log_limit``: bytes that stay of a
     stream that lies on the node alone, by the job's queue; the settings' is the most, for the log store takes no more.
     """
-    job_id = JobId(job.seq, job.server, job.index)
-    paths = dict(zip(STREAMS, final_paths(job.submission, job_id, job.name), strict=True))
-    delivered = [s for s in job.submission.get("gateways", {}) if (paths[s] or "").startswith("/")]
-    paths |= dict.fromkeys(delivered)  # into the spool: a gateway writes it at its place
-    submitted = {key: job.submission.get(key, default) for key, default in _SUBMITTED.items()}
-    if job.request.framework and "gpubind" not in job.submission:
+    common = common_part(job, script, settings, ring_demanded=ring_demanded, log_limit=log_limit)
+    return common | own_part(job, members, settings)
+
+
+def common_part(
+    job: JobRecord,
+    script: bytes | None,
+    settings: MasterSettings,
+    *,
+    ring_demanded: bool = False,
+    log_limit: int | None = None,
+) -> dict[str, Any]:
+    """What the specs of all attempts of all elements have in common, as long as the job itself does not change."""
+    submission = job.submission
+    submitted = {key: submission.get(key, default) for key, default in _SUBMITTED.items()}
+    if job.request.framework and "gpubind" not in submission:
         submitted["gpubind"] = "none"  # a framework's tasks are told which GPUs are theirs
     contained = submitted["image"] is not None
     of_site = settings.log_stream_mib * 1024 * 1024
     if ring_demanded and not contained:  # the ring's program is the host's
         submitted["ring"] = "check"
     return submitted | {
-        "attempt": str(AttemptId(job_id, job.attempt)),
-        "job": str(job_id),
-        "number": job.attempt,
-        "index": job.index,
-        "name": _name(job),
         "queue": job.queue,
         "server": job.server,
         "owner": job.owner,
@@ -78,16 +83,34 @@ def build_spec(
         "kill_delay": settings.kill_delay,
         "log_limit": min(of_site, of_site if log_limit is None else log_limit) - _LOG_LINE,
         "prepare_timeout": prepare_timeout(job.request, settings),
-        "go": len(members) == 1,
         "framework": job.request.framework or None,
-        "members": [_member(share, node) for share, node in members],
         "mpi_network": settings.mpi_network or None,
         "job_path": [] if contained else list(settings.job_path),
         "names_resolve": False,
         "script": None if script is None else base64.b64encode(script).decode(),
+        **_for_scripts(job),
+    }
+
+
+def own_part(
+    job: JobRecord, members: Sequence[tuple[ShareRecord, NodeRecord]], settings: MasterSettings
+) -> dict[str, Any]:
+    """What of the spec is the attempt's own."""
+    job_id = JobId(job.seq, job.server, job.index)
+    paths = dict(zip(STREAMS, final_paths(job.submission, job_id, job.name), strict=True))
+    delivered = [s for s in job.submission.get("gateways", {}) if (paths[s] or "").startswith("/")]
+    paths |= dict.fromkeys(delivered)  # into the spool: a gateway writes it at its place
+    return {
+        "attempt": str(AttemptId(job_id, job.attempt)),
+        "job": str(job_id),
+        "number": job.attempt,
+        "index": job.index,
+        "name": _name(job),
+        "go": len(members) == 1,
+        "members": [_member(share, node) for share, node in members],
         **paths,
         "delivered": delivered,
-        **_for_scripts(job, settings),
+        **_staged(job, settings),
     }
 
 
@@ -106,15 +129,22 @@ def _warning(job: JobRecord) -> list[int] | None:
     return list(parse_warning(asked)) if asked else None
 
 
-def _for_scripts(job: JobRecord, settings: MasterSettings) -> dict[str, Any]:
-    """What prologue and epilogue are told beside the rest, and files to stage; nothing that is not set."""
+def _for_scripts(job: JobRecord) -> dict[str, Any]:
+    """What prologue and epilogue are told beside the rest; nothing that is not set."""
     submission = job.submission
     given = {name: submission.get(name) for name in ("account", "resource_list")} | {"group": job.egroup}
-    extra = submission.get("extra", {})
-    given["prologue"] = extra.get("prologue")
-    for name in STAGINGS:
-        given[name] = [_transfer(one, job, settings) for one in parse_staging(name, extra.get(name, ""))]
+    given["prologue"] = submission.get("extra", {}).get("prologue")
     return {name: value for name, value in given.items() if value}
+
+
+def _staged(job: JobRecord, settings: MasterSettings) -> dict[str, Any]:
+    """Files to stage, if any."""
+    asked = job.submission.get("extra", {})
+    return {
+        name: [_transfer(one, job, settings) for one in parse_staging(name, asked[name])]
+        for name in STAGINGS
+        if asked.get(name)
+    }
 
 
 def _transfer(transfer: Transfer, job: JobRecord, settings: MasterSettings) -> dict[str, str | None]:
@@ -132,7 +162,7 @@ def _name(job: JobRecord) -> str:
 
 
 def _member(share: ShareRecord, node: NodeRecord) -> dict[str, Any]:
-    known = {gpu.uuid: gpu for gpu in node.gpus}
+    known = {gpu.uuid: gpu for gpu in node.gpus} if share.gpus else {}
     return {
         "node": share.node,
         "address": node.address,

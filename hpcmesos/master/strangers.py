@@ -30,13 +30,15 @@ class Strangers:
         self._gone(node, name)
 
     def lives(self, node: str, name: str, phase: str) -> None:
-        """No new job gets the number of its job, and that job, if there is one, does not start."""
+        """No new job gets the number of its job, and that job, if there is one, does not start, nor does anything of
+        its array.
+        """
         self._tell(node, name, phase)
-        identity = AttemptId.parse(name)
-        key = JobKey(identity.job.seq, identity.job.index)
         self._nodes.setdefault(name, set()).add(node)
-        self._desk.effects.past_id = max(self._desk.effects.past_id, key.seq)
-        self._desk.cluster.blocked.add(key)
+        seq = AttemptId.parse(name).job.seq
+        self._desk.effects.past_id = max(self._desk.effects.past_id, seq)
+        self._desk.cluster.strange |= _jobs(name)
+        self._desk.cluster.blocked |= _jobs(name)
 
     def reported(self, node: str, names: Collection[str]) -> None:
         """What a node that has just linked holds: of the others it has no part any more."""
@@ -58,10 +60,20 @@ class Strangers:
         if job is not None and job.state in WAITING_STATES and job.attempt < identity.number:
             told = {"attempt": str(identity), "node": node}
             self._desk.move(job, job.state, "unknown attempt", told, attempt=identity.number)
-        if not any(attempt.key.job == key for attempt in cluster.attempts.values()):
-            cluster.unblock(key)
+        others = set().union(*map(_jobs, self._nodes))
+        held = {attempt.key.job for attempt in cluster.attempts.values()}
+        for free in _jobs(str(identity)) - others:
+            cluster.strange.discard(free)
+            if free not in held:
+                cluster.unblock(free)
 
     def _tell(self, node: str, name: str, phase: str) -> None:
         if name not in self._told:
             self._told.add(name)
             log.error("unknown attempt node=%s attempt=%s phase=%s: left alone", node, name, phase)
+
+
+def _jobs(name: str) -> set[JobKey]:
+    """Of an attempt: its job, and the array of an element, which may wait there without a row."""
+    job = AttemptId.parse(name).job
+    return {JobKey(job.seq, job.index), JobKey(job.seq)}

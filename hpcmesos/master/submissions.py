@@ -9,12 +9,16 @@ from typing import Any
 from hpcmesos.queue.reads import Reads
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Submitted:
-    """``submission``: as in JobRecord; ``script``: None when the job has none."""
+    """``submission``: as in JobRecord; ``script``: None when the job has none.
+
+    ``common``: of the specs of its attempts, which are many if it is an array, and what that depends on.
+    """
 
     submission: Mapping[str, Any]
     script: bytes | None
+    common: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
 
 class Submissions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from hpcmesos.errors import InvalidScript, InvalidValue
 from hpcmesos.pbs.quoting import split_words
@@ -46,6 +47,7 @@ def scan(script: str, prefix: str = DEFAULT_PREFIX) -> tuple[str, ...]:
     return tuple(word for directive in scan_directives(script, prefix) for word in directive.words)
 
 
+@lru_cache(maxsize=16)  # jobs of one call often share their script
 def scan_directives(script: str, prefix: str = DEFAULT_PREFIX) -> tuple[Directive, ...]:
     """The directives before the first executable line; an empty prefix reads none.
 

@@ -14,6 +14,8 @@ def split_list(text: str, separator: str = ",") -> tuple[str, ...]:
     Raises:
         InvalidValue: when a quote is not closed.
     """
+    if not text:
+        return ()
     pieces = (_strip_quotes(piece.strip()) for piece in _split_raw(text, separator))
     return tuple(piece for piece in pieces if piece)
 

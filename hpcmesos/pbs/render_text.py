@@ -149,6 +149,8 @@ def state_count(counts: Mapping[str, int]) -> str:
 
 def _why_sentence(job: JobFacts) -> str:
     over = no_longer_waits(job.state, job.exit_status, job.cause, [node for node, _ in job.exec_host])
+    if over and job.pending_reason:  # of an array that has begun
+        return f"{over}; what waits of it: {_one_line(job.pending_reason)}"
     if over and job.comment:
         return f"{over}; {_one_line(job.comment)}"
     return over or _one_line(job.pending_reason or job.comment or "has not been considered yet")
@@ -164,7 +166,7 @@ def no_longer_waits(
         case "S":
             return "is suspended; an operator lets it go on: qsig -s resume"
         case "E":
-            return "has ended; its output is being delivered"
+            return "is ending: what is left of it is being ended, or its output delivered"
         case "C" if exit_status is None:
             return "was deleted before it ran"
         case "C":

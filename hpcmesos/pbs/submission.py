@@ -45,10 +45,12 @@ __all__ = [
     "Needs",
     "Submission",
     "SubmitContext",
+    "build",
     "build_submission",
     "check_script",
     "environment_names",
     "needs",
+    "needs_of",
 ]
 
 _ORIGIN_NAMES = ("PATH", "MAIL", "SHELL", "TZ", "LANG")
@@ -179,7 +181,11 @@ def needs(argv: Sequence[str]) -> Needs:
     Raises:
         UsageError: for words that qsub does not know, and for more than one script.
     """
-    command = parse("qsub", argv)
+    return needs_of(parse("qsub", argv))
+
+
+def needs_of(command: ParsedCommand) -> Needs:
+    """As needs(), of words that are sorted out."""
     if command.has("help"):
         return Needs(None, information="help")
     if command.has("version") or command.has("about"):
@@ -217,13 +223,19 @@ def build_submission(argv: Sequence[str], script: str | None, context: SubmitCon
     Raises:
         Rejection: a leaf of it, with the one line that tells what is wrong.
     """
-    need = needs(argv)
-    command = parse("qsub", argv)
+    return build(parse("qsub", argv), script, context, shlex.join(argv))
+
+
+def build(
+    command: ParsedCommand, script: str | None, context: SubmitContext, submit_args: str = ""
+) -> Submission:
+    """As build_submission(), of words that are sorted out; ``submit_args``: as they are shown."""
+    need = needs_of(command)
     if need.script is not None and script is None:
         raise InvalidScript("script file: no job script was given")
     directives = _directive_commands(script or "", directive_prefix(command, context))
     sources = [parse("qsub", context.default_options), *directives, command]
-    return _Merged(sources, need, context, command.rest).submission(shlex.join(argv))
+    return _Merged(sources, need, context, command.rest).submission(submit_args)
 
 
 def directive_prefix(command: ParsedCommand, context: SubmitContext) -> str:
@@ -281,7 +293,7 @@ class _Merged:
             workdir=self._workdir(asked.submit_directory),
             block=self._flag("block"),
             argv=self._program(),
-            script_args=_arguments(self.raw("F"), "-F"),
+            script_args=arguments(self.raw("F"), "-F"),
             account=self.last("A"),
             mail_points=self._choice("m", "a"),
             mail_users=parse_mail_users(self.last("M") or ""),
@@ -433,7 +445,7 @@ class _Merged:
                 raise UsageError("no program after '--'; write qsub -- PROGRAM ARGUMENTS")
             return self.rest
         if self.interactive and self.has("x") and self.operands:
-            return _arguments(self.operands[0], "-x")
+            return arguments(self.operands[0], "-x")
         return None
 
     def _extra(self) -> dict[str, str]:
@@ -458,11 +470,13 @@ class _Merged:
             asked |= parse_variables(value, environ)
         if self.interactive and "TERM" in environ:
             asked["TERM"] = environ["TERM"]
-        origin = _origin(self.context, queue, self.last("w"))
+        origin = origin_variables(self.context, queue, self.last("w"))
         return origin | {name: value for name, value in asked.items() if name not in origin}
 
 
-def _origin(context: SubmitContext, queue: str | None, workdir: str | None) -> dict[str, str]:
+def origin_variables(
+    context: SubmitContext, queue: str | None = None, workdir: str | None = None
+) -> dict[str, str]:
     """PBS_O_*: where the job comes from; variables that the caller lacks are left out."""
     environ = context.environ
     return {
@@ -496,7 +510,8 @@ def _is_interactive(command: ParsedCommand) -> bool:
     return any(parse_boolean("interactive", value) for value in values if value is not None)
 
 
-def _arguments(text: str | None, option: str) -> tuple[str, ...]:
+def arguments(text: str | None, option: str) -> tuple[str, ...]:
+    """The words in the value of ``option``. Raises InvalidValue: a quote in it is not closed."""
     if not text:
         return ()
     try:

@@ -17,7 +17,7 @@ from hpcmesos.queue.records import AttemptRecord, JobRecord, ShareRecord
 from hpcmesos.units import format_duration
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One record. ``kind``: Q queued, S started, E ended, D deleted by a user, A aborted by the server, R requeued."""
 
     at: datetime
@@ -26,8 +26,17 @@ class Entry(msgspec.Struct, frozen=True):
     fields: Mapping[str, str]
 
     def __str__(self) -> str:
-        text = " ".join(f"{key}={_one_word(value)}" for key, value in self.fields.items())
-        return f"{self.at:%m/%d/%Y %H:%M:%S};{self.kind};{self.job};{text}"
+        return self.line(f"{self.at:{_STAMP}}")
+
+    def line(self, stamp: str) -> str:
+        """The record with this for its time."""
+        text = " ".join([f"{key}={value}" for key, value in self.fields.items()])
+        if text.count(" ") >= len(self.fields) or not text.isprintable():
+            text = " ".join(f"{key}={_one_word(value)}" for key, value in self.fields.items())
+        return f"{stamp};{self.kind};{self.job};{text}"
+
+
+_STAMP = "%m/%d/%Y %H:%M:%S"
 
 
 def queued(job: JobRecord, at: datetime) -> Entry:
@@ -120,9 +129,14 @@ class AccountingFiles:
     def append(self, entries: Iterable[Entry]) -> None:
         """One write a file; an entry is whole or absent for readers."""
         days: defaultdict[str, list[str]] = defaultdict(list)
+        stamps: dict[datetime, tuple[str, str]] = {}  # of many entries, most are of one second
         for entry in entries:
-            local = entry.at.astimezone(self._zone) if self._zone else entry.at
-            days[f"{local:%Y%m%d}"].append(f"{Entry(local, entry.kind, entry.job, entry.fields)}\n")
+            second = entry.at.replace(microsecond=0)
+            if second not in stamps:
+                local = second.astimezone(self._zone) if self._zone else second
+                stamps[second] = f"{local:%Y%m%d}", f"{local:{_STAMP}}"
+            day, stamp = stamps[second]
+            days[day].append(f"{entry.line(stamp)}\n")
         for day, lines in days.items():
             with (self._directory / day).open("ab", buffering=0) as file:
                 file.write("".join(lines).encode())
@@ -140,12 +154,13 @@ def _start_fields(job: JobRecord, shares: Sequence[ShareRecord]) -> dict[str, st
 
 
 def _job_fields(job: JobRecord) -> dict[str, str]:
+    created = _epoch(job.created_at)
     return {
         "jobname": job.name,
         "queue": job.queue,
-        "ctime": _epoch(job.created_at),
-        "qtime": _epoch(job.created_at),
-        "etime": _epoch(job.queued_at or job.created_at),
+        "ctime": created,
+        "qtime": created,
+        "etime": _epoch(job.queued_at) if job.queued_at else created,
         "start": _epoch(job.started_at),
         "owner": f"{job.owner}@{job.submit_host}",
     }

@@ -60,7 +60,8 @@ def _begin(connection: Connection, moves: Sequence[Move]) -> set[int]:
         assert move.index is not None
         indexes[move.seq].append(move.index)
     parents = [{"seq": seq, "taken": ranges_text(arrays.of(found))} for seq, found in indexes.items()]
-    return set(_beginning().execute(connection, rows=move_values(moves), parents=parents).scalars())
+    begun = _beginning().all(connection, rows=move_values(moves), parents=parents)
+    return {seq for (seq,) in begun}
 
 
 @cache
@@ -89,7 +90,7 @@ def _beginning() -> Prepared:
 def tally(connection: Connection, counts: Mapping[int, tuple[int, int]]) -> None:
     """See LeaderTransaction.tally."""
     rows = [{"seq": seq, "good": good, "bad": bad} for seq, (good, bad) in counts.items()]
-    _tallying().execute(connection, rows=rows)
+    _tallying().run(connection, rows=rows)
 
 
 @cache

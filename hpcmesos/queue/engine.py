@@ -97,10 +97,12 @@ def begin(engine: Engine) -> Iterator[Connection]:
         if isinstance(error.orig, psycopg.DataError):
             raise InvalidValue(f"the database cannot store this value: {_first_line(error.orig)}") from error
         raise
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:  # of the driver itself: COPY
-        raise DatabaseUnavailable(_outage(error)) from error
-    except psycopg.DataError as error:
+    except psycopg.DataError as error:  # of the driver itself: COPY, and statements that are prepared
         raise InvalidValue(f"the database cannot store this value: {_first_line(error)}") from error
+    except psycopg.Error as error:
+        if _ends_session(error):
+            raise DatabaseUnavailable(_outage(error)) from error
+        raise
     except (UnicodeEncodeError, StatementError) as error:  # half a surrogate pair, as plain text or in JSON
         if isinstance(error, UnicodeEncodeError) or isinstance(error.orig, UnicodeEncodeError):
             raise InvalidValue(f"the database cannot store text that is not Unicode: {error}") from error
@@ -167,9 +169,12 @@ class Snapshots:
 
 
 def _is_outage(error: DBAPIError) -> bool:
-    state = getattr(error.orig, "sqlstate", None)
-    lost = isinstance(error.orig, psycopg.OperationalError | psycopg.InterfaceError)
-    return error.connection_invalidated or lost or state in _ENDED_BY_SERVER
+    return error.connection_invalidated or _ends_session(error.orig)
+
+
+def _ends_session(error: BaseException | None) -> bool:
+    lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return lost or getattr(error, "sqlstate", None) in _ENDED_BY_SERVER
 
 
 def _outage(error: BaseException | None) -> str:

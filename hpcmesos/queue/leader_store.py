@@ -323,7 +323,7 @@ class LeaderStore(Reads):
         Keep it short: the database ends it after 5 s, or 3 s of idleness, which raises DatabaseUnavailable.
         """
         with begin(self._engine) as connection:
-            now = self._fence.execute(connection).scalar()
+            now = self._fence.scalar(connection)
             if now is None:
                 raise LostLeadership(f"term {self.term} is over")
             yield LeaderTransaction(connection, now)

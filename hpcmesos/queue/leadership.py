@@ -30,6 +30,8 @@ CANDIDATE = "hpcmesos-leadership"
 _LOCK = 0x6870636D  # of pg_try_advisory_lock; locks are per database
 _TERMINATE_WAIT = 1000  # ms for an old leader's backend to go
 _RESTORED = 1_000_000  # more than any leader has given out since the backup was taken
+RESTORED = "of a restored backup"
+"""What a restored database has in place of the names of nodes' journals: it does not know what they have had since."""
 _JUMP = 10_000  # ids are skipped after a failover, which may have lost the last ones given out
 
 _LIMITS = {  # ms; the last three: the server notices in 3 s that a leader's host is gone, and frees the lock
@@ -214,12 +216,14 @@ def after_restore(url: str) -> None:
     """Moves term and ids past all that may have been given out after a backup that has been restored.
 
     Until then agents refuse the leader, whose term is lower than what they have obeyed, and a new job could get the
-    id of one that still runs. ``url``: as the database's owner. Raises DatabaseUnavailable.
+    id of one that still runs. What a node does not hold it may have had, and forgotten once its end was told to the
+    database that is gone: that too is remembered here. ``url``: as the database's owner. Raises DatabaseUnavailable.
     """
     engine = make_engine(url, "hpcmesos-restored", pool=1)
     try:
         with begin(engine) as connection:
             connection.execute(update(t.leadership).values(term=t.leadership.c.term + _RESTORED))
+            connection.execute(update(t.nodes).values(journal=RESTORED))
             _skip_ids(connection, _RESTORED)
     finally:
         engine.dispose()

@@ -18,7 +18,7 @@ from hpcmesos.queue.rows import (
     array_json,
     dependencies_json,
     element,
-    job_key,
+    index,
     ranges_text,
     recordset,
     request_json,
@@ -116,7 +116,8 @@ def _update(connection: Connection, fields: Sequence[str], group: Sequence[Move]
         row | {name: _ENCODE.get(name, _same)(value) for name, value in _changes(move).items()}
         for row, move in zip(move_values(group), group, strict=True)
     ]
-    return {job_key(row) for row in _updating(tuple(fields)).execute(connection, rows=rows)}
+    moved = _updating(tuple(fields)).all(connection, rows=rows)
+    return {JobKey(seq, index(element)) for seq, element in moved}
 
 
 def move_values(moves: Iterable[Move]) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ IDLE, USED_AGAIN = "GPUs idle", "GPUs used again"
 """Kinds of events of a job that runs: it was warned, or is no longer."""
 
 
-class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
+class JobRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A job, an array's parent or an array's element, as stored; an element has the submission of its parent."""
 
     seq: int
@@ -149,7 +149,7 @@ class Ending:
     preempted_for: str = ""  # the job for which it has to go; empty: for none
 
 
-class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
+class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One attempt; everything from ``ended_at`` on is known when its head has reported.
 
     ``usage``: cput (s), mem (bytes, peak), walltime (s). ``ranks``: {step, rank, node, code, signal, gpu, at} each;
@@ -178,7 +178,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     ending: Ending | None = None  # None: nobody has told it to end
 
 
-class ShareRecord(msgspec.Struct, frozen=True, kw_only=True):
+class ShareRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One attempt's part of one node. ``released_at`` None: the node still holds it."""
 
     attempt: AttemptKey
@@ -192,7 +192,7 @@ class ShareRecord(msgspec.Struct, frozen=True, kw_only=True):
     released_at: datetime | None = None
 
 
-class StartRecord(msgspec.Struct, frozen=True, kw_only=True):
+class StartRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One gang to start: applied whole or not at all. ``shares[0]`` is the head."""
 
     attempt: AttemptKey
@@ -201,7 +201,7 @@ class StartRecord(msgspec.Struct, frozen=True, kw_only=True):
     new: bool = False  # an element that waits in its parent's todo, and gets its row now
 
 
-class Release(msgspec.Struct, frozen=True, kw_only=True):
+class Release(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A node's part of an attempt is over; its GPUs that are still allocated become ``gpu_state``."""
 
     attempt: AttemptKey
@@ -347,7 +347,7 @@ class ServerRecord:
     standbys: str
 
 
-class Move(msgspec.Struct, frozen=True, kw_only=True):
+class Move(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One change of one job: from ``source`` to ``target`` (the same: only fields change), with its event.
 
     ``changes``: new values by the names of JobRecord's fields; see ``store.CHANGEABLE``.

@@ -59,8 +59,12 @@ def element(index: int | None) -> int:
     return WHOLE_JOB if index is None else index
 
 
+def index(element: int) -> int | None:
+    return None if element == WHOLE_JOB else element
+
+
 def index_of(row: Any) -> int | None:
-    return None if row.element == WHOLE_JOB else row.element
+    return index(row.element)
 
 
 def job_key(row: Any) -> JobKey:

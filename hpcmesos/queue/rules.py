@@ -20,8 +20,6 @@ from itertools import islice
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
-from apscheduler.triggers.cron import CronTrigger
-
 from hpcmesos.errors import InvalidValue
 
 _NICKNAMES = {
@@ -154,6 +152,8 @@ def _comes_again(due: datetime) -> bool:
 
 
 def _crontab(text: str, zone: ZoneInfo) -> Crontab:
+    from apscheduler.triggers.cron import CronTrigger  # a leader that takes over need not wait for it
+
     words = text.split()
     if len(words) == 5:
         words = ["0", *words]

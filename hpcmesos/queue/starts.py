@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
+from psycopg import IntegrityError
 from sqlalchemy import (
     BigInteger,
     Connection,
@@ -21,7 +22,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import IntegrityError
 
 from hpcmesos.model import GpuState, JobState
 from hpcmesos.queue import tables as t
@@ -74,7 +74,7 @@ def _start(connection: Connection, gangs: Sequence[StartRecord], now: datetime) 
     if not gangs:
         return moved
     shares = [share for gang in gangs for share in gang.shares]
-    nodes = _starting().execute(connection, rows=[share_values(share) for share in shares]).scalar()
+    nodes = _starting().scalar(connection, rows=[share_values(share) for share in shares])
     if nodes != len({share.node for share in shares}):
         raise _DoesNotFit
     _take_gpus_and_ports(connection, shares)
@@ -126,10 +126,10 @@ def _take_gpus_and_ports(connection: Connection, shares: Sequence[ShareRecord]) 
     gpus = [{**row, "gpu": uuid} for share, row in base for uuid in share.gpus]
     ports = [{**row, "port": port} for share, row in base for port in share.ports]
     if gpus:
-        _allocating().execute(connection, rows=gpus)
+        _allocating().run(connection, rows=gpus)
     if ports:
-        _taking_ports().execute(connection, rows=ports)
-    if gpus and _taking_gpus().execute(connection, rows=gpus).rowcount != len(gpus):
+        _taking_ports().run(connection, rows=ports)
+    if gpus and _taking_gpus().run(connection, rows=gpus) != len(gpus):
         raise _DoesNotFit
 
 
@@ -163,9 +163,9 @@ def release_shares(connection: Connection, releases: Sequence[Release]) -> None:
         return
     rows = [{**attempt_values(r.attempt), "node": r.node, "gpu_state": r.gpu_state} for r in releases]
     released, freed, given_back = _releasing()
-    if released.execute(connection, rows=rows).scalar():  # only a live share has allocations
-        freed.execute(connection, rows=rows)
-        given_back.execute(connection, rows=rows)
+    if released.scalar(connection, rows=rows):  # only a live share has allocations
+        freed.run(connection, rows=rows)
+        given_back.run(connection, rows=rows)
 
 
 @cache
@@ -215,7 +215,7 @@ def _setting_gpus() -> Any:
 def set_endings(connection: Connection, endings: Mapping[AttemptKey, Ending]) -> None:
     """See LeaderTransaction.set_endings."""
     rows = [{**attempt_values(key), "ending": msgspec.to_builtins(ending)} for key, ending in endings.items()]
-    _setting_endings().execute(connection, rows=rows)
+    _setting_endings().run(connection, rows=rows)
 
 
 @cache
@@ -255,7 +255,7 @@ def _finish(connection: Connection, records: Sequence[AttemptRecord]) -> None:
         {**attempt_values(record.key), **{name: getattr(record, name) for name in fields}}
         for record in records
     ]
-    done = {tuple(row) for row in _finishing().execute(connection, rows=rows)}
+    done = set(_finishing().all(connection, rows=rows))
     steps = [
         step
         for record in records
@@ -263,7 +263,7 @@ def _finish(connection: Connection, records: Sequence[AttemptRecord]) -> None:
         for step in step_values(record)
     ]
     if steps:
-        _noting_steps().execute(connection, rows=steps)
+        _noting_steps().run(connection, rows=steps)
 
 
 @cache

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from hpcmesos import pidfile
 from hpcmesos.cli.embedded import Cluster
 from hpcmesos.client import Client
+from tests.integration.database_kit import quick_place
 
 T = TypeVar("T")
 USERS = ("hpcmann", "hpcmbob")
@@ -50,6 +51,7 @@ class LiveCluster:
         extra: tuple[str, ...] = (),
         settings: Mapping[str, object] | None = None,
     ) -> None:
+        self._memory: Path | None = None
         self.root = Path(tempfile.mkdtemp(prefix="hpcmesos-e2e-"))
         self.root.chmod(0o711)
         self.state = self.root / "state"
@@ -65,6 +67,7 @@ class LiveCluster:
     # --- life ---------------------------------------------------------------------------------------------------
 
     def up(self) -> str:
+        self.lend_memory()
         done = self.hpcmesos("up", *self.size, "--state", str(self.state), "--detach", timeout=START_TIMEOUT)
         return done.stderr
 
@@ -73,6 +76,19 @@ class LiveCluster:
 
     def remove(self) -> None:
         shutil.rmtree(self.root)
+        if self._memory is not None:
+            shutil.rmtree(self._memory)
+
+    def lend_memory(self) -> None:
+        """A new cluster's database lies in memory, where there is room: initdb alone makes a thousand files."""
+        place = self.state / "postgres"
+        if (where := quick_place()) == "/tmp" or place.exists():
+            return
+        self._memory = Path(tempfile.mkdtemp(prefix="hpcm-pg-", dir=where))
+        self._memory.chmod(0o711)
+        (self._memory / "data").mkdir(mode=0o700)
+        self.state.mkdir(mode=0o711, exist_ok=True)
+        place.symlink_to(self._memory / "data")
 
     def hpcmesos(
         self, *arguments: str, timeout: float = 60, check: bool = True

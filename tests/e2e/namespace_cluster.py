@@ -171,6 +171,7 @@ class NamespaceCluster(LiveCluster):
         """Every agent is linked to the leader."""
         self.state.mkdir(mode=0o711)
         (self.state / "log").mkdir()
+        self.lend_memory()
         cluster = Cluster.create(
             self.state,
             len(self.nodes),

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
 from hpcmesos.client import Client
-from hpcmesos.master import pki
+from hpcmesos.master import peers, pki
 from tests.e2e.cluster_kit import LiveCluster, wait_until
 from tests.e2e.conftest import running
 from tests.e2e.test_masters import Submitting
@@ -77,7 +77,7 @@ def intermediate(place: Path) -> list[str]:
 def dialled(cluster: LiveCluster, place: Path) -> str:
     """What a master says to who dials it with the certificate of ``place``; empty: it is taken."""
     host, _, port = (cluster.state / "master" / "listen").read_text().strip().rpartition(":")
-    context = pki.client_context(place / "ca.pem", place / "agent.pem", place / "agent.key")
+    context = peers.client_context(place / "ca.pem", place / "agent.pem", place / "agent.key")
     try:
         with socket.create_connection((host, int(port)), 10) as plain, context.wrap_socket(plain) as tls:
             tls.sendall(b"GET /v1/leader HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")

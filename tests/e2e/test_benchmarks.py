@@ -25,6 +25,7 @@ OF_PEERS = ("HyperQueue", "Slurm")
         "schedule",
         "launch",
         "takeover",
+        "stop",
     ],
 )
 def test_a_benchmark_runs_and_fills_its_lines_of_the_table(name: str, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
-"""PSI/J, qtoolkit, pysqa, DPDispatcher and ReFrame, from PyPI."""
+"""PSI/J, qtoolkit, pysqa, DPDispatcher, ReFrame, batchspawner, ipyparallel and cluster-tools, from PyPI."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 
@@ -72,3 +74,38 @@ def test_reframe(clients: Clients, scheduler: str, personality: str) -> None:
         personality, "reframe", *files, "--system", f"here:{scheduler}", "--prefix", str(place), "-r"
     )
     assert "Ran 2/2 test case(s) from 2 check(s) (0 failure(s)" in done.stdout
+
+
+@pytest.mark.parametrize(("spawner", "personality"), [("TorqueSpawner", "torque"), ("PBSSpawner", "pbspro")])
+def test_batchspawner(clients: Clients, spawner: str, personality: str) -> None:
+    told = clients.program(personality, "batchspawner_server.py", spawner)
+    assert told["running"] and told["gone"]
+    assert told["host"] == clients.cluster.job(told["job"])["exec_host"].partition("/")[0]
+
+
+@pytest.mark.parametrize("personality", PERSONALITIES)
+def test_ipyparallel(clients: Clients, personality: str) -> None:
+    """Its engines are an array by Torque's ``-t``; the array is deleted by its bare number."""
+    place = clients.directory(f"ipyparallel-{personality}")
+    done = clients.run(
+        personality,
+        "python",
+        str(PROGRAMS / "ipyparallel_engines.py"),
+        environ={"IPYTHONDIR": str(place)},
+    )
+    jobs = json.loads(done.stdout.splitlines()[-1])
+    array = jobs[0].partition("[")[0]
+    assert [job.partition(".")[0] for job in jobs] == [f"{array}[1]", f"{array}[2]"]
+    for job in jobs:
+        clients.cluster.wait(job)
+
+
+def test_cluster_tools(clients: Clients) -> None:
+    """Its jobs import the module of the function that they call."""
+    done = clients.run(
+        "pbspro",
+        "python",
+        str(PROGRAMS / "cluster_tools_map.py"),
+        environ={"PYTHONPATH": str(PROGRAMS)},
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == [4, 9, 16]

@@ -52,6 +52,34 @@ def test_status_of_a_script(cluster: LiveCluster, script: str, options: tuple[st
     assert shown_exit(cluster, job) == status
 
 
+@pytest.mark.parametrize("first", ["#!/bin/bash --login", "#!/bin/bash -l", "#!/bin/sh -l"])
+def test_a_script_for_a_login_shell_finds_our_launcher(cluster: LiveCluster, first: str) -> None:
+    """Login files, Debian's among them, set PATH anew."""
+    path = cluster.work() / "login.sh"
+    path.write_text(f'{first}\ncommand -v mpiexec\ncommand -v pbsdsh\necho "$1:$2:$#"\nexit 4\n')
+    job = cluster.run("qsub", "-F", "one two", str(path), check=True).stdout.strip()
+    assert cluster.wait(job)["Exit_status"] == 4
+    mpiexec, pbsdsh, words = cluster.output(job, name="login.sh").splitlines()
+    assert words == "one:two:2"
+    places = [str(cluster.state / "agents" / name / "bin") for name in cluster.described.names]
+    assert mpiexec.removesuffix("/mpiexec") == pbsdsh.removesuffix("/pbsdsh")
+    assert mpiexec.removesuffix("/mpiexec") in places
+
+
+def test_bash_runs_a_script_for_a_login_shell_itself(cluster: LiveCluster) -> None:
+    """Not sourced: ``return`` outside of a function does not end it. What is the user's own BASH_ENV stays so."""
+    mine = cluster.work() / "mine.bash"
+    mine.write_text("mine=read\n")
+    path = cluster.work() / "login.sh"
+    path.write_text(
+        "#!/bin/bash -l\n(return 0) 2>/dev/null && echo sourced\nreturn 3 2>/dev/null\n"
+        'echo "$mine:$BASH_ENV:${HPCMESOS_FRONT-none}:$(basename "$0"):$(shopt -q login_shell && echo login)"\n'
+    )
+    job = cluster.run("qsub", "-v", f"BASH_ENV={mine}", str(path), check=True).stdout.strip()
+    assert cluster.wait(job)["Exit_status"] == 0
+    assert cluster.output(job, name="login.sh") == f"read:{mine}:none:script:login\n"
+
+
 def test_an_interpreter_that_is_not_there_is_named(cluster: LiveCluster) -> None:
     job = cluster.qsub("#!/no/such/interpreter -x\n")
     cluster.wait(job)

@@ -19,6 +19,7 @@ def replicated() -> Iterator[ReplicatedCluster]:
         yield cluster
 
 
+@pytest.mark.full
 def test_failover_to_the_synchronous_standby_and_a_stranger(replicated: ReplicatedCluster) -> None:
     gate = replicated.work() / "gate"
     long_job = replicated.qsub(f"#!/bin/sh\nwhile [ ! -e {gate} ]; do sleep 0.1; done\nexit 3\n")

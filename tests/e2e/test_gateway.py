@@ -137,20 +137,32 @@ def test_output_of_a_second_attempt_follows_the_first(apart: LiveCluster, login:
     assert (apart.work() / f"twice.o{lives_on(job)}").read_text() == f"try\n{why}\ntry\n"
 
 
-def test_logs_outlive_the_node(apart: LiveCluster, login: LoginHost) -> None:
-    """More than the 64 KiB that the database keeps, of a job without a place for its output."""
-    job = apart.qsub("#!/bin/sh\nseq 1 50000\n", "-o", "/no/such/directory/out")
-    apart.wait(job)
+@pytest.fixture(scope="module")
+def forgotten(apart: LiveCluster) -> tuple[str, str]:
+    """Jobs of whose output the node knows no more: one with much, one with more than the log store takes."""
+    scripts = ("seq 1 50000", "head -c 1500000 /dev/zero | tr '\\0' x")
+    much, more = (apart.qsub(f"#!/bin/sh\n{script}\n", "-o", "/no/such/directory/out") for script in scripts)
     spool = apart.state / "agents" / "node1" / "attempts"
-    wait_until(lambda: not any(spool.glob(f"{lives_on(job)}.*")), "the node has forgotten it", 60)
+    for job in (much, more):
+        apart.wait(job)
+        wait_until(
+            lambda job=job: not any(spool.glob(f"{lives_on(job)}.*")),  # type: ignore[misc]  # no type of a default
+            "the node has forgotten it",
+            60,
+        )
+    return much, more
+
+
+@pytest.mark.full  # an agent keeps output for 30 s
+def test_logs_outlive_the_node(apart: LiveCluster, forgotten: tuple[str, str]) -> None:
+    """More than the 64 KiB that the database keeps, of a job without a place for its output."""
+    job, _ = forgotten
     assert apart.hpcmesos("logs", job).stdout == "".join(f"{n}\n" for n in range(1, 50001))
 
 
-def test_what_the_log_store_has_no_room_for_is_said(apart: LiveCluster) -> None:
-    job = apart.qsub("#!/bin/sh\nhead -c 1500000 /dev/zero | tr '\\0' x\n", "-o", "/no/such/directory/out")
-    apart.wait(job)
-    spool = apart.state / "agents" / "node1" / "attempts"
-    wait_until(lambda: not any(spool.glob(f"{lives_on(job)}.*")), "the node has forgotten it", 60)
+@pytest.mark.full
+def test_what_the_log_store_has_no_room_for_is_said(apart: LiveCluster, forgotten: tuple[str, str]) -> None:
+    _, job = forgotten
     text = apart.hpcmesos("logs", job).stdout
     left_out = re.search(r"\n=>> hpcmesos: (\d+) bytes left out: the job has written more than \d+\n", text)
     assert left_out

@@ -135,8 +135,7 @@ def test_what_a_job_uses_is_in_its_record(healthy: LiveCluster, two_cards: Cards
         str(cluster.work()),
     )
     cluster.wait_state(job, "R")
-    figures = wait_until(lambda: told(cluster, "hpcmesos_gpu_utilization"), "figures in /metrics", LOOK)
-    assert figures == [50.0, 0.0]
+    wait_until(lambda: told(cluster, "hpcmesos_gpu_utilization") == [50.0, 0.0], "figures in /metrics", LOOK)
     assert (
         "gpu_memory_total=81920MB;gpu_memory_used=3072MB;gpu_utilization=50%"
         in cluster.run("pbsnodes").stdout

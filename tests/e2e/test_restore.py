@@ -18,6 +18,7 @@ def copy(cluster: LiveCluster, source: Path, target: Path) -> None:
     """The files of the server, which is stopped meanwhile, with their owner."""
     data = cluster.state / "postgres"
     postgres.stop(data)
+    source, target = source.resolve(), target.resolve()
     owner = data.owner()
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, symlinks=True)

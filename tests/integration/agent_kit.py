@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hpcmesos import wire
-from hpcmesos.master import pki
+from hpcmesos.master import peers, pki
 
 Answer = Callable[["FakeAgent", wire.ToAgent], None]
 
@@ -17,7 +17,7 @@ Answer = Callable[["FakeAgent", wire.ToAgent], None]
 def certificate(ca: pki.Ca, directory: Path, name: str, organization: str = "agent") -> ssl.SSLContext:
     """A client's TLS with a certificate of the authority."""
     paths = pki.ensure_certificate(ca, directory / f"{organization}-{name}", name, organization, [])
-    return pki.client_context(ca.path, *paths)
+    return peers.client_context(ca.path, *paths)
 
 
 class FakeAgent:

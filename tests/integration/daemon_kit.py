@@ -33,7 +33,7 @@ from hpcmesos import wire
 from hpcmesos.agent.control import stop_shepherd
 from hpcmesos.config import AgentSettings
 from hpcmesos.launch import protocol
-from hpcmesos.master import pki
+from hpcmesos.master import peers, pki
 from hpcmesos.pidfile import start_time
 
 M = TypeVar("M", bound=wire.Message)
@@ -49,8 +49,8 @@ class Leader:
     def __init__(self, directory: Path) -> None:
         self.ca = pki.ensure_ca(directory)
         certificate, key = pki.ensure_certificate(self.ca, directory / "m", "m1", "master", ["127.0.0.1"])
-        self.tls = pki.server_context(certificate, key, self.ca.path, require_client=True)
-        self.api_tls = pki.server_context(certificate, key, self.ca.path, require_client=False)
+        self.tls = peers.server_context(certificate, key, self.ca.path, require_client=True)
+        self.api_tls = peers.server_context(certificate, key, self.ca.path, require_client=False)
         self.socket = directory / "api.sock"
         self.secret = secrets.token_hex(8)
         self.welcome = wire.Welcome(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hpcmesos.errors import InvalidValue, Unauthorized, UnknownJob
-from hpcmesos.master import pki
+from hpcmesos.master import peers, pki
 from hpcmesos.model import Cause
 from hpcmesos.queue.records import AttemptKey, AttemptRecord, NodeRecord
 
@@ -34,7 +34,7 @@ class FakeShepherd:
     def __init__(self, state: Path) -> None:
         ca = pki.ensure_ca(state)
         certificate, key = pki.ensure_certificate(ca, state / "node1", "node1", "agent", ["127.0.0.1"])
-        self._tls = pki.server_context(certificate, key, ca.path, require_client=True)
+        self._tls = peers.server_context(certificate, key, ca.path, require_client=True)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.requests: queue.Queue[dict[str, object]] = queue.Queue()
@@ -63,7 +63,7 @@ class FakeShepherd:
                 self._serve(connection)
 
     def _serve(self, connection: ssl.SSLSocket) -> None:
-        assert pki.peer_name(connection.getpeercert()) == ("master", "master1")
+        assert peers.peer_name(connection.getpeercert()) == ("master", "master1")
         size = int.from_bytes(connection.recv(4), "big")
         self.requests.put(json.loads(connection.recv(size)[1:]))
         while frame := self.frames.get():

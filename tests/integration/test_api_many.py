@@ -43,6 +43,17 @@ def test_many_jobs_are_as_if_each_came_alone(api: Api) -> None:
     assert (one.request, one.submission, one.owner) == (same.request, same.submission, api.me)
 
 
+def test_a_sweep_by_variables_is_as_if_each_came_alone(api: Api) -> None:
+    script = b"#!/bin/sh\n#PBS -v SEED=0,KEPT=1 -N sweep\n./run\n"
+    words = [["-v", f"SEED={seed}", "-F", f"{seed} 'a b'"] for seed in range(30)]
+    with api.client() as client:
+        many = client.submit_many([Submission(argv, script) for argv in words], environ={"HOME": "/home/ann"})
+        alone = client.command("qsub", words[7], script=script, environ={"HOME": "/home/ann"})
+    one, same = (api.store.job(int(text.partition(".")[0])) for text in (many[7], alone.stdout))
+    assert (one.name, one.request, one.submission) == (same.name, same.request, same.submission)
+    assert one.submission["environment"] | {"SEED": "7", "KEPT": "1"} == one.submission["environment"]
+
+
 def test_an_array_of_a_million_elements_is_one_row(api: Api) -> None:
     jobs, inbox, _ = api.counts()
     with api.client() as client:

@@ -195,7 +195,10 @@ def test_more_than_a_program_can_be_given_is_refused(api: Api) -> None:
         with pytest.raises(InvalidValue, match="environment and words of the job have 3"):
             client.command("qsub", ["-V"], script=b"true\n", cwd="/tmp", environ=environ)
         few = dict(list(environ.items())[:15])
-        assert client.command("qsub", ["-V"], script=b"true\n", cwd="/tmp", environ=few).code == 0
+        reply = client.command("qsub", ["-V", "-h"], script=b"true\n", cwd="/tmp", environ=few)
+        job = reply.stdout.strip()
+        asked = client.command("qalter", ["-v", f"LATER={'y' * 1_000_000}", job])
+        assert (asked.code, "at most" in asked.stderr) == (168, True), "nor may it become more"
 
 
 def test_nobody_has_more_schedules_than_he_may(api: Api) -> None:

@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 
 from hpcmesos.errors import InvalidValue, MasterUnreachable, RootRefused, Unauthenticated, Unauthorized
-from hpcmesos.master import pki
+from hpcmesos.master import peers, pki
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,7 +100,7 @@ def test_a_node_is_no_server(tmp_path: Path) -> None:
 
     ca = pki.ensure_ca(tmp_path)
     certificate, key = pki.ensure_certificate(ca, tmp_path / "node", "node7", "agent", ["127.0.0.1"])
-    context = pki.server_context(certificate, key, ca.path, require_client=False)
+    context = peers.server_context(certificate, key, ca.path, require_client=False)
     heard: list[bytes] = []
 
     def serve(listener: socket.socket) -> None:
@@ -147,7 +147,7 @@ def test_an_agent_joins_once(api: Api) -> None:
     certificate = x509.load_pem_x509_certificate(joined.certificate.encode())
     assert pki.common_name_of(certificate.subject) == "node7"
     assert joined.ca == api.ca.read_text()
-    context = pki.client_context(api.ca)
+    context = peers.client_context(api.ca)
     certificate_file, key_file = api.work / "node7.pem", api.work / "node7.key"
     certificate_file.write_text(joined.certificate)
     key_file.write_text(key)
@@ -193,7 +193,7 @@ def test_a_node_renews_its_own_certificate_until_it_is_revoked(api: Api) -> None
 
     def renew(files: tuple[Path, Path], node: str) -> x509.Certificate:
         _, csr = pki.create_csr(node, ["127.0.0.9"])
-        context = pki.client_context(api.ca, *files)
+        context = peers.client_context(api.ca, *files)
         body = {"csr": csr, "node": node}
         answer = agent_api.call(api.url, "POST", "/v1/certificates/renew", body, context)
         return x509.load_pem_x509_certificate(answer["certificate"].encode())

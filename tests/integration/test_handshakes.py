@@ -13,7 +13,7 @@ import pytest
 
 from hpcmesos import handshakes
 from hpcmesos.handshakes import Handshakes
-from hpcmesos.master import pki
+from hpcmesos.master import peers, pki
 
 HERE, ELSEWHERE = "127.0.0.1", "127.0.0.2"
 
@@ -31,7 +31,7 @@ class Greeting(asyncio.Protocol):
 async def listening(place: Path) -> AsyncIterator[int]:
     """The port of one that listens at all addresses of this machine."""
     certificate, key = pki.ensure_certificate(pki.ensure_ca(place), place / "tls", "m", "master", [])
-    tls = pki.server_context(certificate, key, place / "ca" / "ca.pem", require_client=False)
+    tls = peers.server_context(certificate, key, place / "ca" / "ca.pem", require_client=False)
     with socket.create_server(("", 0)) as bound:
         door = Handshakes(bound, tls, Greeting)
         try:
@@ -43,7 +43,7 @@ async def listening(place: Path) -> AsyncIterator[int]:
 
 async def greeted(place: Path, port: int, source: str) -> bytes:
     reader, writer = await asyncio.open_connection(
-        HERE, port, ssl=pki.client_context(place / "ca" / "ca.pem"), local_addr=(source, 0)
+        HERE, port, ssl=peers.client_context(place / "ca" / "ca.pem"), local_addr=(source, 0)
     )
     said = await reader.read()
     writer.close()

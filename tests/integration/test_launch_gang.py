@@ -106,6 +106,22 @@ def test_a_member_that_ends_takes_the_gang_along(gang) -> None:
     )
 
 
+def test_a_member_that_hears_of_the_end_first_is_not_to_blame(gang, tmp_path: Path) -> None:
+    """And the head's script has the time that was ordered, not what is left for the end of a gang that lost a node."""
+    attempt = gang("trap 'sleep 6; exit 0' TERM\ntouch up\nwhile :; do sleep 0.01; done\n")
+    kit.wait_until((tmp_path / "up").exists, "its trap is set")
+    attempt.nodes[1].agent.send(
+        op="end", attempt=attempt.attempt, cause="PREEMPTED", kill_delay=30, message="at the wish of ann"
+    )
+    ended = attempt.ended()
+    assert (ended["cause"], ended["culprit"], ended["message"], ended["forced"]) == (
+        "PREEMPTED",
+        None,
+        "at the wish of ann",
+        False,
+    )
+
+
 def test_strangers_get_nothing(nodes: list[kit.Node], gang, tmp_path: Path) -> None:
     attempt = gang("echo secret; until test -e stop; do sleep 0.01; done\n")
     attempt.started()

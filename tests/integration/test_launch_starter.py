@@ -246,3 +246,26 @@ def test_open_files_are_limited_whoever_starts_a_process(tmp_path: Path, compile
         assert run.ended()["code"] == 0, run.tail("stderr")
         assert run.tail("stdout").split() == ["300"] * 3
         node.agent.send(op="forget", attempt=run.attempt)
+
+
+def test_the_start_of_a_short_script_is_not_told_to_who_waits_for_none(
+    node: kit.Node, tmp_path: Path
+) -> None:
+    """An attempt that begins without a word between; whoever asks anew hears of its start at once."""
+
+    def begin_at_once(number: int, script: str) -> str:
+        value = kit.spec([node], tmp_path, script, attempt=f"{number}.hpcm#1", go=True)
+        node.agent.send(op="prepare", spec=value)
+        return str(value["attempt"])
+
+    short = begin_at_once(1, "exit 3\n")
+    ended = node.agent.wait("ended", short)
+    assert (ended["code"], ended["started_at"] > 0) == (3, True)
+    long = begin_at_once(2, "sleep 600\n")
+    assert kit.is_alive(node.agent.wait("started", long)["pid"])
+    told = [event["event"] for event in node.agent.events if event.get("attempt") == short]
+    assert told in (["ended"], ["started", "ended"]), "the latter on a machine that is busy"
+    node.agent.send(op="end", attempt=long, cause="DELETED", kill_delay=1.0, message="")
+    node.agent.wait("ended", long)
+    for attempt in (short, long):
+        node.agent.send(op="forget", attempt=attempt)

@@ -17,10 +17,11 @@ from hpcmesos.master.absence import FENCE_AGAIN, MARGIN
 from hpcmesos.master.events import Fenced
 from hpcmesos.model import JobState, Request
 from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.leadership import after_restore
 from hpcmesos.queue.records import QueueRecord
 from hpcmesos.queue.store import Store
 from tests.integration.invariants import check_invariants
-from tests.integration.leader_kit import Bench, gpu, hello, kinds, report, request, settings
+from tests.integration.leader_kit import Bench, ended, gpu, hello, kinds, report, request, settings
 
 if TYPE_CHECKING:
     from tests.integration.database_kit import Database
@@ -201,6 +202,26 @@ def test_an_answer_about_a_node_that_is_back_changes_nothing(make_bench: MakeBen
     assert not bench.node("node1").gone
 
 
+def test_an_answer_about_an_earlier_absence_says_nothing_of_this_one(
+    make_bench: MakeBench, tmp_path: Path
+) -> None:
+    bench = make_bench(fence_command=fence(tmp_path, "exit 0"))
+    bench.up("node1")
+    seq = running(bench)
+    bench.down("node1")
+    bench.pass_time(bench.settings.node_silence + 1)
+    event = answer(bench)  # which comes late: the node has started again meanwhile, and runs the job
+    bench.turn(bench.link_up(hello("node1", boot="boot2")))
+    bench.run(seq)
+    bench.pass_time(1)
+    bench.down("node1")
+    bench.turn(event)
+    assert (bench.state(seq), bench.job(seq).attempt) == (JobState.RUNNING, 2)
+    bench.pass_time(bench.settings.node_silence + 1)
+    bench.turn(answer(bench))
+    assert bench.state(seq) is JobState.QUEUED
+
+
 def test_a_new_leader_asks_about_nodes_that_were_down_before(make_bench: MakeBench, tmp_path: Path) -> None:
     bench = make_bench(fence_command=fence(tmp_path, "exit 0"))
     bench.up("node1", "node2")
@@ -285,6 +306,35 @@ def test_an_attempt_that_a_wiped_node_denies_never_runs_there_again(bench: Bench
     assert "its state directory is a new one" in job.comment
     attempts = [message.attempt for _, message in sent if hasattr(message, "spec")]
     assert attempts == [f"{seq}.hpcm#2"]
+
+
+@pytest.mark.parametrize("rerunable", [True, False])
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_what_was_running_in_a_backup_does_not_run_again_by_itself(
+    bench: Bench, database: Database, rerunable: bool, nodes: int
+) -> None:
+    """Its node has told the end to the database that is gone, and has forgotten it."""
+    names = ["node1", "node2"][:nodes]
+    hellos = [msgspec.structs.replace(hello(name), journal=f"journal of {name}") for name in names]
+    bench.turn(*map(bench.link_up, hellos))
+    seq = bench.submit(request(nodes), rerunable=rerunable)
+    bench.turn()
+    bench.run(seq)
+    after_restore(database.owner)
+    bench.leader = LeaderStore(database.leader, bench.leader.term + 1_000_000)
+    bench.take_over()
+    sent = bench.turn(*map(bench.link_up, hellos))
+    assert "Prepare" not in {kind for _, kind in kinds(sent)}
+    job = bench.job(seq)
+    wanted = (JobState.HELD, None) if rerunable else (JobState.COMPLETE, -3)
+    assert (job.state, job.exit_status, job.attempt) == (*wanted, 1)
+    assert "restored backup" in job.comment
+    if rerunable:
+        bench.wish("release", seq, kinds="s")
+        for node in bench.run(seq):
+            bench.say((node, ended(f"{seq}.hpcm#2", head=node == "node1")))
+        assert bench.job(seq).exit_status == 0
+    bench.leader.close()
 
 
 def test_a_node_that_never_had_it_is_asked_again_after_a_takeover(bench: Bench) -> None:

@@ -240,6 +240,19 @@ def test_a_lost_element_waits_as_its_own_row_and_runs_again(bench: ArrayBench) -
     assert [record.cause for record in records] == [Cause.NODE_LOST, Cause.OK]
 
 
+def test_nothing_of_an_array_starts_beside_an_element_that_the_database_does_not_know(
+    bench: ArrayBench,
+) -> None:
+    """A backup was restored of before the element started."""
+    seq = bench.array("1-3")
+    unknown = [f"{seq}[{index}].hpcm#1" for index in (1, 2)]
+    assert bench.started(bench.up("node1", attempts=[report(name, "running") for name in unknown])) == []
+    assert bench.started(bench.say(("node1", ended(unknown[0])))) == []
+    assert len(bench.started(bench.say(("node1", ended(unknown[1]))))) == 3
+    bench.end(*(f"{seq}[{index}].hpcm#1" for index in (1, 2, 3)))
+    assert bench.state(seq) is JobState.COMPLETE
+
+
 @pytest.mark.parametrize(("kind", "number"), [("afterok", None), ("afterokarray", None), ("afterokarray", 2)])
 def test_a_job_waits_for_an_array(bench: ArrayBench, kind: str, number: int | None) -> None:
     seq = bench.array("1-3")
@@ -291,6 +304,26 @@ def test_a_job_waits_for_an_element(bench: ArrayBench) -> None:
     assert (bench.state(never), bench.job(never).cause) == (JobState.COMPLETE, Cause.DELETED)
     bench.end(*second)
     assert bench.state(after) is JobState.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("dependency", "state"),
+    [
+        (Dependency(DependencyKind.AFTER_ANY, 1, element=2), JobState.QUEUED),
+        (Dependency(DependencyKind.AFTER_OK, 1, element=2), JobState.COMPLETE),
+        (Dependency(DependencyKind.AFTER_ANY_ARRAY, 1, number=1), JobState.QUEUED),
+    ],
+)
+def test_who_waits_for_an_element_hears_that_it_is_deleted_though_its_array_is_held(
+    bench: ArrayBench, dependency: Dependency, state: JobState
+) -> None:
+    seq = bench.array("1-3", holds="u", state=JobState.HELD)
+    waiting = bench.submit(dependencies=(dependency._replace(seq=seq),))
+    bench.turn()
+    assert bench.state(waiting) is JobState.HELD
+    bench.wish("delete", seq, index=2)
+    assert bench.state(waiting) is state
+    assert bench.state(seq) is JobState.HELD
 
 
 def test_an_array_whose_dependency_fails_is_deleted_with_all_elements(bench: ArrayBench) -> None:

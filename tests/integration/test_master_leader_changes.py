@@ -58,6 +58,19 @@ def test_a_job_that_waits_is_altered(bench: Bench) -> None:
     assert told == ["ann", "ann"]
 
 
+def test_a_job_does_not_grow_beyond_what_its_nodes_can_be_told(bench: Bench) -> None:
+    """Of several wishes none is too much, so the API has let all of them pass."""
+    seq = bench.submit(holds="u", state=JobState.HELD)
+    for letter in "ABC":
+        bench.wish("alter", seq, fields={}, submission={"environment": {letter: letter * 1_000_000}})
+    assert sorted(bench.job(seq).submission["environment"]) == ["A", "B"]
+    bench.up("node1")
+    ((_, message),) = bench.wish("release", seq, kinds="u")
+    assert len(wire.encode(message)) < wire.MAX_FRAME
+    bench.run(seq)
+    bench.say(("node1", ended(bench.attempt(seq))))
+
+
 def test_an_altered_request_can_start_at_once(bench: Bench) -> None:
     bench.up("node1")
     seq = bench.submit(request(9, 1))

@@ -359,6 +359,60 @@ def test_a_silent_head_is_given_up_when_its_members_are(bench: Bench) -> None:
     assert (job.state, job.exit_status, job.cause) == (JobState.COMPLETE, -3, Cause.NODE_LOST)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["same leader", "after a takeover"])
+def test_a_deleted_gang_is_over_though_its_head_never_says_so(bench: Bench, again: bool) -> None:
+    bench.up("node1", "node2")
+    seq = bench.submit(request(2))
+    bench.turn()
+    bench.run(seq)
+    attempt = bench.attempt(seq)
+    bench.down("node1")  # its host is dead, and its members do not know it yet
+    bench.wish("delete", seq)
+    bench.say(("node2", ended(attempt, "DELETED", head=False)))
+    if again:
+        bench.take_over()
+        bench.up("node2")
+    bench.pass_time(30)
+    assert bench.state(seq) is JobState.EXITING, "it may have heard of the deletion, and take its time"
+    bench.pass_time(bench.settings.kill_delay)
+    job = bench.job(seq)
+    assert (job.state, job.exit_status, job.cause) == (JobState.COMPLETE, 271, Cause.DELETED)
+
+
+def test_a_preempted_gang_waits_again_though_its_head_never_says_that_it_is_over(bench: Bench) -> None:
+    bench.up("node1", "node2", "node3")
+    seq = bench.submit(request(2))
+    bench.turn()
+    bench.run(seq)
+    attempt = bench.attempt(seq)
+    bench.down("node1")
+    bench.wish("rerun", seq)
+    bench.say(("node2", ended(attempt, "PREEMPTED", head=False)))
+    bench.pass_time(30)
+    bench.pass_time(bench.settings.kill_delay)
+    job = bench.job(seq)
+    assert (job.state, job.charged_attempts) == (JobState.QUEUED, 0), "it may run on its old head still"
+    bench.pass_time(31)
+    assert bench.attempt(seq) == f"{seq}.hpcm#2"
+
+
+def test_a_gang_that_ended_by_itself_waits_for_the_word_of_its_head(bench: Bench) -> None:
+    """Its agent may be stopped for long: its shepherd knows how the script ended."""
+    bench.up("node1", "node2")
+    seq = bench.submit(request(2))
+    bench.turn()
+    bench.run(seq)
+    attempt = bench.attempt(seq)
+    bench.down("node1")
+    bench.wish("rerun", seq)
+    bench.say(("node2", ended(attempt, "OK", head=False)))
+    bench.pass_time(3600)
+    assert bench.state(seq) is JobState.RUNNING
+    bench.up("node1", attempts=[report(attempt, "ended")])
+    bench.say(("node1", ended(attempt)))
+    assert bench.job(seq).exit_status == 0
+
+
 @pytest.mark.parametrize(("nodes", "culprit"), [(2, "node1"), (3, "node3")])
 def test_a_head_and_a_member_accuse_each_other(bench: Bench, nodes: int, culprit: str) -> None:
     """The head of three hears another member: it knows who is silent, whoever speaks first."""
@@ -586,3 +640,20 @@ def test_an_unknown_attempt_that_its_node_no_longer_holds_blocks_nothing(bench: 
     bench.down("node1")
     bench.up("node1", boot="boot2")
     assert bench.state(seq) is JobState.RUNNING
+
+
+def test_a_job_waits_for_its_unknown_attempt_though_the_known_one_is_over(bench: Bench) -> None:
+    """After a restore: the known attempt was followed by another one, which its node holds."""
+    bench.up("node1", "node2")
+    seq = bench.submit()
+    bench.turn()
+    bench.run(seq)
+    stranger = f"{seq}.hpcm#2"
+    bench.take_over()
+    bench.up("node2", attempts=[report(stranger, "running")])
+    assert kinds(bench.up("node1", boot="boot2")) == []
+    assert bench.state(seq) is JobState.QUEUED
+    assert bench.pass_time(60) == []
+    bench.say(("node2", ended(stranger)))
+    bench.turn()
+    assert bench.attempt(seq) == f"{seq}.hpcm#3"

@@ -29,7 +29,7 @@ from hpcmesos.client import Client
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import HpcmesosError
 from hpcmesos.launch import __file__ as launch_file
-from hpcmesos.master import api_process, pki, vault
+from hpcmesos.master import api_process, peers, pki, vault
 from hpcmesos.master.api import build_app
 from hpcmesos.master.door import Door, Limits
 from hpcmesos.master.identity import Identity
@@ -367,7 +367,7 @@ def _running(
     site = Site.open(settings, Store(database.api), Identity(certificate, key, ca.path).client)
     supervisor = subprocess.Popen(["/bin/sh", "-c", "trap '' TERM; exec sleep 1000"])  # qterm does it no harm
     site = replace(site, supervisor=supervisor.pid)
-    server_tls = pki.server_context(certificate, key, ca.path, require_client=False)
+    server_tls = peers.server_context(certificate, key, ca.path, require_client=False)
     listeners = _listeners(place / "api.sock")
     (place / "api.sock").chmod(0o666)
     url = f"https://127.0.0.1:{listeners[1].getsockname()[1]}"

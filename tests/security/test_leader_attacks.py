@@ -23,7 +23,7 @@ from hpcmesos import wire
 from hpcmesos.agent import state_machine
 from hpcmesos.agent.events import CloseLink, FromLeader, FromShepherd, LinkUp, ToShepherd
 from hpcmesos.errors import DatabaseUnavailable
-from hpcmesos.master import links, links_client, pki, reconcile
+from hpcmesos.master import links, links_client, peers, pki, reconcile
 from hpcmesos.master.events import Asked, Event
 from hpcmesos.queue import leader_store
 from hpcmesos.queue.engine import begin
@@ -351,11 +351,11 @@ class LinkStage:
         """A client's TLS with such a certificate; ``foreign``: of another authority. No organization: without any."""
         ours = pki.ensure_ca(self.place)
         if not organization:
-            return pki.client_context(ours.path)
+            return peers.client_context(ours.path)
         ca = pki.ensure_ca(self.place / "foreign") if foreign else ours
         directory = self.place / f"{foreign}-{organization}-{name}"
         paths = pki.ensure_certificate(ca, directory, name, organization, [], lifetime)
-        return pki.client_context(ours.path, *paths)
+        return peers.client_context(ours.path, *paths)
 
     def revoked_context(self) -> ssl.SSLContext:
         """With a certificate of node1 that has been revoked."""
@@ -371,7 +371,7 @@ class LinkStage:
         ca = pki.ensure_ca(self.place)
         certificate, key = pki.ensure_certificate(ca, self.place / "tls", "m", "master", [])
         bound, address = links.bind("127.0.0.1:0")
-        tls = pki.server_context(certificate, key, ca.path, require_client=True)
+        tls = peers.server_context(certificate, key, ca.path, require_client=True)
         ready, over = threading.Event(), threading.Event()
 
         async def serve() -> None:
@@ -456,9 +456,9 @@ def named(organization: str, name: str) -> Switch:
 
 def trusting_anyone_as(node: str) -> Switch:
     """Certificates are not asked for, and whoever dials is that node."""
-    real = pki.server_context
+    real = peers.server_context
     lax = replaced(
-        pki, "server_context", lambda c, k, ca, require_client: _lax(real(c, k, ca, require_client=False))
+        peers, "server_context", lambda c, k, ca, require_client: _lax(real(c, k, ca, require_client=False))
     )
     return both(lax, named("agent", node))
 

@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 
 from hpcmesos.errors import InvalidValue, StateError
-from hpcmesos.master import pki
+from hpcmesos.master import peers, pki
 
 
 def test_the_authority_is_made_once_and_its_key_is_private(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[tuple[s
     def serve() -> None:
         try:
             with server.wrap_socket(left, server_side=True) as tls:
-                outcome.append(pki.peer_name(tls.getpeercert()))
+                outcome.append(peers.peer_name(tls.getpeercert()))
         except OSError as error:
             outcome.append(error)
 
@@ -87,10 +87,10 @@ def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[tuple[s
 def test_only_our_own_certificates_count(tmp_path: Path) -> None:
     ours, theirs = pki.ensure_ca(tmp_path / "a"), pki.ensure_ca(tmp_path / "b")
     certificate, key = pki.ensure_certificate(ours, tmp_path / "m", "m1", "master", ["127.0.0.1"])
-    server = pki.server_context(certificate, key, ours.path, require_client=False)
+    server = peers.server_context(certificate, key, ours.path, require_client=False)
     agent = pki.ensure_certificate(ours, tmp_path / "n", "node1", "agent", [])
-    known = pki.client_context(ours.path, *agent)
+    known = peers.client_context(ours.path, *agent)
     assert shake_hands(server, known)[0] == ("agent", "node1")
-    assert shake_hands(server, pki.client_context(ours.path))[1] is None
+    assert shake_hands(server, peers.client_context(ours.path))[1] is None
     foreign = pki.ensure_certificate(theirs, tmp_path / "f", "node1", "agent", [])
-    assert isinstance(shake_hands(server, pki.client_context(ours.path, *foreign))[1], OSError)
+    assert isinstance(shake_hands(server, peers.client_context(ours.path, *foreign))[1], OSError)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcmesos.connection import Masters
-from hpcmesos.errors import ConfigError
+from hpcmesos.connection import Masters, Place
+from hpcmesos.errors import ConfigError, MasterUnreachable
 
 
 def test_a_token_that_is_being_replaced_ends_no_client(tmp_path: Path) -> None:
@@ -43,3 +43,12 @@ def test_an_authority_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     file.write_text("no certificate\n")
     with pytest.raises(ConfigError, match=f"{file}: it holds no certificate"):
         Masters([], 1.0, None, None).trust(cafile=str(file))
+
+
+def test_a_master_that_is_not_there_is_told_in_words() -> None:
+    masters = Masters([Place(path="/run/api.sock")], 1.0, None, None)
+    refused = ConnectionRefusedError(111, "Connection refused")
+    with pytest.raises(MasterUnreachable) as told:
+        masters.give_up_after(0.0, refused)
+    text = "cannot connect to server /run/api.sock (Connection refused); is the master running?"
+    assert str(told.value) == text

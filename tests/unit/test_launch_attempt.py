@@ -135,7 +135,7 @@ def test_an_output_file_that_its_server_has_forgotten_is_empty(
         return fstat(fd)
 
     monkeypatch.setattr(os, "fstat", stale)
-    assert output.tail("stdout") == b""
+    assert output.tails() == (b"", b"", 0)
     output.note("killed")
     output.close()
 

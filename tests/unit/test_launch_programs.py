@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpcmesos.launch import mpiexec, pbsdsh, protocol, quick, rank_wrapper, remote_shell
+from tests.e2e.cluster_kit import wait_until
 
 LAUNCH = Path(protocol.__file__).parent / "__main__.py"
 WRAPPER = ["W", "--"]
@@ -139,3 +142,42 @@ def test_programs_of_milliseconds_import_nothing_heavy(program: str) -> None:
         "contextlib",
     }
     assert not heavy & set(loaded)
+
+
+COUNTS = """
+import os, signal, time
+signal.signal(signal.SIGUSR1, lambda number, frame: print("got it", flush=True))
+open("up", "w").close()
+while not os.path.exists("over"):
+    time.sleep(0.01)
+"""
+
+
+def test_a_rank_hears_once_what_is_sent_to_its_process_group(tmp_path: Path) -> None:
+    words = [
+        sys.executable,
+        "-IS",
+        str(LAUNCH),
+        "rank_wrapper",
+        "0.1",
+        "--",
+        sys.executable,
+        "-IS",
+        "-c",
+        COUNTS,
+    ]
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HPCMESOS_", "PMI_"))
+    }
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as wrapper:
+        wait_until((tmp_path / "up").exists, "the rank")
+        wrapper.send_signal(signal.SIGSTOP)  # it hears of it later: else two of a kind may come as one
+        os.killpg(wrapper.pid, signal.SIGUSR1)
+        assert wrapper.stdout is not None
+        first = wrapper.stdout.readline()
+        wrapper.send_signal(signal.SIGCONT)
+        (tmp_path / "over").touch()
+        rest, _ = wrapper.communicate(timeout=30)
+    assert (first, rest, wrapper.returncode) == ("got it\n", "", 0)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
+import queue
 import shutil
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +133,26 @@ def test_a_move_of_lines_that_was_cut_off_loses_no_end(
     assert "1.h#1" not in Journal(str(tmp_path)).load()
 
 
+def test_what_was_written_between_two_moves_that_were_cut_off_counts(tmp_path: Path) -> None:
+    """Files as two full disks leave them: the end came after the first cut."""
+    spec, running = record("1.h#1"), {"phase": "running"}
+    end = {"event": "ended", "code": 0}
+
+    def lines(number: int, *records: dict[str, Any]) -> None:
+        texts = [json.dumps({"attempt": "1.h#1", "record": one}) for one in records]
+        (tmp_path / f"{number:012}.journal").write_text("".join(f"{number} {text}\n" for text in texts))
+
+    lines(1, spec, running)
+    lines(2, spec, end)
+    assert Journal(str(tmp_path)).load()["1.h#1"] == [spec, running, end]
+    lines(3, spec, running)
+    assert Journal(str(tmp_path)).load()["1.h#1"] == [spec, running, end]
+    again = Journal(str(tmp_path))
+    again.load()
+    again.remove("1.h#1")
+    assert Journal(str(tmp_path)).load() == {}
+
+
 def test_room_that_an_earlier_shepherd_kept_is_counted_once(tmp_path: Path) -> None:
     def attempts(journal: Journal, first: int, count: int) -> None:
         for number in range(first, first + count):
@@ -161,6 +184,60 @@ def test_ends_that_come_together_share_a_sync(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "fdatasync", count)
     asyncio.run(run())
     assert len(synced) == 1
+
+
+def test_a_slow_disk_holds_up_nothing_but_the_ends_that_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, asked, sync = threading.Event(), queue.SimpleQueue[int](), os.fdatasync
+
+    def slow(fd: int) -> None:
+        asked.put(fd)
+        assert disk.wait(10)
+        sync(fd)
+
+    async def run() -> None:
+        journal = Journal(str(tmp_path))
+        journal.create("1.h#1", record("1.h#1")).end({"event": "ended"})
+        first = asyncio.create_task(journal.synced())
+        await asyncio.to_thread(asked.get, timeout=10)
+        for number in range(2, 200):  # more than a file holds
+            name = f"{number}.h#1"
+            journal.create(name, record(name, text="x" * 50_000)).end({"event": "ended"})
+            journal.remove(name)
+        journal.remove("1.h#1")
+        later = [asyncio.create_task(journal.synced()) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in (first, *later))
+        disk.set()
+        await asyncio.gather(first, *later)
+        files = [asked.get_nowait() for _ in range(asked.qsize())]
+        assert len(files) == len(set(files)), "they share one sync"
+        journal.create("200.h#1", record("200.h#1"))
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    asyncio.run(run())
+    assert Journal(str(tmp_path)).load() == {"200.h#1": [record("200.h#1")]}
+
+
+def test_who_waits_for_a_sync_that_fails_hears_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = True
+
+    def broken(fd: int) -> None:
+        if failing:
+            raise OSError(errno.EIO, "broken")
+
+    async def run() -> None:
+        nonlocal failing
+        journal = Journal(str(tmp_path))
+        journal.create("1.h#1", record("1.h#1")).end({"event": "ended"})
+        with pytest.raises(OSError, match="broken"):
+            await journal.synced()
+        failing = False
+        await journal.synced()
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+    asyncio.run(run())
 
 
 def test_a_full_disk_cannot_lose_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,3 +446,15 @@ def test_who_does_not_read_is_hung_up() -> None:
             assert channel.sent < 3 << 20
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("starved", [False, True])
+def test_a_rank_that_was_killed_for_memory_is_told_so(starved: bool) -> None:
+    steps = Steps(0)
+    step = steps.begin(["mpiexec", "program"], lambda reason: None)
+    steps.rank(checked({"op": "rank", "step": step, "rank": 1}), "node2")
+    end = {"op": "rank_end", "step": step, "rank": 1, "signal": 9, "starved": starved}
+    steps.rank_end(checked(end), "node2")
+    failed = asyncio.run(steps.end(step, 9))["first_failed"]
+    assert (failed["rank"], failed.get("starved", False)) == (1, starved)
+    assert "starved" not in steps.tables()[0][0], "what travels is as before"

@@ -14,7 +14,7 @@ import pytest
 from hpcmesos.errors import InvalidValue
 from hpcmesos.launch.peers import Peers
 from hpcmesos.launch.settings import Config
-from hpcmesos.master import pki
+from hpcmesos.master import peers, pki
 from hpcmesos.master.identity import Identity
 from hpcmesos.master.services.authorities import SETTLED, Standing, lacking, settled
 from hpcmesos.queue.records import AuthorityRecord, CertificateRecord
@@ -34,7 +34,7 @@ SIGNING_B = replace(B, signs_since=LATE)
 
 
 def certificate(node: str, standing: Standing, **changes: object) -> CertificateRecord:
-    digest = pki.digest(standing.trusted)
+    digest = peers.digest(standing.trusted)
     base = CertificateRecord("1", node, LATE, LATE, "", None, None, standing.signs.fingerprint, digest)
     return replace(base, **changes)  # type: ignore[arg-type]  # of all types
 
@@ -121,7 +121,7 @@ def test_a_listener_follows_the_files(
     identity = Identity(*files)
     listener = identity.server(require_client=True)
     clients = [
-        pki.client_context(ca.path, *holder(ca, tmp_path / ca.directory.parent.name)[:2]) for ca in cas
+        peers.client_context(ca.path, *holder(ca, tmp_path / ca.directory.parent.name)[:2]) for ca in cas
     ]
     for client in clients:
         client.maximum_version = version
@@ -130,12 +130,12 @@ def test_a_listener_follows_the_files(
     both = replace(one, trusted=one.trusted + two.trusted)
     files[2].write_text(both.trusted)
     assert identity.look()
-    mixed = pki.client_context(one.path, *holder(two, tmp_path / "mixed")[:2])
+    mixed = peers.client_context(one.path, *holder(two, tmp_path / "mixed")[:2])
     assert meet(listener, mixed), "the new one is trusted beside the old one, which signs"
     holder(two, tmp_path / "mine")
     assert identity.look()
     assert [meet(listener, client) for client in clients] == [False, True], "the old one counts no more"
-    assert identity.trusts == pki.digest(two.trusted)
+    assert identity.trusts == peers.digest(two.trusted)
 
 
 def test_a_shepherd_follows_the_files(cas: tuple[pki.Ca, pki.Ca], tmp_path: Path) -> None:

@@ -334,6 +334,12 @@ def test_why_is_one_line_a_job() -> None:
 
 def test_why_says_what_became_of_jobs_that_do_not_wait() -> None:
     unrun = job(104, "C", cause="DELETED", comment="can never start: afterok:1 cannot be: job 1 is unknown")
+    begun = job(
+        106, "R", id="106[].hpcmaster", pending_reason="the array's own limit: 2 of its elements at once"
+    )
+    assert why([begun]) == (
+        "106[].hpcmaster R runs on n01, n02; what waits of it: the array's own limit: 2 of its elements at once\n"
+    )
     assert why([unrun, job(105, "S")]) == (
         "104.hpcmaster C was deleted before it ran; can never start: afterok:1 cannot be: job 1 is unknown\n"
         "105.hpcmaster S is suspended; an operator lets it go on: qsig -s resume\n"

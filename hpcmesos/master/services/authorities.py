@@ -16,7 +16,7 @@ from cryptography import x509
 
 from hpcmesos.api_schema import AuthorityStatus, RotateRequest
 from hpcmesos.errors import IllegalTransition, InvalidValue
-from hpcmesos.master import auth, pki, vault
+from hpcmesos.master import auth, peers, pki, vault
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import certificates
 from hpcmesos.master.services.site import Site
@@ -73,7 +73,7 @@ def lacking(standing: Standing, nodes: Sequence[Holder], known: Sequence[Certifi
     One whose certificates have run out, or are revoked, is not waited for: it needs a join token anyway.
     """
     last = {(one.node, one.role): one for one in known if one.revoked_at is None}  # in the order of time
-    wanted = pki.digest(standing.trusted), standing.signs.fingerprint
+    wanted = peers.digest(standing.trusted), standing.signs.fingerprint
     return [one[0] for one in nodes if one in last and (last[one].trusts, last[one].authority) != wanted]
 
 
@@ -84,7 +84,7 @@ def _holders(site: Site) -> list[Holder]:
 
 def settled(standing: Standing, known: Sequence[CertificateRecord], now: datetime) -> bool:
     """Whether the last that came along has had the time to use what it has."""
-    digest = pki.digest(standing.trusted)
+    digest = peers.digest(standing.trusted)
     times = [standing.since, *(one.issued_at for one in known if one.trusts == digest)]
     return now - max(times) >= timedelta(seconds=SETTLED)
 

@@ -47,7 +47,7 @@ def sign(site: Site, ca: pki.Ca, request: pki.Request, role: str) -> str:
 def record(
     site: Site, ca: pki.Ca, node: str, certificate: str, via: str, trusts: str, role: str = "agent"
 ) -> None:
-    """Notes a certificate, so that it can be revoked. ``via``: how its holder came; ``trusts``: see `pki.digest`."""
+    """Notes a certificate, so that it can be revoked. ``via``: how its holder came; ``trusts``: see `peers.digest`."""
     made = x509.load_pem_x509_certificate(certificate.encode())
     # As TLS shows it: an even number of digits.
     digits = f"{made.serial_number:x}"

@@ -212,6 +212,7 @@ def _alteration(
     if moved:
         others = {s: g for s, g in job.submission.get("gateways", {}).items() if s not in moved}
         submission["gateways"] = others | gateways_of(site, moved, job.submit_host)
+    wishes.merged(job.submission, submission)
     payload: dict[str, Any] = {"fields": fields, "submission": submission}
     if asked.limit is not None:
         payload["limit"] = asked.limit

@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-from hpcmesos.master import pki
+from hpcmesos.master import peers
 from hpcmesos.master.services.lookup import id_of
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import AttemptId
@@ -38,7 +38,7 @@ async def dial(site: Site, node: NodeRecord) -> tuple[asyncio.StreamReader, asyn
         reader, writer = await asyncio.open_connection(
             node.address, node.peer_port, ssl=site.tls() if site.tls else None, server_hostname=node.address
         )
-    if pki.peer_name(writer.get_extra_info("peercert")) != ("agent", node.name):
+    if peers.peer_name(writer.get_extra_info("peercert")) != ("agent", node.name):
         writer.close()
         raise OSError(f"{node.address}:{node.peer_port} is not {node.name}")
     return reader, writer

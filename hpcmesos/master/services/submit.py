@@ -9,7 +9,7 @@ import pwd
 import re
 import shlex
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -32,7 +32,7 @@ from hpcmesos.errors import (
 from hpcmesos.master import auth
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.objects import fenced
-from hpcmesos.master.services import output_paths, secrets, why
+from hpcmesos.master.services import output_paths, secrets, why, wishes
 from hpcmesos.master.services.acceptance import Acceptance, Accepted
 from hpcmesos.master.services.admission import default_resources
 from hpcmesos.master.services.lookup import find_own
@@ -43,6 +43,7 @@ from hpcmesos.model import JobId, JobState
 from hpcmesos.pbs import submission as pbs
 from hpcmesos.pbs.echo import understood
 from hpcmesos.pbs.kin import Words
+from hpcmesos.pbs.options import ParsedCommand
 from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
@@ -54,8 +55,6 @@ ALWAYS_SENT = frozenset({"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG
 _ASKED_BEFORE = 4096
 _PIECE = 64 * 1024
 """Bytes of script, environment and words by which a job counts as one more."""
-MOST_KEPT = 2 * 1024 * 1024
-"""Bytes of environment and words of a job, as JSON: no more can be handed to a program (execve(2))."""
 _NUMBERED = re.compile(r"(\d+\[\](?:\.[^\[\]]+)?)\[(\d{1,9})\]", re.ASCII)
 
 
@@ -175,38 +174,44 @@ class _Desk:
         self._context = _context(site, caller, request)
         self._acceptance = Acceptance(site, caller, Personality(request.personality))
         self._firsts: dict[Hashable, _First] = {}
+        self._script: tuple[bytes, str] = (b"", "")  # the last one, and its text
 
     def take(self, job: Submission) -> NewJob:
         """The job as it is stored. Raises a Rejection."""
         words = Words.read(job.argv)
         script = job.script if words.program is None else None
-        text = None if script is None else pbs.check_script(script)
+        text = None if script is None else self._text(script)
         kind = words.kind(text, self._context)
         first = self._firsts.get(kind)
         if first is None:
-            built = self._read(job.argv, text)
+            built = self._read(words.shared, text)
             first = self._keep(kind, built, self._acceptance.accept(built))
         elif (accepted := self._acceptance.again(first.built, first.accepted)) is not first.accepted:
             first = self._keep(kind, first.built, accepted)
-        own: dict[str, Any] = {"submit_args": words.submit_args}
+        stored = {**first.new.submission, "submit_args": words.submit_args}
         if words.program is not None:
-            own["argv"] = list(words.program)
-        new = structs.replace(
-            first.new,
-            name=words.name(first.new.name),
-            script=script,
-            submission={**first.new.submission, **own},
-        )
+            stored["argv"] = list(words.program)
+        if variables := words.variables(self._context):
+            stored["environment"] = {**stored["environment"], **variables}
+        if (given := words.script_args) is not None:
+            stored["script_args"] = list(given)
+        new = structs.replace(first.new, name=words.name(first.new.name), script=script, submission=stored)
         self.weight += _weight(new, _check_kept(self._request, new))
         return new
 
-    def _read(self, argv: Sequence[str], text: str | None) -> pbs.Submission:
-        asked = pbs.needs(argv)
+    def _text(self, script: bytes) -> str:
+        if script != self._script[0]:
+            self._script = script, pbs.check_script(script)
+        return self._script[1]
+
+    def _read(self, command: ParsedCommand, text: str | None) -> pbs.Submission:
+        """What kin have in common."""
+        asked = pbs.needs_of(command)
         if asked.information is not None or asked.interactive:
             raise UsageError("a job among many can neither be interactive nor ask for information")
         if asked.script is not None and text is None:
             raise UsageError("it has neither a script nor a program behind --")
-        built = pbs.build_submission(argv, text, self._context)
+        built = pbs.build(command, text, self._context)
         if built.block or built.dry_run:
             raise UsageError("a job among many can neither block nor be a dry run")
         return built
@@ -467,8 +472,7 @@ def _check_kept(request: CommandRequest | SubmitRequest, new: NewJob) -> int:
         storable = False
     if not storable:
         _refuse_text([*others, new.submission])
-    if len(kept) > MOST_KEPT:
-        raise InvalidValue(f"environment and words of the job have {len(kept)} bytes; at most {MOST_KEPT}")
+    wishes.check_size(kept)
     return len(kept)
 
 

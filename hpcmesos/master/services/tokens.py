@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from hpcmesos.api_schema import JoinReply, JoinRequest, RevokeRequest, TokenReply, TokenRequest, TokenStatus
 from hpcmesos.errors import InvalidValue
-from hpcmesos.master import auth, pki
+from hpcmesos.master import auth, peers, pki
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import certificates
 from hpcmesos.master.services.site import Site
@@ -79,7 +79,7 @@ def join(site: Site, request: JoinRequest, via: str) -> JoinReply:
         site.store.deliveries.enrol(node)
     certificate = certificates.sign(site, ca, asked, request.role)
     # It writes all that it is given before it uses any of it.
-    certificates.record(site, ca, node, certificate, via, pki.digest(ca.trusted), request.role)
+    certificates.record(site, ca, node, certificate, via, peers.digest(ca.trusted), request.role)
     return JoinReply(certificate=certificate, ca=ca.trusted, cluster=site.settings.cluster)
 
 

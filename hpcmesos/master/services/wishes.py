@@ -34,9 +34,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from hpcmesos.errors import DatabaseUnavailable
+import msgspec
+
+from hpcmesos.errors import DatabaseUnavailable, InvalidValue
 from hpcmesos.queue.store import Store
 
 DELETE = "delete"
@@ -54,12 +57,37 @@ NODE = "node"
 OBJECT = "object"
 SCHEDULE = "schedule"
 
+MOST_KEPT = 2 * 1024 * 1024
+"""Bytes of environment and words of a job, as JSON: no more can be handed to a program (execve(2))."""
+_NESTED = frozenset(
+    {"environment", "extra"}
+)  # parts of a submission that are added to, by name, not replaced
+
 PATIENCE = 2.0
 """Seconds that a command waits for the leader to take its wishes, so that a following qstat shows them."""
 
 _QUIET = 0.003  # seconds between two hints
 _FIRST_LOOK = 0.004
 _LONGEST_LOOK = 0.05
+
+
+def merged(submission: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job was submitted with, after an ALTER wish. Raises InvalidValue: it would be more than can be kept."""
+    parts = {
+        name: {**submission.get(name, {}), **value} for name, value in changes.items() if name in _NESTED
+    }
+    whole = {**submission, **changes, **parts}
+    kept = {name: value for name, value in whole.items() if value is not None}
+    check_size(msgspec.json.encode(kept))
+    return kept
+
+
+def check_size(submission: bytes) -> None:
+    """Raises InvalidValue for more than can be kept."""
+    if len(submission) > MOST_KEPT:
+        raise InvalidValue(
+            f"environment and words of the job have {len(submission)} bytes; at most {MOST_KEPT}"
+        )
 
 
 class Notifier:
