@@ -9,9 +9,10 @@ Standard library only.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable
 
 PATIENCE = 1.0
@@ -21,10 +22,13 @@ _ROOT = "/proc"
 _STALL = 0.02
 """Seconds without an answer after which more threads begin, if there is more to read."""
 _MOST = 256
-"""Threads that may be kept waiting; what finds none is not read."""
+"""Threads that processes of one user may keep waiting: he blinds us for his own alone. What finds none is not read."""
 
 _underway: set[tuple[str, float]] = set()
 """What the threads of this process are at, and since when."""
+_threads: Counter[int] = Counter()
+"""How many are there for each user."""
+_counting = threading.Lock()
 
 
 def read_all(pids: Iterable[int], name: str) -> dict[int, bytes | None]:
@@ -32,9 +36,19 @@ def read_all(pids: Iterable[int], name: str) -> dict[int, bytes | None]:
     now = time.monotonic()
     held = {path for path, since in tuple(_underway) if now - since > PATIENCE}
     paths = {pid: f"{_ROOT}/{pid}/{name}" for pid in pids}
-    reading = _Reading([path for path in paths.values() if path not in held])
-    reading.wait()
-    return {pid: reading.answers.get(path) for pid, path in paths.items()}
+    owned: dict[int, list[str]] = {}
+    for pid, path in paths.items():
+        if path not in held:
+            owned.setdefault(_owner(pid), []).append(path)
+    readings = [_Reading(owner, some) for owner, some in owned.items()]
+    for reading in readings:
+        reading.begin()
+    deadline = time.monotonic() + PATIENCE
+    answers: dict[str, bytes] = {}
+    for reading in readings:
+        reading.complete.wait(max(0.0, deadline - time.monotonic()))
+        answers |= reading.answers.copy()
+    return {pid: answers.get(path) for pid, path in paths.items()}
 
 
 def read(pid: int, name: str) -> bytes | None:
@@ -42,47 +56,68 @@ def read(pid: int, name: str) -> bytes | None:
     return read_all([pid], name)[pid]
 
 
+def _owner(pid: int) -> int:
+    """Its user; -1: it has ended."""
+    try:
+        return os.stat(f"{_ROOT}/{pid}").st_uid
+    except OSError:
+        return -1
+
+
 class _Reading:
-    """Some files on their way; ``answers`` has those that have come."""
+    """Files of one user's processes on their way; ``answers`` has those that have come."""
 
-    def __init__(self, paths: Collection[str]) -> None:
+    def __init__(self, owner: int, paths: Collection[str]) -> None:
         self.answers: dict[str, bytes] = {}
-        self._wanted = len(paths)
+        self.complete = threading.Event()
+        self._owner = owner
+        self._lock = threading.Lock()  # of the two below
         self._waiting = deque(paths)
-        self._complete = threading.Event()
+        self._wanted = len(paths)
 
-    def wait(self) -> None:
-        """Until all have come, or the last ones have kept us waiting."""
-        threads = 0
-        while self._waiting and (room := _MOST - len(_underway)) > 0:
-            more = min(threads or 1, room)
-            for _ in range(more):
-                threading.Thread(target=self._work, daemon=True).start()
-            threads += more
-            while self._moves():
-                pass
-        self._wanted -= len(self._waiting)  # no thread is left for them
-        self._waiting.clear()
-        if len(self.answers) < self._wanted:
-            self._complete.wait(PATIENCE)
+    def begin(self) -> None:
+        """Until a thread is at each of them, or no more threads may be and nothing has come for long."""
+        threads, come, since = 0, 0, time.monotonic()
+        while self._waiting:
+            now = time.monotonic()
+            if len(self.answers) > come:
+                come, since = len(self.answers), now
+            elif (more := min(threads or 1, _MOST - _threads[self._owner])) > 0:
+                self._more(more)
+                threads += more
+            elif not threads or now - since > PATIENCE:
+                break
+            self.complete.wait(_STALL)
+        with self._lock:
+            self._wanted -= len(self._waiting)  # no thread is left for them
+            self._waiting.clear()
+            self._look()
 
-    def _moves(self) -> bool:
-        """Whether something comes, and more is to be read."""
-        before = len(self.answers)
-        return not self._complete.wait(_STALL) and bool(self._waiting) and len(self.answers) > before
+    def _more(self, count: int) -> None:
+        for _ in range(count):
+            threading.Thread(target=self._work, daemon=True).start()
+            with _counting:
+                _threads[self._owner] += 1
 
     def _work(self) -> None:
-        while self._waiting:
-            try:
-                path = self._waiting.popleft()
-            except IndexError:  # another thread was quicker
-                return
+        while path := self._next():
             entry = (path, time.monotonic())
             _underway.add(entry)
-            self.answers[path] = _content(path)
+            content = _content(path)
+            with self._lock:
+                self.answers[path] = content
+                self._look()
             _underway.discard(entry)
-            if len(self.answers) == self._wanted:
-                self._complete.set()
+        with _counting:
+            _threads[self._owner] -= 1
+
+    def _next(self) -> str:
+        with self._lock:
+            return self._waiting.popleft() if self._waiting else ""
+
+    def _look(self) -> None:
+        if len(self.answers) == self._wanted:
+            self.complete.set()
 
 
 def _content(path: str) -> bytes:

@@ -47,7 +47,9 @@ class Control:
     def __init__(self, holder: Holder) -> None:
         self._holder = holder
         self._channels: set[Channel] = set()
-        self._told: list[bytes] = []  # in this turn of the loop
+        self._told: list[
+            bytes
+        ] = []  # in this turn of the loop; before anything that is said to one connection
         self._known: dict[str, Callable[[Channel, dict[str, Any]], None]] = {
             "hello": self._hello,
             "prepare": lambda _, r: holder.prepare(r["spec"]),
@@ -98,15 +100,18 @@ class Control:
             sys.stderr.write(f"shepherd: control.sock: no operation {request['op']!r}\n")
 
     def _hello(self, channel: Channel, _: dict[str, Any]) -> None:
+        self._say(channel, self._holder.hello(), *self._holder.replay())
+
+    def _say(self, channel: Channel, *events: dict[str, Any]) -> None:
+        """To one connection, after what all were told before."""
         self._send()
-        channel.say(self._holder.hello())
-        for event in self._holder.replay():
+        for event in events:
             channel.say(event)
 
     def _to_attempt(self, channel: Channel, request: dict[str, Any]) -> None:
         attempt = self._holder.attempts.get(request["attempt"])
         if attempt is None:
-            channel.say({"event": "unknown", "attempt": request["attempt"]})
+            self._say(channel, {"event": "unknown", "attempt": request["attempt"]})
         elif request["op"] == "go":
             attempt.go()
         elif request["op"] == "signal":
@@ -115,7 +120,7 @@ class Control:
             attempt.alter(request["walltime"], request["streams"], request["text"], request.get("suspended"))
         elif request["op"] == "end":
             if attempt.ended:
-                channel.say(attempt.ended)
+                self._say(channel, attempt.ended)
             else:
                 attempt.end(
                     Order(

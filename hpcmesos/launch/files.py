@@ -40,7 +40,18 @@ _OURS = frozenset(
 _ALL = _OURS | {"tmp"}
 _PROGRAM = (b"#!", b"\x7fELF")
 """What the kernel runs by itself; any other script is run by the shell of its owner, as in Torque and PBS."""
-_LOGIN_SHELL = re.compile(rb"#![ \t]*(/\S*/(?:ba|da|k|z)?sh)[ \t]+(--login|-[a-zA-Z]*l[a-zA-Z]*)[ \t]*\n")
+_LOGIN_SHELL = re.compile(rb"#![ \t]*(/\S*/(?:da|k|z)?sh)[ \t]+(--login|-l)[ \t]*\n")
+_LOGIN_BASH = re.compile(rb"#![ \t]*/\S*/bash[ \t]+(--login|-[a-zA-Z]*l[a-zA-Z]*)[ \t]*\n")
+_AFTER_LOGIN = (
+    "after_login.bash",
+    """\
+# Bash reads it after its login files, as BASH_ENV: our commands in front again, and what the user has as BASH_ENV.
+PATH=$HPCMESOS_FRONT:$PATH
+BASH_ENV=$HPCMESOS_BASH_ENV
+unset HPCMESOS_FRONT HPCMESOS_BASH_ENV
+if [ -z "$BASH_ENV" ]; then unset BASH_ENV; elif [ -r "$BASH_ENV" ]; then . "$BASH_ENV"; fi
+""",
+)
 _PRIVATE = stat.S_IFDIR | 0o700
 _MOST_SPARES = 64
 _LARGEST_KEPT = 64 * 1024
@@ -92,6 +103,11 @@ def _write_commands(directory: str, python: str) -> None:
             file.write(f'#!/bin/sh\nexec {command} "$@"\n')
         os.chmod(file.name, 0o755)  # noqa: S103  (jobs of every user run it)
         os.replace(file.name, path)
+    name, text = _AFTER_LOGIN
+    path = os.path.join(directory, name)
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(file.name, path)
 
 
 class Directories:
@@ -241,6 +257,8 @@ def _fresh(directory: str, owner: Owner) -> set[str]:
             if status.st_mode != _PRIVATE or status.st_uid != owner.uid or status.st_gid != owner.gid:
                 return set()
         found = set(_some_of(directory, 3))
+        if _SCRIPT in found and stat.S_ISDIR(os.lstat(os.path.join(directory, _SCRIPT)).st_mode):
+            return set()
         if found <= {"tmp", _SCRIPT} and not _some_of(temporary, 1):
             return found
     return set()
@@ -299,16 +317,16 @@ def _own_files(
             front = ":".join([paths.bin, *spec["job_path"]])
             command = [*_runner(content, owner.shell, front), script, *spec["script_args"]]
         if spec["shell"] is None:
-            wanted = "" if spec.get("interactive") else _interpreter(content)
-            files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, command, wanted), 0o700)
+            begun = b"" if spec.get("interactive") else content
+            files[os.path.join(paths.directory, "enter")] = (_enter(spec, paths, command, begun), 0o700)
     if tasks:
         files[paths.tasks] = (json.dumps(tasks).encode(), 0o600)
     return files
 
 
 def _runner(script: bytes, shell: str, front: str) -> list[str]:
-    """What is put before the script's path. A login shell (``#!/bin/bash -l``) reads files that set PATH anew: our
-    commands are put in front once more when it has.
+    """What is put before the script's path. A login shell (``#!/bin/sh -l``) reads files that set PATH anew: our
+    commands are put in front once more when it has. For bash `_enter` does it, and leaves the script to the kernel.
     """
     if login := _LOGIN_SHELL.match(script):
         again = f'PATH={shlex.quote(front)}:$PATH; . "$0"'
@@ -322,14 +340,18 @@ def _interpreter(script: bytes) -> str:
     return os.fsdecode(words[0]) if words else ""
 
 
-def _enter(spec: dict[str, Any], paths: mpi.JobPaths, command: list[str], interpreter: str) -> bytes:
+def _enter(spec: dict[str, Any], paths: mpi.JobPaths, command: list[str], script: bytes) -> bytes:
     """What the login shell executes: our commands in front of whatever PATH its files left, then what is to run.
 
     A missing interpreter is named by us: what a shell says then is that the script, a file of ours, was not found.
     """
     front = shlex.quote(":".join([paths.bin, *spec["job_path"]]))
     lines = ["#!/bin/sh", f"PATH={front}${{PATH:+:$PATH}}", "export PATH"]
-    if interpreter:
+    if _LOGIN_BASH.match(script):
+        after = shlex.quote(os.path.join(paths.bin, _AFTER_LOGIN[0]))
+        lines.append(f"HPCMESOS_FRONT={front} HPCMESOS_BASH_ENV=${{BASH_ENV-}} BASH_ENV={after}")
+        lines.append("export HPCMESOS_FRONT HPCMESOS_BASH_ENV BASH_ENV")
+    if interpreter := _interpreter(script):
         text = f"hpcmesos: {interpreter}, which the first line of the script names, cannot be executed on this node"
         lines.append(f"[ -x {shlex.quote(interpreter)} ] || printf '%s\\n' {shlex.quote(text)} >&2")
     lines.append(f"exec {shlex.join(command)}\n")

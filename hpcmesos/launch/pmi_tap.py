@@ -27,7 +27,7 @@ class Tap:
     """
 
     def __init__(self, hydra: int, on_abort: Callable[[int], None]) -> None:
-        """Raises OSError where processes have no descriptors (before Linux 5.3)."""
+        """Raises OSError or AttributeError where the kernel (before Linux 5.3) or Python has no pidfds."""
         os.close(os.pidfd_open(os.getpid()))
         self.hydra = hydra
         self._on_abort: Callable[[int], None] | None = on_abort
@@ -40,15 +40,17 @@ class Tap:
         """Passes on what both say until process ``pid`` has ended, and what it said last."""
         os.close(self.theirs)
         process = os.pidfd_open(pid)
-        sources = [self._ours, self.hydra, process]
-        over = False
+        ours, over = self._ours.fileno(), False
+        sources = select.poll()  # descriptors beyond 1023 are common where a launcher has hundreds of ranks
+        for fd in (ours, self.hydra, process):
+            sources.register(fd, select.POLLIN)
         while not over:
-            ready, _, _ = select.select(sources, [], [])
+            ready = {fd for fd, _ in sources.poll()}
             over = process in ready
-            if self._ours in ready and not self._pass_up():
-                sources.remove(self._ours)
+            if ours in ready and not self._pass_up():
+                sources.unregister(ours)
             if self.hydra in ready and not self._pass_down():
-                sources.remove(self.hydra)
+                sources.unregister(self.hydra)
         while self._pass_up():
             pass
         os.close(process)

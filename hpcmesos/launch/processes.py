@@ -249,7 +249,8 @@ def read_report(connection: socket.socket, report: Report) -> bool:
     """Reads what is there into ``report``; True at the end (the child has executed its program, or is gone)."""
     while True:
         try:
-            data, fds, _, _ = socket.recv_fds(connection, 65536, 2)
+            # Not recv_fds, which has no use for its flags: another job must not get this one's files.
+            data, ancillary, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(8), socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return False
         except OSError:
@@ -257,8 +258,8 @@ def read_report(connection: socket.socket, report: Report) -> bool:
         if not data:
             return True
         value = quick.loads(data.decode("utf-8", "surrogateescape"))
+        fds = memoryview(ancillary[0][2]).cast("i") if ancillary else ()
         for name, fd in zip(value.get("streams", ()), fds, strict=False):
-            os.set_inheritable(fd, False)  # another job must not get this one's files
             setattr(report, name, fd)
         for name in ("pid", "unable", "stdout_path", "stderr_path", "undelivered", "failure"):
             if name in value:

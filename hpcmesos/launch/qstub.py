@@ -219,7 +219,7 @@ def _ask(paths: str, target: str, request: dict[str, Any]) -> dict[str, Any]:
             raise _Absent(last.errno, last.strerror)
         if monotonic() > began + (_PATIENCE if met else _UNMET):
             raise last
-        if not told and monotonic() > began + _HINT and sys.stderr.isatty():
+        if met and not told and monotonic() > began + _HINT and sys.stderr.isatty():
             told = True
             sys.stderr.write(
                 f"{target.rpartition('/')[2]}: {_words(last)}; trying again for {_PATIENCE:.0f} s\n"

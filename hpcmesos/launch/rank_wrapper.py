@@ -148,7 +148,7 @@ def _tap(shepherd: Any, about: dict[str, Any]) -> Tap | None:
 
     try:
         return Tap(int(pmi), aborted)
-    except OSError:
+    except (OSError, AttributeError):
         return None
 
 
@@ -157,11 +157,10 @@ def _run(command: list[str], tap: Tap | None) -> tuple[int, bool]:
 
     Answers its wait status, and whether it was told to end before: launchers do so when another rank has failed.
     """
-    asked = False
+    heard: list[int] = []
 
     def heed(number: int, _: object) -> None:
-        nonlocal asked
-        asked |= number == quick.signal.SIGTERM
+        heard.append(number)
 
     for name in _OF_THE_GROUP:
         number = getattr(quick.signal, name)
@@ -173,10 +172,12 @@ def _run(command: list[str], tap: Tap | None) -> tuple[int, bool]:
         sys.stderr.write(f"hpcmesos: cannot run '{command[0]}': {error.strerror}\n")
         sys.stderr.flush()
         return (127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126) << 8, False
+    for number in tuple(heard):  # the rank was not there yet to hear it
+        os.kill(pid, number)
     if tap:
         tap.serve(pid)
     status = os.waitpid(pid, 0)[1]
-    return status, asked
+    return status, quick.signal.SIGTERM in heard
 
 
 def _spawn(command: list[str], tap: Tap | None) -> int:
@@ -216,7 +217,7 @@ def _tell_end(shepherd: Any, message: dict[str, Any]) -> bool:
     """Waits until it is noted: who has ended cannot be asked who it was. True: no rank of the step is left here."""
     try:
         shepherd.sendall(protocol.message(message))
-        if select.select([shepherd], [], [], _PATIENCE)[0]:
+        if _readable(shepherd.fileno()):
             return bool((protocol.answer(shepherd, "noted") or {}).get("last"))
     except (OSError, protocol.FrameError) as error:
         sys.stderr.write(f"hpcmesos: the shepherd cannot be told of an end: {error}\n")
@@ -231,6 +232,13 @@ def _say_goodbye(pmi: int) -> None:
     """
     try:
         os.write(pmi, b"cmd=finalize\n")
-        select.select([pmi], [], [], _PATIENCE)
+        _readable(pmi)
     except OSError:  # said, and heard
         pass
+
+
+def _readable(fd: int) -> bool:
+    """Whether it is within `_PATIENCE`. Descriptors beyond 1023, which select(2) cannot take, are common here."""
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
+    return bool(waiting.poll(_PATIENCE * 1000))

@@ -66,6 +66,20 @@ def test_a_script_for_a_login_shell_finds_our_launcher(cluster: LiveCluster, fir
     assert mpiexec.removesuffix("/mpiexec") in places
 
 
+def test_bash_runs_a_script_for_a_login_shell_itself(cluster: LiveCluster) -> None:
+    """Not sourced: ``return`` outside of a function does not end it. What is the user's own BASH_ENV stays so."""
+    mine = cluster.work() / "mine.bash"
+    mine.write_text("mine=read\n")
+    path = cluster.work() / "login.sh"
+    path.write_text(
+        "#!/bin/bash -l\n(return 0) 2>/dev/null && echo sourced\nreturn 3 2>/dev/null\n"
+        'echo "$mine:$BASH_ENV:${HPCMESOS_FRONT-none}:$(basename "$0"):$(shopt -q login_shell && echo login)"\n'
+    )
+    job = cluster.run("qsub", "-v", f"BASH_ENV={mine}", str(path), check=True).stdout.strip()
+    assert cluster.wait(job)["Exit_status"] == 0
+    assert cluster.output(job, name="login.sh") == f"read:{mine}:none:script:login\n"
+
+
 def test_an_interpreter_that_is_not_there_is_named(cluster: LiveCluster) -> None:
     job = cluster.qsub("#!/no/such/interpreter -x\n")
     cluster.wait(job)

@@ -238,7 +238,12 @@ def test_an_interrupt_ends_it_without_a_word(server: Server) -> None:
         "torque",
         "/bin/echo",
     ]
-    with subprocess.Popen(words, stderr=subprocess.PIPE) as waiting:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # we may have inherited it as ignored
+    try:
+        waiting = subprocess.Popen(words, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with waiting:
         try:
             assert asked.wait(30)
             waiting.send_signal(signal.SIGINT)
@@ -274,3 +279,28 @@ def test_somebody_at_a_terminal_is_told_what_is_waited_for(server: Server) -> No
         finally:
             waiting.kill()
             os.close(theirs)
+
+
+def test_nobody_is_told_of_tries_that_will_not_be_made(tmp_path: Path) -> None:
+    """Where what is there is not a master's: it gives up soon."""
+    ours, theirs = os.openpty()
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other,
+        os.fdopen(ours, "rb", buffering=0) as terminal,
+    ):
+        other.bind(str(tmp_path / "sock"))
+        words = [
+            sys.executable,
+            "-IS",
+            str(kit.LAUNCH),
+            "qstub",
+            "qstat",
+            str(tmp_path / "sock"),
+            "torque",
+            "/bin/echo",
+        ]
+        asked = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=theirs, timeout=60, check=False)
+        said = terminal.read(65536)
+        os.close(theirs)
+    assert asked.returncode == 255
+    assert said.startswith(b"qstat: cannot connect to server"), said

@@ -81,6 +81,14 @@ def test_what_has_ended_is_dealt_with_between_the_starts_of_others(tmp_path: Pat
     assert desk.order.index("ended 0.h#1") < desk.order.index("8.h#1")
 
 
+def test_what_one_asks_for_does_not_overtake_what_all_are_told(tmp_path: Path) -> None:
+    async def heard(_: Desk, reader: asyncio.StreamReader) -> None:
+        assert [event["event"] for event in await events(reader, 2)] == ["ready", "unknown"]
+
+    asked = ({"op": "prepare", "spec": {"attempt": "1.h#1"}}, {"op": "end", "attempt": "1.h#1", "cause": "x"})
+    talk(tmp_path, b"".join(map(protocol.message, asked)), heard)
+
+
 def test_who_comes_anew_hears_hello_and_then_where_all_stand(tmp_path: Path) -> None:
     async def heard(_: Desk, reader: asyncio.StreamReader) -> None:
         assert [event["event"] for event in await events(reader, 2)] == ["hello", "replayed"]

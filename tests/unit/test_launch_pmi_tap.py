@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import resource
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 
+from hpcmesos.launch import rank_wrapper
 from hpcmesos.launch.pmi_tap import Tap
 
 RANK = """
@@ -68,3 +73,44 @@ def test_an_abort_is_told_once_and_before_hydra_hears_it(pieces: list[str], code
 def test_other_words_pass() -> None:
     heard, aborts, own = between("cmd=barrier_in\n", "cmd=fin", "alize\n")
     assert (heard, aborts, own) == (b"cmd=init\ncmd=barrier_in\ncmd=finalize\n", [], 0)
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_descriptors")
+def test_a_launcher_of_hundreds_of_ranks_has_lines_beyond_the_reach_of_select() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        hydra = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, 1500)
+        try:
+            tap = Tap(hydra, lambda _: None)
+            ours.sendall(b"cmd=response_to_init rc=0\n")
+            words = [sys.executable, "-IS", "-c", RANK, str(tap.theirs)]
+            with subprocess.Popen(words, pass_fds=[tap.theirs]) as rank:
+                try:
+                    tap.serve(rank.pid)
+                except ValueError:
+                    rank.kill()
+                    raise
+            assert (rank.returncode, ours.recv(4096)) == (0, b"cmd=init\n")
+            ours.sendall(b"cmd=finalize_ack\n")
+            rank_wrapper._say_goodbye(hydra)
+            assert ours.recv(4096) == b"cmd=finalize\n"
+        finally:
+            os.close(hydra)
+
+
+def test_where_python_knows_no_descriptors_of_processes_a_rank_speaks_to_hydra_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, hydra = socket.socketpair()
+    with ours, hydra:
+        monkeypatch.setenv("PMI_FD", str(hydra.fileno()))
+        monkeypatch.delattr(os, "pidfd_open")
+        assert rank_wrapper._tap(None, {}) is None

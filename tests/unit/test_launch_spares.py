@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -30,7 +31,8 @@ class Place:
         )
         (path / "attempts").mkdir()
         self.spares = path / "attempts"
-        self._directories = files.Directories(self._config, cast("Children", None))
+        self.children = Children()
+        self._directories = files.Directories(self._config, self.children)
 
     def make(self, attempt: str, script: str) -> Path:
         spec: dict[str, Any] = {
@@ -109,3 +111,18 @@ def test_what_its_owner_has_put_in_its_place_is_not_run(place: Place, change: An
     assert again.stat().st_mode & 0o777 == 0o700
     if change is _linked:
         assert (place.spares / "precious").read_text() == "true\n"
+
+
+def test_a_directory_in_its_place_is_removed_with_all_else(place: Place) -> None:
+    place.make("1.h#1", "true\n")
+    script = place.remove()
+    script.unlink()
+    (script / "deep").mkdir(parents=True)
+    again = place.make("2.h#1", "true\n")
+    assert again.read_text() == "true\n"
+    deadline = time.monotonic() + 30
+    while list(place.spares.glob(".*")):
+        assert time.monotonic() < deadline
+        place.children.reap()
+        time.sleep(0.01)
+    assert [path.name for path in place.spares.iterdir()] == ["2.h#1"]
