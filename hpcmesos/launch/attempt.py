@@ -243,9 +243,13 @@ class Attempt:
         Raises ValueError, KeyError or TypeError for what is no such report.
         """
         message = checked(message)
+        here = node == self.services.config.node
+        if here and message["op"] == "rank_end":
+            message["starved"] = (
+                message["signal"] == signal.SIGKILL and self.workspace.enclosure.out_of_memory()
+            )
         record = self.steps.rank if message["op"] == "rank" else self.steps.rank_end
         record(message, node)
-        here = node == self.services.config.node
         if self.gang and (self.head or here):
             self.gang.rank(message, node)
 

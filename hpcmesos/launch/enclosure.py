@@ -62,6 +62,10 @@ class Enclosure(Protocol):
 
     def freeze(self, frozen: bool) -> None: ...
     def kill(self) -> None: ...
+    def out_of_memory(self) -> bool:
+        """Whether the kernel killed here because the job's memory did not do."""
+        ...
+
     def usage(self) -> tuple[float, int]:
         """CPU seconds and peak bytes, 0 where not known."""
         ...
@@ -241,6 +245,9 @@ class Cgroup(_Members):
         except OSError:  # Linux before 5.14
             self.signal(signal.SIGKILL)
 
+    def out_of_memory(self) -> bool:
+        return self.limits.out_of_memory()
+
     def usage(self) -> tuple[float, int]:
         words = self._read("cpu.stat").split()
         cpu = int(words[words.index("usage_usec") + 1]) / 1e6 if "usage_usec" in words else 0.0
@@ -341,6 +348,9 @@ class Tree(_Members):
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
+
+    def out_of_memory(self) -> bool:
+        return False
 
     def usage(self) -> tuple[float, int]:
         return 0.0, 0

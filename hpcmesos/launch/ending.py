@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcmesos.launch.clock import boottime
-from hpcmesos.launch.enclosure import Cgroup, Enclosure
+from hpcmesos.launch.enclosure import Enclosure
 from hpcmesos.launch.order import Order
 
 
@@ -46,7 +46,7 @@ class Ending:
         """A `model.Cause`. ``failure``: why the script's program could not be executed; empty: it was."""
         if self.order:
             return self.order.cause
-        if isinstance(enclosure, Cgroup) and enclosure.limits.out_of_memory():
+        if enclosure.out_of_memory():
             return "OOM"
         if failure:
             return "START_FAILED"

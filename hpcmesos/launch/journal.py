@@ -232,7 +232,7 @@ class Journal:
     def _ensure(self, size: int) -> None:
         """Raises OSError unless ``size`` bytes are free in what is allocated; at the end of a file some are lost."""
         there = self._segments[-1].free if self._segments else 0
-        there += sum(max(0, size - _ROOM) for size in self._spares.values())
+        there += sum(max(0, allocated - _ROOM) for allocated in self._spares.values())
         while there < size:
             self._number += 1
             self._spares[_allocate(self._directory, self._number)] = _SEGMENT

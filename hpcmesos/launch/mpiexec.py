@@ -154,6 +154,7 @@ class Step:
         if failed := answer["first_failed"]:
             number, gpu = failed["signal"], failed.get("gpu")
             how = f"exited with code {failed['code']}" if number is None else f"was killed by signal {number}"
+            how += protocol.STARVED if failed.get("starved") else ""
             place = f"{failed['node']}, {gpu}" if gpu else failed["node"]
             sys.stderr.write(f"{name}: rank {failed['rank']} ({place}) {how}\n")
         elif code == 0 and answer["broken"]:

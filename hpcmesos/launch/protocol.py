@@ -19,6 +19,9 @@ STDIN_END = b"C"
 STDOUT = b"O"
 STDERR = b"E"
 
+STARVED = ": it wanted more memory than the job has there"
+"""What is added of a rank that was killed for memory."""
+
 CHUNK = 65536
 """Bytes of a stream in one frame, at most."""
 MAX_FRAME = 16 * 1024 * 1024

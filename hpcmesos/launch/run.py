@@ -423,6 +423,7 @@ class Step:
         code, text = verdict.code, verdict.text
         if verdict.by_rank and (first := answer.get("first_failed")):
             code, text = _failure(f"rank {first['rank']} ({first['node']})", first["code"], first["signal"])
+            text += protocol.STARVED if first.get("starved") else ""
         for line in filter(None, (text, trouble)):
             _say(line)
         return code

@@ -45,6 +45,7 @@ class Steps:
         self._count = 0
         self._steps: dict[str, dict[str, Any]] = {}
         self._ranks: dict[tuple[str, int], dict[str, Any]] = {}
+        self._starved: set[tuple[str, int]] = set()  # of these, those whose memory did not do
         self._asked: dict[
             str, dict[str, Any]
         ] = {}  # of each step the first rank that failed when it was asked to end
@@ -92,7 +93,8 @@ class Steps:
             "at": time.time(),
         }
         while len(self._ranks) > self._most_ranks:
-            row = self._ranks.pop(next(iter(self._ranks)))
+            self._starved.discard(oldest := next(iter(self._ranks)))
+            row = self._ranks.pop(oldest)
             if not _has_ended(row):
                 self._leave(row["step"], row["node"])
 
@@ -101,7 +103,7 @@ class Steps:
 
         ``dragged``: by the end of another rank, or of the launch; ``asked``: when it was told to end, for which that of
         another rank may be the reason; ``vanished``: its launcher killed it, wrapper and all, which it may keep for
-        itself.
+        itself. ``starved``: for it wanted more memory than the job has there.
         """
         key = (str(message.get("step", "")), int(message.get("rank", 0)))
         if key not in self._ranks:
@@ -110,6 +112,8 @@ class Steps:
         if _has_ended(row):
             return  # one that aborts is heard of before it ends
         row |= {"code": message.get("code"), "signal": message.get("signal"), "at": time.time()}
+        if message.get("starved"):
+            self._starved.add(key)
         self._leave(row["step"], row["node"])
         if message.get("vanished") and not self.closing:
             self.fail(row["step"], f"rank {row['rank']} ({row['node']}) was killed by its launcher")
@@ -163,6 +167,8 @@ class Steps:
         if entry:
             entry["code"] = _number(code)
         ranks = [row for row in self._ranks.values() if row["step"] == step]
+        if failed and (step, failed["rank"]) in self._starved:
+            failed = failed | {"starved": True}
         return {"code": code, "ranks": ranks, "first_failed": failed, "broken": broken}
 
     def _patience(self, step: str, code: int, by_rank: bool) -> float:
@@ -202,7 +208,7 @@ def checked(message: dict[str, Any]) -> dict[str, Any]:
     code, signal = (message.get(name) for name in ("code", "signal"))
     report |= {"code": None if code is None else _number(code)}
     report |= {"signal": None if signal is None else _number(signal)}
-    return report | {how: bool(message.get(how)) for how in ("vanished", "dragged", "asked")}
+    return report | {how: bool(message.get(how)) for how in ("vanished", "dragged", "asked", "starved")}
 
 
 def _has_ended(rank: dict[str, Any]) -> bool:

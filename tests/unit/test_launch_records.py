@@ -446,3 +446,15 @@ def test_who_does_not_read_is_hung_up() -> None:
             assert channel.sent < 3 << 20
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("starved", [False, True])
+def test_a_rank_that_was_killed_for_memory_is_told_so(starved: bool) -> None:
+    steps = Steps(0)
+    step = steps.begin(["mpiexec", "program"], lambda reason: None)
+    steps.rank(checked({"op": "rank", "step": step, "rank": 1}), "node2")
+    end = {"op": "rank_end", "step": step, "rank": 1, "signal": 9, "starved": starved}
+    steps.rank_end(checked(end), "node2")
+    failed = asyncio.run(steps.end(step, 9))["first_failed"]
+    assert (failed["rank"], failed.get("starved", False)) == (1, starved)
+    assert "starved" not in steps.tables()[0][0], "what travels is as before"
