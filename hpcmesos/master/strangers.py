@@ -6,6 +6,7 @@ Nobody ends them: whether they were meant to run, an operator decides.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection
 
 from hpcmesos.master.cluster import WAITING_STATES
@@ -23,6 +24,7 @@ class Strangers:
         self._desk = desk
         self._nodes: dict[str, set[str]] = {}  # by the attempt's name
         self._told: set[str] = set()
+        self._holding: Counter[JobKey] = Counter()  # how many of them keep a job from starting
 
     def ended(self, node: str, name: str) -> None:
         """This node's part of it is over."""
@@ -34,6 +36,8 @@ class Strangers:
         its array.
         """
         self._tell(node, name, phase)
+        if name not in self._nodes:
+            self._holding.update(_jobs(name))
         self._nodes.setdefault(name, set()).add(node)
         seq = AttemptId.parse(name).job.seq
         self._desk.effects.past_id = max(self._desk.effects.past_id, seq)
@@ -60,11 +64,13 @@ class Strangers:
         if job is not None and job.state in WAITING_STATES and job.attempt < identity.number:
             told = {"attempt": str(identity), "node": node}
             self._desk.move(job, job.state, "unknown attempt", told, attempt=identity.number)
-        others = set().union(*map(_jobs, self._nodes))
-        held = {attempt.key.job for attempt in cluster.attempts.values()}
-        for free in _jobs(str(identity)) - others:
+        self._holding.subtract(_jobs(str(identity)))
+        for free in _jobs(str(identity)):
+            if self._holding[free]:
+                continue
+            del self._holding[free]
             cluster.strange.discard(free)
-            if free not in held:
+            if not any(attempt.key.job == free for attempt in cluster.attempts.values()):
                 cluster.unblock(free)
 
     def _tell(self, node: str, name: str, phase: str) -> None:

@@ -29,7 +29,7 @@ pytestmark = [
 
 
 KNOT = """
-import ctypes, mmap, os, sys
+import ctypes, mmap, os, socket, sys, threading
 libc = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -40,7 +40,11 @@ ctypes.memset(place, 1, 4096)
 print("ready", flush=True)
 sys.stdin.readline()
 fixed = 0x10
-libc.mmap(place, 4096, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | fixed, -1, 0)
+tie = (place, 4096, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | fixed, -1, 0)
+threading.Thread(target=libc.mmap, args=tie).start()
+sys.stdin.readline()
+caller = socket.socket(socket.AF_UNIX)
+caller.connect(sys.argv[2])
 sys.stdin.readline()
 """
 """Told so, it replaces a page that a file server has yet to get: its memory is locked until the server has it."""
@@ -62,10 +66,10 @@ def mounted(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def knot(
-    far: Path, server: subprocess.Popen[bytes], environ: dict[str, str]
+    far: Path, server: subprocess.Popen[bytes], environ: dict[str, str], node: kit.Node
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process of nobody's that holds its memory's lock, as the server is stopped."""
-    program = [sys.executable, "-c", KNOT, str(far / "knot")]
+    """A process of nobody's that holds its memory's lock, as the server is stopped; a line more, and it calls."""
+    program = [sys.executable, "-c", KNOT, str(far / "knot"), str(node.sockets / "ranks.sock")]
     with subprocess.Popen(
         program, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -98,7 +102,7 @@ def test_a_shepherd_starts_whatever_the_kernel_keeps_back(tmp_path: Path, cgroup
     far = tmp_path / "far"
     with mounted(far) as server, kit.cluster(tmp_path, ["node1"], cgroups) as [node]:
         marks = {"HPCMESOS_SOCKET": str(node.sockets / "ranks.sock"), "HPCMESOS_ATTEMPT": "1.hpcm#1"}
-        with knot(far, server, {**os.environ, **marks}) as left:
+        with knot(far, server, {**os.environ, **marks}, node) as left:
             node.kill()
             node.start()
             with kit.runs([node], tmp_path) as start:
@@ -110,6 +114,29 @@ def test_a_shepherd_starts_whatever_the_kernel_keeps_back(tmp_path: Path, cgroup
             kit.wait_until(lambda: f"killed: {left.pid} of 1.hpcm#1" in node.log(), "the log says it")
 
 
+def test_a_caller_whom_the_kernel_keeps_back_is_nobody(tmp_path: Path) -> None:
+    """Anybody may call ranks.sock; whose process it is is asked of the kernel, which may not say."""
+    if not kit.UNIFIED:
+        pytest.skip("needs a writable cgroup v2 hierarchy")
+    far = tmp_path / "far"
+    with (
+        mounted(far) as server,
+        kit.cluster(tmp_path, ["node1"], True) as [node],
+        kit.runs([node], tmp_path) as start,
+        knot(far, server, dict(os.environ), node) as caller,
+    ):
+        first = start("until test -e go; do sleep 0.05; done; exit 3\n")
+        first.started()
+        assert caller.stdin
+        caller.stdin.write("\n")
+        caller.stdin.flush()
+        said = f"keeps back the environment of {caller.pid}"
+        kit.wait_until(lambda: said in node.log(), "the shepherd has looked")
+        assert start("exit 4\n").ended()["code"] == 4
+        (tmp_path / "go").touch()
+        assert first.ended()["code"] == 3
+
+
 def test_the_end_of_a_launch_beside_what_the_kernel_keeps_back(tmp_path: Path) -> None:
     """Which of a job's processes are of the launch is not told of one that hangs; no other job waits for that."""
     if not kit.UNIFIED:
@@ -119,7 +146,7 @@ def test_the_end_of_a_launch_beside_what_the_kernel_keeps_back(tmp_path: Path) -
     script = f"""
         mkfifo tell
         exec 9<>tell
-        {sys.executable} knot.py {far}/knot <tell >said &
+        {sys.executable} knot.py {far}/knot '' <tell >said &
         echo $! >pid
         until test -e stopped; do sleep 0.05; done
         echo >&9

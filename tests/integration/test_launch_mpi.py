@@ -128,6 +128,29 @@ def test_no_shared_memory_is_left(gang, tmp_path: Path, launcher: str) -> None:
     assert [path for path in memory if path.exists()] == []
 
 
+def test_two_launches_that_end_together_leave_no_files(gang, tmp_path: Path) -> None:
+    """What a killed proxy leaves may be a living one's; of two that die together, each has the other's to fear."""
+
+    def files() -> set[Path]:
+        return set(Path("/tmp").glob("hydra_hwloc_xmlfile_*"))  # where Hydra has them
+
+    (tmp_path / "waits.py").write_text(
+        "import sys\nfrom mpi4py import MPI\nw = MPI.COMM_WORLD\nw.barrier()\n"
+        "open(f'up.{sys.argv[1]}.{w.rank}', 'w').close()\nw.recv()\n"
+    )
+    before = files()
+    pair = [gang(f"mpiexec -n 6 {sys.executable} waits.py {one}\n") for one in range(2)]
+    kit.wait_until(lambda: len(list(tmp_path.glob("up.*"))) == 12, "ranks", 40)
+    made = files() - before
+    assert made
+    for attempt in pair:
+        attempt.end(kill_delay=0.0)
+    for attempt in pair:
+        for index in (0, 1):
+            attempt.ended(index)
+    kit.wait_until(lambda: not made & files(), "its files are removed")
+
+
 def test_spawned_ranks_see_their_own_host(gang, tmp_path: Path) -> None:
     """MPI_Comm_spawn of MPICH fails under HYDRA_ENV=none, which keeps the head's variables from the other hosts."""
     (tmp_path / "spawns.py").write_text(
