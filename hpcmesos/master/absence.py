@@ -15,7 +15,7 @@ from functools import partial
 
 from msgspec import structs
 
-from hpcmesos.master.cluster import Attempt
+from hpcmesos.master.cluster import Attempt, Node
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.events import Event, Fenced
 from hpcmesos.master.gangs import Gangs
@@ -31,13 +31,14 @@ FENCE_AGAIN = 60.0
 
 
 class Absence:
-    """``fence``: asks the site's fence about a node; its answer comes as an event. None: there is no fence."""
+    """``fence``: asks the site's fence about a node that is away since then; its answer comes as an event. None: there
+    is no fence.
+    """
 
-    def __init__(self, desk: Desk, gangs: Gangs, fence: Callable[[str], None] | None) -> None:
+    def __init__(self, desk: Desk, gangs: Gangs, fence: Callable[[str, float], None] | None) -> None:
         self.desk = desk
         self.gangs = gangs
         self._fence = fence
-        self._asked: dict[str, float] = {}  # by node, since when it was away when the fence was asked
 
     def begins(self, name: str) -> None:
         """The link to the node is lost, or this leader has never had one."""
@@ -69,12 +70,7 @@ class Absence:
 
     def on_fenced(self, event: Fenced) -> None:
         """The answer of the site's fence."""
-        node = self.desk.cluster.nodes.get(event.node)
-        if node is None or node.link is not None:
-            return
-        if (
-            self._asked.pop(event.node, None) != node.away_since
-        ):  # it has been back, and may have other work now
+        if self._away(event.node, event.since) is None:  # it has been back, and may have other work now
             log.warning("the fence answered about an earlier absence node=%s", event.node)
             return
         payload = {"node": event.node, "confirmed": event.confirmed, "said": event.said[:200]}
@@ -84,33 +80,35 @@ class Absence:
             self.gone(event.node, "the site's fence confirms that the node is off")
         else:
             log.error("the fence does not confirm that a node is off node=%s said=%r", event.node, event.said)
-            self.desk.alarms.set(FENCE_AGAIN, partial(self._ask_fence, event.node))
+            self.desk.alarms.set(FENCE_AGAIN, partial(self._ask_fence, event.node, event.since))
 
     def _still_down(self, name: str, since: float) -> None:
         """Only then a node counts as down for everybody: an agent that restarts is back in a moment."""
-        node = self.desk.cluster.nodes.get(name)
-        if node is None or node.link is not None or node.away_since != since:
+        node = self._away(name, since)
+        if node is None:
             return
         if node.record.up:
             node.record = structs.replace(node.record, up=False)
             self.desk.effects.up[name] = False
             log.warning("node down node=%s", name)
-        self._ask_fence(name)
+        self._ask_fence(name, since)
 
-    def _ask_fence(self, name: str) -> None:
-        node = self.desk.cluster.nodes.get(name)
-        if self._fence is not None and node is not None and node.link is None and any(self._attempts(name)):
-            self._asked[name] = node.away_since
-            self._fence(name)
+    def _ask_fence(self, name: str, since: float) -> None:
+        if self._fence is not None and self._away(name, since) and any(self._attempts(name)):
+            self._fence(name, since)
 
     def _over(self, name: str, limit: int, since: float) -> None:
         """The node has been away for ``limit`` seconds and the margin, if it is still the same absence."""
-        node = self.desk.cluster.nodes.get(name)
-        if node is None or node.link is not None or node.away_since != since:
+        if self._away(name, since) is None:
             return
         for attempt in list(self._attempts(name)):
             if attempt.silence == limit:
                 self.gangs.part_lost(attempt, name, f"silent for {limit} s, its shepherd has ended it")
+
+    def _away(self, name: str, since: float) -> Node | None:
+        """The node, if it is away and has not been back since then."""
+        node = self.desk.cluster.nodes.get(name)
+        return node if node is not None and node.link is None and node.away_since == since else None
 
     def _attempts(self, name: str) -> Iterator[Attempt]:
         return (attempt for attempt in list(self.desk.cluster.attempts.values()) if name in attempt.shares)
@@ -124,11 +122,11 @@ class Fence:
         self._sink = sink
         self._timeout = timeout
 
-    def ask(self, node: str) -> None:
-        """In a thread of its own: the command may take its time."""
-        threading.Thread(target=self._run, args=(node,), name=f"fence {node}", daemon=True).start()
+    def ask(self, node: str, since: float) -> None:
+        """In a thread of its own: the command may take its time. ``since``: which absence; for the answer."""
+        threading.Thread(target=self._run, args=(node, since), name=f"fence {node}", daemon=True).start()
 
-    def _run(self, node: str) -> None:
+    def _run(self, node: str, since: float) -> None:
         log.warning("asking the fence command=%s node=%s", self._command, node)
         try:
             done = subprocess.run(
@@ -139,6 +137,6 @@ class Fence:
                 check=False,
             )
             said = (done.stderr or done.stdout).decode(errors="replace").strip()
-            self._sink(Fenced(node, done.returncode == 0, said))
+            self._sink(Fenced(node, since, done.returncode == 0, said))
         except (OSError, subprocess.TimeoutExpired) as error:
-            self._sink(Fenced(node, False, str(error)))
+            self._sink(Fenced(node, since, False, str(error)))

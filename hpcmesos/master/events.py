@@ -35,9 +35,14 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """The site's fence was asked about a node. ``confirmed``: it is off; ``said``: what the command printed."""
+    """The site's fence was asked about a node.
+
+    ``since``: the absence that it was asked about (`Node.away_since`). ``confirmed``: the node is off. ``said``: what
+    the command printed.
+    """
 
     node: str
+    since: float
     confirmed: bool
     said: str
 

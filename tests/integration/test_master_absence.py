@@ -222,6 +222,42 @@ def test_an_answer_about_an_earlier_absence_says_nothing_of_this_one(
     assert bench.state(seq) is JobState.QUEUED
 
 
+def test_a_late_answer_is_not_taken_for_the_one_to_the_next_question(
+    make_bench: MakeBench, tmp_path: Path
+) -> None:
+    bench = make_bench(fence_command=fence(tmp_path, "exit 0"))
+    bench.up("node1")
+    seq = running(bench)
+    bench.down("node1")
+    bench.pass_time(bench.settings.node_silence + 1)
+    late = answer(bench)
+    bench.turn(bench.link_up(hello("node1", boot="boot2")))
+    bench.run(seq)
+    bench.pass_time(1)
+    bench.down("node1")
+    bench.pass_time(bench.settings.node_silence + 1)
+    right = answer(bench)
+    bench.turn(late)
+    assert (bench.state(seq), bench.job(seq).attempt) == (JobState.RUNNING, 2)
+    bench.turn(right)
+    assert bench.state(seq) is JobState.QUEUED
+
+
+def test_a_node_that_was_back_is_not_asked_about_at_once(make_bench: MakeBench, tmp_path: Path) -> None:
+    bench = make_bench(fence_command=fence(tmp_path, "exit 1"))
+    bench.up("node1")
+    held = [report(bench.attempt(running(bench)), "running")]
+    bench.down("node1")
+    bench.pass_time(bench.settings.node_silence + 1)
+    bench.turn(answer(bench))
+    bench.turn(bench.link_up(hello("node1", attempts=held)))
+    bench.pass_time(FENCE_AGAIN - 1)
+    bench.down("node1")  # its agent restarts
+    bench.pass_time(2)
+    with pytest.raises(Empty):
+        bench.planner.events.get(timeout=0.5)
+
+
 def test_a_new_leader_asks_about_nodes_that_were_down_before(make_bench: MakeBench, tmp_path: Path) -> None:
     bench = make_bench(fence_command=fence(tmp_path, "exit 0"))
     bench.up("node1", "node2")
