@@ -66,6 +66,7 @@ class Attempt:
     placed: tuple[ShareRecord, ...] = ()  # as it began
     ready: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)  # members that denied it while it was UNSURE
+    released: float = 0.0  # by the leader's clock, when a node gave its share back last
     ending: Ending | None = None  # as the database has it
     end: wire.End | None = None  # what members were told, for those that were away
     silence: int | None = None  # s without a leader after which its nodes end it; None: never
@@ -188,6 +189,7 @@ class Cluster:
             set()
         )  # jobs that were; they preempt nobody while they wait to run again
         self.blocked: set[JobKey] = set()  # an earlier attempt's parts may still run somewhere
+        self.blocked_until: dict[JobKey, float] = {}  # by the leader's clock
         self.strange: set[JobKey] = (
             set()
         )  # of those, jobs of which a node holds an attempt that we do not know
@@ -239,7 +241,7 @@ class Cluster:
                 {share.node: share for share in parts},
                 Phase.UNSURE if live else Phase.OVER,
                 tuple(parts),
-                ending=endings.get(key) if live else None,
+                ending=endings.get(key),
                 silence=job.request.silence if job else None,
                 account=_account(job),
                 begun=_begun(job),

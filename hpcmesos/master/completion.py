@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from msgspec import structs
@@ -17,7 +18,7 @@ from hpcmesos.master.cluster import Attempt, Phase
 from hpcmesos.master.effects import Desk
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
-from hpcmesos.queue.records import AttemptRecord, JobRecord
+from hpcmesos.queue.records import AttemptRecord, JobKey, JobRecord
 from hpcmesos.queue.states import exit_status
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,11 @@ class Completion:
         self._arrays = arrays
         self._billing = billing
 
-    def finish(self, attempt: Attempt, record: AttemptRecord) -> None:
-        """The attempt is over: its job is complete or waits again."""
+    def finish(self, attempt: Attempt, record: AttemptRecord, grace: float | None = None) -> None:
+        """The attempt is over: its job is complete or waits again.
+
+        ``grace``: seconds that parts which are not released may still take, as of `await_parts`.
+        """
         desk = self._desk
         attempt.phase, attempt.spec = Phase.OVER, None
         if attempt.preempted_for and record.cause in _SAID_SO:
@@ -65,7 +69,7 @@ class Completion:
         )
         job = desk.cluster.jobs[attempt.key.job]
         if self._may_run_again(job, attempt, record):
-            self._requeue(job, attempt, record)
+            self._requeue(job, attempt, record, grace)
         else:
             self._complete(job, attempt, record)
         if not attempt.shares:
@@ -78,7 +82,7 @@ class Completion:
             return job.rerunable and job.charged_attempts + 1 < self._desk.settings.max_attempts
         return record.cause in UNHARMED
 
-    def _requeue(self, job: JobRecord, attempt: Attempt, record: AttemptRecord) -> None:
+    def _requeue(self, job: JobRecord, attempt: Attempt, record: AttemptRecord, grace: float | None) -> None:
         """Back to its old place in the queue, away from the culprit; too many failed starts hold it."""
         changes: dict[str, Any] = {
             "comment": f"attempt {job.attempt}: {record.cause}: {record.message}"[:1000]
@@ -103,9 +107,27 @@ class Completion:
         if attempt.shares:
             # Set before the move: a job in Q is a candidate at once.
             self._desk.cluster.blocked.add(job.key)
-            self._desk.alarms.set(gang_clock.GANG_LOSS, lambda: self._desk.cluster.unblock(job.key))
+            self.await_parts(attempt, grace)
         waiting = self._desk.move(job, target, "requeued", payload, **changes)
         self._desk.effects.accounting.append(accounting.requeued(waiting, self._desk.now))
+
+    def await_parts(self, attempt: Attempt, grace: float | None = None) -> None:
+        """Lets the job of an attempt that is over start when no part of it can run any more, though none says so.
+
+        ``grace``: seconds that a part may take beyond GANG_LOSS; None: as if it had just been told its end.
+        """
+        cluster, alarms, key = self._desk.cluster, self._desk.alarms, attempt.key.job
+        left = gang_clock.GANG_LOSS + (gang_clock.grace(attempt.ending) if grace is None else grace)
+        until = max(alarms.clock() + left, cluster.blocked_until.get(key, 0.0))
+        cluster.blocked_until[key] = until
+        alarms.set(until - alarms.clock(), partial(self._unblock, key, until))
+
+    def _unblock(self, key: JobKey, until: float) -> None:
+        """An alarm of an earlier attempt says nothing of a later one."""
+        cluster = self._desk.cluster
+        if cluster.blocked_until.get(key) == until:
+            del cluster.blocked_until[key]
+            cluster.unblock(key)
 
     def _failed_starts(self, job: JobRecord) -> int:
         """Failed starts of a job whose last one has just failed. Attempts that were preempted or rerun do not count."""

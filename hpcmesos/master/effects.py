@@ -205,6 +205,7 @@ class Desk:
     def release(self, attempt: Attempt, node: str) -> None:
         """A node's part of an attempt is over."""
         self.cluster.usage.release(attempt, attempt.shares[node], self.now.timestamp())
+        attempt.released = self.alarms.clock()
         states = self.cluster.release(attempt, node)
         common = set(states.values())
         state = common.pop() if len(common) == 1 else GpuState.CLEANING

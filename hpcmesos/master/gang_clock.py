@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from hpcmesos.master.cluster import Attempt
+from hpcmesos.model import Cause
+from hpcmesos.queue.records import Ending
 
 GANG_LOSS = 30.0
 """Seconds after which the other parts of a lost gang have ended by their own clocks (docs: gang clock, 20 s)."""
@@ -26,3 +28,8 @@ Nine of ten agents need less than 1.7 (docs/nodes.md, Chaos), and the head has h
 def patience(attempt: Attempt, culprit: str) -> float:
     """Seconds that the head of a lost gang has to tell its end."""
     return ACCUSED if culprit == attempt.head else GANG_LOSS
+
+
+def grace(ending: Ending | None) -> float:
+    """Seconds that a part which was told its end may take beyond GANG_LOSS; those of a gang that goes on elsewhere."""
+    return ending.kill_delay if ending is not None and ending.cause is Cause.PREEMPTED else 0.0

@@ -25,7 +25,7 @@ from hpcmesos.master.spec import common_part, own_part, prepare_timeout
 from hpcmesos.master.submissions import Submissions, Submitted
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
-from hpcmesos.queue.records import Ending, JobRecord, NodeRecord
+from hpcmesos.queue.records import Ending, JobRecord, NodeRecord, ShareRecord
 from hpcmesos.units import parse_size
 
 log = logging.getLogger(__name__)
@@ -282,17 +282,20 @@ class Gangs:
 
     def resume(self, attempt: Attempt) -> None:
         """Goes on with the end that an earlier leader decided; members hear of it at their hello."""
-        ending = attempt.ending
-        if ending is None or attempt.phase is Phase.OVER:
+        if attempt.phase is Phase.OVER:
+            self.completion.await_parts(attempt)
             return
-        if ending.cause in FINAL:
-            self.desk.alarms.set(gang_clock.GANG_LOSS, partial(self._head_silent, attempt.name))
+        ending = attempt.ending
+        if ending is None:
+            return
         left = ending.at - self.desk.now.timestamp()
         if ending.preempted_for and left > 0:
             self.desk.alarms.set(left, lambda: self._preempt_now(attempt.name))
             return
         attempt.end = _end(attempt, ending)
-        if ending.cause in LOSSES and ending.culprit is not None:
+        if ending.cause not in LOSSES:
+            self._watch_head(attempt)
+        elif ending.culprit is not None:
             self._watch_lost(attempt, ending.cause, ending.culprit, ending.message, left)
 
     def on_ended(self, attempt: Attempt, node: str, report: wire.Ended) -> None:
@@ -310,7 +313,7 @@ class Gangs:
             culprit = report.culprit or node
             self._member_fell(attempt, Cause(report.cause), culprit, clean(report.message), report.ago)
         elif _by_word(attempt, report.cause):
-            self.desk.alarms.set(gang_clock.GANG_LOSS, partial(self._head_silent, attempt.name))
+            self._watch_head(attempt)
 
     def part_lost(self, attempt: Attempt, node: str, why: str) -> None:
         """A node denies a part that must have been there."""
@@ -369,29 +372,39 @@ class Gangs:
         else:
             self.desk.alarms.set(gang_clock.GANG_LOSS, lambda: self._gang_lost(name, cause, culprit, text))
 
+    def _watch_head(self, attempt: Attempt) -> None:
+        self.desk.alarms.set(gang_clock.GANG_LOSS, partial(self._head_silent, attempt.name))
+
     def _head_silent(self, name: str) -> None:
         """A gang was told to end: a head that is away has ended too, by that word or by the gang clock, once a member
-        has. It could be told nothing more since its link was lost.
+        has. It may have heard the word when its link was lost, or from a member, when that one ended at the latest.
         """
         attempt = self.desk.cluster.attempts.get(name)
         if attempt is None or attempt.phase is Phase.OVER or (ending := attempt.ending) is None:
             return
         head = self.desk.cluster.nodes[attempt.head]
-        left = head.away_since + ending.kill_delay + gang_clock.GANG_LOSS - self.desk.alarms.clock()
+        told = max(head.away_since, attempt.released)
+        left = told + ending.kill_delay + gang_clock.GANG_LOSS - self.desk.alarms.clock()
         if head.link is not None or left > 0:
             again = gang_clock.GANG_LOSS if head.link is not None else left
             self.desk.alarms.set(again, partial(self._head_silent, name))
             return
         parts = self.desk.reader.shares([attempt.key.job])
-        if any(part.released_at for part in parts if part.attempt == attempt.key):
+        if any(_obeyed(part, ending) for part in parts if part.attempt == attempt.key):
             record = verdict(attempt, self.desk.now, ending.cause, ending.culprit, ending.message)
-            self.completion.finish(attempt, record)
+            self.completion.finish(attempt, record, grace=0.0)
 
 
 def _by_word(attempt: Attempt, cause: str) -> bool:
     """Whether a member's part has ended because the gang was told to, not with a script that ended by itself."""
     told = attempt.ending
     return told is not None and told.cause not in LOSSES and cause in (told.cause, *LOSSES)
+
+
+def _obeyed(part: ShareRecord, ending: Ending) -> bool:
+    """Whether a part is over, and not before it was told: then the script ended by itself, which the head knows."""
+    over = part.released_at
+    return over is not None and (ending.cause in FINAL or over.timestamp() >= ending.at)
 
 
 def _end(attempt: Attempt, ending: Ending) -> wire.End:

@@ -36,7 +36,6 @@ from hpcmesos.master.events import (
     Received,
     Stop,
 )
-from hpcmesos.master.gang_clock import GANG_LOSS
 from hpcmesos.master.gangs import Gangs
 from hpcmesos.master.idle_gpus import IdleGpus
 from hpcmesos.master.inbox import Inbox
@@ -423,8 +422,6 @@ class Planner:
         self._loaded = self._alarms.clock()
         for attempt in cluster.attempts.values():
             self._gangs.resume(attempt)
-        for key in list(cluster.blocked):
-            self._alarms.set(GANG_LOSS, partial(cluster.unblock, key))
         self._absence.watch_all()
         self._chores.begin()
         self._idle_gpus.begin()

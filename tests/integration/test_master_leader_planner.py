@@ -379,7 +379,10 @@ def test_a_deleted_gang_is_over_though_its_head_never_says_so(bench: Bench, agai
     assert (job.state, job.exit_status, job.cause) == (JobState.COMPLETE, 271, Cause.DELETED)
 
 
-def test_a_preempted_gang_waits_again_though_its_head_never_says_that_it_is_over(bench: Bench) -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["same leader", "after a takeover"])
+def test_a_preempted_gang_waits_again_though_its_head_never_says_that_it_is_over(
+    bench: Bench, again: bool
+) -> None:
     bench.up("node1", "node2", "node3")
     seq = bench.submit(request(2))
     bench.turn()
@@ -388,12 +391,131 @@ def test_a_preempted_gang_waits_again_though_its_head_never_says_that_it_is_over
     bench.down("node1")
     bench.wish("rerun", seq)
     bench.say(("node2", ended(attempt, "PREEMPTED", head=False)))
+    if again:
+        bench.take_over()
+        bench.up("node2", "node3")
     bench.pass_time(30)
     bench.pass_time(bench.settings.kill_delay)
     job = bench.job(seq)
     assert (job.state, job.charged_attempts) == (JobState.QUEUED, 0), "it may run on its old head still"
     bench.pass_time(31)
     assert bench.attempt(seq) == f"{seq}.hpcm#2"
+
+
+def test_a_start_that_failed_waits_for_no_lost_head_under_the_next_leader(bench: Bench) -> None:
+    bench.up("node1", "node2", "node3")
+    seq = bench.submit(request(2))
+    bench.turn()
+    bench.run(seq)
+    bench.down("node1")
+    bench.say(("node2", ended(bench.attempt(seq), "START_FAILED", head=False, culprit="node1", message="no")))
+    bench.take_over()
+    bench.up("node2", "node3")
+    bench.pass_time(30)
+    assert bench.state(seq) is JobState.RUNNING
+    bench.pass_time(bench.settings.kill_delay)
+    assert (bench.state(seq), bench.job(seq).excluded) == (JobState.QUEUED, ("node1",))
+
+
+def test_a_head_that_was_away_before_the_end_has_its_whole_kill_delay(bench: Bench) -> None:
+    """It hears of the end by a member, and its script then has as long as every other."""
+    bench.up("node1", "node2", "node3")
+    seq = bench.submit(request(2))
+    bench.turn()
+    bench.run(seq)
+    attempt = bench.attempt(seq)
+    bench.down("node1")
+    bench.pass_time(360)
+    bench.wish("rerun", seq, kill_delay=300)
+    bench.say(("node2", ended(attempt, "PREEMPTED", head=False)))
+    bench.pass_time(31)
+    bench.pass_time(298)
+    assert bench.state(seq) is JobState.RUNNING
+    bench.pass_time(2)
+    assert bench.state(seq) is JobState.QUEUED
+    bench.pass_time(31)
+    assert bench.attempt(seq) == f"{seq}.hpcm#2"
+
+
+def test_a_member_that_has_just_ended_may_have_told_its_head_just_now(bench: Bench) -> None:
+    bench.up("node1", "node2", "node3")
+    seq = bench.submit(request(2))
+    bench.turn()
+    bench.run(seq)
+    attempt = bench.attempt(seq)
+    bench.down("node1")
+    bench.down("node2")
+    bench.wish("rerun", seq, kill_delay=10)
+    bench.take_over()
+    bench.up("node3")
+    bench.pass_time(39)
+    sent = bench.turn(bench.link_up(hello("node2", attempts=[report(attempt, "ready", head=False)])))
+    assert kinds(sent) == [("node2", "End")]
+    bench.say(("node2", ended(attempt, "PREEMPTED", head=False)))
+    bench.pass_time(2)
+    bench.pass_time(37)
+    assert bench.state(seq) is JobState.RUNNING
+    bench.pass_time(2)
+    assert bench.state(seq) is JobState.QUEUED
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["same leader", "after a takeover"])
+def test_a_preempted_gang_starts_again_when_no_part_can_run_any_more(bench: Bench, again: bool) -> None:
+    """Ranks of a member may take the kill_delay, though the script has ended at once."""
+    bench.up("node1", "node2", "node3")
+    seq = bench.submit(request(2))
+    bench.turn()
+    bench.run(seq)
+    bench.down("node2")
+    bench.wish("rerun", seq, kill_delay=300)
+    bench.say(("node1", ended(bench.attempt(seq), "PREEMPTED", signal=15)))
+    if again:
+        bench.take_over()
+        bench.up("node1", "node3")
+    bench.pass_time(31)
+    bench.pass_time(298)
+    assert bench.state(seq) is JobState.QUEUED
+    assert kinds(bench.pass_time(2)) == [("node1", "Prepare"), ("node3", "Prepare")]
+
+
+def test_what_an_earlier_attempt_waited_for_lets_no_later_one_start(bench: Bench) -> None:
+    bench.up("node1", "node2", "node3")
+    seq = bench.submit(request(2))
+    bench.turn()
+    for later in (False, True):
+        head, member = bench.run(seq)
+        attempt = bench.attempt(seq)
+        bench.wish("rerun", seq, kill_delay=0)
+        bench.say((head, ended(attempt, "PREEMPTED", signal=9)))
+        if not later:
+            bench.pass_time(20)
+            bench.say((member, ended(attempt, "PREEMPTED", head=False)))
+            assert bench.state(seq) is JobState.RUNNING
+    bench.pass_time(29)
+    assert bench.state(seq) is JobState.QUEUED
+    bench.pass_time(2)
+    assert bench.attempt(seq) == f"{seq}.hpcm#3"
+
+
+def test_a_gang_that_was_over_before_it_was_told_waits_for_its_head_under_the_next_leader_too(
+    bench: Bench,
+) -> None:
+    bench.up("node1", "node2")
+    seq = bench.submit(request(2))
+    bench.turn()
+    bench.run(seq)
+    attempt = bench.attempt(seq)
+    bench.down("node1")
+    bench.say(("node2", ended(attempt, "OK", head=False)))
+    bench.wish("rerun", seq)
+    bench.take_over()
+    bench.up("node2")
+    bench.pass_time(30)
+    bench.pass_time(3600)
+    assert bench.state(seq) is JobState.RUNNING
+    bench.up("node1", attempts=[report(attempt, "ended")])
+    bench.say(("node1", ended(attempt)))
+    assert bench.job(seq).exit_status == 0
 
 
 def test_a_gang_that_ended_by_itself_waits_for_the_word_of_its_head(bench: Bench) -> None:
