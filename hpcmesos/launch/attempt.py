@@ -443,7 +443,10 @@ class Attempt:
         cause = self._cause()
         if cause == "OOM":
             self.output.note(f"=>> hpcmesos: job killed: {self._of_memory()}")
-        left_out = await asyncio.to_thread(self.output.close_gaps) if self.output.overflows() else 0
+        left_out = 0
+        if self.output.overflows():
+            with suppress(RuntimeError):  # no thread can be started: the end is told all the same
+                left_out = await asyncio.to_thread(self.output.close_gaps)
         stdout, stderr, self._written = await self.output.patiently(self.output.tails, (b"", b"", 0))
         ended = self._report(cause, tables, left_out, (stdout, stderr))
         try:

@@ -396,12 +396,21 @@ async def environments(pids: Collection[int]) -> dict[int, list[bytes] | None]:
 
     None: the kernel keeps it back, which the log says; the loop does not wait for it. See `hpcmesos.procfs`.
     """
-    return await asyncio.to_thread(_environments, pids) if pids else {}
+    if not pids:
+        return {}
+    try:
+        contents = await asyncio.to_thread(procfs.read_all, pids, "environ")
+    except RuntimeError:  # no thread can be started
+        contents = dict.fromkeys(pids)
+    return _entries(contents)
 
 
 def _environments(pids: Collection[int]) -> dict[int, list[bytes] | None]:
     """As `environments`, at once."""
-    contents = procfs.read_all(pids, "environ")
+    return _entries(procfs.read_all(pids, "environ"))
+
+
+def _entries(contents: dict[int, bytes | None]) -> dict[int, list[bytes] | None]:
     late = {pid for pid, content in contents.items() if content is None}
     if new := late - _kept_back:
         words = " ".join(map(str, sorted(new)))
