@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection
@@ -17,6 +16,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from hpcmesos import procfs
+from hpcmesos.launch import own_log
 from hpcmesos.launch.limits import Limits, read, remove_group
 
 UNKILLABLE = 10.0
@@ -414,7 +414,7 @@ def _entries(contents: dict[int, bytes | None]) -> dict[int, list[bytes] | None]
     late = {pid for pid, content in contents.items() if content is None}
     if new := late - _kept_back:
         words = " ".join(map(str, sorted(new)))
-        sys.stderr.write(f"shepherd: the kernel keeps back the environment of {words}: to be read later\n")
+        own_log.write(f"the kernel keeps back the environment of {words}: to be read later")
     _kept_back.difference_update(contents)
     _kept_back.update(late)
     return {pid: None if content is None else content.split(b"\0") for pid, content in contents.items()}

@@ -384,9 +384,12 @@ def _enter(spec: dict[str, Any], paths: mpi.JobPaths, command: list[str], script
 
 
 def _write(path: str, content: bytes, mode: int, owner: Owner) -> None:
+    """Whole: a disk that is almost full takes a part, and says nothing. Raises OSError."""
     # Our umask (022) takes nothing away from 0600 and 0700.
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, mode)
     with open(fd, "wb", buffering=0) as file:
-        file.write(content)
+        left = memoryview(content)
+        while left:
+            left = left[file.write(left) :]
         if owner.switch:
             os.fchown(fd, owner.uid, owner.gid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -140,3 +141,15 @@ def test_a_directory_in_its_place_is_removed_with_all_else(place: Place) -> None
 
     wait_until(removed, "what was kept is gone")
     assert [path.name for path in place.spares.iterdir()] == ["2.h#1"]
+
+
+def test_a_script_is_whole_or_not_there(place: Place) -> None:
+    """As much of a file as there is room for is written without an error; here the room is a limit of the process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            place.make("1.h#1", "true\n" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert place.make("2.h#1", "true\n" * 1000).read_text() == "true\n" * 1000
