@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 
 PATIENCE = 1.0
 """Seconds that a call waits for what does not come, once the rest is read; later calls wait no more for that."""
@@ -82,9 +83,8 @@ class _Reading:
             now = time.monotonic()
             if len(self.answers) > come:
                 come, since = len(self.answers), now
-            elif (more := min(threads or 1, _MOST - _threads[self._owner])) > 0:
-                self._more(more)
-                threads += more
+            elif begun := self._more(min(threads or 1, _MOST - _threads[self._owner])):
+                threads += begun
             elif not threads or now - since > PATIENCE:
                 break
             self.complete.wait(_STALL)
@@ -93,11 +93,16 @@ class _Reading:
             self._waiting.clear()
             self._look()
 
-    def _more(self, count: int) -> None:
-        for _ in range(count):
-            threading.Thread(target=self._work, daemon=True).start()
-            with _counting:
-                _threads[self._owner] += 1
+    def _more(self, count: int) -> int:
+        """How many threads have begun: fewer than ``count`` where the system has no more for us."""
+        begun = 0
+        with suppress(RuntimeError):
+            while begun < count:
+                threading.Thread(target=self._work, daemon=True).start()
+                begun += 1
+                with _counting:
+                    _threads[self._owner] += 1
+        return begun
 
     def _work(self) -> None:
         while path := self._next():

@@ -7,14 +7,13 @@ import base64
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from hpcmesos.launch import display, enclosure, ending, files, prelude, proxies, script
+from hpcmesos.launch import display, enclosure, ending, files, own_log, prelude, proxies, script
 from hpcmesos.launch.births import Birth
 from hpcmesos.launch.ending import Ending
 from hpcmesos.launch.members import Gang
@@ -369,7 +368,7 @@ class Attempt:
             try:
                 left = [*left, *await self._epilogue()]
             except Exception as error:  # the end of the job is what counts
-                sys.stderr.write(f"shepherd: {self.id}: the epilogue failed: {error!r}\n")
+                own_log.write(f"{self.id}: the epilogue failed: {error!r}")
         self._ending.stuck = tuple(left)
         await self._tell_end()
 
@@ -405,7 +404,7 @@ class Attempt:
             self.output.append(text, stream)
         for result in results:
             if result.code:
-                sys.stderr.write(f"shepherd: {self.id}: {result}\n")
+                own_log.write(f"{self.id}: {result}")
         failed = [str(result) for result in results if result.staging and result.code]
         self._ending.unstaged = "; ".join(failed)
         return await enclosure.clear(self.workspace.enclosure)
@@ -443,15 +442,17 @@ class Attempt:
         cause = self._cause()
         if cause == "OOM":
             self.output.note(f"=>> hpcmesos: job killed: {self._of_memory()}")
-        left_out = await asyncio.to_thread(self.output.close_gaps) if self.output.overflows() else 0
+        left_out = 0
+        if self.output.overflows():
+            with suppress(RuntimeError):  # no thread can be started: the end is told all the same
+                left_out = await asyncio.to_thread(self.output.close_gaps)
         stdout, stderr, self._written = await self.output.patiently(self.output.tails, (b"", b"", 0))
         ended = self._report(cause, tables, left_out, (stdout, stderr))
         try:
             self.workspace.journal.end(ended)
             await self.services.journal.synced()
         except OSError as error:  # the disk is gone; the report is not, for as long as this shepherd lives
-            with suppress(OSError):
-                sys.stderr.write(f"shepherd: the end of {self.id} cannot be written down: {error}\n")
+            own_log.write(f"the end of {self.id} cannot be written down: {error}")
         self.workspace.leave()
         if self._telling:
             self._telling.cancel()

@@ -8,11 +8,10 @@ import asyncio
 import base64
 import json
 import os
-import sys
 from contextlib import suppress
 from typing import Any
 
-from hpcmesos.launch import container_marks, helper
+from hpcmesos.launch import container_marks, helper, own_log
 from hpcmesos.launch.container import Container
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children
@@ -107,7 +106,7 @@ class Containers:
             try:
                 await self._remove(over)
             except Refusal as error:
-                sys.stderr.write(f"shepherd: containers are left: {error}\n")
+                own_log.write(f"containers are left: {error}")
                 await asyncio.sleep(_RETRY)
                 self._wanted.set()
                 continue

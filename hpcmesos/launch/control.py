@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from hpcmesos.launch import protocol
+from hpcmesos.launch import own_log, protocol
 from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.channel import Channel
 from hpcmesos.launch.deadman import DeadMan
@@ -86,7 +85,7 @@ class Control:
         except OSError:  # it is gone
             pass
         except (protocol.FrameError, KeyError, TypeError, ValueError) as error:
-            sys.stderr.write(f"shepherd: control.sock: bad request: {error!r}\n")
+            own_log.write(f"control.sock: bad request: {error!r}")
         finally:
             self._channels.discard(channel)
             channel.close()
@@ -97,7 +96,7 @@ class Control:
         elif operation := self._known.get(request["op"]):
             operation(channel, request)
         else:  # of an agent of a later release, which heard in our hello what we can do
-            sys.stderr.write(f"shepherd: control.sock: no operation {request['op']!r}\n")
+            own_log.write(f"control.sock: no operation {request['op']!r}")
 
     def _hello(self, channel: Channel, _: dict[str, Any]) -> None:
         self._say(channel, self._holder.hello(), *self._holder.replay())

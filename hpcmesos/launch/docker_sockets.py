@@ -13,12 +13,11 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from hpcmesos.launch import container_marks, docker_pins
+from hpcmesos.launch import container_marks, docker_pins, own_log
 from hpcmesos.launch.enclosure import Cgroup
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children, Launch
@@ -114,7 +113,7 @@ class DockerSocket:
             self._pid, report = self._sockets.children.spawn(launch, self._exited)
             report.close()
         except OSError as error:  # no process, no memory, no disk: callers wait
-            sys.stderr.write(f"shepherd: {self._workspace.id}: nobody serves its Docker socket: {error}\n")
+            own_log.write(f"{self._workspace.id}: nobody serves its Docker socket: {error}")
             loop.call_later(_SHORT_LIFE, self._await_caller)
 
     def _settings(self, proxy: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection
@@ -17,6 +16,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from hpcmesos import procfs
+from hpcmesos.launch import own_log
 from hpcmesos.launch.limits import Limits, read, remove_group
 
 UNKILLABLE = 10.0
@@ -396,16 +396,25 @@ async def environments(pids: Collection[int]) -> dict[int, list[bytes] | None]:
 
     None: the kernel keeps it back, which the log says; the loop does not wait for it. See `hpcmesos.procfs`.
     """
-    return await asyncio.to_thread(_environments, pids) if pids else {}
+    if not pids:
+        return {}
+    try:
+        contents = await asyncio.to_thread(procfs.read_all, pids, "environ")
+    except RuntimeError:  # no thread can be started
+        contents = dict.fromkeys(pids)
+    return _entries(contents)
 
 
 def _environments(pids: Collection[int]) -> dict[int, list[bytes] | None]:
     """As `environments`, at once."""
-    contents = procfs.read_all(pids, "environ")
+    return _entries(procfs.read_all(pids, "environ"))
+
+
+def _entries(contents: dict[int, bytes | None]) -> dict[int, list[bytes] | None]:
     late = {pid for pid, content in contents.items() if content is None}
     if new := late - _kept_back:
         words = " ".join(map(str, sorted(new)))
-        sys.stderr.write(f"shepherd: the kernel keeps back the environment of {words}: to be read later\n")
+        own_log.write(f"the kernel keeps back the environment of {words}: to be read later")
     _kept_back.difference_update(contents)
     _kept_back.update(late)
     return {pid: None if content is None else content.split(b"\0") for pid, content in contents.items()}

@@ -40,6 +40,7 @@ _OURS = frozenset(
 _ALL = _OURS | {"tmp"}
 _PROGRAM = (b"#!", b"\x7fELF")
 """What the kernel runs by itself; any other script is run by the shell of its owner, as in Torque and PBS."""
+_FIRST_LINE = re.compile(rb"#![ \t]*([^ \t\n\0]+)")
 _LOGIN_SHELL = re.compile(rb"#![ \t]*(/\S*/(?:da|k|z)?sh)[ \t]+(--login|-l)[ \t]*\n")
 _LOGIN_BASH = re.compile(rb"#![ \t]*/\S*/bash[ \t]+(--login|-[a-zA-Z]*l[a-zA-Z]*)[ \t]*\n")
 _AFTER_LOGIN = (
@@ -49,7 +50,18 @@ _AFTER_LOGIN = (
 PATH=$HPCMESOS_FRONT:$PATH
 BASH_ENV=$HPCMESOS_BASH_ENV
 unset HPCMESOS_FRONT HPCMESOS_BASH_ENV
-if [ -z "$BASH_ENV" ]; then unset BASH_ENV; elif [ -r "$BASH_ENV" ]; then . "$BASH_ENV"; fi
+if [ -z "$BASH_ENV" ]; then
+    unset BASH_ENV
+else # as bash has it: ~, variables and commands count in the name, PATH does not
+    eval "HPCMESOS_BASH_ENV=\\"$BASH_ENV\\""
+    case $HPCMESOS_BASH_ENV in
+        "~/"*) HPCMESOS_BASH_ENV=$HOME/${HPCMESOS_BASH_ENV#*/} ;;
+        */*) ;;
+        *) HPCMESOS_BASH_ENV=./$HPCMESOS_BASH_ENV ;;
+    esac
+    if [ -r "$HPCMESOS_BASH_ENV" ]; then . "$HPCMESOS_BASH_ENV"; fi
+    unset HPCMESOS_BASH_ENV
+fi
 """,
 )
 _PRIVATE = stat.S_IFDIR | 0o700
@@ -177,6 +189,10 @@ class Directories:
             found = set(_some_of(directory, len(_ALL) + 1))
             for name in (_OURS & found) - {_SCRIPT}:
                 os.unlink(os.path.join(directory, name))
+            script = os.path.join(directory, _SCRIPT)
+            if _SCRIPT in found and not _worth_keeping(script):
+                os.unlink(script)
+                found.remove(_SCRIPT)
             if "tmp" in found:
                 temporary = os.path.join(directory, "tmp")
                 empty = not _some_of(temporary, 1)
@@ -184,7 +200,7 @@ class Directories:
                     return
                 os.rmdir(temporary)
             if _SCRIPT in found:
-                os.unlink(os.path.join(directory, _SCRIPT))
+                os.unlink(script)
             os.rmdir(directory)
         if os.path.lexists(directory):
             self._remove_by_process(directory)
@@ -264,6 +280,12 @@ def _fresh(directory: str, owner: Owner) -> set[str]:
     return set()
 
 
+def _worth_keeping(script: str) -> bool:
+    """Whether it may be used again; its owner may have made it as large as the disk. Raises OSError."""
+    status = os.lstat(script)
+    return stat.S_ISREG(status.st_mode) and status.st_size <= _LARGEST_KEPT
+
+
 def _holds(path: str, content: bytes, mode: int, owner: Owner) -> bool:
     """Whether the file is as `_write` would make it. Its owner may have put anything in its place."""
     if len(content) > _LARGEST_KEPT:
@@ -335,9 +357,11 @@ def _runner(script: bytes, shell: str, front: str) -> list[str]:
 
 
 def _interpreter(script: bytes) -> str:
-    """The program that its first line, ``#!PROGRAM``, names; empty: none."""
-    words = script[2:].split(b"\n", 1)[0].split(None, 1) if script.startswith(b"#!") else ()
-    return os.fsdecode(words[0]) if words else ""
+    """The program that its first line, ``#!PROGRAM``, names, with a carriage return that is there, as to the kernel;
+    empty: none.
+    """
+    found = _FIRST_LINE.match(script)
+    return os.fsdecode(found[1]) if found else ""
 
 
 def _enter(spec: dict[str, Any], paths: mpi.JobPaths, command: list[str], script: bytes) -> bytes:
@@ -352,16 +376,20 @@ def _enter(spec: dict[str, Any], paths: mpi.JobPaths, command: list[str], script
         lines.append(f"HPCMESOS_FRONT={front} HPCMESOS_BASH_ENV=${{BASH_ENV-}} BASH_ENV={after}")
         lines.append("export HPCMESOS_FRONT HPCMESOS_BASH_ENV BASH_ENV")
     if interpreter := _interpreter(script):
-        text = f"hpcmesos: {interpreter}, which the first line of the script names, cannot be executed on this node"
+        named = interpreter.replace("\r", "\\r")
+        text = f"hpcmesos: {named}, which the first line of the script names, cannot be executed on this node"
         lines.append(f"[ -x {shlex.quote(interpreter)} ] || printf '%s\\n' {shlex.quote(text)} >&2")
     lines.append(f"exec {shlex.join(command)}\n")
     return "\n".join(lines).encode("utf-8", "surrogateescape")
 
 
 def _write(path: str, content: bytes, mode: int, owner: Owner) -> None:
+    """Whole: a disk that is almost full takes a part, and says nothing. Raises OSError."""
     # Our umask (022) takes nothing away from 0600 and 0700.
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, mode)
     with open(fd, "wb", buffering=0) as file:
-        file.write(content)
+        left = memoryview(content)
+        while left:
+            left = left[file.write(left) :]
         if owner.switch:
             os.fchown(fd, owner.uid, owner.gid)

@@ -186,8 +186,11 @@ class Journal:
         for segment in dirty:
             segment.dirty = False
         self._syncing, self._waiting = (self._waiting, dirty), None
-        loop = asyncio.get_running_loop()
-        done = loop.run_in_executor(self._thread, _force, [segment.fd for segment in dirty])
+        fds, loop = [segment.fd for segment in dirty], asyncio.get_running_loop()
+        try:
+            done = loop.run_in_executor(self._thread, _force, fds)
+        except RuntimeError:  # no thread can be started: all wait for the disk then, but no end stays untold
+            done = _forced(fds)
         done.add_done_callback(self._tell_synced)
 
     def _tell_synced(self, done: asyncio.Future[None]) -> None:
@@ -344,6 +347,18 @@ class Entry:
 def _force(fds: list[int]) -> None:
     for fd in fds:
         os.fdatasync(fd)
+
+
+def _forced(fds: list[int]) -> asyncio.Future[None]:
+    """As `_force`, here and now."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    try:
+        _force(fds)
+    except OSError as error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)
+    return done
 
 
 def _number(path: str) -> int:

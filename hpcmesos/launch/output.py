@@ -128,7 +128,8 @@ class Output:
             if not answer.done():
                 answer.set_result(value)
 
-        self._in_thread(lambda: loop.call_soon_threadsafe(told, action()))
+        if not self._in_thread(lambda: loop.call_soon_threadsafe(told, action())):
+            return default
         try:
             async with asyncio.timeout(PATIENCE):
                 return await answer
@@ -183,8 +184,8 @@ class Output:
             self._far = any(_mounts.kind(fd) not in _LOCAL for fd in fds)
         return self._far
 
-    def _in_thread(self, action: Callable[[], object]) -> None:
-        """A thread that nobody waits for, at the end of this process neither."""
+    def _in_thread(self, action: Callable[[], object]) -> bool:
+        """A thread that nobody waits for, at the end of this process neither; False: none can be started."""
 
         def run() -> None:
             try:
@@ -194,7 +195,12 @@ class Output:
                 self._waiting -= 1
 
         self._waiting += 1
-        threading.Thread(target=run, daemon=True).start()
+        try:
+            threading.Thread(target=run, daemon=True).start()
+        except RuntimeError:
+            self._waiting -= 1
+            return False
+        return True
 
 
 class _Mounts:

@@ -6,12 +6,11 @@ import asyncio
 import os
 import socket
 import ssl
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from hpcmesos.handshakes import Handshakes
-from hpcmesos.launch import protocol
+from hpcmesos.launch import own_log, protocol
 from hpcmesos.launch.channel import MOST_UNREAD, Channel
 from hpcmesos.launch.settings import Config
 
@@ -75,7 +74,7 @@ class Peers:
             except TimeoutError:
                 pass
             except (protocol.FrameError, KeyError, TypeError, ValueError) as error:
-                sys.stderr.write(f"shepherd: peer {Identity.of(channel)}: bad request: {error!r}\n")
+                own_log.write(f"peer {Identity.of(channel)}: bad request: {error!r}")
             finally:
                 channel.close()
 
@@ -103,7 +102,7 @@ class Peers:
                 self._server_side, self._client_side = self._contexts()
                 self._seen = stamps
         except OSError as error:  # ssl.SSLError among them; the old ones go on
-            sys.stderr.write(f"shepherd: cannot read renewed certificates: {error}\n")
+            own_log.write(f"cannot read renewed certificates: {error}")
         asyncio.get_running_loop().call_later(_RELOAD, self._reload)
 
     def _stamps(self) -> list[tuple[int, int]]:

@@ -6,12 +6,11 @@ import asyncio
 import os
 import socket
 import struct
-import sys
 from collections import Counter
 from typing import Any
 
 from hpcmesos.gang import mpi
-from hpcmesos.launch import enclosure, protocol, proxies, shells
+from hpcmesos.launch import enclosure, own_log, protocol, proxies, shells
 from hpcmesos.launch.attempt import Attempt
 from hpcmesos.launch.channel import MOST_UNREAD, Channel
 from hpcmesos.launch.crew import Crew
@@ -77,7 +76,7 @@ class Ranks:
                     await self._note(attempt, request, channel, running)
                 await channel.drain()  # who asks and does not listen waits, and does not fill our memory
         except (protocol.FrameError, KeyError, TypeError, ValueError) as error:
-            sys.stderr.write(f"shepherd: ranks.sock: bad request: {error!r}\n")
+            own_log.write(f"ranks.sock: bad request: {error!r}")
         finally:
             for message in running.values():  # its wrapper was killed before it could say how it ended
                 vanished = {**message, "op": "rank_end", "code": None, "signal": 9, "vanished": True}

@@ -6,12 +6,11 @@ import asyncio
 import itertools
 import os
 import signal
-import sys
 import time
 from collections.abc import Container
 from contextlib import suppress
 
-from hpcmesos.launch import enclosure
+from hpcmesos.launch import enclosure, own_log
 
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _PAUSE = 60.0
@@ -58,5 +57,5 @@ class Strays:
             await asyncio.sleep(pause)
             if found := await self._look():
                 words = ", ".join(f"{pid} of {name}" for pid, name in found.items())
-                sys.stderr.write(f"shepherd: left by an earlier shepherd, and killed: {words}\n")
+                own_log.write(f"left by an earlier shepherd, and killed: {words}")
                 await self.clear()

@@ -18,11 +18,18 @@ from hpcmesos.pbs.values import check_name, check_printable, parse_variables
 
 _NAME, _VARIABLES, _ARGUMENTS = "N", "v", "F"
 _OWN = frozenset({_NAME, _VARIABLES, _ARGUMENTS})
+_OVERRIDING = ((_NAME, "own"), (_ARGUMENTS, ""))
+"""Stand among the shared words for what a job has of its own: nothing of its script may be judged, or told apart,
+that it overrides. Variables add up, so those of the script count beside its own.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """qsub's words of one job among many: as given, sorted out, and those of them that it shares with its kin."""
+    """qsub's words of one job among many: as given, sorted out, and those of them that it shares with its kin.
+
+    Where it has a name or arguments of its own, as its kin have, ``shared`` has others in their place.
+    """
 
     argv: Sequence[str]
     command: ParsedCommand
@@ -32,8 +39,11 @@ class Words:
     def read(cls, argv: Sequence[str]) -> Words:
         """Raises UsageError, as parse()."""
         command = parse("qsub", argv)
-        shared = tuple([option for option in command.options if option[0] not in _OWN])
-        return cls(argv, command, ParsedCommand(command.command, shared, command.operands, command.rest))
+        shared = [option for option in command.options if option[0] not in _OWN]
+        shared += [other for other in _OVERRIDING if command.has(other[0])]
+        return cls(
+            argv, command, ParsedCommand(command.command, tuple(shared), command.operands, command.rest)
+        )
 
     def kind(self, script: str | None, context: SubmitContext) -> Hashable:
         """The same for kin. ``script``: its text, of which only the directives matter here.
@@ -41,13 +51,13 @@ class Words:
         Raises:
             InvalidScript: for directives that cannot be read.
         """
-        program, named = self.program, self.command.has(_NAME)
+        program = self.program
         # A job without -N is called after its program; `--` without a program is refused.
-        behind = None if program is None else bool(program) if named else program[:1]
+        behind = None if program is None else bool(program) if self.command.has(_NAME) else program[:1]
         directives = None
         if script is not None and program is None:
             directives = scan_directives(script, directive_prefix(self.shared, context))
-        return self.shared.options, named, self.shared.operands, behind, directives
+        return self.shared.options, self.shared.operands, behind, directives
 
     @property
     def program(self) -> tuple[str, ...] | None:

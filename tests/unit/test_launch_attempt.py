@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import pwd
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,30 @@ def test_a_disk_that_fails_does_not_keep_an_end_back(tmp_path: Path, monkeypatch
     assert [event["event"] for event in told] == ["ready", "ended"]
 
 
+def none_left(thread: threading.Thread) -> None:
+    """What Thread.start is where this user has as many threads as he may."""
+    raise RuntimeError("can't start new thread")
+
+
+def test_where_no_thread_can_be_started_an_end_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        attempt = Attempt(services(tmp_path, told), spec(), Owners().resolve(ME))
+        attempt.prepare()
+        attempt.ready()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", none_left)
+            patch.setattr(Output, "overflows", lambda output: True)
+            attempt.end(Order("DELETED"))
+            await asyncio.wait_for(asyncio.gather(*attempt.services.tasks), 30)
+
+    asyncio.run(run())
+    assert [event["event"] for event in told] == ["ready", "ended"]
+
+
 def test_a_spec_that_makes_no_sense_leaves_no_trace(tmp_path: Path) -> None:
     attempt = Attempt(services(tmp_path, []), spec(script=5), Owners().resolve(ME))
     with pytest.raises(TypeError):
@@ -149,6 +174,18 @@ def test_a_pipe_gets_no_notes(tmp_path: Path) -> None:
     output.note("killed")
     with pytest.raises(BlockingIOError):
         os.read(fd, 100)
+    output.close()
+
+
+def test_where_no_thread_can_be_started_nobody_waits_for_a_file_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    output = Output()
+    output.opened.stderr = os.open(tmp_path / "err", os.O_CREAT | os.O_RDWR)
+    output._far = True
+    output.note("killed")
+    assert asyncio.run(output.patiently(output.tails, None)) is None
     output.close()
 
 

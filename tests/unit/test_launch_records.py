@@ -240,6 +240,37 @@ def test_who_waits_for_a_sync_that_fails_hears_of_it(tmp_path: Path, monkeypatch
     asyncio.run(run())
 
 
+def test_where_no_thread_can_be_started_ends_are_on_the_disk_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    answers = [None, OSError(errno.EIO, "broken"), None]
+
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def note(fd: int) -> None:
+        synced.append(fd)
+        if error := answers.pop(0):
+            raise error
+
+    async def run() -> None:
+        journal = Journal(str(tmp_path))
+        entry = journal.create("1.h#1", record("1.h#1"))
+        entry.end({"event": "ended"})
+        await asyncio.wait_for(asyncio.gather(journal.synced(), journal.synced()), 10)
+        assert len(synced) == 1
+        entry.end({"event": "ended"})
+        with pytest.raises(OSError, match="broken"):
+            await asyncio.wait_for(journal.synced(), 10)
+        await asyncio.wait_for(journal.synced(), 10)
+        assert len(synced) == 3, "what a sync has failed for is dirty"
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    monkeypatch.setattr(os, "fdatasync", note)
+    asyncio.run(run())
+
+
 def test_a_full_disk_cannot_lose_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(str(tmp_path))
     names = [f"{number}.h#1" for number in range(100)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-import time
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,6 +15,7 @@ from hpcmesos.launch import files
 from hpcmesos.launch.owners import Owner
 from hpcmesos.launch.processes import Children
 from hpcmesos.launch.settings import Config
+from tests.e2e.cluster_kit import wait_until
 
 OWNER = Owner("ann", os.getuid(), os.getgid(), (), "/", "/bin/sh", switch=False)
 
@@ -113,6 +114,19 @@ def test_what_its_owner_has_put_in_its_place_is_not_run(place: Place, change: An
         assert (place.spares / "precious").read_text() == "true\n"
 
 
+def _made_large(script: Path) -> None:
+    os.truncate(script, 64 * 1024 + 1)
+
+
+@pytest.mark.parametrize("change", [_made_large, _linked, _a_pipe])
+def test_what_a_job_has_made_of_its_script_does_not_outlive_it(place: Place, change: Any) -> None:
+    change(place.make("1.h#1", "true\n"))
+    kept = place.remove()
+    assert os.listdir(kept.parent) == ["tmp"]
+    again = place.make("2.h#1", "true\n")
+    assert (again.read_text(), again.is_symlink()) == ("true\n", False)
+
+
 def test_a_directory_in_its_place_is_removed_with_all_else(place: Place) -> None:
     place.make("1.h#1", "true\n")
     script = place.remove()
@@ -120,9 +134,22 @@ def test_a_directory_in_its_place_is_removed_with_all_else(place: Place) -> None
     (script / "deep").mkdir(parents=True)
     again = place.make("2.h#1", "true\n")
     assert again.read_text() == "true\n"
-    deadline = time.monotonic() + 30
-    while list(place.spares.glob(".*")):
-        assert time.monotonic() < deadline
+
+    def removed() -> bool:
         place.children.reap()
-        time.sleep(0.01)
+        return not list(place.spares.glob(".*"))
+
+    wait_until(removed, "what was kept is gone")
     assert [path.name for path in place.spares.iterdir()] == ["2.h#1"]
+
+
+def test_a_script_is_whole_or_not_there(place: Place) -> None:
+    """As much of a file as there is room for is written without an error; here the room is a limit of the process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            place.make("1.h#1", "true\n" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert place.make("2.h#1", "true\n" * 1000).read_text() == "true\n" * 1000

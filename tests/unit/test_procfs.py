@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hpcmesos import procfs
+from hpcmesos.launch import enclosure
+from tests.e2e.cluster_kit import wait_until
 
 
 @pytest.fixture
 def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Processes 1 to 40; every fourth is held by the kernel."""
     monkeypatch.setattr(procfs, "_ROOT", str(tmp_path))
-    monkeypatch.setattr(procfs, "PATIENCE", 0.5)
     for pid in range(1, 41):
         (tmp_path / str(pid)).mkdir()
         file = tmp_path / str(pid) / "environ"
@@ -25,8 +27,13 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         else:
             os.mkfifo(file)
     yield tmp_path
-    for pid in range(4, 41, 4):
-        release(tmp_path / str(pid) / "environ", b"")
+
+    def all_released() -> bool:
+        for pid in range(4, 41, 4):
+            release(tmp_path / str(pid) / "environ", b"")
+        return not any(procfs._threads.values())
+
+    wait_until(all_released, "no thread is left")
 
 
 @pytest.fixture
@@ -53,13 +60,6 @@ def release(fifo: Path, content: bytes) -> None:
     os.close(fd)
 
 
-def wait_until_nothing_is_read() -> None:
-    deadline = time.monotonic() + 10
-    while procfs._underway:
-        assert time.monotonic() < deadline, procfs._underway
-        time.sleep(0.001)
-
-
 def test_what_comes_is_told_and_what_does_not_is_named(proc: Path) -> None:
     told = procfs.read_all(range(1, 42), "environ")
     assert {pid for pid, content in told.items() if content is None} == set(range(4, 41, 4))
@@ -73,7 +73,7 @@ def test_what_does_not_come_is_waited_for_once(proc: Path, opened: list[int]) ->
     assert procfs.read_all([3, 4, 5], "environ") == {3: b"A=3\0", 4: None, 5: b"A=5\0"}
     assert sorted(opened) == [3, 5]
     release(proc / "4" / "environ", b"")
-    wait_until_nothing_is_read()
+    wait_until(lambda: not procfs._underway, "nothing is read")
     (proc / "4" / "environ").unlink()
     (proc / "4" / "environ").write_text("A=4\0")
     assert procfs.read(4, "environ") == b"A=4\0"
@@ -100,3 +100,37 @@ def test_a_user_whose_processes_are_held_keeps_back_his_own_alone(
     told = procfs.read_all(range(40, 0, -1), "environ")
     assert all(told[pid] == b"A=%d\0" % pid for pid in range(1, 41) if pid % 4)
     assert procfs.read(2, "environ") == b"A=2\0"
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_threads_that_cannot_be_started_are_not_waited_for(
+    proc: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    start, begun = threading.Thread.start, 0
+
+    def limited(thread: threading.Thread) -> None:
+        nonlocal begun
+        if begun == most:
+            raise RuntimeError("can't start new thread")
+        begun += 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    told = procfs.read_all(range(1, 41), "environ")
+    assert set(told) == set(range(1, 41))
+    assert [pid for pid, content in told.items() if content is not None] == [
+        pid for pid in range(1, 4 * most) if pid % 4
+    ]
+
+
+def test_environments_that_no_thread_can_read_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def ask() -> dict[int, list[bytes] | None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", none_left)
+            return await enclosure.environments([os.getpid()])
+
+    monkeypatch.setattr(enclosure, "_kept_back", set())
+    assert asyncio.run(ask()) == {os.getpid(): None}
