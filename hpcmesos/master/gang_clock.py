@@ -9,6 +9,9 @@ from hpcmesos.queue.records import Ending
 GANG_LOSS = 30.0
 """Seconds after which the other parts of a lost gang have ended by their own clocks (docs: gang clock, 20 s)."""
 
+HURRY = 5.0
+"""Seconds between SIGTERM and SIGKILL, at most, in a gang that is lost; as its own members do (``launch/order.py``)."""
+
 ACCUSED = 6.0
 """The same when a member has not heard the head for the gang's silence: the head's clock has run as long."""
 

@@ -231,10 +231,11 @@ class Gangs:
     def _ending(
         self, attempt: Attempt, cause: Cause, culprit: str | None, text: str, kill_delay: float | None = None
     ) -> Ending:
+        delay = self._kill_delay(attempt) if kill_delay is None else kill_delay
         return Ending(
             cause=cause,
             at=self.desk.now.timestamp(),
-            kill_delay=self._kill_delay(attempt) if kill_delay is None else kill_delay,
+            kill_delay=min(delay, gang_clock.HURRY) if cause in LOSSES else delay,
             culprit=clean(culprit),
             message=clean(text),
             preempted_for=attempt.preempted_for,

@@ -345,6 +345,18 @@ def test_a_lost_node_requeues_a_gang_away_from_it(bench: Bench) -> None:
     assert bench.node("node2").cpus_used == 0
 
 
+@pytest.mark.parametrize("lost", ["node1", "node3"])
+def test_what_is_left_of_a_lost_gang_has_to_hurry(bench: Bench, lost: str) -> None:
+    """It is over 30 s later, when its job may start elsewhere, however long the kill_delay is."""
+    bench.up("node1", "node2", "node3")
+    seq = bench.submit(request(3), rerunable=False)
+    bench.turn()
+    bench.run(seq)
+    bench.down(lost)
+    sent = bench.wish("node", None, node=lost, action="gone")
+    assert {message.kill_delay for _, message in sent if isinstance(message, wire.End)} == {5.0}
+
+
 def test_a_silent_head_is_given_up_when_its_members_are(bench: Bench) -> None:
     bench.up("node1", "node2")
     seq = bench.submit(request(2), rerunable=False)
