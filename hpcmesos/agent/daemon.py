@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ from hpcmesos.errors import ConfigError, HpcmesosError, StateError
 from hpcmesos.launch.clock import boottime
 
 log = logging.getLogger(__name__)
+
+_WRITE_AGAIN = 2.0  # s after which what could not be written is tried again
 
 
 def run(settings: AgentSettings) -> int:
@@ -133,15 +135,29 @@ class Agent:
             case AskProbe():
                 if self._probe is not None:
                     self._probe.ask()
-            case Remember(timeline, term):
-                _write_pair(self._term, timeline, term)
-            case RememberFaults(faults):
-                faults_file.write(self._faults, faults)
+            case Remember():
+                self._remember(self._write_term)
+            case RememberFaults():
+                self._remember(self._write_faults)
             case CloseLink(link, reason):
                 # Not within the step: what is queued for this link now must not overtake what closes it.
                 self._loop.call_soon(self._uplink.close, link, reason)
             case Note(text):
                 log.warning("%s", text)
+
+    def _remember(self, write: Callable[[], None]) -> None:
+        """For the next agent. On a full disk this one, which knows, goes on, and writes what holds by then."""
+        try:
+            write()
+        except OSError as error:
+            log.error("cannot be written down now: %s", error)
+            self._loop.call_later(_WRITE_AGAIN, self._remember, write)
+
+    def _write_term(self) -> None:
+        _write_pair(self._term, *self.state.obeyed)
+
+    def _write_faults(self) -> None:
+        faults_file.write(self._faults, self.state.faults)
 
     def _contact(self, at: float) -> None:
         """Winds the shepherd's dead-man timer, if it has one, but not for a leader that is not obeyed."""

@@ -129,7 +129,7 @@ class AskProbe:
 
 @dataclass(frozen=True, slots=True)
 class Remember:
-    """This pair has to be on disk before any effect that follows."""
+    """This pair has to be on disk before any effect that follows, or on a full disk as soon as it has room."""
 
     timeline: int
     term: int

@@ -27,9 +27,12 @@ def pid_file(path: Path, what: str) -> IO[bytes]:
     """The pid file, locked and written; the lock ends with this process. ``what`` it is of.
 
     Raises:
-        StateError: another one holds it.
+        StateError: another one holds it, or it cannot be written.
     """
-    descriptor = pidfile.hold(str(path))
+    try:
+        descriptor = pidfile.hold(str(path))
+    except OSError as error:
+        raise StateError(f"cannot write {path}: {error.strerror}") from error
     if descriptor is None:
         daemon = pidfile.living(str(path))
         raise StateError(f"{what} already runs for {path.parent} (pid {daemon.pid if daemon else 'unknown'})")

@@ -99,7 +99,11 @@ def on_small_disk(cluster: LiveCluster, node: str) -> Iterator[Path]:
 def test_a_full_spool_loses_no_end() -> None:
     with lent() as cluster, on_small_disk(cluster, "node1") as disk:
         spool = ("-o", "/nowhere/out", "-e", "/nowhere/err")
-        job = cluster.qsub(looping(cluster, "full"), "-l", "nodes=node1", *spool)
+        lost = (
+            "-W",
+            f"stageout=nothing.here@{os.uname().nodename}:/nowhere/x",
+        )  # the shepherd's log tells it
+        job = cluster.qsub(looping(cluster, "full"), "-l", "nodes=node1", *lost, *spool)
         wait_until(lambda: tries(cluster, "full") == "alone\n", "a job runs before")
         writer = cluster.qsub("head -c 200M /dev/zero; exit 5\n", "-l", "nodes=node1", *spool)
         assert cluster.wait(writer)["Exit_status"] == 5

@@ -129,6 +129,32 @@ def test_an_old_leader_is_refused_also_after_a_restart(
     wait_until(lambda: "an old leader: timeline 1 term 4" in node.output(), "the refusal in the log")
 
 
+def test_what_cannot_be_written_down_now_is_written_later(
+    node: Node, leader: Leader, shepherd: ScriptedShepherd
+) -> None:
+    """As on a full disk: the agent serves on, with one link, and the next one knows all the same."""
+    node.settings.state.mkdir(exist_ok=True)
+    obstacles = [node.settings.state / name for name in (".term.new", "gpu-faults.new")]
+    for obstacle in obstacles:
+        obstacle.mkdir()
+    gpu = connected(node, leader, shepherd).inventory.gpus[0].uuid
+    leader.say(wire.SetGpu(uuid=gpu, fault="fan"))
+    assert leader.expect(wire.GpuReport).gpus[0].note == "fan"
+    leader.say(wire.Prepare(attempt="8.hpcm#1", spec=spec("8.hpcm#1", ())))
+    assert shepherd.expect()["op"] == "prepare"
+    assert "link 2" not in node.output()
+    for obstacle in obstacles:
+        obstacle.rmdir()
+    wait_until((node.settings.state / "term").exists, "the term on disk", timeout=10)
+    wait_until((node.settings.state / "gpu-faults.json").exists, "the fault on disk", timeout=10)
+    assert node.stop() == 0
+    node.start()
+    shepherd.accept()
+    hello = leader.expect(wire.Hello)
+    assert hello.seen_term == 5
+    assert next(one for one in hello.inventory.gpus if one.uuid == gpu).state == "quarantined"
+
+
 def test_a_silent_leader_is_left_as_soon_as_another_one_leads(
     node: Node, leader: Leader, shepherd: ScriptedShepherd
 ) -> None:
