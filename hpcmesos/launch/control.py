@@ -134,10 +134,18 @@ async def listen(
     serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any],
 ) -> asyncio.Server:
     """A unix socket at ``path``, in place of one that a dead shepherd left; never open to more than ``mode`` allows."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        except BaseException:
+            writer.close()  # before Python 3.12 nobody else does, and who asked would wait for ever
+            raise
+
     if os.path.exists(path):
         os.unlink(path)
     before = os.umask(0o777 & ~mode)
     try:
-        return await asyncio.start_unix_server(serve, path, limit=2 * protocol.CHUNK)
+        return await asyncio.start_unix_server(answer, path, limit=2 * protocol.CHUNK)
     finally:
         os.umask(before)

@@ -102,10 +102,14 @@ def _answer(node: kit.Node) -> str:
     return str(node.agent.events[-1]["event"])
 
 
-ANY_CALLER = (
-    "from hpcmesos.launch import ranks;"
-    "ranks.Ranks._caller = lambda self, pid, uid: next(iter(self._attempts.values()), None)"
-)
+ANY_CALLER = """
+from hpcmesos.launch import ranks
+
+async def any_attempt(self, pid, uid):
+    return next(iter(self._attempts.values()), None)
+
+ranks.Ranks._caller = any_attempt
+"""
 
 
 def stranger_enters(user: str, **stolen: str) -> Try[NodeStage]:
@@ -120,7 +124,7 @@ def stranger_enters(user: str, **stolen: str) -> Try[NodeStage]:
             done = subprocess.run(
                 [str(node.state / "bin" / "pbs_tmrsh"), "-n", "node1", "echo in"],
                 env={"PATH": "/usr/bin:/bin", **environ}, capture_output=True, text=True, check=False, cwd="/",
-                **identity,  # type: ignore[call-overload]  # as a user
+                timeout=60, **identity,  # type: ignore[call-overload]  # as a user
             )  # fmt: skip
             (stage.home / "stop").touch()
             run.ended()

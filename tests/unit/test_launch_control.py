@@ -113,3 +113,20 @@ def test_who_speaks_nonsense_is_hung_up_on_after_what_was_right(tmp_path: Path, 
     began = time.monotonic()
     talk(tmp_path, protocol.message({"op": "forget", "attempt": "1.h#1"}) + nonsense, heard)
     assert time.monotonic() - began < 10
+
+
+def test_nobody_waits_for_an_answer_that_a_fault_of_ours_has_cost(tmp_path: Path) -> None:
+    async def fails(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+        raise TypeError("a fault of ours")
+
+    async def run() -> bytes:
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: None)
+        server = await control.listen(str(tmp_path / "sock"), 0o600, fails)
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "sock")
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        writer.close()
+        server.close()
+        return answer
+
+    assert asyncio.run(run()) == b""
