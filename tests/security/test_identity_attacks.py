@@ -133,14 +133,14 @@ def only_those_let_in(patch: pytest.MonkeyPatch) -> None:
 
 
 def trusting_origin(patch: pytest.MonkeyPatch) -> None:
-    real = submission._origin
+    real = submission.origin_variables
 
     def forged(*words: Any) -> dict[str, str]:
         found = real(*words)
         del found["PBS_O_LOGNAME"]
         return found
 
-    patch.setattr(submission, "_origin", forged)
+    patch.setattr(submission, "origin_variables", forged)
 
 
 # --- tokens
