@@ -22,6 +22,7 @@ from typing import Any
 from kit import Bench, command_latency, cpu_seconds, daemons_of, machine, some_user, timed
 
 from hpcmesos.client import Client
+from hpcmesos.errors import TooFast
 
 AGENTS, GPUS = 4, 32
 SETTLED = 5.0
@@ -122,8 +123,7 @@ def bulk(bench: Bench, known: int) -> dict[str, float]:
                 ["-h", "-N", f"sweep{number}", "-l", "nodes=1:gpus=1", "--", "/bin/echo", str(number)]
                 for number in range(first, min(known, first + BULK))
             ]
-            seconds = timed(lambda jobs=jobs: client.submit_many(jobs, cwd="/tmp", environ={}))
-            rates.append(len(jobs) / seconds)
+            rates.append(len(jobs) / _call(client, jobs))
     after = cpu_seconds(bench.state)
     return {
         "jobs a call": min(BULK, known),
@@ -132,6 +132,15 @@ def bulk(bench: Bench, known: int) -> dict[str, float]:
         "API CPU ms a job": 1000 * (after["api"] - before["api"]) / known,
         "PostgreSQL CPU ms a job": 1000 * (after["postgres"] - before["postgres"]) / known,
     }
+
+
+def _call(client: Client, jobs: list[list[str]]) -> float:
+    """Seconds of the call that is taken; what one user may submit in the long run is not what is measured."""
+    while True:
+        try:
+            return timed(lambda: client.submit_many(jobs, cwd="/tmp", environ={}))
+        except TooFast:
+            time.sleep(1)
 
 
 def commands(bench: Bench, count: int) -> dict[str, dict[str, float]]:
