@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
-from hpcmesos.master.events import Event, InboxHint, LinkDown, LinkUp, Received
+from hpcmesos.master.events import Asked, Event, InboxHint, LinkDown, LinkUp, Received
+from hpcmesos.master.links_client import Answer, Question
 from hpcmesos.master.planner import Planner
 from hpcmesos.model import Chunk, JobState, Request
 from hpcmesos.queue.leader_store import LeaderStore
@@ -172,6 +173,12 @@ class Bench:
 
     def attempt(self, seq: int) -> str:
         return f"{seq}.hpcm#{self.job(seq).attempt}"
+
+    def why(self, seq: int) -> tuple[str, str] | None:
+        """Code and text of why it waits; None: it does not."""
+        answers: list[Answer] = []
+        self.turn(Asked(Question(why=[seq]), answers.append))
+        return answers[0].why.get(seq)
 
 
 def kinds(sent: Iterable[tuple[str, wire.ToAgent]]) -> list[tuple[str, str]]:

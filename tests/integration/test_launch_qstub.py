@@ -94,6 +94,11 @@ def stub(
     )
 
 
+def qstat_of(server: Server) -> list[str]:
+    """The stub as qstat of Torque's family."""
+    return [sys.executable, "-IS", str(kit.LAUNCH), "qstub", "qstat", str(server.path), "torque", "/bin/echo"]
+
+
 def test_a_command_and_its_answer(server: Server, tmp_path: Path) -> None:
     server.answers = [lambda _: http({"stdout": "Größe\n", "stderr": "warning\n", "code": 35})]
     result = stub(
@@ -184,16 +189,7 @@ def test_nobody_there(server: Server, tmp_path: Path) -> None:
 
 def test_a_reader_that_has_seen_enough_ends_it_without_a_word(server: Server) -> None:
     server.answers = [lambda _: http({"stdout": "line\n" * 100_000})]
-    words = [
-        sys.executable,
-        "-IS",
-        str(kit.LAUNCH),
-        "qstub",
-        "qstat",
-        str(server.path),
-        "torque",
-        "/bin/echo",
-    ]
+    words = qstat_of(server)
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reading:
         assert reading.stdout is not None and reading.stderr is not None
         assert reading.stdout.readline() == b"line\n"
@@ -205,16 +201,7 @@ def test_a_reader_that_has_seen_enough_ends_it_without_a_word(server: Server) ->
 def test_an_answer_that_cannot_be_written_is_told(server: Server) -> None:
     server.answers = [lambda _: http({"stdout": "12.hpcm\n"})]
     with open("/dev/full", "wb") as full:
-        words = [
-            sys.executable,
-            "-IS",
-            str(kit.LAUNCH),
-            "qstub",
-            "qstat",
-            str(server.path),
-            "torque",
-            "/bin/echo",
-        ]
+        words = qstat_of(server)
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=30)
     assert (done.returncode, done.stderr) == (1, "qstat: cannot write the answer: No space left on device\n")
 
@@ -228,16 +215,7 @@ def test_an_interrupt_ends_it_without_a_word(server: Server) -> None:
         return b""
 
     server.answers = [slowly]
-    words = [
-        sys.executable,
-        "-IS",
-        str(kit.LAUNCH),
-        "qstub",
-        "qstat",
-        str(server.path),
-        "torque",
-        "/bin/echo",
-    ]
+    words = qstat_of(server)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # we may have inherited it as ignored
     try:
         waiting = subprocess.Popen(words, stderr=subprocess.PIPE)
@@ -259,16 +237,7 @@ def test_somebody_at_a_terminal_is_told_what_is_waited_for(server: Server) -> No
     gone = {"message": "the database does not answer", "exit_code": 255}
     server.answers = [lambda _: http(gone, "503 Service Unavailable")] * 100
     ours, theirs = os.openpty()
-    words = [
-        sys.executable,
-        "-IS",
-        str(kit.LAUNCH),
-        "qstub",
-        "qstat",
-        str(server.path),
-        "torque",
-        "/bin/echo",
-    ]
+    words = qstat_of(server)
     with (
         subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=theirs) as waiting,
         os.fdopen(ours) as terminal,

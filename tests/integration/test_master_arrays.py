@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hpcmesos import wire
-from hpcmesos.master.events import Asked
-from hpcmesos.master.links_client import Answer, Question
 from hpcmesos.model import Cause, JobState
 from hpcmesos.pbs.arrays import parse_array
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
@@ -65,12 +63,6 @@ def bench(store: Store, leader: LeaderStore, database: Database, tmp_path: Path)
     assert check_invariants(database.owner, drained=True) == []
 
 
-def why(bench: Bench, seq: int) -> tuple[str, str] | None:
-    answers: list[Answer] = []
-    bench.turn(Asked(Question(why=[seq]), answers.append))
-    return answers[0].why.get(seq)
-
-
 def test_elements_become_rows_as_they_start_lowest_first(bench: ArrayBench) -> None:
     seq = bench.array("1-20")
     assert bench.state(seq) is JobState.QUEUED
@@ -80,7 +72,7 @@ def test_elements_become_rows_as_they_start_lowest_first(bench: ArrayBench) -> N
     assert bench.rows(seq) == list(range(1, 9))
     parent = bench.job(seq)
     assert (parent.state, parent.todo) == (JobState.RUNNING, ((9, 21),))
-    assert why(bench, seq) is not None
+    assert bench.why(seq) is not None
 
     sent = bench.end(*attempts[:2])
     assert bench.started(sent) == [f"{seq}[9].hpcm#1", f"{seq}[10].hpcm#1"]
@@ -110,7 +102,7 @@ def test_the_slot_limit_holds_over_a_change_of_leaders(bench: ArrayBench, databa
     seq = bench.array("0-19%3")
     attempts = bench.started(bench.up("node1", "node2"))
     assert len(attempts) == 3
-    assert why(bench, seq) == ("array-limit", "the array's own limit: 3 of its elements at once")
+    assert bench.why(seq) == ("array-limit", "the array's own limit: 3 of its elements at once")
 
     bench.take_over()
     sent = bench.turn(

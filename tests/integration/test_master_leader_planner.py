@@ -11,8 +11,6 @@ import pytest
 from msgspec.structs import replace
 
 from hpcmesos import wire
-from hpcmesos.master.events import Asked
-from hpcmesos.master.links_client import Answer, Question
 from hpcmesos.model import Cause, Chunk, GpuState, JobState, Request
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.leader_store import LeaderStore
@@ -31,12 +29,6 @@ def bench(store: Store, leader: LeaderStore, database: Database, tmp_path: Path)
     bench = Bench(store, leader, settings(tmp_path, database.leader))
     yield bench
     assert check_invariants(database.owner, drained=True) == []
-
-
-def why(bench: Bench, seq: int) -> tuple[str, str] | None:
-    answers: list[Answer] = []
-    bench.turn(Asked(Question(why=[seq]), answers.append))
-    return answers[0].why.get(seq)
 
 
 def test_a_gang_from_submission_to_its_end(bench: Bench) -> None:
@@ -152,7 +144,7 @@ def test_members_of_a_failed_start_are_ended_before_the_next_one(bench: Bench) -
     sent = bench.say(("node1", wire.Refused(attempt=first, culprit="node1", reason="x")))
     assert [(node, message.cause) for node, message in sent] == [("node2", "START_FAILED")]  # type: ignore[union-attr]  # of a kind that has it
     assert bench.state(seq) is JobState.QUEUED
-    assert "last attempt" in (why(bench, seq) or ("", ""))[1]
+    assert "last attempt" in (bench.why(seq) or ("", ""))[1]
     sent = bench.say(("node2", ended(first, "START_FAILED", head=False)))
     assert kinds(sent) == [("node2", "Acknowledged"), ("node2", "Prepare"), ("node3", "Prepare")]
 
@@ -167,7 +159,7 @@ def test_five_failed_starts_hold_the_job(bench: Bench) -> None:
     job = bench.job(seq)
     assert (job.state, job.holds, job.attempt, job.charged_attempts) == (JobState.HELD, "s", 5, 0)
     assert "5 failed starts" in job.comment
-    assert job.comment in (why(bench, seq) or ("", ""))[1]
+    assert job.comment in (bench.why(seq) or ("", ""))[1]
 
 
 def test_attempts_that_were_preempted_are_no_failed_starts(bench: Bench) -> None:
@@ -236,7 +228,7 @@ def test_holds(bench: Bench) -> None:
     bench.wish("release", seq, kinds="us")
     assert (bench.job(seq).state, bench.job(seq).holds) == (JobState.HELD, "o")
     told = f"held by an operator; released by: qrls -h o {seq}.hpcm, by an operator"
-    assert why(bench, seq) == ("held", told)
+    assert bench.why(seq) == ("held", told)
     assert kinds(bench.wish("release", seq, kinds="o")) == [("node1", "Prepare")]
 
 
@@ -267,7 +259,7 @@ def test_signal_and_offline(bench: Bench) -> None:
     waiting = bench.submit()
     assert bench.turn() == []
     told = "needs 1 node with 1 GPU; too few such nodes are in service, out of it: node1 (node1 is offline (fan))"
-    assert why(bench, waiting) == ("nodes-down", told)
+    assert bench.why(waiting) == ("nodes-down", told)
     assert kinds(bench.wish("node", None, node="node1", action="clear")) == [("node1", "Prepare")]
 
 
@@ -283,7 +275,7 @@ def test_dependencies(bench: Bench) -> None:
     )
     bench.turn()
     bench.run(first)
-    assert why(bench, ok) == ("dependency", f"waits for afterok:{first} (running)")
+    assert bench.why(ok) == ("dependency", f"waits for afterok:{first} (running)")
     sent = bench.say(("node1", ended(bench.attempt(first))))
     assert kinds(sent) == [("node1", "Acknowledged"), ("node1", "Prepare")]
     assert bench.state(ok) is JobState.RUNNING
@@ -317,249 +309,11 @@ def test_execution_time(bench: Bench) -> None:
     at = datetime.now(UTC) + timedelta(seconds=100)
     seq = bench.submit(state=JobState.WAITING, not_before=at)
     assert bench.turn() == []
-    assert (why(bench, seq) or ("", ""))[0] == "waiting"
+    assert (bench.why(seq) or ("", ""))[0] == "waiting"
     # There is no transaction before the alarm in this turn, so the database's clock is still read off ours.
     bench.now += 101
     bench.planner.turn([])
     assert kinds(bench.links.take()) == [("node1", "Prepare")]
-
-
-def test_a_lost_node_requeues_a_gang_away_from_it(bench: Bench) -> None:
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    first = bench.attempt(seq)
-    bench.down("node2")
-    bench.pass_time(16)
-    assert not bench.node("node2").up
-    sent = bench.say(("node1", ended(first, "NODE_LOST", culprit="node2", message="silent for 20 s")))
-    assert kinds(sent) == [("node1", "Acknowledged")]
-    job = bench.job(seq)
-    assert (job.state, job.charged_attempts, job.excluded) == (JobState.QUEUED, 1, ("node2",))
-    assert bench.pass_time(20) == []
-    assert kinds(bench.pass_time(11)) == [("node1", "Prepare"), ("node3", "Prepare")]
-    sent = bench.turn(bench.link_up(hello("node2", attempts=[report(first, "running", head=False)])))
-    assert [(node, message.cause) for node, message in sent] == [("node2", "NODE_LOST")]  # type: ignore[union-attr]  # of a kind that has it
-    bench.say(("node2", ended(first, "NODE_LOST", head=False)))
-    assert bench.node("node2").cpus_used == 0
-
-
-@pytest.mark.parametrize("lost", ["node1", "node3"])
-def test_what_is_left_of_a_lost_gang_has_to_hurry(bench: Bench, lost: str) -> None:
-    """It is over 30 s later, when its job may start elsewhere, however long the kill_delay is."""
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(3), rerunable=False)
-    bench.turn()
-    bench.run(seq)
-    bench.down(lost)
-    sent = bench.wish("node", None, node=lost, action="gone")
-    assert {message.kill_delay for _, message in sent if isinstance(message, wire.End)} == {5.0}
-
-
-def test_a_silent_head_is_given_up_when_its_members_are(bench: Bench) -> None:
-    bench.up("node1", "node2")
-    seq = bench.submit(request(2), rerunable=False)
-    bench.turn()
-    bench.run(seq)
-    first = bench.attempt(seq)
-    bench.down("node1")
-    bench.say(("node2", ended(first, "NODE_LOST", head=False, culprit="node1", message="silent")))
-    assert bench.state(seq) is JobState.RUNNING
-    bench.pass_time(31)
-    job = bench.job(seq)
-    assert (job.state, job.exit_status, job.cause) == (JobState.COMPLETE, -3, Cause.NODE_LOST)
-
-
-@pytest.mark.parametrize("again", [False, True], ids=["same leader", "after a takeover"])
-def test_a_deleted_gang_is_over_though_its_head_never_says_so(bench: Bench, again: bool) -> None:
-    bench.up("node1", "node2")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    attempt = bench.attempt(seq)
-    bench.down("node1")  # its host is dead, and its members do not know it yet
-    bench.wish("delete", seq)
-    bench.say(("node2", ended(attempt, "DELETED", head=False)))
-    if again:
-        bench.take_over()
-        bench.up("node2")
-    bench.pass_time(30)
-    assert bench.state(seq) is JobState.EXITING, "it may have heard of the deletion, and take its time"
-    bench.pass_time(bench.settings.kill_delay)
-    job = bench.job(seq)
-    assert (job.state, job.exit_status, job.cause) == (JobState.COMPLETE, 271, Cause.DELETED)
-
-
-@pytest.mark.parametrize("again", [False, True], ids=["same leader", "after a takeover"])
-def test_a_preempted_gang_waits_again_though_its_head_never_says_that_it_is_over(
-    bench: Bench, again: bool
-) -> None:
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    attempt = bench.attempt(seq)
-    bench.down("node1")
-    bench.wish("rerun", seq)
-    bench.say(("node2", ended(attempt, "PREEMPTED", head=False)))
-    if again:
-        bench.take_over()
-        bench.up("node2", "node3")
-    bench.pass_time(30)
-    bench.pass_time(bench.settings.kill_delay)
-    job = bench.job(seq)
-    assert (job.state, job.charged_attempts) == (JobState.QUEUED, 0), "it may run on its old head still"
-    bench.pass_time(31)
-    assert bench.attempt(seq) == f"{seq}.hpcm#2"
-
-
-def test_a_start_that_failed_waits_for_no_lost_head_under_the_next_leader(bench: Bench) -> None:
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    bench.down("node1")
-    bench.say(("node2", ended(bench.attempt(seq), "START_FAILED", head=False, culprit="node1", message="no")))
-    bench.take_over()
-    bench.up("node2", "node3")
-    bench.pass_time(30)
-    assert bench.state(seq) is JobState.RUNNING
-    bench.pass_time(bench.settings.kill_delay)
-    assert (bench.state(seq), bench.job(seq).excluded) == (JobState.QUEUED, ("node1",))
-
-
-def test_a_head_that_was_away_before_the_end_has_its_whole_kill_delay(bench: Bench) -> None:
-    """It hears of the end by a member, and its script then has as long as every other."""
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    attempt = bench.attempt(seq)
-    bench.down("node1")
-    bench.pass_time(360)
-    bench.wish("rerun", seq, kill_delay=300)
-    bench.say(("node2", ended(attempt, "PREEMPTED", head=False)))
-    bench.pass_time(31)
-    bench.pass_time(298)
-    assert bench.state(seq) is JobState.RUNNING
-    bench.pass_time(2)
-    assert bench.state(seq) is JobState.QUEUED
-    bench.pass_time(31)
-    assert bench.attempt(seq) == f"{seq}.hpcm#2"
-
-
-def test_a_member_that_has_just_ended_may_have_told_its_head_just_now(bench: Bench) -> None:
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    attempt = bench.attempt(seq)
-    bench.down("node1")
-    bench.down("node2")
-    bench.wish("rerun", seq, kill_delay=10)
-    bench.take_over()
-    bench.up("node3")
-    bench.pass_time(39)
-    sent = bench.turn(bench.link_up(hello("node2", attempts=[report(attempt, "ready", head=False)])))
-    assert kinds(sent) == [("node2", "End")]
-    bench.say(("node2", ended(attempt, "PREEMPTED", head=False)))
-    bench.pass_time(2)
-    bench.pass_time(37)
-    assert bench.state(seq) is JobState.RUNNING
-    bench.pass_time(2)
-    assert bench.state(seq) is JobState.QUEUED
-
-
-@pytest.mark.parametrize("again", [False, True], ids=["same leader", "after a takeover"])
-def test_a_preempted_gang_starts_again_when_no_part_can_run_any_more(bench: Bench, again: bool) -> None:
-    """Ranks of a member may take the kill_delay, though the script has ended at once."""
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    bench.down("node2")
-    bench.wish("rerun", seq, kill_delay=300)
-    bench.say(("node1", ended(bench.attempt(seq), "PREEMPTED", signal=15)))
-    if again:
-        bench.take_over()
-        bench.up("node1", "node3")
-    bench.pass_time(31)
-    bench.pass_time(298)
-    assert bench.state(seq) is JobState.QUEUED
-    assert kinds(bench.pass_time(2)) == [("node1", "Prepare"), ("node3", "Prepare")]
-
-
-def test_what_an_earlier_attempt_waited_for_lets_no_later_one_start(bench: Bench) -> None:
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(2))
-    bench.turn()
-    for later in (False, True):
-        head, member = bench.run(seq)
-        attempt = bench.attempt(seq)
-        bench.wish("rerun", seq, kill_delay=0)
-        bench.say((head, ended(attempt, "PREEMPTED", signal=9)))
-        if not later:
-            bench.pass_time(20)
-            bench.say((member, ended(attempt, "PREEMPTED", head=False)))
-            assert bench.state(seq) is JobState.RUNNING
-    bench.pass_time(29)
-    assert bench.state(seq) is JobState.QUEUED
-    bench.pass_time(2)
-    assert bench.attempt(seq) == f"{seq}.hpcm#3"
-
-
-def test_a_gang_that_was_over_before_it_was_told_waits_for_its_head_under_the_next_leader_too(
-    bench: Bench,
-) -> None:
-    bench.up("node1", "node2")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    attempt = bench.attempt(seq)
-    bench.down("node1")
-    bench.say(("node2", ended(attempt, "OK", head=False)))
-    bench.wish("rerun", seq)
-    bench.take_over()
-    bench.up("node2")
-    bench.pass_time(30)
-    bench.pass_time(3600)
-    assert bench.state(seq) is JobState.RUNNING
-    bench.up("node1", attempts=[report(attempt, "ended")])
-    bench.say(("node1", ended(attempt)))
-    assert bench.job(seq).exit_status == 0
-
-
-def test_a_gang_that_ended_by_itself_waits_for_the_word_of_its_head(bench: Bench) -> None:
-    """Its agent may be stopped for long: its shepherd knows how the script ended."""
-    bench.up("node1", "node2")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    attempt = bench.attempt(seq)
-    bench.down("node1")
-    bench.wish("rerun", seq)
-    bench.say(("node2", ended(attempt, "OK", head=False)))
-    bench.pass_time(3600)
-    assert bench.state(seq) is JobState.RUNNING
-    bench.up("node1", attempts=[report(attempt, "ended")])
-    bench.say(("node1", ended(attempt)))
-    assert bench.job(seq).exit_status == 0
-
-
-@pytest.mark.parametrize(("nodes", "culprit"), [(2, "node1"), (3, "node3")])
-def test_a_head_and_a_member_accuse_each_other(bench: Bench, nodes: int, culprit: str) -> None:
-    """The head of three hears another member: it knows who is silent, whoever speaks first."""
-    names = [f"node{number}" for number in range(1, nodes + 1)]
-    bench.up(*names)
-    seq = bench.submit(request(nodes), rerunable=False)
-    bench.turn()
-    bench.run(seq)
-    attempt, last = bench.attempt(seq), names[-1]
-    bench.say((last, ended(attempt, "NODE_LOST", head=False, culprit="node1", message="node1 is silent")))
-    bench.say(("node1", ended(attempt, "NODE_LOST", culprit=last, message=f"{last} is silent")))
-    (record,) = bench.store.attempts([seq])
-    assert record.culprit == culprit
 
 
 def test_attempts_are_charged_up_to_the_limit(bench: Bench) -> None:
@@ -654,7 +408,7 @@ def test_an_unknown_attempt_is_left_alone(bench: Bench) -> None:
     assert bench.say(("node1", ended("77.hpcm#1"))) == []
     seq = bench.submit(request(1, 2))
     assert bench.turn() == []
-    assert (why(bench, seq) or ("", ""))[0] == "insufficient"
+    assert (bench.why(seq) or ("", ""))[0] == "insufficient"
 
 
 def test_zero_bytes_in_an_end_do_not_lose_it(bench: Bench) -> None:
