@@ -11,6 +11,7 @@ import msgspec
 from psycopg import IntegrityError
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Connection,
     Integer,
     Text,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    literal_column,
     select,
     update,
 )
@@ -40,6 +42,7 @@ from hpcmesos.queue.records import (
 )
 from hpcmesos.queue.rows import attempt_values, insert_rows, recordset, share_values, step_values
 
+_NEVER: ColumnElement[datetime] = literal_column("'infinity'::timestamptz")
 _FINISH_BATCH = 100  # attempts a statement: each may carry 2 x 64 KiB of output
 _ATTEMPT = {"seq": BigInteger(), "element": Integer(), "number": Integer()}
 _NOT_WHILE_HELD = [GpuState.FREE.value, GpuState.CLEANING.value, GpuState.UNKNOWN_ATTEMPT.value]
@@ -177,7 +180,9 @@ def _releasing() -> tuple[Prepared, Prepared, Prepared]:
         return tuple(table.c[name] == wanted.c[name] for name in ("seq", "element", "number", "node"))
 
     shares, gpus = t.shares.c, t.gpus.c
-    released = update(t.shares).where(*same(t.shares), shares.released_at.is_(None))
+    # Said so that the index of live shares is not taken: it names all that were released since the last vacuum, too.
+    live = func.coalesce(shares.released_at, _NEVER) == _NEVER
+    released = update(t.shares).where(*same(t.shares), live)
     held = func.cardinality(shares.gpus) + func.cardinality(shares.ports) > 0
     released = released.values(released_at=func.now())
     gone = released.returning(shares.node, shares.cpus, shares.mem, held.label("held")).cte("gone")
