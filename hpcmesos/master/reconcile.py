@@ -239,6 +239,8 @@ class Nodes:
             attempt.missing.add(node)
             if node == attempt.head:
                 self._resume_start(attempt)
+            else:
+                self.gangs.watch_for_head(attempt)
         else:
             self.gangs.part_lost(attempt, node, forgot or "it denies the attempt")
 
