@@ -25,7 +25,7 @@ from hpcmesos.master.spec import common_part, own_part, prepare_timeout
 from hpcmesos.master.submissions import Submissions, Submitted
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
-from hpcmesos.queue.records import Ending, JobRecord, NodeRecord, ShareRecord
+from hpcmesos.queue.records import Ending, JobKey, JobRecord, NodeRecord, ShareRecord
 from hpcmesos.units import parse_size
 
 log = logging.getLogger(__name__)
@@ -245,7 +245,7 @@ class Gangs:
     def _ending(
         self, attempt: Attempt, cause: Cause, culprit: str | None, text: str, kill_delay: float | None = None
     ) -> Ending:
-        delay = self._kill_delay(attempt) if kill_delay is None else kill_delay
+        delay = self.kill_delay(attempt.key.job) if kill_delay is None else kill_delay
         hurry = cause in TROUBLE and len(attempt.nodes) > 1  # as its own members do
         return Ending(
             cause=cause,
@@ -290,18 +290,19 @@ class Gangs:
         if attempt is not None and attempt.ending and attempt.phase is not Phase.OVER and attempt.end is None:
             self._tell_end(attempt, attempt.ending)
 
-    def _kill_delay(self, attempt: Attempt) -> float:
-        """The queue's, else the server's, else the settings'."""
-        job = self.desk.cluster.jobs.get(attempt.key.job)
+    def kill_delay(self, key: JobKey) -> float:
+        """The queue's, else the server's, else the settings'; of a job that is complete its queue is not known."""
+        job = self.desk.cluster.jobs.get(key)
         text = self._set_for(job.queue if job is not None else "", "kill_delay")
         return float(text) if text else self.desk.settings.kill_delay
 
     def resume(self, attempt: Attempt) -> None:
         """Goes on with the end that an earlier leader decided; members hear of it at their hello."""
+        ending = attempt.ending
         if attempt.phase is Phase.OVER:
+            attempt.end = _end(attempt, ending) if ending else None
             self.completion.await_parts(attempt)
             return
-        ending = attempt.ending
         if ending is None:
             return
         left = ending.at - self.desk.now.timestamp()

@@ -179,6 +179,21 @@ def test_a_preempted_gang_starts_again_when_no_part_can_run_any_more(bench: Benc
     assert kinds(bench.pass_time(2)) == [("node1", "Prepare"), ("node3", "Prepare")]
 
 
+def test_a_part_of_a_preempted_gang_has_its_kill_delay_under_the_next_leader_too(bench: Bench) -> None:
+    bench.up("node1", "node2")
+    seq = bench.submit(request(2))
+    bench.turn()
+    bench.run(seq)
+    attempt = bench.attempt(seq)
+    bench.down("node2")
+    bench.wish("rerun", seq, kill_delay=300)
+    bench.say(("node1", ended(attempt, "PREEMPTED", signal=15)))
+    bench.take_over()
+    sent = bench.turn(bench.link_up(hello("node2", attempts=[report(attempt, "ready", head=False)])))
+    (told,) = [message for _, message in sent if isinstance(message, wire.End)]
+    assert (told.cause, told.kill_delay) == ("PREEMPTED", 300)
+
+
 def test_what_an_earlier_attempt_waited_for_lets_no_later_one_start(bench: Bench) -> None:
     bench.up("node1", "node2", "node3")
     seq = bench.submit(request(2))
