@@ -251,6 +251,8 @@ class Nodes:
             if phase != "ended":
                 self._end_leftover(node, name)
             return
+        if phase == "ended" and name in self.desk.cluster.attempts:
+            return  # its share was given back to an earlier leader; it tells the end until we acknowledge it
         if phase == "ended":
             self._strangers.ended(node, name)
             return
@@ -346,7 +348,8 @@ class Nodes:
         attempt = self.desk.cluster.attempts.get(message.attempt)
         if attempt is not None and _had_part(attempt, node):
             self.gangs.on_ended(attempt, node, message)
-        elif self.is_finished(message.attempt):
+        elif attempt is not None or self.is_finished(message.attempt):
+            self._strangers.gone(node, message.attempt)
             self.desk.send(node, wire.Acknowledged(attempt=message.attempt))
         else:
             self._stranger(node, message.attempt, "ended", ())
