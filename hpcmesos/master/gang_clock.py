@@ -1,4 +1,4 @@
-"""How long a gang that has lost a member may take to tell its end, before the leader goes on without its word."""
+"""How long a gang of which a member fell may take to tell its end, before the leader goes on without its word."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ GANG_LOSS = 30.0
 """Seconds after which the other parts of a lost gang have ended by their own clocks (docs: gang clock, 20 s)."""
 
 HURRY = 5.0
-"""Seconds between SIGTERM and SIGKILL, at most, in a gang that is lost; as its own members do (``launch/order.py``)."""
+"""Seconds between SIGTERM and SIGKILL, at most, in a gang of which a member fell; as its own members do
+(``launch/order.py``).
+"""
 
 ACCUSED = 6.0
 """The same when a member has not heard the head for the gang's silence: the head's clock has run as long."""
@@ -28,9 +30,10 @@ Nine of ten agents need less than 1.7 (docs/nodes.md, Chaos), and the head has h
 """
 
 
-def patience(attempt: Attempt, culprit: str) -> float:
-    """Seconds that the head of a lost gang has to tell its end."""
-    return ACCUSED if culprit == attempt.head else GANG_LOSS
+def patience(attempt: Attempt, cause: Cause, culprit: str) -> float:
+    """Seconds that the head of a gang of which a member fell has to tell its end: it hears that one, or misses it."""
+    silent = cause is Cause.NODE_LOST and culprit == attempt.head
+    return ACCUSED if silent else GANG_LOSS
 
 
 def grace(ending: Ending | None) -> float:

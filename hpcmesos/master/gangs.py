@@ -25,7 +25,7 @@ from hpcmesos.master.spec import common_part, own_part, prepare_timeout
 from hpcmesos.master.submissions import Submissions, Submitted
 from hpcmesos.model import Cause, JobState
 from hpcmesos.queue import accounting
-from hpcmesos.queue.records import Ending, JobRecord, NodeRecord, ShareRecord
+from hpcmesos.queue.records import Ending, JobKey, JobRecord, NodeRecord, ShareRecord
 from hpcmesos.units import parse_size
 
 log = logging.getLogger(__name__)
@@ -149,6 +149,20 @@ class Gangs:
             why = f"node {attempt.head} has not begun within {self._patience(attempt):g} s"
             self.end(attempt, Cause.START_FAILED, attempt.head, why)
 
+    def watch_for_head(self, attempt: Attempt) -> None:
+        """A member has never had it, so it has not begun: its head has as long to come as members to get ready."""
+        self.desk.alarms.set(self._patience(attempt), partial(self._without_head, attempt.name))
+
+    def _without_head(self, name: str) -> None:
+        attempt = self.desk.cluster.attempts.get(name)
+        if attempt is None or attempt.phase is not Phase.UNSURE or attempt.end is not None:
+            return
+        if self.desk.cluster.nodes[attempt.head].link is None:
+            missing = ", ".join(sorted(attempt.missing))
+            self.start_failed(
+                attempt, attempt.head, f"node {attempt.head} is away, and {missing} never had it"
+            )
+
     def on_ready(self, attempt: Attempt, node: str) -> None:
         """A member is prepared; once all are, the head hears GO."""
         attempt.ready.add(node)
@@ -231,11 +245,12 @@ class Gangs:
     def _ending(
         self, attempt: Attempt, cause: Cause, culprit: str | None, text: str, kill_delay: float | None = None
     ) -> Ending:
-        delay = self._kill_delay(attempt) if kill_delay is None else kill_delay
+        delay = self.kill_delay(attempt.key.job) if kill_delay is None else kill_delay
+        hurry = cause in TROUBLE and len(attempt.nodes) > 1  # as its own members do
         return Ending(
             cause=cause,
             at=self.desk.now.timestamp(),
-            kill_delay=min(delay, gang_clock.HURRY) if cause in LOSSES else delay,
+            kill_delay=min(delay, gang_clock.HURRY) if hurry else delay,
             culprit=clean(culprit),
             message=clean(text),
             preempted_for=attempt.preempted_for,
@@ -275,18 +290,19 @@ class Gangs:
         if attempt is not None and attempt.ending and attempt.phase is not Phase.OVER and attempt.end is None:
             self._tell_end(attempt, attempt.ending)
 
-    def _kill_delay(self, attempt: Attempt) -> float:
-        """The queue's, else the server's, else the settings'."""
-        job = self.desk.cluster.jobs.get(attempt.key.job)
+    def kill_delay(self, key: JobKey) -> float:
+        """The queue's, else the server's, else the settings'; of a job that is complete its queue is not known."""
+        job = self.desk.cluster.jobs.get(key)
         text = self._set_for(job.queue if job is not None else "", "kill_delay")
         return float(text) if text else self.desk.settings.kill_delay
 
     def resume(self, attempt: Attempt) -> None:
         """Goes on with the end that an earlier leader decided; members hear of it at their hello."""
+        ending = attempt.ending
         if attempt.phase is Phase.OVER:
+            attempt.end = _end(attempt, ending) if ending else None
             self.completion.await_parts(attempt)
             return
-        ending = attempt.ending
         if ending is None:
             return
         left = ending.at - self.desk.now.timestamp()
@@ -294,10 +310,11 @@ class Gangs:
             self.desk.alarms.set(left, lambda: self._preempt_now(attempt.name))
             return
         attempt.end = _end(attempt, ending)
-        if ending.cause not in LOSSES:
+        fell = ending.cause in LOSSES or (ending.cause in TROUBLE and any(self._parts_over(attempt)))
+        if fell and ending.culprit is not None:
+            self._watch_fallen(attempt, ending.cause, ending.culprit, ending.message, left)
+        else:
             self._watch_head(attempt)
-        elif ending.culprit is not None:
-            self._watch_lost(attempt, ending.cause, ending.culprit, ending.message, left)
 
     def on_ended(self, attempt: Attempt, node: str, report: wire.Ended) -> None:
         """A node's part is over. The head's report is the attempt's, unless there was a verdict before."""
@@ -330,6 +347,8 @@ class Gangs:
             self.completion.finish(attempt, record)
         elif attempt.end is None:
             self._member_fell(attempt, cause, node, text)
+        elif _by_word(attempt, cause):
+            self._watch_head(attempt)
 
     def never_began(self, attempt: Attempt) -> bool:
         """The head has never had it: when it was told to end for no loss, that is the end it has; whether so."""
@@ -346,18 +365,15 @@ class Gangs:
 
     def _member_fell(self, attempt: Attempt, cause: Cause, culprit: str, text: str, ago: float = 0.0) -> None:
         """``ago``: s since the member's part ended, if positive; the head's clock has run as long."""
-        longest = gang_clock.patience(attempt, culprit) - gang_clock.HEARING
+        longest = gang_clock.patience(attempt, cause, culprit) - gang_clock.HEARING
         ago = min(ago, longest) if ago > 0 else 0.0  # also for NaN
         ending = self._ending(attempt, cause, culprit, text)
         self._tell_end(attempt, replace(ending, at=ending.at - ago))
-        if cause in LOSSES:
-            self._watch_lost(attempt, cause, culprit, text, -ago)
+        self._watch_fallen(attempt, cause, culprit, text, -ago)
 
-    def _watch_lost(
-        self, attempt: Attempt, cause: Cause, culprit: str, text: str, since: float = 0.0
-    ) -> None:
-        """``since``: s, at most 0: when the loss was noticed."""
-        patience = gang_clock.patience(attempt, culprit) + since
+    def _watch_fallen(self, attempt: Attempt, cause: Cause, culprit: str, text: str, since: float) -> None:
+        """``since``: s, at most 0: when the member fell."""
+        patience = gang_clock.patience(attempt, cause, culprit) + since
         name = attempt.name
         self.desk.alarms.set(
             max(gang_clock.LINKING, patience), lambda: self._gang_lost(name, cause, culprit, text)
@@ -390,22 +406,28 @@ class Gangs:
             again = gang_clock.GANG_LOSS if head.link is not None else left
             self.desk.alarms.set(again, partial(self._head_silent, name))
             return
-        parts = self.desk.reader.shares([attempt.key.job])
-        if any(_obeyed(part, ending) for part in parts if part.attempt == attempt.key):
+        if any(_obeyed(part, ending) for part in self._parts_over(attempt)):
             record = verdict(attempt, self.desk.now, ending.cause, ending.culprit, ending.message)
             self.completion.finish(attempt, record, grace=0.0)
 
+    def _parts_over(self, attempt: Attempt) -> list[ShareRecord]:
+        """Shares that were given back, also to earlier leaders."""
+        parts = self.desk.reader.shares([attempt.key.job])
+        return [part for part in parts if part.attempt == attempt.key and part.released_at is not None]
+
 
 def _by_word(attempt: Attempt, cause: str) -> bool:
-    """Whether a member's part has ended because the gang was told to, not with a script that ended by itself."""
+    """Whether a member's part has ended when the gang was told to, for no trouble, and not with a script that ended by
+    itself.
+    """
     told = attempt.ending
-    return told is not None and told.cause not in LOSSES and cause in (told.cause, *LOSSES)
+    return told is not None and told.cause not in TROUBLE and cause in (told.cause, *TROUBLE)
 
 
 def _obeyed(part: ShareRecord, ending: Ending) -> bool:
-    """Whether a part is over, and not before it was told: then the script ended by itself, which the head knows."""
+    """Whether a part was not over before it was told: then the script ended by itself, which the head knows."""
     over = part.released_at
-    return over is not None and (ending.cause in FINAL or over.timestamp() >= ending.at)
+    return ending.cause in FINAL or (over is not None and over.timestamp() >= ending.at)
 
 
 def _end(attempt: Attempt, ending: Ending) -> wire.End:

@@ -13,6 +13,7 @@ from hpcmesos.master.absence import Absence
 from hpcmesos.master.cluster import Attempt, Node, Phase
 from hpcmesos.master.effects import Desk
 from hpcmesos.master.events import LinkDown, LinkUp
+from hpcmesos.master.gang_clock import HURRY
 from hpcmesos.master.gangs import Gangs
 from hpcmesos.master.idle_gpus import take_samples
 from hpcmesos.master.reports import clean
@@ -239,6 +240,8 @@ class Nodes:
             attempt.missing.add(node)
             if node == attempt.head:
                 self._resume_start(attempt)
+            else:
+                self.gangs.watch_for_head(attempt)
         else:
             self.gangs.part_lost(attempt, node, forgot or "it denies the attempt")
 
@@ -259,8 +262,9 @@ class Nodes:
                 self.desk.set_gpu(here, uuid, GpuState.UNKNOWN_ATTEMPT, note)
 
     def _end_leftover(self, node: str, name: str) -> None:
-        """Part of an attempt that is over in the database still runs: the token is spent."""
-        delay = self.desk.settings.kill_delay
+        """Part of an attempt that is over in the database still runs, unforeseen: its job may run elsewhere already."""
+        job = AttemptId.parse(name).job
+        delay = min(self.gangs.kill_delay(JobKey(job.seq, job.index)), HURRY)
         text = "the attempt is over"
         self.desk.send(node, wire.End(attempt=name, cause=Cause.NODE_LOST, kill_delay=delay, message=text))
 

@@ -324,6 +324,26 @@ def test_a_wish_that_makes_no_sense_changes_nothing(bench: Bench, name: str, act
     assert audit(bench) == []
 
 
+@pytest.mark.parametrize(("site", "queue", "told"), [(300, None, 5), (300, "2", 2), (10, "300", 5)])
+def test_what_runs_on_a_node_that_was_given_up_has_to_hurry(
+    make_bench: MakeBench, site: float, queue: str | None, told: float
+) -> None:
+    """Its job may run elsewhere already."""
+    bench = make_bench(kill_delay=site)
+    with bench.leader.transaction() as transaction:
+        transaction.put_queue(QueueRecord(name="batch", attributes={"kill_delay": queue} if queue else {}))
+    bench.take_over()
+    bench.up("node1", "node2")
+    seq = running(bench)
+    first = bench.attempt(seq)
+    bench.down("node1")
+    bench.wish("node", None, node="node1", action="gone")
+    assert bench.attempt(seq) != first
+    sent = bench.turn(bench.link_up(hello("node1", attempts=[report(first, "running")])))
+    (end,) = [message for _, message in sent if isinstance(message, wire.End)]
+    assert (end.attempt, end.cause, end.kill_delay) == (first, "NODE_LOST", told)
+
+
 # --- a node that forgot
 
 

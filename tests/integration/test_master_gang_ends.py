@@ -118,21 +118,6 @@ def test_a_preempted_gang_waits_again_though_its_head_never_says_that_it_is_over
     assert bench.attempt(seq) == f"{seq}.hpcm#2"
 
 
-def test_a_start_that_failed_waits_for_no_lost_head_under_the_next_leader(bench: Bench) -> None:
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    bench.down("node1")
-    bench.say(("node2", ended(bench.attempt(seq), "START_FAILED", head=False, culprit="node1", message="no")))
-    bench.take_over()
-    bench.up("node2", "node3")
-    bench.pass_time(30)
-    assert bench.state(seq) is JobState.RUNNING
-    bench.pass_time(bench.settings.kill_delay)
-    assert (bench.state(seq), bench.job(seq).excluded) == (JobState.QUEUED, ("node1",))
-
-
 def test_a_head_that_was_away_before_the_end_has_its_whole_kill_delay(bench: Bench) -> None:
     """It hears of the end by a member, and its script then has as long as every other."""
     bench.up("node1", "node2", "node3")
@@ -192,6 +177,21 @@ def test_a_preempted_gang_starts_again_when_no_part_can_run_any_more(bench: Benc
     bench.pass_time(298)
     assert bench.state(seq) is JobState.QUEUED
     assert kinds(bench.pass_time(2)) == [("node1", "Prepare"), ("node3", "Prepare")]
+
+
+def test_a_part_of_a_preempted_gang_has_its_kill_delay_under_the_next_leader_too(bench: Bench) -> None:
+    bench.up("node1", "node2")
+    seq = bench.submit(request(2))
+    bench.turn()
+    bench.run(seq)
+    attempt = bench.attempt(seq)
+    bench.down("node2")
+    bench.wish("rerun", seq, kill_delay=300)
+    bench.say(("node1", ended(attempt, "PREEMPTED", signal=15)))
+    bench.take_over()
+    sent = bench.turn(bench.link_up(hello("node2", attempts=[report(attempt, "ready", head=False)])))
+    (told,) = [message for _, message in sent if isinstance(message, wire.End)]
+    assert (told.cause, told.kill_delay) == ("PREEMPTED", 300)
 
 
 def test_what_an_earlier_attempt_waited_for_lets_no_later_one_start(bench: Bench) -> None:
@@ -264,3 +264,76 @@ def test_a_head_and_a_member_accuse_each_other(bench: Bench, nodes: int, culprit
     bench.say(("node1", ended(attempt, "NODE_LOST", culprit=last, message=f"{last} is silent")))
     (record,) = bench.store.attempts([seq])
     assert record.culprit == culprit
+
+
+@pytest.mark.parametrize("cause", ["START_FAILED", "OOM"])
+@pytest.mark.parametrize("again", [False, True], ids=["same leader", "after a takeover"])
+def test_a_member_that_fell_waits_for_no_lost_head(bench: Bench, cause: str, again: bool) -> None:
+    bench.up("node1", "node2", "node3")
+    seq = bench.submit(request(2))
+    bench.turn()
+    bench.run(seq)
+    bench.down("node1")
+    bench.say(("node2", ended(bench.attempt(seq), cause, head=False, culprit="node1", message="no")))
+    if again:
+        bench.take_over()
+        bench.up("node2", "node3")
+    bench.pass_time(29)
+    assert bench.state(seq) is JobState.RUNNING, "its head has not been silent for long, and may end it still"
+    bench.pass_time(2)
+    (record,) = bench.store.attempts([seq])
+    assert (record.cause, record.culprit) == (Cause(cause), "node1")
+    assert bench.state(seq) is (JobState.QUEUED if cause == "START_FAILED" else JobState.COMPLETE)
+
+
+@pytest.mark.parametrize("cause", ["START_FAILED", "OOM"])
+def test_the_others_hurry_whatever_a_member_fell_of(bench: Bench, cause: str) -> None:
+    bench.up("node1", "node2", "node3")
+    seq = bench.submit(request(3))
+    bench.turn()
+    bench.run(seq)
+    sent = bench.say(("node3", ended(bench.attempt(seq), cause, head=False, message="no")))
+    assert {message.kill_delay for _, message in sent if isinstance(message, wire.End)} == {5.0}
+
+
+@pytest.mark.parametrize("how", ["denied", "OOM"])
+def test_a_member_that_is_over_otherwise_than_by_a_wish_is_over_all_the_same(bench: Bench, how: str) -> None:
+    bench.up("node1", "node2")
+    seq = bench.submit(request(2))
+    bench.turn()
+    bench.run(seq)
+    bench.down("node1")
+    if how == "denied":
+        bench.down("node2")
+    bench.wish("delete", seq)
+    if how == "denied":
+        bench.up("node2", boot="boot2")
+    else:
+        bench.say(("node2", ended(bench.attempt(seq), "OOM", head=False)))
+    bench.pass_time(30)
+    assert bench.state(seq) is JobState.EXITING
+    bench.pass_time(bench.settings.kill_delay)
+    assert (bench.state(seq), bench.job(seq).exit_status) == (JobState.COMPLETE, 271)
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_gang_that_a_member_never_had_waits_for_no_lost_head(bench: Bench, back: bool) -> None:
+    """PREPARE was lost with the leader that sent it, so nobody can have said GO."""
+    bench.up("node1", "node2", "node3")
+    seq = bench.submit(request(2))
+    bench.turn()
+    first = bench.attempt(seq)
+    bench.take_over()
+    bench.up("node2", "node3")
+    bench.pass_time(bench.settings.prepare_timeout - 1)
+    assert bench.state(seq) is JobState.RUNNING
+    if back:
+        sent = bench.turn(bench.link_up(hello("node1", attempts=[report(first, "ready")])))
+        assert kinds(sent) == [("node2", "Prepare")]
+        bench.pass_time(2)
+        assert bench.attempt(seq) == first
+        return
+    bench.pass_time(2)
+    job = bench.job(seq)
+    assert (job.state, job.charged_attempts, job.excluded) == (JobState.QUEUED, 0, ("node1",))
+    assert kinds(bench.pass_time(31)) == [("node2", "Prepare"), ("node3", "Prepare")]
