@@ -1,8 +1,8 @@
 """An array at full speed: alone, while 200 connections ask and qstat runs, and beside a stranger's long transaction.
 
 Each connection asks for the state of one job every 5 s; `qstat` is started twice a second. The stranger has a
-REPEATABLE READ transaction that has read the job tables; it was open for ``--stranger`` seconds before the array.
-In turns, ``--repeat`` times; medians.
+REPEATABLE READ transaction that has read the job tables and remains active; arrays flow beside it at full speed for
+``--stranger`` seconds, and the next ones count. The first two in turns, ``--repeat`` times; medians.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ QSTATS_A_SECOND = 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=10_000)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--stranger", type=float, default=300.0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -48,6 +48,7 @@ def main() -> None:
 def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     asked = bench.submit("-h", "--", "/bin/true")
     rates: dict[str, list[float]] = {"alone": [], "asked": [], "stranger": []}
+    growing: list[float] = []
     answers: list[float] = []
     shown: list[float] = []
     array(bench, max(10, options.jobs // 10))  # nothing is measured cold
@@ -55,13 +56,17 @@ def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         rates["alone"].append(array(bench, options.jobs))
         with asking(bench, asked, answers, shown):
             rates["asked"].append(array(bench, options.jobs))
-        with stranger(bench, options.stranger):
-            rates["stranger"].append(array(bench, options.jobs))
+    with stranger(bench):
+        begun = time.monotonic()
+        while time.monotonic() - begun < options.stranger:
+            growing.append(array(bench, options.jobs))
+        rates["stranger"] = [array(bench, options.jobs) for _ in range(options.repeat)]
     median = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "machine": machine(),
         "jobs": options.jobs,
         "jobs_per_s": rates,
+        "while the stranger's transaction grows old": growing,
         "median": median,
         "asked / alone": median["asked"] / median["alone"],
         "stranger / alone": median["stranger"] / median["alone"],
@@ -116,16 +121,25 @@ def show(bench: Bench, job: str, shown: list[float], over: threading.Event) -> N
 
 
 @contextmanager
-def stranger(bench: Bench, seconds: float) -> Iterator[None]:
-    """A transaction that looks at the job tables again and again, and sees what was there first."""
+def stranger(bench: Bench) -> Iterator[None]:
+    """Nothing that ended or changed since it began can be cleared away while it lasts."""
+    over = threading.Event()
     with psycopg.connect(bench.database_url) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            for table in ("jobs", "attempts", "shares", "events"):
-                connection.execute(f"SELECT count(*) FROM {table}").fetchone()
-            time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
-        yield
+        for table in ("jobs", "attempts", "shares", "events"):
+            connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+
+        def stay() -> None:
+            while not over.is_set():
+                connection.execute("SELECT pg_sleep(0.5)")
+
+        thread = threading.Thread(target=stay)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 def quantiles(samples: list[float]) -> dict[str, float]:

@@ -11,6 +11,8 @@ import msgspec
 
 MOST_AT_ONCE = 10_000
 """Jobs of one `Client.submit_many`."""
+IDEMPOTENCY_KEY = "Idempotency-Key"
+"""Header of requests without a body that would hold the ``key``."""
 
 
 class CommandRequest(msgspec.Struct, frozen=True, kw_only=True):

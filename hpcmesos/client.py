@@ -7,7 +7,7 @@
 
 Every refusal is raised as the leaf of :mod:`hpcmesos.errors` that the server named. A connection that breaks is made
 anew, at the next master where several are named, for ``patience`` seconds; a submission carries one idempotency key
-through all its tries, so it makes one job.
+through all its tries, so it makes one job, and so does each other command: a job is signalled or run again once.
 A client belongs to one thread, but for ``logs``, which uses connections of its own.
 """
 
@@ -193,7 +193,7 @@ class Client:
 
     def delete(self, job_id: str) -> api_schema.JobStatus:
         """Asks for the end of a job; answers its status, in which the end may still be under way."""
-        return self._call("DELETE", _job_path(job_id), api_schema.JobStatus)
+        return self._call("DELETE", _job_path(job_id), api_schema.JobStatus, headers=_new_key())
 
     def wait(self, job_id: str, timeout: float | None = None) -> api_schema.JobStatus:
         """The status once the job has ended, or after ``timeout`` seconds (None: no limit)."""
@@ -271,7 +271,7 @@ class Client:
     def change_schedule(self, owner: str, name: str, action: str) -> list[api_schema.ScheduleStatus]:
         """``action``: pause, resume, run (now, once more), remove."""
         path = f"/v1/schedules/{quote(owner, safe='')}/{quote(name, safe='')}/{quote(action)}"
-        return self._call("POST", path, list[api_schema.ScheduleStatus])
+        return self._call("POST", path, list[api_schema.ScheduleStatus], headers=_new_key())
 
     def schedule_runs(self, owner: str, name: str, limit: int = 20) -> list[api_schema.ScheduleRun]:
         """What its last due times became, the latest first."""
@@ -438,7 +438,13 @@ class Client:
             connection.close()
 
     def _call(
-        self, method: str, path: str, kind: type[T], body: Any = None, patience: float | None = None
+        self,
+        method: str,
+        path: str,
+        kind: type[T],
+        body: Any = None,
+        patience: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> T:
         """One request and its typed answer, tried again at every master while connections break."""
         data = None if body is None else msgspec.json.encode(body)
@@ -447,7 +453,7 @@ class Client:
         met = self._connection is not None
         while True:
             try:
-                return self._once(method, path, kind, data)
+                return self._once(method, path, kind, data, headers)
             except (OSError, http.client.HTTPException, Unavailable) as error:
                 met = met or isinstance(error, Unavailable | ConnectionRefusedError) or self._connected
                 self.close()
@@ -458,10 +464,12 @@ class Client:
                     time.sleep(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _once(self, method: str, path: str, kind: type[T], data: bytes | None) -> T:
+    def _once(
+        self, method: str, path: str, kind: type[T], data: bytes | None, headers: Mapping[str, str] | None
+    ) -> T:
         if self._connection is None:
             self._connection = self._masters.open()
-        response = self._masters.send(self._connection, method, path, data)
+        response = self._masters.send(self._connection, method, path, data, headers)
         content = response.read()
         if response.status >= 400:
             raise _error(response.status, content)
@@ -473,6 +481,11 @@ class Client:
     @property
     def _connected(self) -> bool:
         return self._connection is not None and self._connection.sock is not None
+
+
+def _new_key() -> dict[str, str]:
+    """For all tries of one request."""
+    return {api_schema.IDEMPOTENCY_KEY: secrets.token_hex(16)}
 
 
 def _job_path(job_id: str) -> str:

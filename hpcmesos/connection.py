@@ -6,7 +6,7 @@ import http.client
 import socket as sockets
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,10 +103,19 @@ class Masters:
         self._places.append(self._places.pop(0))
 
     def send(
-        self, connection: http.client.HTTPConnection, method: str, path: str, data: bytes | None
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        data: bytes | None,
+        more: Mapping[str, str] | None = None,
     ) -> http.client.HTTPResponse:
-        """One request with our credential; ``data`` is JSON, None: no body. Raises OSError, HTTPException."""
-        headers = {"Content-Type": "application/json"} if data is not None else {}
+        """One request with our credential; ``data`` is JSON, None: no body; ``more``: headers. Raises OSError,
+        HTTPException.
+        """
+        headers = dict(more or {})
+        if data is not None:
+            headers["Content-Type"] = "application/json"
         connection.request(method, path, data, headers | self.credential(method, path))
         return connection.getresponse()
 

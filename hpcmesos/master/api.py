@@ -26,13 +26,13 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.params import Parameter
 
 from hpcmesos import api_schema
-from hpcmesos.api_schema import MOST_AT_ONCE, NodeStatus
+from hpcmesos.api_schema import IDEMPOTENCY_KEY, MOST_AT_ONCE, NodeStatus
 from hpcmesos.errors import HpcmesosError, InvalidValue, UsageError
 from hpcmesos.master import auth
 from hpcmesos.master.api_credentials import CREDENTIALS
 from hpcmesos.master.api_streams import STREAMS
 from hpcmesos.master.metrics import CONTENT_TYPE, Metrics
-from hpcmesos.master.requests import OPEN, ApiRequest, actor_of, caller_of, site_of
+from hpcmesos.master.requests import OPEN, ApiRequest, actor_of, caller_of, keyed, site_of
 from hpcmesos.master.seldom import Seldom
 from hpcmesos.master.services import (
     auditing,
@@ -63,6 +63,7 @@ _outages = Seldom(log)
 
 _LARGEST_BODY = 16 * 1024 * 1024
 _INTERNAL_EXIT = 255
+_LONGEST_KEY = 255  # characters; an index holds it
 _LAST_SECOND = 253402300799  # of the year 9999
 
 _REFUSALS = {
@@ -154,6 +155,7 @@ def run_command(name: str, data: api_schema.CommandRequest, request: ApiRequest)
     caller = caller_of(request) if name in READING else actor_of(request)
     if caller.host:
         data = msgspec.structs.replace(data, host=caller.host)
+    caller = keyed(caller, data.key, name, data.argv, data.script)
     try:
         reply = service(site, caller, data)
     except HpcmesosError as error:
@@ -208,9 +210,11 @@ def explain_job(job_id: str, request: ApiRequest) -> api_schema.Why:
 
 
 @delete("/v1/jobs/{job_id:str}", sync_to_thread=True, status_code=200)
-def delete_job(job_id: str, request: ApiRequest) -> api_schema.JobStatus:
+def delete_job(
+    job_id: str, request: ApiRequest, key: Annotated[str | None, Parameter(header=IDEMPOTENCY_KEY)] = None
+) -> api_schema.JobStatus:
     """Ends a job; the answer may still show it under way."""
-    control.delete(site_of(request), actor_of(request), job_id)
+    control.delete(site_of(request), keyed(actor_of(request), key, "delete", job_id), job_id)
     return status.job_status(site_of(request), job_id)
 
 
@@ -277,10 +281,17 @@ def add_schedule(data: api_schema.ScheduleRequest, request: ApiRequest) -> api_s
 
 @post("/v1/schedules/{owner:str}/{name:str}/{action:str}", sync_to_thread=True, status_code=200)
 def change_schedule(
-    owner: str, name: str, action: str, request: ApiRequest
+    owner: str,
+    name: str,
+    action: str,
+    request: ApiRequest,
+    key: Annotated[str | None, Parameter(header=IDEMPOTENCY_KEY)] = None,
 ) -> list[api_schema.ScheduleStatus]:
-    """``action``: pause, resume, run (now, once more), remove; answers the schedules as they are then."""
-    return schedules.change(site_of(request), actor_of(request), owner, name, action)
+    """``action``: pause, resume, run (now, once more; once under one key), remove; answers the schedules as they are
+    then.
+    """
+    caller = keyed(actor_of(request), key, owner, name, action)
+    return schedules.change(site_of(request), caller, owner, name, action)
 
 
 @get("/v1/schedules/{owner:str}/{name:str}/runs", sync_to_thread=True)
@@ -395,6 +406,8 @@ def _check_text(data: api_schema.CommandRequest | api_schema.SubmitRequest, word
     shared = [data.cwd, data.host, data.key or "", *data.environ, *data.environ.values()]
     if any("\0" in word for word in chain(words, shared)):
         raise InvalidValue("an argument or a variable holds a NUL byte")
+    if data.key and len(data.key) > _LONGEST_KEY:
+        raise InvalidValue(f"the idempotency key has {len(data.key)} characters; at most {_LONGEST_KEY}")
     if data.personality not in tuple(Personality):
         known = ", ".join(Personality)
         raise InvalidValue(f"unknown personality '{data.personality[:40]}'; one of {known}")

@@ -23,6 +23,7 @@ from hpcmesos.errors import RootRefused, Unauthenticated, Unauthorized
 from hpcmesos.master.oidc import Provider
 from hpcmesos.master.peercred import Peer
 from hpcmesos.model import Role, Scope
+from hpcmesos.queue.records import RequestKey
 from hpcmesos.queue.store import Store
 
 _DOTS_OF_JWT = 2  # RFC 7515; our own tokens have none
@@ -47,6 +48,7 @@ class Caller:
     token: str | None = None  # id of the bearer token
     project: str = ""  # of jobs that name none
     expires_at: datetime | None = None  # until when the credential is good; None: no limit
+    key: RequestKey | None = None  # of what is asked for; None: asked again, it is done again
 
     @property
     def privileged(self) -> bool:

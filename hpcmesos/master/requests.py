@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from typing import Any, cast
 
+import msgspec
 from litestar import Request, WebSocket
 from litestar.datastructures import State
 
@@ -11,6 +14,7 @@ from hpcmesos.master import auth
 from hpcmesos.master.peercred import Peer
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import Scope
+from hpcmesos.queue.records import RequestKey
 
 ApiRequest = Request[Any, Any, State]
 ApiSocket = WebSocket[Any, Any, State]
@@ -38,6 +42,13 @@ def actor_of(request: ApiRequest | ApiSocket) -> auth.Caller:
     caller = caller_of(request)
     auth.check_scope(caller, Scope.JOBS, "change anything")
     return caller
+
+
+def keyed(caller: auth.Caller, key: str | None, *asked: Any) -> auth.Caller:
+    """The caller of a request that may come again under ``key``; ``asked``: what it asks for, as JSON holds it."""
+    if not key:
+        return caller
+    return replace(caller, key=RequestKey(key, hashlib.sha256(msgspec.json.encode(asked)).digest()))
 
 
 def peer_of(request: ApiRequest | ApiSocket) -> Peer:

@@ -98,6 +98,11 @@ class LeaderTransaction:
     def __init__(self, connection: Connection, now: datetime) -> None:
         self._connection = connection
         self.now = now
+        self._freed = starts.Freed()
+
+    def close(self) -> None:
+        """Before the commit: writes what was left for later."""
+        starts.give_back(self._connection, self._freed)
 
     # jobs
 
@@ -132,7 +137,7 @@ class LeaderTransaction:
         """Q -> R with attempt, shares, allocations and used counters; a gang that no longer fits is dropped whole.
         Answers the jobs that started.
         """
-        return starts.apply_starts(self._connection, gangs, self.now)
+        return starts.apply_starts(self._connection, gangs, self.now, self._freed)
 
     def set_endings(self, endings: Mapping[AttemptKey, Ending]) -> None:
         """Writes how attempts are told to end; one that has ended is left alone."""
@@ -147,7 +152,7 @@ class LeaderTransaction:
 
         A node's report that a GPU is clean must be written after the release, else the GPU stays in ``gpu_state``.
         """
-        starts.release_shares(self._connection, releases)
+        starts.release_shares(self._connection, releases, self._freed)
 
     def skip_ids(self, past: int) -> None:
         """Job numbers up to ``past`` are in use: if they are still to be given out, 10,000 more are passed over.
@@ -330,7 +335,9 @@ class LeaderStore(Reads):
             now = self._fence.scalar(connection)
             if now is None:
                 raise LostLeadership(f"term {self.term} is over")
-            yield LeaderTransaction(connection, now)
+            transaction = LeaderTransaction(connection, now)
+            yield transaction
+            transaction.close()
 
     def load(
         self, live: LiveJobs | None = None, snapshots: Snapshots | None = None

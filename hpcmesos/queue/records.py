@@ -9,6 +9,7 @@ array; None is the job itself (or the array's parent).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -396,6 +397,19 @@ class TokenRecord:
     used_at: datetime | None = None
     revoked_at: datetime | None = None
     revoked_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """Idempotency key of a request that may come again, and the digest of what it asks for."""
+
+    key: str
+    digest: bytes
+
+    def of(self, part: str) -> RequestKey:
+        """The key of one of the several things that the request asks for; of a length that an index holds."""
+        hashed = hashlib.sha256(f"{self.key}\n{part}".encode())
+        return RequestKey(hashed.hexdigest(), self.digest)
 
 
 @dataclass(frozen=True, slots=True)

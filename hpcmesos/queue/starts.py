@@ -22,6 +22,7 @@ from sqlalchemy import (
     insert,
     literal_column,
     select,
+    union_all,
     update,
 )
 
@@ -46,6 +47,7 @@ _NEVER: ColumnElement[datetime] = literal_column("'infinity'::timestamptz")
 _FINISH_BATCH = 100  # attempts a statement: each may carry 2 x 64 KiB of output
 _ATTEMPT = {"seq": BigInteger(), "element": Integer(), "number": Integer()}
 _NOT_WHILE_HELD = [GpuState.FREE.value, GpuState.CLEANING.value, GpuState.UNKNOWN_ATTEMPT.value]
+_CAPACITY = {"node": Text(), "cpus": Integer(), "mem": BigInteger()}
 _ALLOCATION = {**_ATTEMPT, "node": Text(), "gpu": Text(), "port": Integer()}
 
 
@@ -53,22 +55,54 @@ class _DoesNotFit(Exception):
     """Some member's node or GPU went meanwhile."""
 
 
-def apply_starts(connection: Connection, gangs: Sequence[StartRecord], now: datetime) -> set[JobKey]:
+class Freed:
+    """What a transaction has taken back from its nodes and not written yet.
+
+    Where elements follow one another what comes free is taken at once, and the node's row need not change: a row that
+    changes at every turn costs each look at it more for as long as anybody's transaction keeps what it was.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, tuple[int, int]] = {}  # CPUs and memory by node
+
+    def __bool__(self) -> bool:
+        return bool(self._nodes)
+
+    def add(self, node: str, cpus: int, mem: int) -> None:
+        before = self._nodes.get(node, (0, 0))
+        self._nodes[node] = before[0] + cpus, before[1] + mem
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [{"node": name, "cpus": cpus, "mem": mem} for name, (cpus, mem) in self._nodes.items()]
+
+    def clear(self) -> None:
+        """It is written."""
+        self._nodes.clear()
+
+
+def apply_starts(
+    connection: Connection, gangs: Sequence[StartRecord], now: datetime, freed: Freed
+) -> set[JobKey]:
     """See LeaderTransaction.apply_starts. All at once; if that fails, the halves, down to the gang at fault."""
     if not gangs:
         return set()
     try:
         with connection.begin_nested():
-            return _start(connection, gangs, now)
+            started = _start(connection, gangs, now, freed)
     except (_DoesNotFit, IntegrityError):
+        give_back(connection, freed)
         if len(gangs) == 1:
             return set()
+    else:
+        if started:
+            freed.clear()
+        return started
     middle = len(gangs) // 2
-    first = apply_starts(connection, gangs[:middle], now)
-    return first | apply_starts(connection, gangs[middle:], now)
+    first = apply_starts(connection, gangs[:middle], now, freed)
+    return first | apply_starts(connection, gangs[middle:], now, freed)
 
 
-def _start(connection: Connection, gangs: Sequence[StartRecord], now: datetime) -> set[JobKey]:
+def _start(connection: Connection, gangs: Sequence[StartRecord], now: datetime, freed: Freed) -> set[JobKey]:
     moves = [_start_move(gang, now) for gang in gangs]
     new = [move for move, gang in zip(moves, gangs, strict=True) if gang.new]
     old = [move for move, gang in zip(moves, gangs, strict=True) if not gang.new]
@@ -77,7 +111,8 @@ def _start(connection: Connection, gangs: Sequence[StartRecord], now: datetime) 
     if not gangs:
         return moved
     shares = [share for gang in gangs for share in gang.shares]
-    nodes = _starting().scalar(connection, rows=[share_values(share) for share in shares])
+    rows = [share_values(share) for share in shares]
+    nodes = _starting().scalar(connection, rows=rows, freed=freed.rows())
     if nodes != len({share.node for share in shares}):
         raise _DoesNotFit
     _take_gpus_and_ports(connection, shares)
@@ -100,27 +135,46 @@ def _start_move(gang: StartRecord, now: datetime) -> Move:
 
 @cache
 def _starting() -> Prepared:
-    """Attempts, their shares, and what these take of their nodes; the number of nodes that could give it."""
+    """Attempts, their shares, and what these take of their nodes beyond what came free there; the number of nodes that
+    may give it.
+    """
     columns = {c.name: c.type for c in t.shares.c if c.name != "released_at"}
     wanted = select(recordset(columns)).cte("wanted")
     heads = select(*(wanted.c[name] for name in _ATTEMPT)).where(wanted.c.position == 0)
     begun = insert(t.attempts).from_select(list(_ATTEMPT), heads).cte("begun")
     shared = insert(t.shares).from_select(list(columns), select(wanted)).cte("shared")
+    back = recordset(_CAPACITY, "freed").c
+    less = select(back.node, -back.cpus, -back.mem)
+    both = union_all(select(*(wanted.c[name] for name in _CAPACITY)), less).cte("both")
+    changed = _adding(both).cte("changed")
     nodes = t.nodes.c
-    taken = _adding(wanted, 1).where(nodes.up & ~nodes.offline).returning(nodes.name).cte("taken")
-    return Prepared(select(func.count()).select_from(taken).add_cte(begun, shared))
+    there = nodes.up & ~nodes.offline & nodes.name.in_(select(wanted.c.node))
+    return Prepared(select(func.count()).where(there).add_cte(begun, shared, changed))
 
 
-def _adding(shares: Any, sign: int) -> Any:
-    """Adds the CPUs and memory of these shares to their nodes' used counters, or takes them away."""
-    columns = shares.c
-    sums = select(columns.node, func.sum(columns.cpus).label("cpus"), func.sum(columns.mem).label("mem"))
-    change = sums.group_by(columns.node).subquery("change").c
+def give_back(connection: Connection, freed: Freed) -> None:
+    """Writes what nothing has taken again."""
+    if freed:
+        _giving_back().run(connection, rows=freed.rows())
+        freed.clear()
+
+
+@cache
+def _giving_back() -> Prepared:
+    back = recordset(_CAPACITY).c
+    return Prepared(
+        _adding(select(back.node, (-back.cpus).label("cpus"), (-back.mem).label("mem")).cte("back"))
+    )
+
+
+def _adding(rows: Any) -> Any:
+    """Adds these CPUs and memory to their nodes' used counters."""
+    columns = rows.c
+    cpus, mem = func.sum(columns.cpus), func.sum(columns.mem)
+    sums = select(columns.node, cpus.label("cpus"), mem.label("mem")).group_by(columns.node)
+    change = sums.having((cpus != 0) | (mem != 0)).subquery("change").c
     nodes = t.nodes.c
-    values = {
-        "cpus_used": nodes.cpus_used + sign * change.cpus,
-        "mem_used": nodes.mem_used + sign * change.mem,
-    }
+    values = {"cpus_used": nodes.cpus_used + change.cpus, "mem_used": nodes.mem_used + change.mem}
     return update(t.nodes).where(nodes.name == change.node).values(**values)
 
 
@@ -160,20 +214,23 @@ def _taking_ports() -> Prepared:
     return Prepared(insert(t.allocations).from_select([*types, "host"], chosen))
 
 
-def release_shares(connection: Connection, releases: Sequence[Release]) -> None:
-    """See LeaderTransaction.release_shares."""
+def release_shares(connection: Connection, releases: Sequence[Release], freed: Freed) -> None:
+    """See LeaderTransaction.release_shares. What comes free is added to ``freed``."""
     if not releases:
         return
     rows = [{**attempt_values(r.attempt), "node": r.node, "gpu_state": r.gpu_state} for r in releases]
-    released, freed, given_back = _releasing()
-    if released.scalar(connection, rows=rows):  # only a live share has allocations
-        freed.run(connection, rows=rows)
-        given_back.run(connection, rows=rows)
+    released, free_gpus, drop = _releasing()
+    gone = released.all(connection, rows=rows)
+    for node, cpus, mem, _ in gone:
+        freed.add(node, cpus, mem)
+    if any(held for *_, held in gone):  # only a live share has allocations
+        free_gpus.run(connection, rows=rows)
+        drop.run(connection, rows=rows)
 
 
 @cache
 def _releasing() -> tuple[Prepared, Prepared, Prepared]:
-    """Of shares, with their nodes' counters (whether any had GPUs or ports); of their GPUs; of their allocations."""
+    """Of shares (node, CPUs, memory, and whether GPUs or ports were held); of their GPUs; of their allocations."""
     wanted = recordset({**_ATTEMPT, "node": Text(), "gpu_state": Text()})
 
     def same(table: Any) -> tuple[Any, ...]:
@@ -185,12 +242,10 @@ def _releasing() -> tuple[Prepared, Prepared, Prepared]:
     released = update(t.shares).where(*same(t.shares), live)
     held = func.cardinality(shares.gpus) + func.cardinality(shares.ports) > 0
     released = released.values(released_at=func.now())
-    gone = released.returning(shares.node, shares.cpus, shares.mem, held.label("held")).cte("gone")
-    back = _adding(gone, -1).cte("back")
     theirs = (t.allocations.c.gpu == gpus.uuid, *same(t.allocations))
     freed = update(t.gpus).where(*theirs, gpus.state == GpuState.ALLOCATED.value)
     return (
-        Prepared(select(func.bool_or(gone.c.held)).add_cte(back)),
+        Prepared(released.returning(shares.node, shares.cpus, shares.mem, held)),
         Prepared(freed.values(state=wanted.c.gpu_state)),
         Prepared(delete(t.allocations).where(*same(t.allocations))),
     )

@@ -32,7 +32,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import array, insert
 
 from hpcmesos.errors import IllegalTransition, KeyReused, Unauthenticated
 from hpcmesos.model import JobState, Scope
@@ -42,7 +42,7 @@ from hpcmesos.queue.deliveries import Deliveries
 from hpcmesos.queue.engine import begin, make_engine
 from hpcmesos.queue.hints import CHANNEL
 from hpcmesos.queue.reads import Reads
-from hpcmesos.queue.records import AuthorityRecord, NewJob, Submitted, TokenRecord
+from hpcmesos.queue.records import AuthorityRecord, NewJob, RequestKey, Submitted, TokenRecord
 from hpcmesos.queue.rows import new_job_values
 from hpcmesos.queue.states import INITIAL
 from hpcmesos.queue.usage_days import UsageDay, read_usage
@@ -101,11 +101,39 @@ class Store(Reads):
             insert_jobs(connection, dict(zip(seqs, news, strict=True)))
         return [Submitted(seq, False) for seq in seqs]
 
-    def wish(self, kind: str, seq: int | None, user: str, payload: Mapping[str, Any], via: str = "") -> int:
-        """Puts a user's wish into the inbox; answers its id, for inbox_pending(). ``via``: how the user came."""
+    def wish(
+        self,
+        kind: str,
+        seq: int | None,
+        user: str,
+        payload: Mapping[str, Any],
+        via: str = "",
+        key: RequestKey | None = None,
+    ) -> int:
+        """Puts a user's wish into the inbox; answers its id, for inbox_pending(). ``via``: how the user came.
+
+        Under a ``key`` that came before nothing is put there: the id is the first wish's. Raises KeyReused.
+        """
         row = {"kind": kind, "seq": seq, "user": user, "payload": dict(payload), "via": via}
         with begin(self._single) as connection:
-            return int(connection.execute(insert(t.inbox).values(row).returning(t.inbox.c.id)).scalar_one())
+            if key is None:
+                return int(
+                    connection.execute(insert(t.inbox).values(row).returning(t.inbox.c.id)).scalar_one()
+                )
+            named = {**row, "key": key.key, "digest": key.digest}
+            given = {f"the_{name}": value for name, value in named.items()}
+            # Waits for a twin that is being committed now; then the twin's wish is ours.
+            if (new := connection.scalar(_wishing_once(), given)) is not None:
+                return int(new)
+            return _replay(connection, user, key.key, key.digest)[0]
+
+    def wished(self, user: str, key: RequestKey) -> int | None:
+        """The id of the wish that came under this key; None: none did. Raises KeyReused."""
+        kept = select(_KEY.key).where(_KEY.user == user, _KEY.key == key.key)
+        with begin(self._single) as connection:
+            if connection.execute(kept).first() is None:
+                return None
+            return _replay(connection, user, key.key, key.digest)[0]
 
     def inbox_pending(self, ids: Sequence[int]) -> set[int]:
         """Those of ``ids`` that no leader has taken yet."""
@@ -334,7 +362,7 @@ def _good(token: str, kind: str) -> tuple[Any, ...]:
 
 
 def _replay(connection: Connection, user: str, key: str, digest: bytes) -> list[int]:
-    """The jobs that this key, which is taken, made. Raises KeyReused."""
+    """The jobs that this key, which is taken, made, or the wish. Raises KeyReused."""
     keys = t.idempotency_keys
     row = connection.execute(
         select(keys.c.digest, keys.c.seqs).where(keys.c.user == user, keys.c.key == key)
@@ -359,6 +387,19 @@ def _taking_ids(keyed: bool) -> Any:
     rows = select(literal(SUBMIT), func.unnest(taken.c.seqs), bindparam("the_user", type_=Text))
     told = insert(t.inbox).from_select(["kind", "seq", "user"], rows)
     return select(taken.c.seqs).add_cte(told.cte("told"))
+
+
+@cache
+def _wishing_once() -> Any:
+    """A wish's inbox row under a key; one statement. Its id; NULL: the key is taken."""
+    names = {"user": "the_user", "key": "the_key", "digest": "the_digest"}
+    row = {name: bindparam(given, type_=_KEY[name].type) for name, given in names.items()}
+    new = insert(t.idempotency_keys).values(**row, seqs=array([t.inbox_ids.next_value()]))
+    taken = new.on_conflict_do_nothing().returning(_KEY.seqs).cte("taken")
+    columns = ("kind", "seq", "user", "payload", "via")
+    values = [bindparam(f"the_{name}", type_=t.inbox.c[name].type) for name in columns]
+    rows = select(taken.c.seqs[1], *values)
+    return insert(t.inbox).from_select(["id", *columns], rows).returning(t.inbox.c.id)
 
 
 _KEY = t.idempotency_keys.c

@@ -267,6 +267,34 @@ def test_a_release_gives_everything_back_once(store: Store, leader: LeaderStore,
     assert check_invariants(database.owner, settled=True) == []
 
 
+def test_what_comes_free_is_taken_at_once(store: Store, leader: LeaderStore, database: Database) -> None:
+    """The node's row does not change where as much comes as goes; else it changes by what is left."""
+
+    def row() -> tuple[object, ...] | None:
+        with psycopg.connect(database.owner) as connection:
+            return connection.execute("SELECT ctid, cpus_used, mem_used FROM nodes").fetchone()
+
+    first, second, third, large = (submit(store) for _ in range(4))
+    register(leader, node("n1"))
+    start(leader, gang(first, ("n1", 8, ())))
+    before = row()
+    with leader.transaction() as transaction:
+        transaction.move_jobs([move(first, R, C, exit_status=0)])
+        transaction.finish_attempts([AttemptRecord(key=AttemptKey(first, None, 1), cause=Cause.OK, code=0)])
+        transaction.release_shares([Release(attempt=AttemptKey(first, None, 1), node="n1")])
+        assert {key.seq for key in transaction.apply_starts([gang(second, ("n1", 8, ()))])} == {second}
+    assert row() == before
+    with leader.transaction() as transaction:
+        transaction.move_jobs([move(second, R, C, exit_status=0)])
+        transaction.finish_attempts([AttemptRecord(key=AttemptKey(second, None, 1), cause=Cause.OK, code=0)])
+        transaction.release_shares([Release(attempt=AttemptKey(second, None, 1), node="n1")])
+        both = [gang(large, ("n1", 9, ())), gang(third, ("n1", 3, ()))]
+        assert {key.seq for key in transaction.apply_starts(both)} == {third}
+    assert (row() or ())[1:] == (3, 10)
+    finish(leader, third, 1, "n1")
+    assert (row() or ())[1:] == (0, 0)
+
+
 def test_a_gpu_that_the_database_did_not_give_out(store: Store, leader: LeaderStore) -> None:
     register(leader, node("n1", gpus=1, state=GpuState.ALLOCATED))
     assert gpu_states(store) == {"n1-g0": "unknown-attempt"}

@@ -158,10 +158,12 @@ def qorder(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         if {first.state, second.state} != {JobState.QUEUED}:
             raise WrongState("both jobs must be in state Q")
     except (UnknownJob, Unauthorized, WrongState) as error:
+        if site.wished(caller, "order") is not None:
+            return CommandReply()  # what has become of them since is no reason to refuse the second try
         names = " or ".join(full_id(site, text) for text in ids)
         refusals.add(names if isinstance(error, UnknownJob) else full_id(site, ids[0]), error)
         return refusals.reply()
-    sent = site.wish(caller, wishes.ORDER, first.seq, {"other": second.seq})
+    sent = site.wish(caller, wishes.ORDER, first.seq, {"other": second.seq}, "order")
     site.notifier.poke()
     wishes.await_taken(site.store, [sent])
     return CommandReply()

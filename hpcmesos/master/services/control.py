@@ -42,8 +42,13 @@ def delete(site: Site, caller: Caller, text: str) -> None:
     Raises:
         UnknownJob, Unauthorized, JobFinished: nothing was wished.
     """
-    job = _unfinished(site, caller, text)
-    _send(site, [site.wish(caller, wishes.DELETE, job.seq, {"index": job.index, "purge": False})])
+    try:
+        job = _unfinished(site, caller, text)
+    except JobFinished:
+        if site.wished(caller, text) is None:
+            raise
+        return
+    _send(site, [site.wish(caller, wishes.DELETE, job.seq, {"index": job.index, "purge": False}, text)])
 
 
 def qhold(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
@@ -97,9 +102,11 @@ class Command:
                 job, which = self._named(text)
                 kind, payload = wanted(job)
             except HpcmesosError as error:
-                refusals.add(full_id(self.site, text), error)
+                # What the first try did is no reason to refuse the second.
+                if self.site.wished(self.caller, text) is None:
+                    refusals.add(full_id(self.site, text), error)
                 continue
-            sent.append(self.site.wish(self.caller, kind, job.seq, {**which, **payload}))
+            sent.append(self.site.wish(self.caller, kind, job.seq, {**which, **payload}, text))
         _send(self.site, sent)
         return refusals.reply()
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hpcmesos.api_schema import CommandReply, CommandRequest, Need
 from hpcmesos.errors import (
@@ -93,7 +94,8 @@ def switch(command: str, site: Site, caller: Caller, request: CommandRequest) ->
             auth.check_operator(caller, "change queues")
             if queue not in known_queues:
                 raise UnknownQueue(f"Unknown queue {queue}")
-            sent.append(_wish(site, caller, "queue", queue, "set", [Change(name, "=", value)]))
+            payload = _payload("queue", queue, "set", [Change(name, "=", value)])
+            sent.append(site.wish(caller, wishes.OBJECT, None, payload))
         except HpcmesosError as error:
             refusals.add(queue, error)
     _settle(site, sent)
@@ -129,9 +131,11 @@ class _Session:
     sent: list[int] = field(default_factory=list)
     code: int = 0
     over: bool = False
+    line: int = 0  # the number of the one that runs
 
     def run(self, line: str, *, check_only: bool) -> bool:
         """One line; False: something was wrong."""
+        self.line += 1
         try:
             directive = parse_line(line)
         except (InvalidValue, BadDirective) as error:
@@ -142,6 +146,8 @@ class _Session:
             try:
                 self._one(directive, name)
             except HpcmesosError as error:
+                if self.site.wished(self.caller, self._part(name)) is not None:
+                    continue  # what the first try did is no reason to refuse the second
                 number = error_number(error, self.personality)
                 server = f"qmgr obj={name} svr=default: {_sentence(error)}\n"
                 self._complain(
@@ -154,6 +160,10 @@ class _Session:
     def settle(self) -> None:
         """Waits until what was wished is done and every API process sees it."""
         _settle(self.site, self.sent)
+
+    def _part(self, name: str) -> str:
+        """What the line asks of one object, for `Site.wish`."""
+        return f"{self.line} {name}"
 
     def _complain(self, text: str, code: int) -> None:
         if not self.silent:
@@ -283,9 +293,8 @@ class _Session:
                 raise UnknownQueue("No queue is named or active")
             queue = changed_queue(queues, name, directive.verb, directive.changes)
             self._check_queue(name, queue)
-        self.sent.append(
-            _wish(self.site, self.caller, directive.kind, name, directive.verb, directive.changes)
-        )
+        payload = _payload(directive.kind, name, directive.verb, directive.changes)
+        self.sent.append(self.site.wish(self.caller, wishes.OBJECT, None, payload, self._part(name)))
         # The next directive must see this one done.
         self.site.notifier.poke()
         wishes.await_taken(self.site.store, self.sent[-1:])
@@ -328,14 +337,14 @@ def _asked(key: str, wanted: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in wanted)
 
 
-def _wish(site: Site, caller: Caller, kind: str, name: str, action: str, changes: Sequence[Change]) -> int:
-    payload = {
+def _payload(kind: str, name: str, action: str, changes: Sequence[Change]) -> Mapping[str, Any]:
+    """Of an OBJECT wish."""
+    return {
         "kind": kind,
         "name": name,
         "action": action,
         "changes": [[change.name, change.operator, change.value] for change in changes],
     }
-    return site.wish(caller, wishes.OBJECT, None, payload)
 
 
 def _settle(site: Site, sent: Sequence[int]) -> None:

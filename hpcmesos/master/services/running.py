@@ -69,7 +69,8 @@ def qrun(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         try:
             asked[text] = _wish(site, caller, text, nodes)
         except HpcmesosError as error:
-            refusals.add(full_id(site, text), error)
+            if site.wished(caller, text) is None:  # else the first try has started it
+                refusals.add(full_id(site, text), error)
     site.notifier.poke()
     if not command.has("a"):
         for text, one in asked.items():
@@ -112,7 +113,8 @@ def _wish(site: Site, caller: Caller, text: str, nodes: Sequence[str]) -> _Asked
     known = {node.name for node in site.store.nodes()}
     if unknown := [name for name in nodes if name not in known]:
         raise UnknownNode(f"unknown node '{unknown[0]}'; pbsnodes -a lists all")
-    return _Asked(job, site.wish(caller, wishes.RUN, job.seq, {"index": job.index, "nodes": list(nodes)}))
+    payload = {"index": job.index, "nodes": list(nodes)}
+    return _Asked(job, site.wish(caller, wishes.RUN, job.seq, payload, text))
 
 
 def _await(site: Site, asked: _Asked) -> None:

@@ -151,7 +151,7 @@ def _check_own(site: Site, caller: Caller, owner: str, name: str) -> None:
 
 def _wish(site: Site, caller: Caller, owner: str, name: str, action: str, schedule: object) -> None:
     payload = {"action": action, "owner": owner, "name": name, "schedule": schedule}
-    sent = site.wish(caller, wishes.SCHEDULE, None, payload)
+    sent = site.wish(caller, wishes.SCHEDULE, None, payload, "schedule" if action == "run" else None)
     site.notifier.poke()
     wishes.await_taken(site.store, [sent])
 

@@ -142,9 +142,25 @@ class Site:
         """Where jobs go that name no queue."""
         return self.server.recent().get("default_queue", self.settings.default_queue)
 
-    def wish(self, caller: Caller, kind: str, seq: int | None, payload: Mapping[str, Any]) -> int:
-        """Puts a wish of the caller into the inbox, with how he came; poke the notifier afterwards."""
-        return self.store.wish(kind, seq, caller.user or "master", payload, caller.via)
+    def wish(
+        self,
+        caller: Caller,
+        kind: str,
+        seq: int | None,
+        payload: Mapping[str, Any],
+        part: str | None = None,
+    ) -> int:
+        """Puts a wish of the caller into the inbox, with how he came; poke the notifier afterwards.
+
+        ``part``: which of the things that the request asks for this is; however often the request comes under its
+        key, each is wished once. None: done twice it is as done once. Raises KeyReused.
+        """
+        key = None if caller.key is None or part is None else caller.key.of(part)
+        return self.store.wish(kind, seq, caller.user or "master", payload, caller.via, key)
+
+    def wished(self, caller: Caller, part: str) -> int | None:
+        """The wish that this request made when it came before, whatever has become of its job since; None: none."""
+        return None if caller.key is None else self.store.wished(caller.user or "master", caller.key.of(part))
 
     def close(self) -> None:
         """Ends connections to the leader and to the database."""
