@@ -1,7 +1,8 @@
 """``pbsdsh [-u] [-h HOST | -n INDEX] [-c COPIES] [-o] [-s] [-v] PROGRAM ARGS...``: a program on every slot of the job.
 
-``-u``: once a host; ``-h``/``-n``: on one host (a name, or a line of PBS_NODEFILE counted from 0); ``-c``: on the first
-COPIES slots. Copies run at the same time (``-s`` and ``-o`` change nothing); the exit code is the first that is not 0.
+``-u``: once a host; ``-h``/``-n``: on one host (by name or address, or a line of PBS_NODEFILE counted from 0);
+``-c``: on the first COPIES slots. Copies run at the same time (``-s`` and ``-o`` change nothing); the exit code is the
+first that is not 0.
 """
 
 from __future__ import annotations
@@ -48,9 +49,12 @@ def main(argv: list[str]) -> int:
 
 
 def choose(slots: list[str], options: dict[str, str]) -> list[str]:
-    """The hosts, one a copy; empty when the options name none. A COPIES or INDEX that is no number names none."""
+    """The hosts, one a copy; empty when the options name none. A COPIES or INDEX that is no number names none.
+
+    Whether there is a host of a name, the shepherd knows: PBS_NODEFILE may have addresses.
+    """
     if "-h" in options:
-        return [options["-h"]] if options["-h"] in slots else []
+        return [options["-h"]]
     if "-n" in options:
         index = options["-n"]
         return [slots[int(index)]] if index.isdigit() and int(index) < len(slots) else []

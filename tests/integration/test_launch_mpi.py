@@ -82,6 +82,19 @@ def test_gpubind_none_and_programs_without_mpi(gang) -> None:
     assert sorted(lines[2:]) == ["node1", "node2"]
 
 
+def test_pbsdsh_knows_a_host_by_each_of_its_names(gang) -> None:
+    """Here PBS_NODEFILE has addresses, for names do not resolve."""
+    ask = "sh -c 'echo $HPCMESOS_NODE'"
+    attempt = gang(
+        "two=$(tail -n 1 $PBS_NODEFILE)\n"
+        + "".join(f"pbsdsh -h {host} {ask}\n" for host in ("node2", "$two", "node1", "localhost"))
+        + "pbsdsh -h node9 true\necho $?\n"
+    )
+    assert attempt.ended()["code"] == 0
+    assert attempt.tail("stdout").split() == ["node2", "node2", "node1", "node1", "255"]
+    assert attempt.tail("stderr") == "pbs_tmrsh: node9: node9 is no host of this job\n"
+
+
 def test_a_killed_proxy_ends_the_launch(gang, tmp_path: Path) -> None:
     """Hydra itself would wait for ever."""
     script = """
