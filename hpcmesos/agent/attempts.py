@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from hpcmesos import wire
 from hpcmesos.agent.events import AskProbe
 from hpcmesos.agent.gpu_health import GpuHealth
-from hpcmesos.agent.state import Attempt, Phase
+from hpcmesos.agent.state import REPEAT_ENDED, Attempt, Phase
 from hpcmesos.model import GpuState
 
 
@@ -94,10 +94,10 @@ class Attempts(GpuHealth):
         self._drop_attempt(attempt.name)
         self._refuse(attempt.name, reason)
 
-    def _repeat(self, attempt: Attempt) -> None:
-        """Tells the leader (again) how far an attempt is."""
+    def _repeat(self, attempt: Attempt, pause: float = REPEAT_ENDED) -> None:
+        """Tells the leader (again) how far an attempt is; ``pause``: s until it is told of an end once more."""
         if attempt.ended is not None:
-            self._set_attempt(replace(attempt, since=self.now))
+            self._set_attempt(replace(attempt, since=self.now, pause=pause))
             self._tell(attempt.ended)
         elif attempt.started is not None:
             self._tell_started(attempt.name)

@@ -18,6 +18,8 @@ from hpcmesos.agent.health import Fault, Use
 from hpcmesos.model import GpuState
 
 REMEMBERED = 1024  # attempts that are over here and known, so that a late message cannot start them again
+REPEAT_ENDED = 5.0  # s until an end that is not acknowledged is told again, and each time twice as long
+LONGEST_REPEAT = 600.0  # at most: a leader whose database does not know the attempt never takes it
 NEVER_TOLD = ""  # state of a GPU of which the leader has never heard
 
 
@@ -64,6 +66,7 @@ class Attempt(msgspec.Struct, frozen=True):
     ended: wire.Ended | None = None
     use: Use = msgspec.field(default_factory=Use)
     since: float = 0.0  # checking: when the probe was asked; ended: when the leader was told last
+    pause: float = REPEAT_ENDED  # ended: seconds from then on until it is told again
 
 
 FIRST_OPERATIONS = frozenset({"hello", "prepare", "go", "end", "signal", "forget", "shutdown"})

@@ -36,11 +36,19 @@ from hpcmesos.agent.events import (
 )
 from hpcmesos.agent.health import Fault
 from hpcmesos.agent.readings import Readings
-from hpcmesos.agent.state import FIRST_OPERATIONS, NEVER_TOLD, Attempt, Phase, Shepherd, Slot, State
+from hpcmesos.agent.state import (
+    FIRST_OPERATIONS,
+    LONGEST_REPEAT,
+    NEVER_TOLD,
+    Attempt,
+    Phase,
+    Shepherd,
+    Slot,
+    State,
+)
 from hpcmesos.model import MIG_FEATURE, Cause, GpuState
 
 CHECK_TIMEOUT = 10.0  # s that NVML has to answer before PREPARE is refused
-REPEAT_ENDED = 5.0  # s until an end that is not acknowledged is told again
 TELL_STARTED = 0.2  # s that a start is kept back when nobody waits for it: a short script is over by then
 LOOK_WHILE_CLEANING = 0.5  # s between two questions to the probe while a GPU is being cleaned
 LOOK_WHEN_IDLE = 10.0  # s between two questions otherwise
@@ -85,7 +93,7 @@ def deadline(state: State) -> float | None:
         if attempt.phase is Phase.CHECKING:
             times.append(attempt.since + CHECK_TIMEOUT)
         elif state.welcomed and attempt.phase is Phase.ENDED:
-            times.append(attempt.since + REPEAT_ENDED)
+            times.append(attempt.since + attempt.pause)
         elif state.welcomed and attempt.untold is not None:
             times.append(attempt.untold + TELL_STARTED)
     real = [s for s in state.gpus.values() if not s.told.simulated]
@@ -185,8 +193,8 @@ class _Step(Readings):
         for attempt in list(self.state.attempts.values()):
             if attempt.phase is Phase.CHECKING and self.now >= attempt.since + CHECK_TIMEOUT:
                 self._refuse_checking(attempt, f"NVML has not answered for {CHECK_TIMEOUT:.0f} s")
-            elif attempt.phase is Phase.ENDED and self.now >= attempt.since + REPEAT_ENDED:
-                self._repeat(attempt)
+            elif attempt.phase is Phase.ENDED and self.now >= attempt.since + attempt.pause:
+                self._repeat(attempt, pause=min(2 * attempt.pause, LONGEST_REPEAT))
             elif _is_late(attempt, self.now):
                 self._tell_started(attempt.name)
         for slot in list(self.state.gpus.values()):

@@ -183,6 +183,7 @@ class Cluster:
         self.attributes: dict[str, str] = {}  # of the server, as qmgr sets them
         self.reservations: Mapping[str, Any] = {}  # see queue/documents.py, as for shares
         self.shares: Mapping[str, Any] = {}
+        self.gpu_words: Mapping[str, Mapping[str, str]] = {}
         self.usage = Usage()
         self.history = History()  # of what this leader has seen end
         self.preempted: set[JobKey] = (
@@ -208,6 +209,7 @@ class Cluster:
         self.attributes = dict(state.server)
         self.reservations = state.documents.get(documents.RESERVATIONS) or {}
         self.shares = state.documents.get(documents.SHARES) or {}
+        self.gpu_words = state.documents.get(documents.GPU_WORDS) or {}
         self.usage = Usage(state.documents.get(documents.USAGE), state.used)
         for record in state.nodes:
             gpus = {gpu.uuid: gpu for gpu in record.gpus}

@@ -19,6 +19,7 @@ from hpcmesos.master.idle_gpus import take_samples
 from hpcmesos.master.reports import clean
 from hpcmesos.master.strangers import Strangers
 from hpcmesos.model import AttemptId, Cause, GpuState
+from hpcmesos.queue import documents
 from hpcmesos.queue.leadership import RESTORED
 from hpcmesos.queue.records import AttemptKey, GpuRecord, JobKey, NodeRecord
 
@@ -39,9 +40,6 @@ class Nodes:
         self.absence = absence
         self._finished: set[str] = set()  # strangers that the database knows as ended
         self._strangers = Strangers(desk)
-        self._unheard: dict[str, dict[str, wire.SetGpu]] = {}
-        """By node and UUID the last word about a GPU whose agent was away; the next leader does not know it, and
-        `pbsnodes` goes on to show what the agent says."""
 
     # --- links
 
@@ -52,8 +50,10 @@ class Nodes:
         forgot = _why_forgotten(before.record, hello) if before is not None else ""
         node = self._take_in(event.node, hello, hello.inventory)
         node.link = event.link
-        for word in self._unheard.pop(event.node, {}).values():
-            self.desk.send(event.node, word)
+        if words := self.desk.cluster.gpu_words.get(event.node):
+            for uuid, fault in words.items():
+                self.desk.send(event.node, wire.SetGpu(uuid=uuid, fault=fault))
+            self._keep_words(event.node, {})
         log.info("node up node=%s address=%s attempts=%d", event.node, hello.address, len(hello.attempts))
         reports = {report.attempt: report for report in hello.attempts}
         for attempt in list(self.desk.cluster.attempts.values()):
@@ -121,11 +121,17 @@ class Nodes:
         self.desk.tell(f"node {action}", told)
 
     def _set_gpu(self, name: str, word: wire.SetGpu) -> None:
-        """For its agent; one that restarts is told when it is back."""
+        """For its agent; one that is away is told when it is back: until then `pbsnodes` shows what it said last."""
         if self.desk.cluster.nodes[name].link is None:
-            self._unheard.setdefault(name, {})[word.uuid] = word
+            self._keep_words(name, {**self.desk.cluster.gpu_words.get(name, {}), word.uuid: word.fault})
         else:
             self.desk.send(name, word)
+
+    def _keep_words(self, name: str, words: Mapping[str, str]) -> None:
+        """For this leader and the next."""
+        others = {node: kept for node, kept in self.desk.cluster.gpu_words.items() if node != name}
+        self.desk.cluster.gpu_words = others | ({name: words} if words else {})
+        self.desk.effects.documents[documents.GPU_WORDS] = self.desk.cluster.gpu_words
 
     def _set_offline(self, name: str, offline: bool | None, note: str | None) -> None:
         """``offline`` None: only the note changes."""
@@ -251,6 +257,8 @@ class Nodes:
             if phase != "ended":
                 self._end_leftover(node, name)
             return
+        if phase == "ended" and name in self.desk.cluster.attempts:
+            return  # its share was given back to an earlier leader; it tells the end until we acknowledge it
         if phase == "ended":
             self._strangers.ended(node, name)
             return
@@ -346,7 +354,8 @@ class Nodes:
         attempt = self.desk.cluster.attempts.get(message.attempt)
         if attempt is not None and _had_part(attempt, node):
             self.gangs.on_ended(attempt, node, message)
-        elif self.is_finished(message.attempt):
+        elif attempt is not None or self.is_finished(message.attempt):
+            self._strangers.gone(node, message.attempt)
             self.desk.send(node, wire.Acknowledged(attempt=message.attempt))
         else:
             self._stranger(node, message.attempt, "ended", ())

@@ -29,7 +29,7 @@ class Strangers:
     def ended(self, node: str, name: str) -> None:
         """This node's part of it is over."""
         self._tell(node, name, "ended")
-        self._gone(node, name)
+        self.gone(node, name)
 
     def lives(self, node: str, name: str, phase: str) -> None:
         """No new job gets the number of its job, and that job, if there is one, does not start, nor does anything of
@@ -47,9 +47,10 @@ class Strangers:
     def reported(self, node: str, names: Collection[str]) -> None:
         """What a node that has just linked holds: of the others it has no part any more."""
         for name in [name for name, nodes in self._nodes.items() if node in nodes and name not in names]:
-            self._gone(node, name)
+            self.gone(node, name)
 
-    def _gone(self, node: str, name: str) -> None:
+    def gone(self, node: str, name: str) -> None:
+        """The node has no part of it any more, if it had one."""
         nodes = self._nodes.get(name, set())
         nodes.discard(node)
         if name in self._nodes and not nodes:

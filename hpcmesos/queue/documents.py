@@ -8,6 +8,7 @@ reservations by name: {"starts_at", "ends_at" (epoch seconds), "nodes", "users",
 shares       {"projects": {name: shares}, "users": {"project/user": shares}}; what is not named has one share
 plugins      what is wrong with the site's plug-ins: {kind: text}; see master/plugins.py
 usage        {"at": epoch seconds, "accounts": [[project, user, GPU-seconds, decayed until then], ...]}
+gpu_words    operators' last words about GPUs of nodes that were away: {node: {UUID: fault, empty: in use again}}
 notices      {"after": id of the last event that mails and webhook calls were made of}
 ============ ================================================================================================
 """
@@ -20,3 +21,4 @@ SHARES = "shares"
 USAGE = "usage"
 PLUGINS = "plugins"
 NOTICES = "notices"
+GPU_WORDS = "gpu_words"

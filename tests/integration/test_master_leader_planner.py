@@ -530,6 +530,44 @@ def test_an_unknown_attempt_that_its_node_no_longer_holds_blocks_nothing(bench: 
     assert bench.state(seq) is JobState.RUNNING
 
 
+def test_an_end_that_an_earlier_leader_took_is_not_one_of_an_unknown_attempt(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its acknowledgement was lost, and the head goes on."""
+    bench.up("node1", "node2")
+    seq = bench.submit(request(2))
+    bench.turn()
+    head, member = bench.run(seq)
+    attempt = bench.attempt(seq)
+    bench.say((member, ended(attempt, head=False)))
+    bench.take_over()
+    bench.up(head, attempts=[report(attempt, "running")])
+    bench.up(member, attempts=[report(attempt, "ended", head=False)])
+    sent = bench.say((member, ended(attempt, head=False)))
+    assert sent == [(member, wire.Acknowledged(attempt=attempt))]
+    assert "unknown attempt" not in caplog.text
+    bench.say((head, ended(attempt)))
+    assert bench.job(seq).exit_status == 0
+
+
+def test_an_unknown_attempt_that_ends_once_it_is_known_as_over_blocks_nothing(bench: Bench) -> None:
+    """After a restore: the job was started anew under a number that a node holds that was away."""
+    bench.up("node1", "node2")
+    seq = bench.submit()
+    bench.turn()
+    (node,) = bench.run(seq)
+    other = "node1" if node == "node2" else "node2"
+    attempt = bench.attempt(seq)
+    bench.down(other)
+    bench.up(other, attempts=[report(attempt, "running")])
+    bench.wish("rerun", seq)
+    bench.say((node, ended(attempt, "PREEMPTED")))
+    bench.pass_time(60)
+    assert bench.state(seq) is JobState.QUEUED
+    bench.say((other, ended(attempt)))
+    assert bench.attempt(seq) == f"{seq}.hpcm#2"
+
+
 def test_a_job_waits_for_its_unknown_attempt_though_the_known_one_is_over(bench: Bench) -> None:
     """After a restore: the known attempt was followed by another one, which its node holds."""
     bench.up("node1", "node2")

@@ -29,7 +29,8 @@ from hpcmesos.agent.events import (
 )
 from hpcmesos.agent.gpu_health import FAULT_CLEARS
 from hpcmesos.agent.health import Fault
-from hpcmesos.agent.state_machine import REPEAT_ENDED, deadline, first_state, step
+from hpcmesos.agent.state import REPEAT_ENDED
+from hpcmesos.agent.state_machine import deadline, first_state, step
 from hpcmesos.model import GpuState
 
 CARD = wire.Gpu(uuid="GPU-0", index=0, model="g")
@@ -135,6 +136,21 @@ def test_an_end_is_told_again_in_time() -> None:
     assert deadline(bench.state) is not None
     bench.now += REPEAT_ENDED
     assert [type(m) for m in bench.feed(Tick()).told()] == [wire.Ended]
+
+
+def test_an_end_that_no_leader_takes_is_told_ever_more_seldom_and_never_given_up() -> None:
+    """Its database does not know the attempt, say."""
+    bench = ready().feed(FromShepherd(ENDED))
+    bench.told()
+    for pause in (5, 10, 20, 40, 80, 160, 320, 600, 600):
+        bench.now += pause - 0.1
+        assert bench.feed(Tick()).told() == []
+        bench.now += 0.1
+        assert [type(m) for m in bench.feed(Tick()).told()] == [wire.Ended]
+    bench.feed(LinkDown(1)).linked(2)
+    assert [type(m) for m in bench.told()] == [wire.Hello, wire.Ended]
+    bench.now += REPEAT_ENDED
+    assert [type(m) for m in bench.feed(Tick()).told()] == [wire.Ended], "another leader may take it soon"
 
 
 def test_what_was_asked_of_a_shepherd_is_asked_of_the_next_connection() -> None:
