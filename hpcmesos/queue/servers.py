@@ -59,6 +59,22 @@ def connect(url: str, **options: Any) -> Connection:
     return _primary(",".join(sorted(map(str, places))), found)
 
 
+def newest_timeline(url: str) -> int:
+    """The highest timeline that any server of several writes; 0: none answers that one may write to, or ``url`` names
+    one server, which cannot be overtaken.
+    """
+    places = _places(url)
+    if len(places) == 1:
+        return 0
+    try:
+        found = _ask_all(url, places, {"connect_timeout": _CONNECT_TIMEOUT})
+    except psycopg.Error:
+        return 0
+    for _, connection in found:
+        connection.close()
+    return max(timeline for timeline, _ in found)
+
+
 def _places(url: str) -> list[dict[str, str]]:
     """Host and port of each server."""
     wanted = conninfo.conninfo_to_dict(url)

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from hpcmesos.queue import postgres
+from tests.e2e.cluster_kit import wait_until
 from tests.e2e.conftest import running
 from tests.e2e.trouble_kit import ReplicatedCluster, Submitter, check_all_ran_once, starts_again
 
@@ -46,3 +47,19 @@ def test_failover_to_the_synchronous_standby_and_a_stranger(replicated: Replicat
     with psycopg.connect(stranger) as connection:
         late = connection.execute("SELECT count(*) FROM jobs WHERE seq > 10000").fetchone()
     assert late == (0,), "nothing of ours went to the stranger"
+
+
+@pytest.mark.full
+def test_nobody_leads_on_a_primary_that_was_overtaken(replicated: ReplicatedCluster) -> None:
+    """It lives on and nobody has fenced it; so does the leader whose lease it keeps."""
+
+    def led() -> bool:
+        with psycopg.connect(postgres.url_of(replicated.sockets[0], postgres.OWNER)) as connection:
+            row = connection.execute("SELECT expires_at > clock_timestamp() FROM leadership").fetchone()
+            return bool(row and row[0])
+
+    assert led()
+    replicated.promote()
+    wait_until(lambda: not led(), "the old leader has ended", 15)
+    replicated.kill_primary()
+    starts_again(replicated)

@@ -89,7 +89,7 @@ def test_a_job_without_cards_gets_none(node: LiveCluster, cards: list[dict[str, 
 
 def test_a_wrong_environment_reaches_no_card(node: LiveCluster, cards: list[dict[str, Any]]) -> None:
     if "devices" not in node.run("pbsnodes", check=True).stdout:
-        pytest.skip("this kernel has no device controller of cgroup v1: isolation is the environment's alone")
+        pytest.skip("no devices controller of v1 and no systemd: isolation is the environment's alone")
     every = ",".join(card["uuid"] for card in cards)
     script = f"#!/bin/sh\nexport CUDA_VISIBLE_DEVICES={every}\n{CUDA} count\nexec 3</dev/nvidia{cards[0]['minor']}\n"
     job = node.qsub(script)
