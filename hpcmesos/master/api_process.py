@@ -39,6 +39,7 @@ from hpcmesos.master.services.routing import LOOK, Router
 from hpcmesos.master.services.site import Site
 from hpcmesos.master.services.wait import in_thread
 from hpcmesos.priority import come_first
+from hpcmesos.queue.servers import look_after
 from hpcmesos.queue.store import Store
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,9 @@ def main() -> int:
 
 async def _serve(config: Child, supervisor: int | None) -> None:
     settings, certificate, key, ca = config.settings, config.certificate, config.key, config.ca
-    store = Store(settings.api_database_url or settings.database_url)
+    url = settings.api_database_url or settings.database_url
+    look_after(url)
+    store = Store(url)
     identity = Identity(certificate, key, ca)
     site = replace(Site.open(settings, store, identity.client), supervisor=supervisor)
     metrics = Metrics(site)

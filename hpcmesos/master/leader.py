@@ -39,7 +39,7 @@ from hpcmesos.master.timetable import TimetableThread
 from hpcmesos.priority import come_first
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.leadership import Leadership
-from hpcmesos.queue.servers import newest_timeline
+from hpcmesos.queue.servers import look_after
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,6 @@ _SWITCH_INTERVAL = 0.0005  # the planner computes; links and the lease must not 
 _STOP_TIMEOUT = 5.0
 _CHORES_TIMEOUT = 0.2  # seconds; what they have not committed then, the next leader does
 _REVOKED = 2.0  # seconds between two looks for certificates that are good no more
-_PROMOTION = 5.0  # seconds between two looks whether another server of PostgreSQL has been promoted
 _SUCCESSOR = 1.5  # seconds that a leader that steps down waits for the next one's address
 _FAREWELL = 0.2  # seconds that agents may take to close their links
 
@@ -166,7 +165,7 @@ class Leader:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        watches = [asyncio.create_task(watch) for watch in (self._watch_lease(), self._watch_primary())]
+        watch = asyncio.create_task(self._watch_lease())
         welcome = wire.Welcome(
             protocol=wire.PROTOCOL,
             cluster=settings.cluster,
@@ -193,7 +192,7 @@ class Leader:
         self._thread("listener", self._listen)
         log.info("serving term=%d", store.term)
         await stop.wait()
-        for task in (*watches, fresh, guard):
+        for task in (watch, fresh, guard):
             task.cancel()
         self._stopped.set()
         self._events.put(Stop())
@@ -254,18 +253,6 @@ class Leader:
             self._lease.check()
 
 
-    async def _watch_primary(self) -> None:
-        """An old primary that nobody has fenced renews our lease for ever, while who leads on the promoted one counts
-        the nodes that are linked to us as silent, and gives their jobs to others.
-        """
-        url = leader_url(self._settings)
-        while True:
-            await asyncio.sleep(_PROMOTION)
-            newest = await asyncio.to_thread(newest_timeline, url)
-            if newest > self._timeline:
-                die(f"PostgreSQL's timeline is {newest} now, we lead on {self._timeline}")
-
-
 def leader_url(settings: MasterSettings) -> str:
     return settings.leader_database_url or settings.database_url
 
@@ -277,12 +264,13 @@ def main() -> int:
     child.log_to_stderr(config.settings.log_level)
     come_first()
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    look_after(leader_url(config.settings))
     leadership = Leadership(leader_url(config.settings))
     standby = Standby(leader_url(config.settings), config.settings.server)
     term, bound = acquire(leadership, config.settings)
     lease = Lease(leadership, config.settings.lease)
     try:
-        store = LeaderStore(leader_url(config.settings), term)
+        store = LeaderStore(leader_url(config.settings), term, leadership.timeline)
         uvloop.run(
             Leader(config, store, lease, standby, leadership.timeline).run(bound)
         )  # asyncio's own TLS costs more than all decisions

@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 from hpcmesos.errors import LostLeadership, UnknownNode
 from hpcmesos.model import HALF_LIFE, GpuState
 from hpcmesos.priority import bring_server_forward
-from hpcmesos.queue import documents, element_rows, history, starts, usage_days
+from hpcmesos.queue import documents, element_rows, history, servers, starts, usage_days
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import Snapshots, begin, make_engine
 from hpcmesos.queue.leadership import APPLICATION
@@ -311,18 +311,28 @@ class LeaderTransaction:
 class LeaderStore(Reads):
     """``url``: of the leader's role; ``term``: from Leadership.try_acquire(). Used by one or two threads.
 
+    ``timeline``: of the server that elected; another one may know the same term of another leader. 0: none is refused.
     ``limits``: PostgreSQL's timeouts by name, in ms.
     """
 
-    def __init__(self, url: str, term: int, *, limits: Mapping[str, int] = LIMITS) -> None:
+    def __init__(
+        self, url: str, term: int, timeline: int = 0, *, limits: Mapping[str, int] = LIMITS
+    ) -> None:
         engine = make_engine(url, APPLICATION, pool=6, look_before_use=False, limits=limits)
         event.listen(engine, "connect", _bring_forward)
         event.listen(engine, "connect", _think_of_memory)
+        event.listen(engine, "connect", lambda connection, _: self._check_timeline(connection))
+        self._timeline = timeline
         super().__init__(engine)
         self._url = url
         self.term = term
         fence = select(func.now()).select_from(t.leadership).where(t.leadership.c.term == term)
         self._fence = Prepared(fence.with_for_update(read=True, key_share=True))
+
+    def _check_timeline(self, connection: Any) -> None:
+        now = servers.timeline_of(connection)
+        if self._timeline and now not in (0, self._timeline):
+            raise LostLeadership(f"term {self.term}: PostgreSQL's timeline is {now}, not {self._timeline}")
 
     @contextmanager
     def transaction(self) -> Iterator[LeaderTransaction]:

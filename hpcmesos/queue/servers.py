@@ -1,18 +1,21 @@
 """Connections to the one PostgreSQL server that may be written to, where the URL names several.
 
-After a failover the old primary may come back and take writes that nobody will ever see again. So of all servers that
-answer, the one with the highest timeline is the primary: a promotion begins a new timeline. A server that is behind
-what this process has seen is refused.
+After a failover the old primary may come back, or live on, and take writes that nobody will ever see again. So of all
+servers that answer, the one with the highest timeline is the primary: a promotion begins a new timeline. A server that
+is behind what this process has seen is refused, and connections that were made to it before are cut.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import socket
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import conninfo
@@ -25,6 +28,8 @@ Connection = psycopg.Connection[Any]
 
 _CONNECT_TIMEOUT = 5  # seconds
 _OTHERS = 0.5  # seconds that other servers may take to answer when one has
+_LOOK = 5.0  # seconds between two looks for a promotion
+_IMPATIENT = "-c statement_timeout=5000"
 _SCHEMES = ("postgresql://", "postgres://")
 _TIMELINE = """
     SELECT CASE WHEN pg_is_in_recovery() OR current_setting('default_transaction_read_only')::boolean THEN 0
@@ -33,6 +38,8 @@ _TIMELINE = """
 # The control file knows a new timeline only after the next checkpoint; the WAL's file name knows it at once.
 
 _seen: dict[str, int] = {}  # the highest timeline of each set of servers
+_made: WeakKeyDictionary[Connection, tuple[str, int]] = WeakKeyDictionary()
+"""Of connections to one of several servers: which set, and the server's timeline."""
 _lock = threading.Lock()
 
 
@@ -59,20 +66,22 @@ def connect(url: str, **options: Any) -> Connection:
     return _primary(",".join(sorted(map(str, places))), found)
 
 
-def newest_timeline(url: str) -> int:
-    """The highest timeline that any server of several writes; 0: none answers that one may write to, or ``url`` names
-    one server, which cannot be overtaken.
-    """
-    places = _places(url)
-    if len(places) == 1:
-        return 0
-    try:
-        found = _ask_all(url, places, {"connect_timeout": _CONNECT_TIMEOUT})
-    except psycopg.Error:
-        return 0
-    for _, connection in found:
-        connection.close()
-    return max(timeline for timeline, _ in found)
+def timeline_of(connection: Connection) -> int:
+    """The timeline of its server when it was made; 0: its URL named one server, which nothing can overtake."""
+    return _made.get(connection, ("", 0))[1]
+
+
+def look_after(url: str) -> None:
+    """From now on a thread looks every 5 s whether another server of ``url`` has been promoted."""
+    if len(_places(url)) > 1:
+        threading.Thread(target=_look, args=(url,), name="promotions", daemon=True).start()
+
+
+def _look(url: str) -> None:
+    while True:
+        time.sleep(_LOOK)
+        with contextlib.suppress(psycopg.Error):  # who needs the database says what is wrong
+            connect(url, options=_IMPATIENT).close()
 
 
 def _places(url: str) -> list[dict[str, str]]:
@@ -144,6 +153,10 @@ def _primary(name: str, found: list[tuple[int, Connection]]) -> Connection:
         known = _seen.get(name, 0)
         if timeline and timeline >= known:
             _seen[name] = timeline
+            _made[primary] = name, timeline
+        overtaken = [one for one, made in _made.items() if made[0] == name and made[1] < _seen.get(name, 0)]
+    for connection in overtaken:
+        _cut(connection)
     if timeline > known > 0:
         log.warning("the primary is %s now, on timeline %d", primary.info.host, timeline)
     if timeline == 0 or timeline < known:
@@ -154,3 +167,12 @@ def _primary(name: str, found: list[tuple[int, Connection]]) -> Connection:
             else "none of the servers that answer is a primary"
         )
     return primary
+
+
+def _cut(connection: Connection) -> None:
+    """As if its server had gone. A thread that waits for an answer, which may never come, is told; to cancel what it
+    waits for would make the old primary commit it alone.
+    """
+    with contextlib.suppress(OSError, psycopg.Error):
+        with socket.socket(fileno=os.dup(connection.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)

@@ -59,7 +59,12 @@ def test_nobody_leads_on_a_primary_that_was_overtaken(replicated: ReplicatedClus
             return bool(row and row[0])
 
     assert led()
+    term = replicated.ask("SELECT term FROM leadership")
     replicated.promote()
     wait_until(lambda: not led(), "the old leader has ended", 15)
+    leading = "SELECT term > {} AND expires_at > clock_timestamp() FROM leadership"
+    wait_until(lambda: replicated.ask(leading.format(term)) is True, "somebody leads on the new primary", 15)
+    starts_again(replicated)
+    assert not led()
     replicated.kill_primary()
     starts_again(replicated)
