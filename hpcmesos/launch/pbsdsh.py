@@ -77,7 +77,7 @@ def _start(path: str, host: str, command: str, copy: int) -> int:
         if tasks.FILE in os.environ:
             os.environ[tasks.TASK] = str(copy)
         try:
-            code = remote_shell.Session(path, host, command, with_stdin=False).run()
+            code = remote_shell.Session(path, host, command, False, "pbsdsh").run()
         except OSError as error:
             sys.stderr.write(f"pbsdsh: {host}: {error.strerror}\n")
         finally:

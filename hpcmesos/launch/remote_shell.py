@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+PROGRAM = "pbs_tmrsh"
 USAGE = "usage: pbs_tmrsh [-n] [-x] [-q] [-l user] host command...\n"
 LOST = 255
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -64,15 +65,16 @@ def parse(argv: list[str]) -> tuple[str, str, bool]:
     return words[0].rpartition("@")[2], " ".join(words[1:]), with_stdin
 
 
-def lost(host: str, reason: str) -> int:
+def lost(host: str, reason: str, program: str = PROGRAM) -> int:
     """Says so, ends the parent, answers the exit code."""
-    _complain(host, reason)
+    _complain(program, host, reason)
     _end_parent()
     return LOST
 
 
-def _complain(host: str, reason: str) -> None:
-    sys.stderr.write(f"pbs_tmrsh: {host}: {reason}\n")
+def _complain(program: str, host: str, reason: str) -> None:
+    where = "" if reason.startswith(f"{host} ") else f"{host}: "
+    sys.stderr.write(f"{program}: {where}{reason}\n")
     sys.stderr.flush()
 
 
@@ -94,9 +96,12 @@ def _parent_is_launcher() -> bool:
 
 
 class Session:
-    """One command on one host."""
+    """One command on one host. ``program``: in whose name it complains."""
 
-    def __init__(self, path: str, host: str, command: str, with_stdin: bool) -> None:
+    def __init__(
+        self, path: str, host: str, command: str, with_stdin: bool, program: str = PROGRAM
+    ) -> None:
+        self._program = program
         self._host = host
         self._parser = protocol.Parser()
         self._connection: Any = protocol.connect(path)
@@ -152,7 +157,7 @@ class Session:
     def _hear(self) -> None:
         data = self._connection.recv(4 * protocol.CHUNK)
         if not data:
-            self._code = lost(self._host, "the connection to the shepherd was lost")
+            self._code = lost(self._host, "the connection to the shepherd was lost", self._program)
             return
         for kind, body in self._parser.feed(data):
             if kind == protocol.STDOUT:
@@ -169,12 +174,12 @@ class Session:
         elif number is not None:
             self._code = 128 + int(number)
         elif end.get("lost"):
-            self._code = lost(self._host, str(end["error"]))
+            self._code = lost(self._host, str(end["error"]), self._program)
         else:
-            _complain(self._host, str(end.get("error")))
+            _complain(self._program, self._host, str(end.get("error")))
             self._code = LOST
         if self._code > 128 and self._code != LOST and _parent_is_launcher():
-            _complain(self._host, f"the proxy was killed by signal {self._code - 128}")
+            _complain(self._program, self._host, f"the proxy was killed by signal {self._code - 128}")
             _end_parent()
 
     def _say(self, value: dict[str, Any]) -> None:

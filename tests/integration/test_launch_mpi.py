@@ -92,7 +92,7 @@ def test_pbsdsh_knows_a_host_by_each_of_its_names(gang) -> None:
     )
     assert attempt.ended()["code"] == 0
     assert attempt.tail("stdout").split() == ["node2", "node2", "node1", "node1", "255"]
-    assert attempt.tail("stderr") == "pbs_tmrsh: node9: node9 is no host of this job\n"
+    assert attempt.tail("stderr") == "pbsdsh: node9 is no host of this job\n"
 
 
 def test_a_killed_proxy_ends_the_launch(gang, tmp_path: Path) -> None:
