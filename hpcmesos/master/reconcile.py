@@ -354,11 +354,20 @@ class Nodes:
         attempt = self.desk.cluster.attempts.get(message.attempt)
         if attempt is not None and _had_part(attempt, node):
             self.gangs.on_ended(attempt, node, message)
-        elif attempt is not None or self.is_finished(message.attempt):
+        elif self._gave_back(attempt, node) or self.is_finished(message.attempt):
             self._strangers.gone(node, message.attempt)
             self.desk.send(node, wire.Acknowledged(attempt=message.attempt))
         else:
-            self._stranger(node, message.attempt, "ended", ())
+            self._strangers.ended(node, message.attempt)
+
+    def _gave_back(self, attempt: Attempt | None, node: str) -> bool:
+        """Whether the node had a share of it, under an earlier leader. Else, after a restore, the node means an earlier
+        attempt of the same name.
+        """
+        if attempt is None:
+            return False
+        shares = self.desk.reader.shares([attempt.key.job])
+        return any(share.attempt == attempt.key and share.node == node for share in shares)
 
 
 def _has(node: Node, gpu: str) -> bool:

@@ -550,6 +550,22 @@ def test_an_end_that_an_earlier_leader_took_is_not_one_of_an_unknown_attempt(
     assert bench.job(seq).exit_status == 0
 
 
+def test_the_end_of_an_earlier_attempt_of_the_same_name_is_left_with_its_node(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a restore: the job was started anew elsewhere, under the number that this node had."""
+    bench.up("node1", "node2")
+    seq = bench.submit()
+    bench.turn()
+    (node,) = bench.run(seq)
+    other = "node1" if node == "node2" else "node2"
+    attempt = bench.attempt(seq)
+    assert bench.say((other, ended(attempt))) == []
+    assert f"unknown attempt node={other} attempt={attempt} phase=ended" in caplog.text
+    assert bench.state(seq) is JobState.RUNNING
+    assert bench.say((node, ended(attempt))) == [(node, wire.Acknowledged(attempt=attempt))]
+
+
 def test_an_unknown_attempt_that_ends_once_it_is_known_as_over_blocks_nothing(bench: Bench) -> None:
     """After a restore: the job was started anew under a number that a node holds that was away."""
     bench.up("node1", "node2")
