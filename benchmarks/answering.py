@@ -122,16 +122,22 @@ def show(bench: Bench, job: str, shown: list[float], over: threading.Event) -> N
 
 @contextmanager
 def stranger(bench: Bench) -> Iterator[None]:
-    """Nothing that ended or changed since it began can be cleared away while it lasts."""
+    """Nothing that ended or changed since it began can be cleared away while it lasts. Raises what ended it early:
+    nothing was measured beside it then.
+    """
     over = threading.Event()
+    ended: list[psycopg.Error] = []
     with psycopg.connect(bench.database_url) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         for table in ("jobs", "attempts", "shares", "events"):
             connection.execute(f"SELECT count(*) FROM {table}").fetchone()
 
         def stay() -> None:
-            while not over.is_set():
-                connection.execute("SELECT pg_sleep(0.5)")
+            try:
+                while not over.is_set():
+                    connection.execute("SELECT pg_sleep(0.5)")
+            except psycopg.Error as error:
+                ended.append(error)
 
         thread = threading.Thread(target=stay)
         thread.start()
@@ -140,6 +146,8 @@ def stranger(bench: Bench) -> Iterator[None]:
         finally:
             over.set()
             thread.join()
+        if ended:
+            raise ended[0]
 
 
 def quantiles(samples: list[float]) -> dict[str, float]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.integration.database_kit"]
 
 A_ROUND, ROUNDS = 200, 40
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NEW = NewJob(name="j", owner="alice", server="hpcm", queue="batch", request=Request(), script=b"x")
 
 
@@ -85,3 +89,20 @@ def test_a_held_snapshot_does_not_slow_the_queue(
     first, last = statistics.median(took[:6]), statistics.median(took[-6:])
     assert last < 6 * first, f"rounds of {A_ROUND} jobs took {first:.3f} s, then {last:.3f} s: {took}"
     assert check_invariants(database.owner) == []
+
+
+def test_the_benchmark_beside_a_held_snapshot_fails_without_it(database: Database) -> None:
+    """Somebody ends the session that holds it."""
+    script = (
+        "import sys, threading, time, types, psycopg, answering\n"
+        "url = sys.argv[1]\n"
+        "with answering.stranger(types.SimpleNamespace(database_url=url)):\n"
+        "    with psycopg.connect(url) as other:\n"
+        "        other.execute('SELECT pg_terminate_backend(pid) FROM pg_stat_activity'\n"
+        "                      ' WHERE datname = current_database() AND pid <> pg_backend_pid()')\n"
+        "    while threading.active_count() > 1:\n"
+        "        time.sleep(0.01)\n"
+    )
+    words = [sys.executable, "-c", script, database.owner]
+    done = subprocess.run(words, cwd=BENCHMARKS, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "AdminShutdown" in done.stderr) == (1, True)
