@@ -8,6 +8,8 @@
 Every refusal is raised as the leaf of :mod:`hpcmesos.errors` that the server named. A connection that breaks is made
 anew, at the next master where several are named, for ``patience`` seconds; a submission carries one idempotency key
 through all its tries, so it makes one job, and so does each other command: a job is signalled or run again once.
+Tokens, secrets and certificates are without keys: a second try may make a second token, and may find gone what the
+first has taken away. ``qterm`` is tried once, for the next master is another one.
 A client belongs to one thread, but for ``logs``, which uses connections of its own.
 """
 
@@ -117,6 +119,7 @@ class Client:
         filtered: bool = False,
     ) -> api_schema.CommandReply:
         """Runs a q-command on the server; its refusals are text and a code in the reply, as a terminal shows them."""
+        patience = 0.0 if name == "qterm" else None  # asked again, it would stop the next master, too
         request = api_schema.CommandRequest(
             argv=list(argv),
             cwd=cwd or str(Path.cwd()),
@@ -131,7 +134,8 @@ class Client:
             submit_filter=submit_filter,
             filtered=filtered,
         )
-        return self._call("POST", f"/v1/commands/{quote(name)}", api_schema.CommandReply, request)
+        path = f"/v1/commands/{quote(name)}"
+        return self._call("POST", path, api_schema.CommandReply, request, patience)
 
     def submit_many(
         self,
@@ -254,11 +258,12 @@ class Client:
 
     def reserve(self, wanted: api_schema.ReservationRequest) -> api_schema.Reservation:
         """Keeps nodes for a time; operators may. Raises Rejection: nothing is kept."""
-        return self._call("POST", "/v1/reservations", api_schema.Reservation, wanted)
+        return self._call("POST", "/v1/reservations", api_schema.Reservation, wanted, headers=_new_key())
 
     def unreserve(self, name: str) -> list[api_schema.Reservation]:
         """Takes a reservation away; those that are left."""
-        return self._call("DELETE", f"/v1/reservations/{quote(name)}", list[api_schema.Reservation])
+        path = f"/v1/reservations/{quote(name)}"
+        return self._call("DELETE", path, list[api_schema.Reservation], headers=_new_key())
 
     def schedules(self) -> list[api_schema.ScheduleStatus]:
         """One's own schedules; operators get those of all users."""
@@ -266,7 +271,7 @@ class Client:
 
     def add_schedule(self, wanted: api_schema.ScheduleRequest) -> api_schema.ScheduleStatus:
         """Makes a schedule. Raises Rejection: nothing is kept."""
-        return self._call("POST", "/v1/schedules", api_schema.ScheduleStatus, wanted)
+        return self._call("POST", "/v1/schedules", api_schema.ScheduleStatus, wanted, headers=_new_key())
 
     def change_schedule(self, owner: str, name: str, action: str) -> list[api_schema.ScheduleStatus]:
         """``action``: pause, resume, run (now, once more), remove."""
@@ -304,7 +309,8 @@ class Client:
         lifetime: float = 86400.0,
         scope: str = "all",
     ) -> api_schema.TokenReply:
-        """A new token; it is shown only now.
+        """A new token; it is shown only now. One whose answer is lost is made anew: the first, which nobody has seen,
+        is good until its end or `revoke_tokens`.
 
         See `api_schema.TokenRequest`. Raises Unauthorized: the caller may not make this one.
         """

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 UNREACHABLE = 255
 _ALWAYS = ("HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG")
 _SUBMITTING = ("qsub", "msub")
+_AT_ONE_MASTER = "/v1/commands/qterm"
+"""Sent once: the next master to hear it would stop, too."""
 _LARGEST_SCRIPT = 1024 * 1024
 """Bytes; one more is sent, so that the API can say that it is too much."""
 _PATIENCE = 30.0
@@ -207,6 +209,8 @@ def _ask(paths: str, target: str, request: dict[str, Any]) -> dict[str, Any]:
             try:
                 return _exchange(path, _SILENCE if len(several) > 1 else None, head.encode("ascii") + body)
             except _Broken as error:
+                if target == _AT_ONE_MASTER:
+                    raise
                 last, met = error, True
             except OSError as error:
                 met = met or isinstance(

@@ -32,7 +32,7 @@ from hpcmesos.master import auth
 from hpcmesos.master.api_credentials import CREDENTIALS
 from hpcmesos.master.api_streams import STREAMS
 from hpcmesos.master.metrics import CONTENT_TYPE, Metrics
-from hpcmesos.master.requests import OPEN, ApiRequest, actor_of, caller_of, keyed, site_of
+from hpcmesos.master.requests import OPEN, ApiRequest, actor_of, caller_of, check_key, keyed, site_of
 from hpcmesos.master.seldom import Seldom
 from hpcmesos.master.services import (
     auditing,
@@ -63,7 +63,6 @@ _outages = Seldom(log)
 
 _LARGEST_BODY = 16 * 1024 * 1024
 _INTERNAL_EXIT = 255
-_LONGEST_KEY = 255  # characters; an index holds it
 _LAST_SECOND = 253402300799  # of the year 9999
 
 _REFUSALS = {
@@ -79,6 +78,8 @@ _REFUSALS = {
         503: "The database, the leader or a node does not answer now",
     }.items()
 }
+
+KeyHeader = Annotated[str | None, Parameter(header=IDEMPOTENCY_KEY)]
 
 Service = Callable[[Site, auth.Caller, api_schema.CommandRequest], api_schema.CommandReply]
 
@@ -210,9 +211,7 @@ def explain_job(job_id: str, request: ApiRequest) -> api_schema.Why:
 
 
 @delete("/v1/jobs/{job_id:str}", sync_to_thread=True, status_code=200)
-def delete_job(
-    job_id: str, request: ApiRequest, key: Annotated[str | None, Parameter(header=IDEMPOTENCY_KEY)] = None
-) -> api_schema.JobStatus:
+def delete_job(job_id: str, request: ApiRequest, key: KeyHeader = None) -> api_schema.JobStatus:
     """Ends a job; the answer may still show it under way."""
     control.delete(site_of(request), keyed(actor_of(request), key, "delete", job_id), job_id)
     return status.job_status(site_of(request), job_id)
@@ -242,15 +241,17 @@ def list_reservations(request: ApiRequest) -> list[api_schema.Reservation]:
 
 
 @post("/v1/reservations", sync_to_thread=True, status_code=201)
-def reserve(data: api_schema.ReservationRequest, request: ApiRequest) -> api_schema.Reservation:
+def reserve(
+    data: api_schema.ReservationRequest, request: ApiRequest, key: KeyHeader = None
+) -> api_schema.Reservation:
     """Keeps nodes for a time; for operators."""
-    return standing.reserve(site_of(request), actor_of(request), data)
+    return standing.reserve(site_of(request), keyed(actor_of(request), key, "reserve", data), data)
 
 
 @delete("/v1/reservations/{name:str}", sync_to_thread=True, status_code=200)
-def unreserve(name: str, request: ApiRequest) -> list[api_schema.Reservation]:
+def unreserve(name: str, request: ApiRequest, key: KeyHeader = None) -> list[api_schema.Reservation]:
     """Takes a reservation away; answers those that are left."""
-    standing.unreserve(site_of(request), actor_of(request), name)
+    standing.unreserve(site_of(request), keyed(actor_of(request), key, "unreserve", name), name)
     return standing.list_reservations(site_of(request))
 
 
@@ -267,13 +268,15 @@ def list_schedules(request: ApiRequest) -> list[api_schema.ScheduleStatus]:
 
 
 @post("/v1/schedules", sync_to_thread=True, status_code=201)
-def add_schedule(data: api_schema.ScheduleRequest, request: ApiRequest) -> api_schema.ScheduleStatus:
+def add_schedule(
+    data: api_schema.ScheduleRequest, request: ApiRequest, key: KeyHeader = None
+) -> api_schema.ScheduleStatus:
     """A job for each due time of a rule, or after others have ended well."""
     shared = api_schema.SubmitRequest(
         jobs=[data.job], cwd=data.cwd, host=data.host, environ=data.environ, personality=data.personality
     )
     _check_text(shared, data.job.argv)
-    caller = actor_of(request)
+    caller = keyed(actor_of(request), key, "schedule", data)
     if caller.host:
         data = msgspec.structs.replace(data, host=caller.host)
     return schedules.add(site_of(request), caller, data)
@@ -285,9 +288,9 @@ def change_schedule(
     name: str,
     action: str,
     request: ApiRequest,
-    key: Annotated[str | None, Parameter(header=IDEMPOTENCY_KEY)] = None,
+    key: KeyHeader = None,
 ) -> list[api_schema.ScheduleStatus]:
-    """``action``: pause, resume, run (now, once more; once under one key), remove; answers the schedules as they are
+    """``action``: pause, resume, run (now, once more), remove; once under one key. Answers the schedules as they are
     then.
     """
     caller = keyed(actor_of(request), key, owner, name, action)
@@ -406,8 +409,7 @@ def _check_text(data: api_schema.CommandRequest | api_schema.SubmitRequest, word
     shared = [data.cwd, data.host, data.key or "", *data.environ, *data.environ.values()]
     if any("\0" in word for word in chain(words, shared)):
         raise InvalidValue("an argument or a variable holds a NUL byte")
-    if data.key and len(data.key) > _LONGEST_KEY:
-        raise InvalidValue(f"the idempotency key has {len(data.key)} characters; at most {_LONGEST_KEY}")
+    check_key(data.key or "")
     if data.personality not in tuple(Personality):
         known = ", ".join(Personality)
         raise InvalidValue(f"unknown personality '{data.personality[:40]}'; one of {known}")

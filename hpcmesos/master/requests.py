@@ -10,6 +10,7 @@ import msgspec
 from litestar import Request, WebSocket
 from litestar.datastructures import State
 
+from hpcmesos.errors import InvalidValue
 from hpcmesos.master import auth
 from hpcmesos.master.peercred import Peer
 from hpcmesos.master.services.site import Site
@@ -18,6 +19,7 @@ from hpcmesos.queue.records import RequestKey
 
 ApiRequest = Request[Any, Any, State]
 ApiSocket = WebSocket[Any, Any, State]
+_LONGEST_KEY = 255  # characters; an index holds it
 OPEN: list[dict[str, list[str]]] = [{}]
 """``security`` of a handler that asks for no credential."""
 
@@ -45,10 +47,19 @@ def actor_of(request: ApiRequest | ApiSocket) -> auth.Caller:
 
 
 def keyed(caller: auth.Caller, key: str | None, *asked: Any) -> auth.Caller:
-    """The caller of a request that may come again under ``key``; ``asked``: what it asks for, as JSON holds it."""
+    """The caller of a request that may come again under ``key``; ``asked``: what it asks for, as JSON holds it. Raises
+    InvalidValue.
+    """
     if not key:
         return caller
+    check_key(key)
     return replace(caller, key=RequestKey(key, hashlib.sha256(msgspec.json.encode(asked)).digest()))
+
+
+def check_key(key: str) -> None:
+    """Raises InvalidValue for one that no index holds."""
+    if len(key) > _LONGEST_KEY:
+        raise InvalidValue(f"the idempotency key has {len(key)} characters; at most {_LONGEST_KEY}")
 
 
 def peer_of(request: ApiRequest | ApiSocket) -> Peer:

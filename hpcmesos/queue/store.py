@@ -127,6 +127,16 @@ class Store(Reads):
                 return int(new)
             return _replay(connection, user, key.key, key.digest)[0]
 
+    def claim(self, user: str, key: RequestKey) -> None:
+        """From now on the key stands for this request. Raises KeyReused: it stands for another."""
+        kept = select(_KEY.digest).where(_KEY.user == user, _KEY.key == key.key)
+        row = {"user": user, "key": key.key, "digest": key.digest, "seqs": []}
+        with begin(self._single) as connection:
+            if (digest := connection.scalar(kept)) is None:
+                connection.execute(insert(t.idempotency_keys).values(row).on_conflict_do_nothing())
+                digest = connection.scalar(kept)
+        _check_same(digest, key.digest)
+
     def wished(self, user: str, key: RequestKey) -> int | None:
         """The id of the wish that came under this key; None: none did. Raises KeyReused."""
         kept = select(_KEY.key).where(_KEY.user == user, _KEY.key == key.key)
@@ -367,9 +377,13 @@ def _replay(connection: Connection, user: str, key: str, digest: bytes) -> list[
     row = connection.execute(
         select(keys.c.digest, keys.c.seqs).where(keys.c.user == user, keys.c.key == key)
     ).one()
-    if bytes(row.digest) != digest:
-        raise KeyReused("this idempotency key came before with another request: use a new key")
+    _check_same(row.digest, digest)
     return list(row.seqs)
+
+
+def _check_same(kept: bytes, digest: bytes) -> None:
+    if bytes(kept) != digest:
+        raise KeyReused("this idempotency key came before with another request: use a new key")
 
 
 @cache

@@ -308,7 +308,7 @@ idempotency_keys = Table(
     _text("user", None),
     _text("key", None),
     Column("digest", LargeBinary, nullable=False),
-    Column("seqs", ARRAY(BigInteger), nullable=False),  # of the jobs; of a wish: its id in the inbox
+    Column("seqs", ARRAY(BigInteger), nullable=False),  # of the jobs, or the wish; [] for Store.claim
     _now("created_at"),
     PrimaryKeyConstraint("user", "key"),
     Index("idempotency_keys_created_at", "created_at"),

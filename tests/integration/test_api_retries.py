@@ -6,24 +6,27 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
-from hpcmesos.api_schema import ScheduleRequest, Submission
+from hpcmesos.api_schema import ReservationRequest, ScheduleRequest, Submission
 from hpcmesos.client import Client
 from hpcmesos.connection import UnixConnection
-from hpcmesos.errors import InvalidValue, JobFinished, KeyReused
-from hpcmesos.model import JobState
-from hpcmesos.queue.records import QueueRecord, RequestKey
+from hpcmesos.errors import InvalidValue, JobFinished, KeyReused, MasterUnreachable, UnknownSchedule
+from hpcmesos.model import Cause, JobState
+from hpcmesos.queue import documents
+from hpcmesos.queue.records import AttemptRecord, Move, QueueRecord, RequestKey
 
 from .api_kit import ME, SCRIPT
+from .leader_kit import wait_until
 
 if TYPE_CHECKING:
     from .api_kit import Api, ObedientLeader
@@ -111,6 +114,11 @@ def asked(leader: ObedientLeader, seq: int) -> list[str]:
     return [row.kind for row in leader.taken if row.seq == seq and row.kind != "submit"]
 
 
+def taken(leader: ObedientLeader, kind: str) -> Mapping[str, Any]:
+    """What the first wish of this kind asks for, once the leader has it."""
+    return wait_until(lambda: [row.payload for row in leader.taken if row.kind == kind], kind)[0]
+
+
 @pytest.mark.parametrize(
     ("words", "kind"),
     [
@@ -178,6 +186,28 @@ def test_a_job_is_started_by_hand_once(api: Api, obedient: ObedientLeader, relay
     assert (asked(obedient, waits.seq), asked(obedient, starts.seq)) == (["run"], ["run"])
 
 
+def test_a_job_that_was_started_by_hand_and_waits_again_is_not_waited_for(
+    api: Api, obedient: ObedientLeader
+) -> None:
+    job = api.qsub("-r", "y")
+    words = ["-H", "node1", str(job.seq)]
+    with api.client() as first, ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(first.command, "qrun", words, key="by hand")
+        wait_until(lambda: asked(obedient, job.seq) == ["run"], "the wish")
+        attempt = api.start(job, "node1")
+        assert asking.result().code == 0
+    with api.leader.transaction() as tx:
+        tx.finish_attempts([AttemptRecord(key=attempt, cause=Cause.NODE_LOST)])
+        back = Move(
+            seq=job.seq, index=None, source=JobState.RUNNING, target=JobState.QUEUED, event="requeued"
+        )
+        assert tx.move_jobs([back])
+    with api.client() as second:
+        reply = second.command("qrun", words, key="by hand")
+    assert (reply.code, reply.stderr) == (0, "")
+    assert asked(obedient, job.seq) == ["run"]
+
+
 def test_two_jobs_exchange_their_places_once(api: Api, obedient: ObedientLeader, relay: Relay) -> None:
     first, second = api.qsub().seq, api.qsub().seq
     with Client(socket=relay.path, patience=5.0) as client:
@@ -224,6 +254,68 @@ def test_a_schedule_runs_once_more_once(api: Api, obedient: ObedientLeader, rela
     assert actions == ["add", "run", "run"]
 
 
+def test_a_schedule_is_made_and_removed_once(api: Api, obedient: ObedientLeader, relay: Relay) -> None:
+    wanted = ScheduleRequest(
+        name="weekly", rule="@weekly", job=Submission(["--", "true"]), environ={"HOME": "/"}
+    )
+
+    def rows(statement: str, *values: str) -> None:
+        with psycopg.connect(api.database.owner) as connection:
+            connection.execute(statement, values)
+
+    def add() -> None:
+        made = taken(obedient, "schedule")["schedule"]
+        into = "INSERT INTO schedules (owner, name, rule, job) VALUES (%s, 'weekly', '@weekly', %s)"
+        rows(into, api.me, json.dumps(made["job"]))
+
+    relay.before_losing = add
+    with Client(socket=relay.path, patience=5.0) as client:
+        assert client.add_schedule(wanted).name == "weekly"
+        with pytest.raises(InvalidValue, match="weekly is there already"):
+            client.add_schedule(wanted)
+        relay.losing = 2
+        relay.before_losing = lambda: rows("DELETE FROM schedules WHERE name = 'weekly'")
+        assert "weekly" not in [one.name for one in client.change_schedule(api.me, "weekly", "remove")]
+        with pytest.raises(UnknownSchedule):
+            client.change_schedule(api.me, "weekly", "remove")
+    assert relay.lost == 2
+    actions = [row.payload["action"] for row in obedient.taken if row.kind == "schedule"]
+    assert actions == ["add", "remove"]
+
+
+def test_a_reservation_is_made_and_taken_away_once(
+    api: Api, obedient: ObedientLeader, relay: Relay
+) -> None:
+    wanted = ReservationRequest(name="kept", ends_at=time.time() + 3600, nodes=["node1"])
+
+    def put(*names: str) -> None:
+        with api.leader.transaction() as tx:
+            values = {name: taken(obedient, "object")["value"] for name in names}
+            tx.put_document(documents.RESERVATIONS, values)
+
+    relay.before_losing = lambda: put("kept")
+    with Client(socket=relay.path, patience=5.0) as client:
+        assert client.reserve(wanted).nodes == ["node1"]
+        with pytest.raises(InvalidValue, match="there is a reservation kept already"):
+            client.reserve(wanted)
+        relay.losing, relay.before_losing = 2, put
+        assert client.unreserve("kept") == []
+        with pytest.raises(InvalidValue, match="there is no reservation kept"):
+            client.unreserve("kept")
+    assert relay.lost == 2
+    assert [row.payload["action"] for row in obedient.taken if row.kind == "object"] == ["create", "delete"]
+
+
+def test_another_master_is_not_asked_to_stop_in_its_place(api: Api, relay: Relay) -> None:
+    """Refused words, which stop nothing: whether they come a second time is what counts."""
+    relay.losing = 2
+    with Client(socket=relay.path, patience=5.0) as client, pytest.raises(MasterUnreachable):
+        client.command("qterm", ["-t", "immediate"])
+    assert relay.lost == 1
+    result = replace(api, socket=relay.path).stub("qterm", "-t", "immediate")
+    assert (result.returncode, relay.lost) == (255, 2)
+
+
 def test_a_key_is_for_one_request(api: Api, obedient: ObedientLeader) -> None:
     seq = running(api)
     with api.client() as client:
@@ -233,6 +325,22 @@ def test_a_key_is_for_one_request(api: Api, obedient: ObedientLeader) -> None:
             client.command("qsig", ["-s", "USR2", str(seq)], key="once")
         client.command("qsig", ["-s", "USR1", str(seq)], key="twice")
     assert asked(obedient, seq) == ["signal", "signal"]
+
+
+def test_a_key_is_for_one_request_whatever_the_other_is_about(api: Api, obedient: ObedientLeader) -> None:
+    first, second = running(api), running(api)
+    with api.client() as client:
+        assert client.command("qdel", [str(first)], key="one").code == 0
+        for words in ([str(second)], [str(second), str(first)]):
+            with pytest.raises(KeyReused):
+                client.command("qdel", words, key="one")
+        for command, words in (("qsig", [str(second)]), ("qsub", ["-N", "x"])):
+            with pytest.raises(KeyReused):
+                client.command(command, words, script=SCRIPT, environ={"HOME": "/"}, key="one")
+        client.command("qsub", [], script=SCRIPT, environ={"HOME": "/"}, key="two")
+        with pytest.raises(KeyReused):
+            client.command("qdel", [str(second)], key="two")
+    assert (asked(obedient, first), asked(obedient, second)) == (["delete"], [])
 
 
 def test_words_may_be_long_and_keys_may_not(api: Api, obedient: ObedientLeader) -> None:

@@ -47,10 +47,13 @@ class _NoAnswer(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A wish (its id) that is under way, and the job before it."""
+    """A wish (its id) that is under way, and the job before it; ``again``: the first try of the request made it, and
+    the job may have run since.
+    """
 
     job: JobRecord
     wish: int
+    again: bool
 
 
 def qrun(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
@@ -114,11 +117,12 @@ def _wish(site: Site, caller: Caller, text: str, nodes: Sequence[str]) -> _Asked
     if unknown := [name for name in nodes if name not in known]:
         raise UnknownNode(f"unknown node '{unknown[0]}'; pbsnodes -a lists all")
     payload = {"index": job.index, "nodes": list(nodes)}
-    return _Asked(job, site.wish(caller, wishes.RUN, job.seq, payload, text))
+    again = site.wished(caller, text) is not None
+    return _Asked(job, site.wish(caller, wishes.RUN, job.seq, payload, text), again)
 
 
 def _await(site: Site, asked: _Asked) -> None:
-    """Comes back once the job has started. Raises NoRoom, or what stands in its way."""
+    """Comes back once the job has started, now or by the first try. Raises NoRoom, or what stands in its way."""
     deadline = time.monotonic() + _PATIENCE
     while True:
         if not site.store.inbox_pending([asked.wish]):
@@ -127,6 +131,8 @@ def _await(site: Site, asked: _Asked) -> None:
                 return
             if job.comment.startswith(REFUSED):
                 raise NoRoom(job.comment.removeprefix(REFUSED))
+            if asked.again:
+                return
         if time.monotonic() > deadline:
             raise _NoAnswer(f"the leader has not started {id_of(asked.job)} yet; qstat shows when it does")
         time.sleep(_LOOK)

@@ -24,6 +24,8 @@ _MOST_TRIES = 100
 MOST = 500
 """Schedules of one user."""
 _INSTANT = timedelta(microseconds=1)
+_PART = "schedule"
+"""All that a request asks for, for `Site.wish`."""
 
 
 def add(site: Site, caller: Caller, wanted: api_schema.ScheduleRequest) -> api_schema.ScheduleStatus:
@@ -32,6 +34,19 @@ def add(site: Site, caller: Caller, wanted: api_schema.ScheduleRequest) -> api_s
     Raises:
         Rejection: a leaf of it; nothing is kept.
     """
+    if not _came_before(site, caller):
+        made = msgspec.to_builtins(_schedule(site, caller, wanted))
+        _wish(site, caller, caller.user, wanted.name, "add", made)
+    found = _find(site, caller.user, wanted.name)
+    if found is None:
+        raise InvalidValue(
+            f"schedule {wanted.name}: no leader has taken it yet; look later: hpcmesos cron list"
+        )
+    return _status(found)
+
+
+def _schedule(site: Site, caller: Caller, wanted: api_schema.ScheduleRequest) -> Schedule:
+    """As it is kept. Raises Rejection."""
     _check(site, caller, wanted)
     site.rates.take(caller.user, 1)
     now = datetime.now(UTC)
@@ -49,7 +64,7 @@ def add(site: Site, caller: Caller, wanted: api_schema.ScheduleRequest) -> api_s
         raise InvalidValue(
             "the job of a schedule can have neither depend= nor -a: its schedule says when it starts"
         )
-    schedule = Schedule(
+    return Schedule(
         owner=caller.user,
         name=wanted.name,
         rule=rule,
@@ -65,13 +80,6 @@ def add(site: Site, caller: Caller, wanted: api_schema.ScheduleRequest) -> api_s
         parents=parents,
         job=job,
     )
-    _wish(site, caller, caller.user, wanted.name, "add", msgspec.to_builtins(schedule))
-    made = _find(site, caller.user, wanted.name)
-    if made is None:
-        raise InvalidValue(
-            f"schedule {wanted.name}: no leader has taken it yet; look later: hpcmesos cron list"
-        )
-    return _status(made)
 
 
 def listing(site: Site, caller: Caller) -> list[api_schema.ScheduleStatus]:
@@ -83,12 +91,13 @@ def change(site: Site, caller: Caller, owner: str, name: str, action: str) -> li
     """Raises UnknownSchedule, Unauthorized, InvalidValue: nothing is changed."""
     if action not in ACTIONS:
         raise InvalidValue(f"'{action[:40]}' is nothing to do with a schedule; one of {', '.join(ACTIONS)}")
-    _check_own(site, caller, owner, name)
-    if action == "remove":
-        children = [one.name for one in site.store.schedules(owner) if name in one.parents]
-        if children:
-            raise InvalidValue(f"schedule {name}: {', '.join(children)} follows it; remove that first")
-    _wish(site, caller, owner, name, action, None)
+    if not _came_before(site, caller):
+        _check_own(site, caller, owner, name)
+        if action == "remove":
+            children = [one.name for one in site.store.schedules(owner) if name in one.parents]
+            if children:
+                raise InvalidValue(f"schedule {name}: {', '.join(children)} follows it; remove that first")
+        _wish(site, caller, owner, name, action, None)
     return listing(site, caller)
 
 
@@ -149,9 +158,19 @@ def _check_own(site: Site, caller: Caller, owner: str, name: str) -> None:
         raise UnknownSchedule(f"{owner or 'nobody'} has no schedule {name}; hpcmesos cron list shows all")
 
 
+def _came_before(site: Site, caller: Caller) -> bool:
+    """Whether this is the second try of a request, which then waits as the first did: what that one did is no reason
+    to refuse this one.
+    """
+    sent = site.wished(caller, _PART)
+    if sent is not None:
+        wishes.await_taken(site.store, [sent])
+    return sent is not None
+
+
 def _wish(site: Site, caller: Caller, owner: str, name: str, action: str, schedule: object) -> None:
     payload = {"action": action, "owner": owner, "name": name, "schedule": schedule}
-    sent = site.wish(caller, wishes.SCHEDULE, None, payload, "schedule" if action == "run" else None)
+    sent = site.wish(caller, wishes.SCHEDULE, None, payload, _PART)
     site.notifier.poke()
     wishes.await_taken(site.store, [sent])
 

@@ -153,10 +153,13 @@ class Site:
         """Puts a wish of the caller into the inbox, with how he came; poke the notifier afterwards.
 
         ``part``: which of the things that the request asks for this is; however often the request comes under its
-        key, each is wished once. None: done twice it is as done once. Raises KeyReused.
+        key, each is wished once. None: done twice it is as done once. Raises KeyReused: nothing is wished.
         """
-        key = None if caller.key is None or part is None else caller.key.of(part)
-        return self.store.wish(kind, seq, caller.user or "master", payload, caller.via, key)
+        user, key = caller.user or "master", None
+        if caller.key is not None and part is not None:
+            self.store.claim(user, caller.key)
+            key = caller.key.of(part)
+        return self.store.wish(kind, seq, user, payload, caller.via, key)
 
     def wished(self, caller: Caller, part: str) -> int | None:
         """The wish that this request made when it came before, whatever has become of its job since; None: none."""

@@ -41,8 +41,7 @@ def reserve(site: Site, caller: Caller, wanted: api_schema.ReservationRequest) -
         "note": wanted.note,
         "by": caller.user,
     }
-    _change_reservations(site, wanted.name, value)
-    _wish(site, caller, "reservation", wanted.name, "create", value)
+    _change_reservations(site, caller, wanted.name, "create", value)
     made = next((one for one in list_reservations(site) if one.name == wanted.name), None)
     if made is None:
         raise InvalidValue(
@@ -55,20 +54,27 @@ def reserve(site: Site, caller: Caller, wanted: api_schema.ReservationRequest) -
 def unreserve(site: Site, caller: Caller, name: str) -> None:
     """Takes a reservation away. Raises Unauthorized, InvalidValue."""
     auth.check_operator(caller, "take reservations away")
-    _change_reservations(site, name, None)
-    _wish(site, caller, "reservation", name, "delete", None)
+    _change_reservations(site, caller, name, "delete", None)
 
 
-def _change_reservations(site: Site, name: str, value: Mapping[str, Any] | None) -> None:
-    """Whether the leader would do it. Raises InvalidValue."""
-    reservations.changed(
-        site.store.documents().get(documents.RESERVATIONS) or {},
-        name,
-        value,
-        nodes={view.name for view in site.nodes.fresh().nodes},
-        queues=site.queues.fresh(),
-        now=time.time(),
-    )
+def _change_reservations(
+    site: Site, caller: Caller, name: str, action: str, value: Mapping[str, Any] | None
+) -> None:
+    """Wishes it, if the leader would do it. Raises InvalidValue."""
+    try:
+        reservations.changed(
+            site.store.documents().get(documents.RESERVATIONS) or {},
+            name,
+            value,
+            nodes={view.name for view in site.nodes.fresh().nodes},
+            queues=site.queues.fresh(),
+            now=time.time(),
+        )
+    except InvalidValue:
+        if site.wished(caller, "reservation") is None:
+            raise
+        return  # what the first try did is no reason to refuse the second
+    _wish(site, caller, "reservation", name, action, value)
 
 
 def list_shares(site: Site) -> list[api_schema.ShareStatus]:
@@ -113,6 +119,6 @@ def _wish(
     site: Site, caller: Caller, kind: str, name: str, action: str, value: Mapping[str, Any] | None
 ) -> None:
     payload = {"kind": kind, "name": name, "action": action, "value": value}
-    sent = site.wish(caller, wishes.OBJECT, None, payload)
+    sent = site.wish(caller, wishes.OBJECT, None, payload, kind)
     site.notifier.poke()
     wishes.await_taken(site.store, [sent])
