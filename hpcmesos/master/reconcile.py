@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from msgspec import structs
 
@@ -50,10 +50,7 @@ class Nodes:
         forgot = _why_forgotten(before.record, hello) if before is not None else ""
         node = self._take_in(event.node, hello, hello.inventory)
         node.link = event.link
-        if words := self.desk.cluster.gpu_words.get(event.node):
-            for uuid, fault in words.items():
-                self.desk.send(event.node, wire.SetGpu(uuid=uuid, fault=fault))
-            self._keep_words(event.node, {})
+        self._send_words(event.node, hello.inventory.gpus)
         log.info("node up node=%s address=%s attempts=%d", event.node, hello.address, len(hello.attempts))
         reports = {report.attempt: report for report in hello.attempts}
         for attempt in list(self.desk.cluster.attempts.values()):
@@ -121,11 +118,29 @@ class Nodes:
         self.desk.tell(f"node {action}", told)
 
     def _set_gpu(self, name: str, word: wire.SetGpu) -> None:
-        """For its agent; one that is away is told when it is back: until then `pbsnodes` shows what it said last."""
-        if self.desk.cluster.nodes[name].link is None:
-            self._keep_words(name, {**self.desk.cluster.gpu_words.get(name, {}), word.uuid: word.fault})
-        else:
+        """For its agent; one that is away is told when it is back, at each hello until it tells of that GPU: until then
+        `pbsnodes` shows what it said last.
+        """
+        away = self.desk.cluster.nodes[name].link is None
+        words = self.desk.cluster.gpu_words.get(name, {})
+        if away or word.uuid in words:
+            self._keep_words(name, {**words, word.uuid: word.fault})
+        if not away:
             self.desk.send(name, word)
+
+    def _send_words(self, name: str, gpus: Iterable[wire.Gpu]) -> None:
+        """To an agent that has just linked, but for those that its GPUs show obeyed already."""
+        words = self.desk.cluster.gpu_words.get(name, {})
+        self._drop_words(name, {gpu.uuid for gpu in gpus if _obeys(gpu, words.get(gpu.uuid))})
+        for uuid, fault in self.desk.cluster.gpu_words.get(name, {}).items():
+            self.desk.send(name, wire.SetGpu(uuid=uuid, fault=fault))
+
+    def _drop_words(self, name: str, done: Collection[str]) -> None:
+        """The agent has had those about ``done``, UUIDs of GPUs and cards."""
+        words = self.desk.cluster.gpu_words.get(name, {})
+        left = {uuid: fault for uuid, fault in words.items() if uuid not in done}
+        if len(left) < len(words):
+            self._keep_words(name, left)
 
     def _keep_words(self, name: str, words: Mapping[str, str]) -> None:
         """For this leader and the next."""
@@ -148,6 +163,7 @@ class Nodes:
 
     def on_inventory(self, name: str, inventory: wire.Inventory) -> None:
         node = self.desk.cluster.nodes[name]
+        self._drop_words(name, _uuids(inventory.gpus))
         self._take_in(name, None, inventory)
         node.view = None
 
@@ -188,6 +204,7 @@ class Nodes:
 
     def on_gpus(self, name: str, gpus: tuple[wire.Gpu, ...]) -> None:
         """A GPU in a share keeps its state until the share ends, but for one that is lost."""
+        self._drop_words(name, _uuids(gpus))
         node = self.desk.cluster.nodes[name]
         held = self.desk.cluster.held(name)
         for gpu in gpus:
@@ -373,6 +390,16 @@ class Nodes:
 def _has(node: Node, gpu: str) -> bool:
     """Whether it has this GPU, or instances of this card in MIG mode."""
     return gpu in node.gpus or any(gpu == other.parent for other in node.gpus.values() if other.parent)
+
+
+def _obeys(gpu: wire.Gpu, fault: str | None) -> bool:
+    """Whether the GPU is as an operator's word wants it; empty: without a fault."""
+    return gpu.note == fault and (fault != "" or gpu.state != GpuState.QUARANTINED)
+
+
+def _uuids(gpus: Iterable[wire.Gpu]) -> set[str]:
+    """Of GPUs, and of the cards that they are instances of."""
+    return {uuid for gpu in gpus for uuid in (gpu.uuid, gpu.parent)}
 
 
 def _has_part(attempt: Attempt, node: str) -> bool:

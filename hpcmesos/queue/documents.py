@@ -8,7 +8,8 @@ reservations by name: {"starts_at", "ends_at" (epoch seconds), "nodes", "users",
 shares       {"projects": {name: shares}, "users": {"project/user": shares}}; what is not named has one share
 plugins      what is wrong with the site's plug-ins: {kind: text}; see master/plugins.py
 usage        {"at": epoch seconds, "accounts": [[project, user, GPU-seconds, decayed until then], ...]}
-gpu_words    operators' last words about GPUs of nodes that were away: {node: {UUID: fault, empty: in use again}}
+gpu_words    operators' last words about GPUs of nodes that were away, until their agents tell of those GPUs:
+             {node: {UUID: fault, empty: in use again}}
 notices      {"after": id of the last event that mails and webhook calls were made of}
 ============ ================================================================================================
 """

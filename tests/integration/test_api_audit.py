@@ -10,11 +10,12 @@ import pytest
 
 from hpcmesos.errors import InvalidValue, Unauthenticated, Unauthorized
 from hpcmesos.master import vault
+from hpcmesos.queue.records import GpuRecord, NodeRecord
 
 if TYPE_CHECKING:
     from hpcmesos.client import Client
 
-    from .api_kit import Api
+    from .api_kit import Api, ObedientLeader
 
 pytest_plugins = ["tests.integration.database_kit", "tests.integration.api_kit"]
 
@@ -53,6 +54,18 @@ def test_a_token_for_reading_changes_nothing(api: Api) -> None:
             with pytest.raises(Unauthorized, match="scope 'read'"):
                 change()
     assert api.counts() == before
+
+
+def test_a_gpu_may_be_spoken_of_while_its_node_is_down(api: Api, obedient: ObedientLeader) -> None:
+    card = GpuRecord(uuid="SIM-away-0", node="away", index=0, simulated=True)
+    with api.leader.transaction() as tx:
+        tx.upsert_node(NodeRecord(name="away", cpus=1, mem=1, up=False, gpus=(card,)))
+    with api.client() as manager:
+        reply = manager.command("pbsnodes", ["-o", "--gpu", "0", "-N", "fan", "away"])
+        assert (reply.code, reply.stderr) == (0, "")
+        assert "Unknown GPU 7 of away" in manager.command("pbsnodes", ["-c", "--gpu", "7", "away"]).stderr
+    asked = [row.payload for row in obedient.taken if row.kind == "node"]
+    assert asked == [{"node": "away", "action": "gpu offline", "gpu": "SIM-away-0", "note": "fan"}]
 
 
 def test_a_token_for_jobs_gives_no_role_and_makes_no_tokens(api: Api) -> None:

@@ -291,8 +291,10 @@ def test_every_wish_about_a_node_is_kept_with_its_user(bench: Bench) -> None:
 
 @pytest.mark.parametrize("again", [False, True], ids=["same leader", "after a takeover"])
 def test_what_is_said_of_a_gpu_waits_for_its_agent(bench: Bench, again: bool) -> None:
+    """A link that breaks before the word is through: it is sent again, until the agent tells of the GPU."""
     bench.up("node1")
-    one, two = (gpu("node1", index).uuid for index in (0, 1))
+    out, free = gpu("node1", 0, "quarantined"), gpu("node1", 1)
+    one, two = out.uuid, free.uuid
     off, clear = wire.SetGpu(uuid=two, fault="fan (ann)"), wire.SetGpu(uuid=one)
 
     def say(action: str, uuid: str) -> list[wire.ToAgent]:
@@ -302,14 +304,26 @@ def test_what_is_said_of_a_gpu_waits_for_its_agent(bench: Bench, again: bool) ->
     assert say("gpu clear", one) == [clear]
     bench.down("node1")
     assert say("gpu offline", one) + say("gpu clear", one) + say("gpu offline", two) == []
-    if again:
-        bench.take_over()
-    told = [message for _, message in bench.up("node1") if isinstance(message, wire.SetGpu)]
-    assert sorted(told, key=lambda word: word.uuid) == [clear, off]
+
+    def told(*gpus: wire.Gpu) -> list[wire.SetGpu]:
+        if again:
+            bench.take_over()
+        said = hello("node1")
+        inventory = msgspec.structs.replace(said.inventory, gpus=gpus)
+        sent = bench.turn(bench.link_up(msgspec.structs.replace(said, inventory=inventory)))
+        words = [message for _, message in sent if isinstance(message, wire.SetGpu)]
+        return sorted(words, key=lambda word: word.uuid)
+
+    assert told(out, free) == [clear, off]
     bench.down("node1")
-    if again:
-        bench.take_over()
-    assert not [message for _, message in bench.up("node1") if isinstance(message, wire.SetGpu)], "once"
+    assert told(out, free) == [clear, off]
+    bench.say(("node1", wire.GpuReport(gpus=(gpu("node1", 0),))))
+    bench.down("node1")
+    assert told(out, free) == [off], "what an agent has told of may be out of use for another reason by now"
+    bench.down("node1")
+    assert told(out, msgspec.structs.replace(free, state="quarantined", note="fan (ann)")) == []
+    bench.down("node1")
+    assert told(out, free) == [], "done"
 
 
 def test_a_node_that_is_linked_cannot_be_gone(bench: Bench) -> None:

@@ -99,15 +99,10 @@ def _gpus_of(node: NodeRecord, asked: str | None) -> list[GpuRecord]:
 
 
 def _has_gpu(node: NodeRecord, asked: str, refusals: Refusals) -> bool:
-    if not node.up:
-        refusals.add(
-            node.name, WrongState(f"{node.name} is down: its agent keeps its GPUs, and has to be there")
-        )
-    elif not _gpus_of(node, asked):
+    found = bool(_gpus_of(node, asked))
+    if not found:
         refusals.add(node.name, UnknownNode(f"Unknown GPU {asked} of {node.name}"))
-    else:
-        return True
-    return False
+    return found
 
 
 def facts(site: Site, nodes: list[NodeRecord]) -> list[NodeFacts]:
