@@ -98,9 +98,7 @@ def _parent_is_launcher() -> bool:
 class Session:
     """One command on one host. ``program``: in whose name it complains."""
 
-    def __init__(
-        self, path: str, host: str, command: str, with_stdin: bool, program: str = PROGRAM
-    ) -> None:
+    def __init__(self, path: str, host: str, command: str, with_stdin: bool, program: str = PROGRAM) -> None:
         self._program = program
         self._host = host
         self._parser = protocol.Parser()

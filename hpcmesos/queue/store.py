@@ -381,8 +381,9 @@ def _replay(connection: Connection, user: str, key: str, digest: bytes) -> list[
     return list(row.seqs)
 
 
-def _check_same(kept: bytes, digest: bytes) -> None:
-    if bytes(kept) != digest:
+def _check_same(kept: bytes | None, digest: bytes) -> None:
+    """``kept`` None: the key was swept just now. Raises KeyReused."""
+    if kept is not None and bytes(kept) != digest:
         raise KeyReused("this idempotency key came before with another request: use a new key")
 
 

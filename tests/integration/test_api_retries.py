@@ -283,9 +283,7 @@ def test_a_schedule_is_made_and_removed_once(api: Api, obedient: ObedientLeader,
     assert actions == ["add", "remove"]
 
 
-def test_a_reservation_is_made_and_taken_away_once(
-    api: Api, obedient: ObedientLeader, relay: Relay
-) -> None:
+def test_a_reservation_is_made_and_taken_away_once(api: Api, obedient: ObedientLeader, relay: Relay) -> None:
     wanted = ReservationRequest(name="kept", ends_at=time.time() + 3600, nodes=["node1"])
 
     def put(*names: str) -> None:
