@@ -315,9 +315,7 @@ class LeaderStore(Reads):
     ``limits``: PostgreSQL's timeouts by name, in ms.
     """
 
-    def __init__(
-        self, url: str, term: int, timeline: int = 0, *, limits: Mapping[str, int] = LIMITS
-    ) -> None:
+    def __init__(self, url: str, term: int, timeline: int = 0, *, limits: Mapping[str, int] = LIMITS) -> None:
         engine = make_engine(url, APPLICATION, pool=6, look_before_use=False, limits=limits)
         event.listen(engine, "connect", _bring_forward)
         event.listen(engine, "connect", _think_of_memory)
