@@ -173,6 +173,7 @@ def _cut(connection: Connection) -> None:
     """As if its server had gone. A thread that waits for an answer, which may never come, is told; to cancel what it
     waits for would make the old primary commit it alone.
     """
-    with contextlib.suppress(OSError, psycopg.Error):
-        with socket.socket(fileno=os.dup(connection.fileno())) as line:
-            line.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(OSError, psycopg.Error):  # it may be closed by now
+        line = socket.socket(fileno=os.dup(connection.fileno()))
+        line.shutdown(socket.SHUT_RDWR)
+        line.close()
