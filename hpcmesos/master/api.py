@@ -23,7 +23,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.params import Parameter
+from litestar.params import HeaderParameter, Parameter
 
 from hpcmesos import api_schema
 from hpcmesos.api_schema import IDEMPOTENCY_KEY, MOST_AT_ONCE, NodeStatus
@@ -79,7 +79,7 @@ _REFUSALS = {
     }.items()
 }
 
-KeyHeader = Annotated[str | None, Parameter(header=IDEMPOTENCY_KEY)]
+KeyHeader = Annotated[str | None, HeaderParameter(name=IDEMPOTENCY_KEY)]
 
 Service = Callable[[Site, auth.Caller, api_schema.CommandRequest], api_schema.CommandReply]
 
