@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from hpcmesos.config import MasterSettings
 from hpcmesos.errors import DatabaseUnavailable
+from hpcmesos.queue.history import Place
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.schedules import fire_due
 
@@ -98,7 +99,8 @@ class Timers:
         given = [self._store.server(), *(queue.attributes for queue in self._store.queues())]
         times = [float(one["keep_completed"]) for one in given if "keep_completed" in one]
         keep = timedelta(seconds=max(self._settings.keep_completed, *times, 0.0))
-        while self._store.sweep(due, keep, _SWEEP) == _SWEEP:
+        place = Place()
+        while self._store.sweep(due, keep, _SWEEP, place) == _SWEEP:
             pass
 
     def _partitions(self, due: datetime) -> None:

@@ -6,6 +6,7 @@ Partitions are made and dropped by functions of the database's owner, for the le
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -35,9 +36,18 @@ _MOVED = (  # what refers to another comes first
 )
 
 
-def sweep(connection: Connection, before: datetime, limit: int) -> int:
-    """Moves at most ``limit`` jobs that ended before, oldest first; answers how many."""
-    rows = _over(connection, before, limit)
+@dataclass
+class Place:
+    """Up to where a sweep in several pieces has come. To begin each piece with the oldest job again would lead past all
+    that was moved before: it stays in the index until a vacuum, and longer while somebody holds a snapshot.
+    """
+
+    last: Sequence[Any] = ()  # ended_at, seq and element of a job
+
+
+def sweep(connection: Connection, before: datetime, limit: int, place: Place) -> int:
+    """Moves at most ``limit`` jobs that ended before, oldest first, from ``place`` on; answers how many."""
+    rows = _over(connection, before, limit, place)
     if not rows:
         return 0
     make_partitions(connection, rows[0].ended_at, rows[-1].ended_at)
@@ -50,24 +60,26 @@ def sweep(connection: Connection, before: datetime, limit: int) -> int:
     return len(rows)
 
 
-def _over(connection: Connection, before: datetime, limit: int) -> list[Any]:
-    """Keys and ends of jobs that can go.
+def _over(connection: Connection, before: datetime, limit: int, place: Place) -> list[Any]:
+    """Keys and ends of jobs that can go; ``place`` is behind them then.
 
     Looked at page by page, each table once a page: a join would be planned by statistics that are wrong whenever most
     rows are dead (somebody holds a snapshot) or were counted when nearly none was there, and then take minutes.
     """
     found: list[Any] = []
-    page: Sequence[Any] = ()
     jobs = t.jobs.c
     order = (jobs.ended_at, jobs.seq, jobs.element)
     ended = select(*order).where(jobs.ended_at < before).order_by(*order).limit(limit)
     while len(found) < limit:
-        behind = (tuple_(*order) > tuple_(*page[-1]),) if page else ()
+        behind = (tuple_(*order) > tuple_(*place.last),) if place.last else ()
         page = connection.execute(ended.where(*behind)).all()
         needed = _needed(connection, page)
         found += [row for row in page if (row.seq, row.element) not in needed]
         if len(page) < limit:
             break
+        place.last = page[-1]
+    if len(found) >= limit:
+        place.last = found[limit - 1]
     return found[:limit]
 
 

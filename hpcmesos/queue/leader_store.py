@@ -365,12 +365,20 @@ class LeaderStore(Reads):
         finally:
             snapshots.close()
 
-    def sweep(self, now: datetime, keep_completed: timedelta, limit: int = 2000) -> int:
+    def sweep(
+        self,
+        now: datetime,
+        keep_completed: timedelta,
+        limit: int = 2000,
+        place: history.Place | None = None,
+    ) -> int:
         """Moves at most ``limit`` jobs that ended before ``now - keep_completed`` into history, with all that belongs
-        to them, in one transaction; answers how many. A job of which a node still holds a share stays.
+        to them, in one transaction; answers how many. A job of which a node still holds a share stays. ``place``: where
+        the piece before has ended, and this one does; None: from the oldest job on.
         """
         with self.transaction() as transaction:
-            return history.sweep(transaction._connection, now - keep_completed, limit)
+            before = now - keep_completed
+            return history.sweep(transaction._connection, before, limit, place or history.Place())
 
     def write_usage(self, before: date, stop: Callable[[], bool] = lambda: False) -> bool:
         """Writes down what was used on the days before, of which jobs are about to be forgotten; until ``stop()``.

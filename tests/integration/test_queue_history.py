@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from hpcmesos.model import Cause, JobState, Request
+from hpcmesos.queue.history import Place
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.records import (
     AttemptKey,
@@ -100,6 +101,19 @@ def test_the_sweeper_takes_the_oldest_first_and_no_more_than_asked(store: Store,
     seqs = [run_to_its_end(store, leader, ended=timedelta(hours=h)) for h in (1, 3, 2)]
     assert leader.sweep(datetime.now(UTC), KEEP, limit=2) == 2
     assert [job.seq for job in store.jobs(JobFilter())] == [seqs[0]]
+
+
+def test_a_sweep_goes_on_where_its_last_piece_has_ended(store: Store, leader: LeaderStore) -> None:
+    """Also behind those that have to stay."""
+    stays = run_to_its_end(store, leader, ended=timedelta(hours=4), release=False)
+    for hours in (5, 3, 2):
+        run_to_its_end(store, leader, ended=timedelta(hours=hours))
+    place = Place()
+    assert leader.sweep(datetime.now(UTC), KEEP, 2, place) == 2
+    late = run_to_its_end(store, leader, ended=timedelta(hours=6))
+    assert leader.sweep(datetime.now(UTC), KEEP, 2, place) == 1
+    assert [job.seq for job in store.jobs(JobFilter())] == [stays, late]
+    assert leader.sweep(datetime.now(UTC), KEEP) == 1
 
 
 def partitions(database: Database, parent: str) -> list[str]:
