@@ -94,14 +94,15 @@ def test_a_held_snapshot_does_not_slow_the_queue(
 def test_the_benchmark_beside_a_held_snapshot_fails_without_it(database: Database) -> None:
     """Somebody ends the session that holds it."""
     script = (
-        "import sys, threading, time, types, psycopg, answering\n"
+        "import sys, threading, types, psycopg, answering\n"
         "url = sys.argv[1]\n"
         "with answering.stranger(types.SimpleNamespace(database_url=url)):\n"
         "    with psycopg.connect(url) as other:\n"
         "        other.execute('SELECT pg_terminate_backend(pid) FROM pg_stat_activity'\n"
         "                      ' WHERE datname = current_database() AND pid <> pg_backend_pid()')\n"
-        "    while threading.active_count() > 1:\n"
-        "        time.sleep(0.01)\n"
+        "    for thread in threading.enumerate():\n"
+        "        if thread is not threading.main_thread():\n"
+        "            thread.join()\n"
     )
     words = [sys.executable, "-c", script, database.owner]
     done = subprocess.run(words, cwd=BENCHMARKS, capture_output=True, text=True, timeout=60, check=False)
