@@ -59,6 +59,7 @@ if parent == MPI.COMM_NULL:
 else:
     names = "HPCMESOS_NODE CUDA_VISIBLE_DEVICES".split()
     parent.gather(" ".join([socket.gethostname(), *(os.environ[name] for name in names)]), root=0)
+parent.Barrier()  # MPICH returns from Spawn rank by rank: the second may connect when the first is done
 parent.Disconnect()
 """
 SPAWNING = [HELD[0], OPENMPI4, OPENMPI5, replace(IMPI, environ={**IMPI.environ, "I_MPI_SPAWN": "on"})]

@@ -175,6 +175,7 @@ def test_spawned_ranks_see_their_own_host(gang, tmp_path: Path) -> None:
         "else:\n"
         "    names = 'HPCMESOS_NODE CUDA_VISIBLE_DEVICES TMPDIR FOO'.split()\n"
         "    parent.gather(' '.join(os.environ[name] for name in names), root=0)\n"
+        "parent.Barrier()\n"  # MPICH returns from Spawn rank by rank: the second may connect when the first is done
         "parent.Disconnect()\n"
     )
     attempt = gang(f"export FOO=bar\nmpiexec -n 2 {sys.executable} spawns.py; echo code $?\n")
