@@ -17,13 +17,14 @@ from sqlalchemy.dialects.postgresql import insert
 from hpcmesos.errors import LostLeadership, UnknownNode
 from hpcmesos.model import HALF_LIFE, GpuState
 from hpcmesos.priority import bring_server_forward
-from hpcmesos.queue import documents, element_rows, history, servers, starts, usage_days
+from hpcmesos.queue import documents, history, servers, starts, usage_days
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import Snapshots, begin, make_engine
 from hpcmesos.queue.leadership import APPLICATION
 from hpcmesos.queue.live_jobs import Changes, LiveJobs
 from hpcmesos.queue.moves import CHANGEABLE, move_jobs
 from hpcmesos.queue.notices import Outbox
+from hpcmesos.queue.pending import Pending
 from hpcmesos.queue.prepared import Prepared
 from hpcmesos.queue.reads import (
     Reads,
@@ -98,11 +99,11 @@ class LeaderTransaction:
     def __init__(self, connection: Connection, now: datetime) -> None:
         self._connection = connection
         self.now = now
-        self._freed = starts.Freed()
+        self._pending = Pending()
 
     def close(self) -> None:
         """Before the commit: writes what was left for later."""
-        starts.give_back(self._connection, self._freed)
+        starts.write_pending(self._connection, self._pending)
 
     # jobs
 
@@ -118,7 +119,8 @@ class LeaderTransaction:
         return sorted(rows, key=lambda row: row.id)
 
     def jobs(self, wanted: JobFilter) -> list[JobRecord]:
-        """As Reads.jobs(), on this transaction's connection."""
+        """As Reads.jobs(), on this transaction's connection; what it has left for later is written first."""
+        starts.write_pending(self._connection, self._pending)
         return read_jobs(self._connection, wanted)
 
     def move_jobs(self, moves: Sequence[Move]) -> set[JobKey]:
@@ -131,13 +133,13 @@ class LeaderTransaction:
 
     def tally(self, counts: Mapping[int, tuple[int, int]]) -> None:
         """Adds to arrays' counts of complete elements: (with exit status 0, otherwise), by ``seq``."""
-        element_rows.tally(self._connection, counts)
+        self._pending.tally(counts)
 
     def apply_starts(self, gangs: Sequence[StartRecord]) -> set[JobKey]:
         """Q -> R with attempt, shares, allocations and used counters; a gang that no longer fits is dropped whole.
         Answers the jobs that started.
         """
-        return starts.apply_starts(self._connection, gangs, self.now, self._freed)
+        return starts.apply_starts(self._connection, gangs, self.now, self._pending)
 
     def set_endings(self, endings: Mapping[AttemptKey, Ending]) -> None:
         """Writes how attempts are told to end; one that has ended is left alone."""
@@ -152,7 +154,7 @@ class LeaderTransaction:
 
         A node's report that a GPU is clean must be written after the release, else the GPU stays in ``gpu_state``.
         """
-        starts.release_shares(self._connection, releases, self._freed)
+        starts.release_shares(self._connection, releases, self._pending)
 
     def skip_ids(self, past: int) -> None:
         """Job numbers up to ``past`` are in use: if they are still to be given out, 10,000 more are passed over.

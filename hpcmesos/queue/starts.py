@@ -28,8 +28,9 @@ from sqlalchemy import (
 
 from hpcmesos.model import GpuState, JobState
 from hpcmesos.queue import tables as t
-from hpcmesos.queue.element_rows import begin_elements
+from hpcmesos.queue.element_rows import begin_elements, write_ends
 from hpcmesos.queue.moves import move_jobs
+from hpcmesos.queue.pending import Pending
 from hpcmesos.queue.prepared import Prepared
 from hpcmesos.queue.records import (
     AttemptKey,
@@ -55,64 +56,42 @@ class _DoesNotFit(Exception):
     """Some member's node or GPU went meanwhile."""
 
 
-class Freed:
-    """What a transaction has taken back from its nodes and not written yet.
-
-    Where elements follow one another what comes free is taken at once, and the node's row need not change: a row that
-    changes at every turn costs each look at it more for as long as anybody's transaction keeps what it was.
-    """
-
-    def __init__(self) -> None:
-        self._nodes: dict[str, tuple[int, int]] = {}  # CPUs and memory by node
-
-    def __bool__(self) -> bool:
-        return bool(self._nodes)
-
-    def add(self, node: str, cpus: int, mem: int) -> None:
-        before = self._nodes.get(node, (0, 0))
-        self._nodes[node] = before[0] + cpus, before[1] + mem
-
-    def rows(self) -> list[dict[str, Any]]:
-        return [{"node": name, "cpus": cpus, "mem": mem} for name, (cpus, mem) in self._nodes.items()]
-
-    def clear(self) -> None:
-        """It is written."""
-        self._nodes.clear()
-
-
 def apply_starts(
-    connection: Connection, gangs: Sequence[StartRecord], now: datetime, freed: Freed
+    connection: Connection, gangs: Sequence[StartRecord], now: datetime, pending: Pending
 ) -> set[JobKey]:
     """See LeaderTransaction.apply_starts. All at once; if that fails, the halves, down to the gang at fault."""
     if not gangs:
         return set()
     try:
         with connection.begin_nested():
-            started = _start(connection, gangs, now, freed)
+            started = _start(connection, gangs, now, pending)
     except (_DoesNotFit, IntegrityError):
-        give_back(connection, freed)
+        write_pending(connection, pending)
         if len(gangs) == 1:
             return set()
     else:
         if started:
-            freed.clear()
+            new = (gang.attempt for gang in gangs if gang.new)
+            pending.begun({attempt.seq for attempt in new if attempt.job in started})
         return started
     middle = len(gangs) // 2
-    first = apply_starts(connection, gangs[:middle], now, freed)
-    return first | apply_starts(connection, gangs[middle:], now, freed)
+    first = apply_starts(connection, gangs[:middle], now, pending)
+    return first | apply_starts(connection, gangs[middle:], now, pending)
 
 
-def _start(connection: Connection, gangs: Sequence[StartRecord], now: datetime, freed: Freed) -> set[JobKey]:
+def _start(
+    connection: Connection, gangs: Sequence[StartRecord], now: datetime, pending: Pending
+) -> set[JobKey]:
     moves = [_start_move(gang, now) for gang in gangs]
     new = [move for move, gang in zip(moves, gangs, strict=True) if gang.new]
     old = [move for move, gang in zip(moves, gangs, strict=True) if not gang.new]
-    moved = move_jobs(connection, old) | begin_elements(connection, new)
+    moved = move_jobs(connection, old) | begin_elements(connection, new, pending)
     gangs = [gang for gang in gangs if gang.attempt.job in moved]
     if not gangs:
         return moved
     shares = [share for gang in gangs for share in gang.shares]
     rows = [share_values(share) for share in shares]
-    nodes = _starting().scalar(connection, rows=rows, freed=freed.rows())
+    nodes = _starting().scalar(connection, rows=rows, freed=pending.freed())
     if nodes != len({share.node for share in shares}):
         raise _DoesNotFit
     _take_gpus_and_ports(connection, shares)
@@ -152,11 +131,12 @@ def _starting() -> Prepared:
     return Prepared(select(func.count()).where(there).add_cte(begun, shared, changed))
 
 
-def give_back(connection: Connection, freed: Freed) -> None:
-    """Writes what nothing has taken again."""
-    if freed:
-        _giving_back().run(connection, rows=freed.rows())
-        freed.clear()
+def write_pending(connection: Connection, pending: Pending) -> None:
+    """Writes what no start has written."""
+    if rows := pending.freed():
+        _giving_back().run(connection, rows=rows)
+    write_ends(connection, pending)
+    pending.clear()
 
 
 @cache
@@ -214,15 +194,15 @@ def _taking_ports() -> Prepared:
     return Prepared(insert(t.allocations).from_select([*types, "host"], chosen))
 
 
-def release_shares(connection: Connection, releases: Sequence[Release], freed: Freed) -> None:
-    """See LeaderTransaction.release_shares. What comes free is added to ``freed``."""
+def release_shares(connection: Connection, releases: Sequence[Release], pending: Pending) -> None:
+    """See LeaderTransaction.release_shares. What comes free is added to ``pending``."""
     if not releases:
         return
     rows = [{**attempt_values(r.attempt), "node": r.node, "gpu_state": r.gpu_state} for r in releases]
     released, free_gpus, drop = _releasing()
     gone = released.all(connection, rows=rows)
     for node, cpus, mem, _ in gone:
-        freed.add(node, cpus, mem)
+        pending.free(node, cpus, mem)
     if any(held for *_, held in gone):  # only a live share has allocations
         free_gpus.run(connection, rows=rows)
         drop.run(connection, rows=rows)

@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from hpcmesos.model import Cause, JobState, Request
 from hpcmesos.queue import leader_store
+from hpcmesos.queue.arrays import ArraySpec
 from hpcmesos.queue.leader_store import LeaderStore, LeaderTransaction
 from hpcmesos.queue.records import (
     AttemptKey,
@@ -84,3 +85,48 @@ def test_what_has_ended_costs_a_turn_nothing(
     monkeypatch.setattr(leader_store, "_PLANS_LAST", 0.0)
     _, read = a_turn(store, leader)
     assert 0 < read < MANY / 100
+
+
+def test_other_arrays_cost_an_array_nothing(
+    store: Store, leader: LeaderStore, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of whole arrays are the same in one column of the key: PostgreSQL 18 could read them all by that."""
+    arrays, elements = 100, 200
+    with leader.transaction() as transaction:
+        transaction.upsert_node(NodeRecord(name="n1", cpus=8, mem=1000, gpus=(), address="10.0.0.1"))
+    new = NewJob(
+        name="j",
+        owner="alice",
+        server="hpcm",
+        queue="batch",
+        request=Request(),
+        state=JobState.QUEUED,
+        array_spec=ArraySpec(((0, 9, 1),), None),
+    )
+    seq = store.submit(new).seq
+    for index in (0, 1):  # the array runs, and one of its elements has ended
+        an_element(leader, AttemptKey(seq, index, 1))
+    with psycopg.connect(database.owner, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO jobs SELECT (jsonb_populate_record(t, jsonb_build_object('seq', n, 'element', e))).*"
+            f" FROM jobs t, generate_series(100000, 99999 + {arrays}) n, generate_series(-1, {elements}) e"
+            f" WHERE t.seq = {seq} AND t.element = least(e, 0)"
+        )
+        connection.execute("ANALYZE")
+    monkeypatch.setattr(leader_store, "_PLANS_LAST", 0.0)
+    assert 0 < an_element(leader, AttemptKey(seq, 2, 1)) < arrays / 2
+
+
+def an_element(leader: LeaderStore, key: AttemptKey) -> int:
+    """It begins in one transaction, and is counted in another; how many rows these have read."""
+
+    def begin(transaction: LeaderTransaction) -> None:
+        share = ShareRecord(attempt=key, node="n1", position=0, cpus=1, mem=1, slots=1, gpus=())
+        started = transaction.apply_starts([StartRecord(attempt=key, shares=(share,), new=True)])
+        assert started == {key.job}
+
+    def end(transaction: LeaderTransaction) -> None:
+        transaction.tally({key.seq: (1, 0)})
+        transaction.close()  # what it has left for later counts, too
+
+    return read_by(leader, begin) + read_by(leader, end)
