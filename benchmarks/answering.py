@@ -2,7 +2,10 @@
 
 Each connection asks for the state of one job every 5 s; `qstat` is started twice a second. The stranger has a
 REPEATABLE READ transaction that has read the job tables and remains active; arrays flow beside it at full speed for
-``--stranger`` seconds, and the next ones count. The first two in turns, ``--repeat`` times; medians.
+``--stranger`` seconds. The first two in turns, ``--repeat`` times; medians.
+
+All of it in a cluster that has been at full speed for ``--old`` seconds, longer than ended jobs stay among the others:
+so the sweep that moves them away, and the autovacuum behind it, are at work in each part.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--old", type=float, default=330.0)
     parser.add_argument("--stranger", type=float, default=300.0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -47,33 +51,40 @@ def main() -> None:
 
 def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     asked = bench.submit("-h", "--", "/bin/true")
-    rates: dict[str, list[float]] = {"alone": [], "asked": [], "stranger": []}
-    growing: list[float] = []
+    rates: dict[str, list[float]] = {"alone": [], "asked": []}
     answers: list[float] = []
     shown: list[float] = []
-    array(bench, max(10, options.jobs // 10))  # nothing is measured cold
+    rates["until old"] = flow(bench, options.jobs, options.old)
     for _ in range(options.repeat):
         rates["alone"].append(array(bench, options.jobs))
         with asking(bench, asked, answers, shown):
             rates["asked"].append(array(bench, options.jobs))
     with stranger(bench):
-        begun = time.monotonic()
-        while time.monotonic() - begun < options.stranger:
-            growing.append(array(bench, options.jobs))
-        rates["stranger"] = [array(bench, options.jobs) for _ in range(options.repeat)]
+        rates["stranger"] = flow(bench, options.jobs, options.stranger)
+        rates["older stranger"] = [array(bench, options.jobs) for _ in range(options.repeat)]
     median = {name: statistics.median(values) for name, values in rates.items()}
+    beside = statistics.harmonic_mean(rates["stranger"])  # all of them by all of their time
     return {
         "machine": machine(),
         "jobs": options.jobs,
         "jobs_per_s": rates,
-        "while the stranger's transaction grows old": growing,
         "median": median,
         "asked / alone": median["asked"] / median["alone"],
-        "stranger / alone": median["stranger"] / median["alone"],
+        "stranger / alone": beside / median["alone"],
+        "older stranger / alone": median["older stranger"] / median["alone"],
         "answer_ms": quantiles(answers),
         "qstat_ms": quantiles(shown),
         "postgresql": bench.settings(),
     }
+
+
+def flow(bench: Bench, count: int, seconds: float) -> list[float]:
+    """Jobs a second of arrays of so many, one after the other for so long, at least one."""
+    begun = time.monotonic()
+    rates = [array(bench, count)]
+    while time.monotonic() - begun < seconds:
+        rates.append(array(bench, count))
+    return rates
 
 
 def array(bench: Bench, count: int) -> float:

@@ -23,7 +23,7 @@ PROGRAMS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "latencies": (["latencies.py"], ["--known", "50", "--repeat", "1", "--idle", "1"]),
     "arrays": (["arrays.py", "--repeat", "1"], ["--listed", "50", "--true", "50"]),
-    "answering": (["answering.py"], ["--jobs", "50", "--stranger", "1", "--repeat", "1"]),
+    "answering": (["answering.py"], ["--jobs", "50", "--old", "1", "--stranger", "1", "--repeat", "1"]),
     "many_agents": (
         ["many_agents.py", "--seconds", "30"],
         ["--agents", "20", "--rate", "10", "--seconds", "2"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -16,16 +17,19 @@ from sqlalchemy import (
     DateTime,
     Insert,
     Integer,
+    Select,
     Table,
     delete,
     func,
     insert,
+    literal,
+    or_,
     select,
     tuple_,
 )
 
 from hpcmesos.queue import tables as t
-from hpcmesos.queue.rows import recordset
+from hpcmesos.queue.rows import recordset, still_held
 
 _LOCK_TIMEOUT = "200ms"
 _MOVED = (  # what refers to another comes first
@@ -85,15 +89,21 @@ def _over(connection: Connection, before: datetime, limit: int, place: Place) ->
 
 def _needed(connection: Connection, rows: Sequence[Any]) -> set[tuple[int, int]]:
     """Of these jobs those of which a node still holds a share, and arrays, which stay beside their elements."""
-    jobs, shares = t.jobs.c, t.shares.c
-    seqs = [row.seq for row in rows]
-    held = select(shares.seq, shares.element).where(
-        shares.released_at.is_(None), shares.seq == func.any(seqs)
-    )
-    wholes = [row.seq for row in rows if row.element == t.WHOLE_JOB]
-    arrays = select(jobs.seq).where(jobs.seq == func.any(wholes), jobs.element != t.WHOLE_JOB).distinct()
-    needed = {(row.seq, row.element) for row in connection.execute(held)}
-    return needed | {(seq, t.WHOLE_JOB) for seq in connection.scalars(arrays)}
+    given = [{"seq": row.seq, "element": row.element} for row in rows]
+    return {(row.seq, row.element) for row in connection.execute(_needing(), {"rows": given})}
+
+
+@cache
+def _needing() -> Select[tuple[int, int]]:
+    """Asked for each job by its key (a subquery with a limit is not made a join): an array may have 100,000 elements,
+    and the index of live shares names all that were released since the last vacuum.
+    """
+    asked, jobs, shares = recordset({"seq": BigInteger(), "element": Integer()}).c, t.jobs.c, t.shares.c
+    mine = (shares.seq == asked.seq, shares.element == asked.element, still_held(shares.released_at))
+    theirs = (asked.element == t.WHOLE_JOB, jobs.seq == asked.seq, jobs.element > t.WHOLE_JOB)
+    held = select(literal(True)).where(*mine).limit(1).scalar_subquery()
+    array = select(literal(True)).where(*theirs).limit(1).scalar_subquery()
+    return select(asked.seq, asked.element).where(or_(held, array))
 
 
 def _moving(hot: Table, history: Table, swept: Any) -> Insert:

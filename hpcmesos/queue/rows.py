@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Insert, Row, Table, TableValuedAlias, bindparam, column, func, insert, select
+from sqlalchemy import (
+    ColumnElement,
+    Insert,
+    Row,
+    Table,
+    TableValuedAlias,
+    bindparam,
+    column,
+    func,
+    insert,
+    literal_column,
+    select,
+)
 from sqlalchemy.dialects.postgresql import JSONB, Range
 from sqlalchemy.dialects.postgresql.ranges import MultiRange
 
@@ -53,6 +66,14 @@ def insert_rows(table: Table, types: Mapping[str, Any]) -> Insert:
     """Inserts the parameter ``rows`` as they are."""
     wanted = recordset(types)
     return insert(table).from_select(list(types), select(*(wanted.c[name] for name in types)))
+
+
+def still_held(released_at: ColumnElement[datetime | None]) -> ColumnElement[bool]:
+    """Of a share that is found by its key. Said so that no plan takes the index of live shares instead: it names all
+    that were released since the last vacuum, too.
+    """
+    never: ColumnElement[datetime] = literal_column("'infinity'::timestamptz")
+    return func.coalesce(released_at, never) == never
 
 
 def element(index: int | None) -> int:

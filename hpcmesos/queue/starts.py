@@ -11,7 +11,6 @@ import msgspec
 from psycopg import IntegrityError
 from sqlalchemy import (
     BigInteger,
-    ColumnElement,
     Connection,
     Integer,
     Text,
@@ -20,7 +19,6 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    literal_column,
     select,
     union_all,
     update,
@@ -42,9 +40,8 @@ from hpcmesos.queue.records import (
     ShareRecord,
     StartRecord,
 )
-from hpcmesos.queue.rows import attempt_values, insert_rows, recordset, share_values, step_values
+from hpcmesos.queue.rows import attempt_values, insert_rows, recordset, share_values, step_values, still_held
 
-_NEVER: ColumnElement[datetime] = literal_column("'infinity'::timestamptz")
 _FINISH_BATCH = 100  # attempts a statement: each may carry 2 x 64 KiB of output
 _ATTEMPT = {"seq": BigInteger(), "element": Integer(), "number": Integer()}
 _NOT_WHILE_HELD = [GpuState.FREE.value, GpuState.CLEANING.value, GpuState.UNKNOWN_ATTEMPT.value]
@@ -217,9 +214,7 @@ def _releasing() -> tuple[Prepared, Prepared, Prepared]:
         return tuple(table.c[name] == wanted.c[name] for name in ("seq", "element", "number", "node"))
 
     shares, gpus = t.shares.c, t.gpus.c
-    # Said so that the index of live shares is not taken: it names all that were released since the last vacuum, too.
-    live = func.coalesce(shares.released_at, _NEVER) == _NEVER
-    released = update(t.shares).where(*same(t.shares), live)
+    released = update(t.shares).where(*same(t.shares), still_held(shares.released_at))
     held = func.cardinality(shares.gpus) + func.cardinality(shares.ports) > 0
     released = released.values(released_at=func.now())
     theirs = (t.allocations.c.gpu == gpus.uuid, *same(t.allocations))

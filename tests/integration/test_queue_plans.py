@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -12,6 +13,7 @@ from sqlalchemy import text
 from hpcmesos.model import Cause, JobState, Request
 from hpcmesos.queue import leader_store
 from hpcmesos.queue.arrays import ArraySpec
+from hpcmesos.queue.history import Place, sweep
 from hpcmesos.queue.leader_store import LeaderStore, LeaderTransaction
 from hpcmesos.queue.records import (
     AttemptKey,
@@ -92,20 +94,7 @@ def test_other_arrays_cost_an_array_nothing(
 ) -> None:
     """Rows of whole arrays are the same in one column of the key: PostgreSQL 18 could read them all by that."""
     arrays, elements = 100, 200
-    with leader.transaction() as transaction:
-        transaction.upsert_node(NodeRecord(name="n1", cpus=8, mem=1000, gpus=(), address="10.0.0.1"))
-    new = NewJob(
-        name="j",
-        owner="alice",
-        server="hpcm",
-        queue="batch",
-        request=Request(),
-        state=JobState.QUEUED,
-        array_spec=ArraySpec(((0, 9, 1),), None),
-    )
-    seq = store.submit(new).seq
-    for index in (0, 1):  # the array runs, and one of its elements has ended
-        an_element(leader, AttemptKey(seq, index, 1))
+    seq = an_array(store, leader)
     with psycopg.connect(database.owner, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO jobs SELECT (jsonb_populate_record(t, jsonb_build_object('seq', n, 'element', e))).*"
@@ -115,6 +104,55 @@ def test_other_arrays_cost_an_array_nothing(
         connection.execute("ANALYZE")
     monkeypatch.setattr(leader_store, "_PLANS_LAST", 0.0)
     assert 0 < an_element(leader, AttemptKey(seq, 2, 1)) < arrays / 2
+
+
+def test_a_piece_of_a_sweep_reads_what_it_moves(
+    store: Store, leader: LeaderStore, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not all that its array has, for each piece again."""
+    piece = 100
+    seq = an_array(store, leader)
+    with leader.transaction() as transaction:
+        transaction.finish_attempts([AttemptRecord(key=AttemptKey(seq, 0, 1), cause=Cause.OK, code=0)])
+        transaction.release_shares([Release(attempt=AttemptKey(seq, 0, 1), node="n1")])
+        changes = {"exit_status": 0, "ended_at": transaction.now - timedelta(hours=1), "cause": Cause.OK}
+        over = Move(
+            seq=seq,
+            index=0,
+            source=JobState.RUNNING,
+            target=JobState.COMPLETE,
+            event="ended",
+            changes=changes,
+        )
+        assert transaction.move_jobs([over])
+    with psycopg.connect(database.owner, autocommit=True) as connection:
+        for table in ("jobs", "attempts", "shares"):
+            connection.execute(
+                f"INSERT INTO {table} SELECT (jsonb_populate_record(t, jsonb_build_object('element', n,"
+                " 'ended_at', now() - interval '1 minute' + n * interval '1 ms'))).*"
+                f" FROM {table} t, generate_series(100, 99 + {MANY}) n WHERE t.seq = {seq} AND t.element = 0"
+            )
+        connection.execute(
+            "UPDATE jobs SET state = 'C', ended_at = now() - interval '2 hours' WHERE element = -1"
+        )
+        connection.execute("ANALYZE")
+    monkeypatch.setattr(leader_store, "_PLANS_LAST", 0.0)
+    with leader.transaction() as transaction:
+        before = rows_read(transaction)
+        assert sweep(transaction._connection, transaction.now, piece, Place()) == piece
+        assert rows_read(transaction) - before < 30 * piece
+
+
+def an_array(store: Store, leader: LeaderStore) -> int:
+    """Its number. It runs on a node: two of its ten elements have started."""
+    with leader.transaction() as transaction:
+        transaction.upsert_node(NodeRecord(name="n1", cpus=8, mem=1000, gpus=(), address="10.0.0.1"))
+    spec = ArraySpec(((0, 9, 1),), None)
+    new = NewJob(name="j", owner="alice", server="hpcm", queue="batch", request=Request(), array_spec=spec)
+    seq = store.submit(new).seq
+    for index in (0, 1):
+        an_element(leader, AttemptKey(seq, index, 1))
+    return seq
 
 
 def an_element(leader: LeaderStore, key: AttemptKey) -> int:
