@@ -76,7 +76,7 @@ static int write_whole(int fd, struct string text) {
 /* --- the command */
 
 /* What follows `name` in the next line. */
-static char *value(char **at, const char *name) {
+static char *setting(char **at, const char *name) {
     char *line = *at, *end = line ? strchr(line, '\n') : NULL;
     size_t size = strlen(name);
     *at = NULL;
@@ -97,12 +97,12 @@ static struct settings settings_of(const char *file) {
             *head = 0;
         close(fd);
     }
-    value(&at, "#!");
-    found.python = value(&at, "# python: ");
-    found.command = value(&at, "# command: ");
-    found.sockets = value(&at, "# sockets: ");
-    found.personality = value(&at, "# personality: ");
-    found.submit_filter = value(&at, "# submit filter: ");
+    setting(&at, "#!");
+    found.python = setting(&at, "# python: ");
+    found.command = setting(&at, "# command: ");
+    found.sockets = setting(&at, "# sockets: ");
+    found.personality = setting(&at, "# personality: ");
+    found.submit_filter = setting(&at, "# submit filter: ");
     return found;
 }
 
@@ -258,6 +258,7 @@ static struct string with_head(struct text *text, const char *command) {
 static int read_script(int fd, const char *path, struct script *script) {
     ssize_t got;
     script->path = path;
+    script->size = 0;
     while ((got = read(fd, script->data + script->size, sizeof script->data - script->size)) != 0) {
         if (got > 0)
             script->size += (size_t)got;
@@ -285,8 +286,9 @@ static int find_script(const struct settings *settings, char **arguments, struct
 
 /* --- the answer
  *
- * It is read as the API writes it: without blanks, and with \u only for what ASCII cannot show. Each `take` tells whether
- * it understands what it finds, and then goes on behind it; none passes the zero byte at the end. */
+ * It is read as the API writes it: without blanks, and with \u only for what ASCII cannot show. Each `take` tells
+ * whether it understands what it finds, and then goes on behind it; none passes the zero byte at the end.
+ */
 
 #define WANTS_INPUT "\"need\":{\"script\":\"-\",\"terminal\":null,\"environ\":null,\"filter\":false}"
 
@@ -444,7 +446,7 @@ static enum outcome exchange(const char *path, size_t size, int silence, struct 
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct timeval patience = {.tv_sec = silence}; /* 0: for ever */
     enum outcome outcome = BROKEN;
-    if (size >= sizeof address.sun_path)
+    if (size == 0 || size >= sizeof address.sun_path)
         return ODD;
     int connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (connection < 0)
@@ -499,6 +501,7 @@ static enum outcome run(const struct settings *settings, struct text *text, int 
 static enum outcome converse(const struct settings *settings, char **arguments, int record, struct reply *reply) {
     static struct text text;
     static struct script script;
+    static const char input[] = "-";
     char key[2 * KEY_BYTES + 1];
     if (!make_key(key) || !find_script(settings, arguments, &script))
         return ODD;
@@ -510,7 +513,7 @@ static enum outcome converse(const struct settings *settings, char **arguments, 
         enum outcome outcome = run(settings, &text, record, reply);
         if (outcome != UNDERSTOOD || !reply->wants_input)
             return outcome;
-        if (script.path || !read_script(STDIN_FILENO, "-", &script))
+        if (script.path == input || !read_script(STDIN_FILENO, input, &script))
             return ODD;
     }
 }

@@ -64,9 +64,11 @@ def test_the_ordinary_case_needs_no_python(server: Server, alone: Commands, tmp_
 
 
 def test_a_script_from_standard_input_needs_none_either(server: Server, alone: Commands) -> None:
+    """Also where a word looked like one."""
     server.answers = [lambda _: http(FULL | {"need": SCRIPT}), lambda _: http(FULL)]
-    assert alone.run("qsub", input="true\n", env=CHECKS).returncode == 7
-    assert (server.requests[1]["script"], server.requests[1]["script_path"]) == ("dHJ1ZQo=", "-")
+    assert alone.run("qsub", "-S", "/bin/sh", input="true\n", env=CHECKS).returncode == 7
+    assert [request["script_path"] for request in server.requests] == ["/bin/sh", "-"]
+    assert server.requests[1]["script"] == "dHJ1ZQo="
     assert len(server.keys) == 1
 
 
