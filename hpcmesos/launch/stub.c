@@ -54,8 +54,8 @@ struct script {
 };
 
 struct reply {
-    struct string output, errors; /* escaped, as they came */
-    int code, wants_input;        /* the script, from standard input */
+    struct string output, errors;           /* escaped, as they came */
+    int code, wants_input, wants_variables; /* the script, from standard input; all that there are */
 };
 
 enum outcome { BROKEN, ODD, UNDERSTOOD };
@@ -177,12 +177,19 @@ static void add_base64(struct text *text, const unsigned char *data, size_t size
     }
 }
 
-static void add_environment(struct text *text) {
+static void add_environment(struct text *text, int everything) {
     static const char *const names[] = {"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG"};
     add(text, ",\"environ\":{");
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+    for (size_t i = 0; !everything && i < sizeof names / sizeof *names; i++)
         if (getenv(names[i]))
             add_member(text, names[i], getenv(names[i]));
+    for (char **one = environ, *value; everything && *one; one++) {
+        if ((value = strchr(*one, '=')) == NULL)
+            continue;
+        *value = 0;
+        add_member(text, *one, value + 1);
+        *value = '=';
+    }
     add(text, "}");
 }
 
@@ -209,7 +216,8 @@ static const char *working_directory(void) {
     return physical ? physical : "/";
 }
 
-static void add_request(struct text *text, const struct settings *settings, char **arguments, const char *key) {
+static void add_request(struct text *text, const struct settings *settings, char **arguments, const char *key,
+                        int everything) {
     struct utsname host;
     char number[32];
     mode_t mask = umask(077);
@@ -220,7 +228,7 @@ static void add_request(struct text *text, const struct settings *settings, char
     add_member(text, "host", uname(&host) ? "" : host.nodename);
     add_member(text, "key", key);
     add_member(text, "personality", settings->personality);
-    add_environment(text);
+    add_environment(text, everything);
     add(text, ",\"argv\":[");
     for (char **one = arguments; *one; one++)
         add_element(text, *one);
@@ -290,6 +298,7 @@ static int find_script(const struct settings *settings, char **arguments, struct
  * whether it understands what it finds, and then goes on behind it; none passes the zero byte at the end.
  */
 
+#define WANTS_VARIABLES "\"need\":{\"script\":null,\"terminal\":null,\"environ\":[\"*\"],\"filter\":false}"
 #define WANTS_INPUT "\"need\":{\"script\":\"-\",\"terminal\":null,\"environ\":null,\"filter\":false}"
 
 static int take(char **at, const char *word) {
@@ -346,6 +355,8 @@ static int take_member(char **at, struct reply *reply) {
         return take_code(at, &reply->code);
     if (take(at, WANTS_INPUT))
         return reply->wants_input = 1;
+    if (take(at, WANTS_VARIABLES))
+        return reply->wants_variables = 1;
     return take(at, "\"need\":null") || take(at, "\"then\":null");
 }
 
@@ -490,30 +501,33 @@ static enum outcome run(const struct settings *settings, struct text *text, int 
     if (outcome != UNDERSTOOD)
         return outcome;
     int known = take_reply(body, reply);
-    if (!known || reply->wants_input) {
+    if (!known || reply->wants_input || reply->wants_variables) {
         record_all(record, (struct string){"\n", 1});
         record_all(record, body);
     }
     return known ? UNDERSTOOD : ODD;
 }
 
-/* Asks, and asks once more with the script where the API wants that from standard input. */
+/* Asks, and asks again with the script of standard input, and with all variables, where the API wants them. */
 static enum outcome converse(const struct settings *settings, char **arguments, int record, struct reply *reply) {
     static struct text text;
     static struct script script;
     static const char input[] = "-";
     char key[2 * KEY_BYTES + 1];
+    int everything = 0;
     if (!make_key(key) || !find_script(settings, arguments, &script))
         return ODD;
     for (;;) {
         text.used = HTTP_HEAD;
-        add_request(&text, settings, arguments, key);
+        add_request(&text, settings, arguments, key, everything);
         add_script(&text, &script);
         add(&text, "}");
         enum outcome outcome = run(settings, &text, record, reply);
-        if (outcome != UNDERSTOOD || !reply->wants_input)
+        if (outcome != UNDERSTOOD || !(reply->wants_input || reply->wants_variables))
             return outcome;
-        if (script.path == input || !read_script(STDIN_FILENO, input, &script))
+        if (reply->wants_variables && everything++)
+            return ODD;
+        if (reply->wants_input && (script.path == input || !read_script(STDIN_FILENO, input, &script)))
             return ODD;
     }
 }
@@ -535,7 +549,7 @@ static int become_python(const char *python, int argc, char **argv, int record) 
     int begun = record >= 0 && lseek(record, 0, SEEK_END) > 0;
     snprintf(number, sizeof number, "%d", record);
     errno = ENOEXEC;
-    if (words && python && (begun ? setenv(BEGUN, number, 1) : unsetenv(BEGUN)) == 0) {
+    if (words && python && (!begun || setenv(BEGUN, number, 1) == 0)) {
         if (begun)
             fcntl(record, F_SETFD, 0);
         words[0] = (char *)python;
@@ -552,6 +566,7 @@ int main(int argc, char **argv) {
     int record = -1;
     if (argc < 2)
         return 0; /* so it is asked whether it runs on this machine */
+    unsetenv(BEGUN); /* it is for one command */
     struct settings settings = settings_of(argv[1]);
     if (ordinary(&settings) && (record = memfd_create("command", MFD_CLOEXEC)) >= 0 &&
         converse(&settings, argv + 2, record, &reply) == UNDERSTOOD)

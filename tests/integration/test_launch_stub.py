@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -70,6 +71,28 @@ def test_a_script_from_standard_input_needs_none_either(server: Server, alone: C
     assert [request["script_path"] for request in server.requests] == ["/bin/sh", "-"]
     assert server.requests[1]["script"] == "dHJ1ZQo="
     assert len(server.keys) == 1
+
+
+def test_all_variables_need_none_where_they_are_ascii(server: Server, alone: Commands) -> None:
+    server.answers = [
+        lambda _: http(FULL | {"need": SCRIPT}),
+        lambda _: http(FULL | {"need": SCRIPT | {"script": None, "environ": ["*"]}}),
+        lambda _: http(FULL),
+    ]
+    variables = {"A": "b=c\n", "HOME": "/h", "HPCMESOS_BEGUN_COMMAND": "0"}
+    assert alone.run("qsub", "-V", input="true\n", env=CHECKS | variables).returncode == 7
+    last = server.requests[-1]
+    assert (last["script"], len(server.keys)) == ("dHJ1ZQo=", 1)
+    assert {name: last["environ"].get(name) for name in variables} == variables | {
+        "HPCMESOS_BEGUN_COMMAND": None
+    }
+
+
+@pytest.mark.parametrize("need", [SCRIPT, SCRIPT | {"script": None, "environ": ["*"]}])
+def test_what_is_there_is_not_sent_for_ever(server: Server, alone: Commands, need: dict[str, Any]) -> None:
+    server.answers = [lambda _: http(FULL | {"need": need})] * 2
+    assert alone.run("qsub", input="true\n", env=CHECKS).returncode == 1
+    assert len(server.requests) == 2
 
 
 def test_what_was_answered_is_not_asked_again(server: Server, commands: Commands) -> None:
