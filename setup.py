@@ -1,4 +1,4 @@
-"""The one program that is compiled. Without a C compiler hpcmesos is installed all the same, and is slower."""
+"""The programs that are compiled. Without a C compiler hpcmesos is installed all the same, and is slower."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from setuptools.errors import CompileError
 
 _FLAGS = (
     *("-std=gnu11", "-O2", "-Wall", "-Wextra"),
-    # It runs as root: an error in it shall end it, and not become something else.
+    # The starter runs as root: an error in it shall end it, and not become something else.
     *(
         "-fstack-protector-strong",
         "-U_FORTIFY_SOURCE",
@@ -47,5 +47,8 @@ class BuildPrograms(build_ext):
 
 setup(
     cmdclass={"build_ext": BuildPrograms},
-    ext_modules=[Extension("hpcmesos.launch.starter", ["hpcmesos/launch/starter.c"], optional=True)],
+    ext_modules=[
+        Extension(f"hpcmesos.launch.{name}", [f"hpcmesos/launch/{name}.c"], optional=True)
+        for name in ("starter", "stub")
+    ],
 )

@@ -5,6 +5,9 @@ full client asks over the network.
 
 It knows no option. It sends the command line to the API as typed, with the script when the last argument looks like
 one, sends more when the answer asks for more, prints what comes back and exits with its code.
+
+``stub.c`` does the same where nothing is unusual, and becomes this where something is, with what it has begun. A change
+of one is a change of both (ADR 015).
 """
 
 from __future__ import annotations
@@ -40,6 +43,10 @@ _UNMET = 5.0
 """The same when there is a way to a master, but no socket at its end."""
 
 
+_BEGUN = "HPCMESOS_BEGUN_COMMAND"
+"""A descriptor: the request that ``stub.c`` has sent, and in the next line an answer that it leaves to this program."""
+
+
 class _Broken(Exception):
     """The connection ended before the whole answer was there; the same request may be sent again."""
 
@@ -61,12 +68,14 @@ def main(argv: list[str], submit_filter: str = "") -> int:
     command, path, personality, client, *arguments = argv
     if quick.signal.getsignal(quick.signal.SIGINT) != quick.signal.SIG_IGN:
         quick.signal.signal(quick.signal.SIGINT, quick.signal.SIG_DFL)  # Ctrl-C ends it without a word
-    request = _request(command, arguments, personality)
-    if submit_filter and command in _SUBMITTING and os.path.lexists(submit_filter):
-        request["submit_filter"] = submit_filter
-        request.pop("script", None)
+    request, reply = _begun()
+    if not request:
+        request = _request(command, arguments, personality)
+        if submit_filter and command in _SUBMITTING and os.path.lexists(submit_filter):
+            request["submit_filter"] = submit_filter
+            request.pop("script", None)
     try:
-        reply = _ask(path, f"/v1/commands/{command}", request)
+        reply = reply or _ask(path, f"/v1/commands/{command}", request)
         while need := reply.get("need"):
             if need.get("terminal") and sys.stdin.isatty() and (need.get("script") or sys.stdout.isatty()):
                 os.execv(client, [client, *need["terminal"]])  # noqa: S606  (an argument list is the point)
@@ -91,6 +100,21 @@ def main(argv: list[str], submit_filter: str = "") -> int:
     if reply.get("then"):
         os.execv(client, [client, *reply["then"]])  # noqa: S606  (an argument list is the point)
     return int(reply.get("code", 0))
+
+
+def _begun() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The request and its answer, each empty where there is none. The variable is for nobody else, and no job's."""
+    descriptor = os.environ.pop(_BEGUN, "")
+    request, reply = {}, None
+    try:
+        with open(int(descriptor), "rb") as file:
+            file.seek(0)
+            sent, _, answer = file.read().partition(b"\n")
+        request = quick.loads(sent.decode("ascii"))
+        reply = quick.loads(answer.decode("utf-8"))
+    except (OSError, ValueError):  # nothing was begun, or it had no answer
+        pass
+    return request, reply if isinstance(reply, dict) else {}
 
 
 def _request(command: str, arguments: list[str], personality: str) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -10,8 +12,11 @@ import pytest
 
 from hpcmesos.api_schema import ScheduleRequest, Submission
 from hpcmesos.errors import HpcmesosError, InvalidScript, InvalidValue, KeyReused
+from hpcmesos.launch import programs
 from hpcmesos.model import JobState
 from hpcmesos.queue.dependencies import DependencyKind
+
+from .qstub_kit import commands_of
 
 if TYPE_CHECKING:
     from .api_kit import Api
@@ -45,6 +50,20 @@ def test_the_script_comes_from_standard_input(api: Api) -> None:
     done = api.stub("qsub", "-N", "piped", stdin=SCRIPT)
     assert (done.returncode, done.stderr) == (0, b"")
     assert api.store.script(int(done.stdout.split(b".")[0])) == SCRIPT
+
+
+@pytest.mark.skipif(not os.access(programs.STUB, os.X_OK), reason="no C compiler when hpcmesos was installed")
+def test_ordinary_answers_are_understood_without_python(api: Api, tmp_path: Path) -> None:
+    (tmp_path / "job.sh").write_bytes(SCRIPT)
+    commands = commands_of(tmp_path / "bin", api.socket)
+    commands.have_for_python("/bin/false")
+    from_file = commands.run("qsub", str(tmp_path / "job.sh"), cwd=api.work)
+    from_input = commands.run("qsub", "-N", "piped", input=SCRIPT.decode(), cwd=api.work)
+    for done in (from_file, from_input):
+        assert (done.returncode, done.stderr) == (0, "")
+        job = int(done.stdout.split(".")[0])
+        assert api.store.script(job) == SCRIPT
+        assert commands.run("qstat", str(job)).returncode == 0
 
 
 def test_a_program_after_two_dashes_needs_no_script(api: Api) -> None:

@@ -1,108 +1,62 @@
-"""The command stub against a server that answers as the API does, and as a broken one does."""
+"""The commands that users type, against a server that answers as the API does, and as a broken one does: with the
+compiled stub before them, and without."""
 
 from __future__ import annotations
 
 import base64
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from . import shepherd_kit as kit
+from hpcmesos.launch import programs
 
-Answer = Callable[[dict[str, Any]], bytes]
+from .qstub_kit import Answer, Commands, Server, commands_of, http, serving
 
-
-def http(value: object, status: str = "200 OK") -> bytes:
-    body = json.dumps(value).encode()
-    return f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+FORMS = ["compiled", "interpreted"]
 
 
-class Server:
-    """Takes one connection for each answer; an empty answer hangs up."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.requests: list[dict[str, Any]] = []
-        self.answers: list[Answer] = []
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.bind(str(path))
-        self._socket.listen()
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            connection, _ = self._socket.accept()
-            with connection:
-                data = connection.recv(65536)
-                if not data:
-                    return
-                head, _, body = data.partition(b"\r\n\r\n")
-                length = next(
-                    int(h.split(b":")[1]) for h in head.split(b"\r\n") if h.startswith(b"Content-Length")
-                )
-                while len(body) < length:
-                    body += connection.recv(65536)
-                self.requests.append(json.loads(body) | {"target": head.split()[1].decode()})
-                if answer := self.answers.pop(0)(self.requests[-1]):
-                    connection.sendall(answer)
-
-    def close(self) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as last:
-            last.connect(str(self.path))
-        self._thread.join()
-        self._socket.close()
+def form(name: str) -> str:
+    """The program that the commands begin with, empty: Python."""
+    if name == "interpreted":
+        return ""
+    if not os.access(programs.STUB, os.X_OK):
+        pytest.skip("no C compiler when hpcmesos was installed")
+    return programs.STUB
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path / "api.sock")
-    yield server
-    server.close()
+    with serving(tmp_path / "api.sock") as server:
+        yield server
 
 
-def stub(
-    server: Server, *words: str, client: str = "/bin/echo", **options: Any
-) -> subprocess.CompletedProcess[str]:
-    command, *arguments = words
-    return subprocess.run(
-        [
-            sys.executable,
-            "-IS",
-            str(kit.LAUNCH),
-            "qstub",
-            command,
-            str(server.path),
-            "pbspro",
-            client,
-            *arguments,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-        **options,
-    )
+@pytest.fixture(params=FORMS)
+def commands(server: Server, tmp_path: Path, request: pytest.FixtureRequest) -> Commands:
+    return commands_of(tmp_path / "bin", server.path, stub=form(request.param))
 
 
-def qstat_of(server: Server) -> list[str]:
-    """The stub as qstat of Torque's family."""
-    return [sys.executable, "-IS", str(kit.LAUNCH), "qstub", "qstat", str(server.path), "torque", "/bin/echo"]
+@pytest.fixture(params=FORMS)
+def stub(request: pytest.FixtureRequest) -> str:
+    return form(request.param)
 
 
-def test_a_command_and_its_answer(server: Server, tmp_path: Path) -> None:
+def test_a_command_and_its_answer(server: Server, commands: Commands, tmp_path: Path) -> None:
     server.answers = [lambda _: http({"stdout": "Größe\n", "stderr": "warning\n", "code": 35})]
-    result = stub(
-        server, "qstat", "-f", "12", cwd=tmp_path, umask=0o027, env={"HOME": "/h", "SECRET": "x", "TZ": "UTC"}
+    result = commands.run(
+        "qstat",
+        "-f",
+        "12",
+        personality="pbspro",
+        cwd=tmp_path,
+        umask=0o027,
+        env={"HOME": "/h", "SECRET": "x", "TZ": "UTC"},
     )
     assert (result.stdout, result.stderr, result.returncode) == ("Größe\n", "warning\n", 35)
     request = server.requests[0]
@@ -118,53 +72,108 @@ def test_a_command_and_its_answer(server: Server, tmp_path: Path) -> None:
     }
 
 
-def test_script_is_sent_unasked_and_more_when_asked(server: Server, tmp_path: Path) -> None:
+def test_the_first_line_names_the_compiled_program_where_it_can(tmp_path: Path, stub: str) -> None:
+    commands = commands_of(tmp_path / "bin", tmp_path / "api.sock", stub=stub)
+    first = Path(commands.path("qstat")).read_text().splitlines()[0]
+    assert first == f"#!{stub}" if stub else first.endswith(" -IS")
+
+
+@pytest.mark.parametrize("place", ["stub", "a stub", "s" * 127, "no-program"])
+def test_a_first_line_that_would_not_do_names_python(tmp_path: Path, place: str) -> None:
+    program = tmp_path / place
+    if place != "stub":
+        program.write_text("no program" if place == "no-program" else "#!/bin/sh\n")
+        program.chmod(0o755)
+    commands = commands_of(tmp_path / "bin", tmp_path / "api.sock", stub=str(program))
+    assert Path(commands.path("qstat")).read_text().splitlines()[0].endswith(" -IS")
+
+
+def test_a_path_with_a_line_in_it_is_no_program(tmp_path: Path, stub: str) -> None:
+    odd = tmp_path / "a\nimport nothing_of_that_name"
+    odd.mkdir()
+    with serving(odd / "api.sock") as server:
+        server.answers = [lambda _: http({"stdout": "1\n"})]
+        assert commands_of(tmp_path / "bin", server.path, stub=stub).run("qstat").stdout == "1\n"
+
+
+def asking(complete: Answer, need: dict[str, Any]) -> Answer:
+    """Asks for more until it is there: an argument that the test knows."""
+
+    def answer(request: dict[str, Any]) -> bytes:
+        return complete(request) or http({"stdout": "", "stderr": "", "code": 0, "need": need, "then": None})
+
+    return answer
+
+
+def test_script_is_sent_unasked_and_more_when_asked(
+    server: Server, commands: Commands, tmp_path: Path
+) -> None:
     script = tmp_path / "job.sh"
     script.write_bytes(b"#!/bin/sh\n\xff\n")
     server.answers = [
-        lambda _: http({"need": {"environ": ["FOO", "MISSING"]}}),
-        lambda _: http({"stdout": "12.hpcm\n"}),
-    ]
-    result = stub(server, "qsub", "-v", "FOO", str(script), env={"FOO": "bar", "OTHER": "x"})
-    assert (result.stdout, result.returncode) == ("12.hpcm\n", 0)
-    first, second = server.requests
-    assert base64.b64decode(first["script"]) == script.read_bytes()
-    assert first["script_path"] == str(script)
-    assert (first["environ"], second["environ"]) == ({}, {"FOO": "bar"})
-    assert first["key"] == second["key"]
+        asking(
+            lambda request: http({"stdout": "12.hpcm\n"}) if request["environ"] else b"",
+            {"environ": ["FOO", "MISSING"]},
+        )
+    ] * 3
+    result = commands.run("qsub", "-v", "FOO", str(script), env={"FOO": "bar", "OTHER": "x"})
+    assert (result.stdout, result.stderr, result.returncode) == ("12.hpcm\n", "", 0)
+    first, last = server.requests[0], server.requests[-1]
+    assert base64.b64decode(first["script"]) == base64.b64decode(last["script"]) == script.read_bytes()
+    assert first["script_path"] == last["script_path"] == str(script)
+    assert (first["environ"], last["environ"]) == ({}, {"FOO": "bar"})
+    assert len(server.keys) == 1
 
 
-def test_a_directory_at_the_end_of_the_words_is_no_script(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 300_000, 1024 * 1024 + 2])
+def test_scripts_of_any_size(server: Server, commands: Commands, tmp_path: Path, size: int) -> None:
+    script = tmp_path / "job.sh"
+    script.write_bytes((bytes(range(256)) * (size // 256 + 1))[:size])
     server.answers = [lambda _: http({"stdout": "1.hpcm\n"})]
-    assert stub(server, "qsub", "-d", str(tmp_path)).returncode == 0
+    assert commands.run("qsub", str(script)).stdout == "1.hpcm\n"
+    sent = base64.b64decode(server.requests[0]["script"])
+    assert sent == script.read_bytes()[: 1024 * 1024 + 1], (
+        "one byte more than is allowed tells the API enough"
+    )
+
+
+def test_a_directory_at_the_end_of_the_words_is_no_script(
+    server: Server, commands: Commands, tmp_path: Path
+) -> None:
+    server.answers = [lambda _: http({"stdout": "1.hpcm\n"})]
+    assert commands.run("qsub", "-d", str(tmp_path)).returncode == 0
     assert "script" not in server.requests[0]
 
 
-def test_script_from_standard_input(server: Server) -> None:
+def test_script_from_standard_input(server: Server, commands: Commands) -> None:
     server.answers = [
-        lambda _: http({"need": {"script": "-", "environ": ["*"]}}),
-        lambda _: http({"stdout": "1\n"}),
-    ]
-    stub(server, "qsub", input="echo hi\n", env={"A": "1"})
-    assert "script" not in server.requests[0]
-    assert base64.b64decode(server.requests[1]["script"]) == b"echo hi\n"
-    assert server.requests[1]["environ"]["A"] == "1"
+        asking(
+            lambda request: http({"stdout": "1\n"}) if "script" in request else b"",
+            {"script": "-", "environ": ["*"]},
+        )
+    ] * 3
+    assert commands.run("qsub", input="echo hi\n", env={"A": "1"}).stdout == "1\n"
+    last = server.requests[-1]
+    assert base64.b64decode(last["script"]) == b"echo hi\n"
+    assert last["environ"]["A"] == "1"
+    assert not [name for name in last["environ"] if name.startswith("HPCMESOS_")], "the key is no job's"
+    assert len(server.keys) == 1
 
 
-def test_full_client_follows(server: Server) -> None:
-    server.answers = [lambda _: http({"stdout": "12.hpcm\n", "then": ["wait", "12.hpcm"]})]
-    assert stub(server, "qsub", "-W", "block=true").stdout == "12.hpcm\nwait 12.hpcm\n"
+def test_full_client_follows(server: Server, commands: Commands) -> None:
+    server.answers = [lambda _: http({"stdout": "12.hpcm\n", "then": ["wait", "12.hpcm"]})] * 2
+    assert commands.run("qsub", "-W", "block=true").stdout == "12.hpcm\nwait 12.hpcm\n"
 
 
-def test_errors_of_the_server(server: Server) -> None:
+def test_errors_of_the_server(server: Server, commands: Commands) -> None:
     server.answers = [
         lambda _: http({"code": "x", "message": "no such thing", "exit_code": 159}, "403 Forbidden")
-    ]
-    result = stub(server, "qdel", "12")
+    ] * 2
+    result = commands.run("qdel", "12")
     assert (result.stderr, result.returncode) == ("qdel: no such thing\n", 159)
 
 
-def test_a_broken_connection_is_tried_again_with_the_same_key(server: Server) -> None:
+def test_a_broken_connection_is_tried_again_with_the_same_key(server: Server, commands: Commands) -> None:
     server.answers = [
         lambda _: b"",
         lambda _: b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{",
@@ -172,13 +181,109 @@ def test_a_broken_connection_is_tried_again_with_the_same_key(server: Server) ->
             b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"std\r\na\r\nout":"ok"}\r\n0\r\n\r\n'
         ),
     ]
-    assert stub(server, "qsub", "-").stdout == "ok"
+    assert commands.run("qsub", "-").stdout == "ok"
     assert len({request["key"] for request in server.requests}) == 1
 
 
-def test_nobody_there(server: Server, tmp_path: Path) -> None:
+def test_nothing_is_done_twice(server: Server, commands: Commands, tmp_path: Path) -> None:
+    """A server that breaks after it has done what it was asked for knows the key when it is asked again."""
+    script = tmp_path / "job.sh"
+    script.write_text("true\n")
+    server.answers = [lambda _: b"HTTP/1.1 200 OK\r\n", lambda _: http({"stdout": "1.hpcm\n"})]
+    assert commands.run("qsub", str(script)).stdout == "1.hpcm\n"
+    assert (len(server.requests), len(server.keys)) == (2, 1)
+
+
+def test_qterm_is_sent_once(server: Server, commands: Commands) -> None:
+    server.answers = [lambda _: b""]
+    assert commands.run("qterm").returncode == 255
+    assert len(server.requests) == 1
+
+
+def test_each_command_has_a_key_of_its_own(server: Server, commands: Commands) -> None:
+    server.answers = [lambda _: http({"stdout": ""})] * 3
+    for key in ("", "x" * 32, "../" * 4):
+        commands.run("qstat", "é", env={"HPCMESOS_BEGUN_COMMAND": key, "LC_ALL": "C.UTF-8"})
+    assert len(server.keys) == 3
+    assert all(len(key) == 32 and set(key) <= set("0123456789abcdef") for key in server.keys)
+
+
+WORDS = ["Größe", "\udcff", 'q"\\', "\n\t\x01\x7f", "", "-"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_any_words(server: Server, commands: Commands, word: str, tmp_path: Path) -> None:
+    server.answers = [lambda _: http({"stdout": "1\n"})]
+    result = commands.run("qstat", word, cwd=tmp_path, env={"HOME": word, "LC_ALL": "C.UTF-8"})
+    assert (result.stdout, result.stderr) == ("1\n", "")
+    request = server.requests[0]
+    assert (request["argv"], request["environ"]) == ([word], {"HOME": word})
+
+
+def test_more_words_than_fit_into_a_small_program(server: Server, commands: Commands) -> None:
+    server.answers = [lambda _: http({"stdout": "1\n"})]
+    words = ["x" * 60_000] * 10
+    assert commands.run("qstat", *words).stdout == "1\n"
+    assert server.requests[0]["argv"] == words
+
+
+def test_the_directory_as_the_user_came_there(server: Server, commands: Commands, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    server.answers = [lambda _: http({"stdout": "1\n"})] * 4
+    for told in ("link", "there", ".", "nowhere"):
+        commands.run("qstat", cwd=tmp_path / "there", env={"PWD": str(tmp_path / told)})
+    directories = [request["cwd"] for request in server.requests]
+    assert directories == [str(tmp_path / "link"), str(tmp_path / "there"), str(tmp_path / "there"), "/"]
+
+
+def test_an_answer_in_pieces(server: Server, commands: Commands) -> None:
+    text = "".join(map(chr, range(0x250))) + "\U0001f600\n"
+    server.piece = 1
+    server.answers = [lambda _: http({"stdout": text, "stderr": text, "code": 3, "need": None, "then": None})]
+    result = commands.run("qstat", encoding="utf-8", errors="strict")
+    universal = text.replace("\r", "\n")
+    assert (result.stdout, result.stderr, result.returncode) == (universal, universal, 3)
+
+
+@pytest.mark.parametrize("name", ["a b", "größe", "-", "#!"])
+def test_directories_of_any_name(tmp_path: Path, stub: str, name: str) -> None:
+    place = tmp_path / name
+    place.mkdir()
+    with serving(place / "api sock") as server:
+        commands = commands_of(place / "the bin", server.path, stub=stub)
+        server.answers = [lambda _: http({"stdout": "1\n"})]
+        result = commands.run("qstat", cwd=place, env={"LC_ALL": "C.UTF-8"})
+    assert (result.stdout, result.stderr) == ("1\n", "")
+    assert server.requests[0]["cwd"] == str(place)
+
+
+def test_another_master_is_asked(server: Server, tmp_path: Path, stub: str) -> None:
+    commands = commands_of(tmp_path / "bin", tmp_path / "nobody.sock", server.path, stub=stub)
+    server.answers = [lambda _: http({"stdout": "1\n"})]
+    assert commands.run("qstat").stdout == "1\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(server: Server, commands: Commands, closed: str) -> None:
+    """Nothing that is opened may take their place."""
+    server.answers = [lambda _: http({"stdout": "1\n"})]
+    shell = f'exec "$0" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", shell, commands.path("qstat")], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert len(server.requests) == 1
+    unwritten = "qstat: cannot write the answer: Bad file descriptor\n"
+    if closed == "<&-":
+        assert (done.stdout, done.stderr, done.returncode) == ("1\n", "", 0)
+    else:
+        assert (done.stdout, done.returncode) == ("", 1)
+        assert done.stderr == ("" if "2>" in closed else unwritten)
+
+
+def test_nobody_there(commands: Commands, tmp_path: Path, server: Server) -> None:
     server.path.rename(tmp_path / "elsewhere")
-    result = stub(server, "qsub", "-N", "x")
+    result = commands.run("qsub", "-N", "x")
     server.path = tmp_path / "elsewhere"
     assert result.returncode == 255
     path = tmp_path / "api.sock"
@@ -187,9 +292,9 @@ def test_nobody_there(server: Server, tmp_path: Path) -> None:
     )
 
 
-def test_a_reader_that_has_seen_enough_ends_it_without_a_word(server: Server) -> None:
+def test_a_reader_that_has_seen_enough_ends_it_without_a_word(server: Server, commands: Commands) -> None:
     server.answers = [lambda _: http({"stdout": "line\n" * 100_000})]
-    words = qstat_of(server)
+    words = [commands.path("qstat")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reading:
         assert reading.stdout is not None and reading.stderr is not None
         assert reading.stdout.readline() == b"line\n"
@@ -198,15 +303,15 @@ def test_a_reader_that_has_seen_enough_ends_it_without_a_word(server: Server) ->
     assert reading.returncode == -signal.SIGPIPE
 
 
-def test_an_answer_that_cannot_be_written_is_told(server: Server) -> None:
+def test_an_answer_that_cannot_be_written_is_told(server: Server, commands: Commands) -> None:
     server.answers = [lambda _: http({"stdout": "12.hpcm\n"})]
     with open("/dev/full", "wb") as full:
-        words = qstat_of(server)
+        words = [commands.path("qstat")]
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=30)
     assert (done.returncode, done.stderr) == (1, "qstat: cannot write the answer: No space left on device\n")
 
 
-def test_an_interrupt_ends_it_without_a_word(server: Server) -> None:
+def test_an_interrupt_ends_it_without_a_word(server: Server, commands: Commands) -> None:
     asked, go_on = threading.Event(), threading.Event()
 
     def slowly(_: dict[str, Any]) -> bytes:
@@ -215,7 +320,7 @@ def test_an_interrupt_ends_it_without_a_word(server: Server) -> None:
         return b""
 
     server.answers = [slowly]
-    words = qstat_of(server)
+    words = [commands.path("qstat")]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # we may have inherited it as ignored
     try:
         waiting = subprocess.Popen(words, stderr=subprocess.PIPE)
@@ -233,11 +338,11 @@ def test_an_interrupt_ends_it_without_a_word(server: Server) -> None:
     assert waiting.returncode == -signal.SIGINT
 
 
-def test_somebody_at_a_terminal_is_told_what_is_waited_for(server: Server) -> None:
+def test_somebody_at_a_terminal_is_told_what_is_waited_for(server: Server, commands: Commands) -> None:
     gone = {"message": "the database does not answer", "exit_code": 255}
     server.answers = [lambda _: http(gone, "503 Service Unavailable")] * 100
     ours, theirs = os.openpty()
-    words = qstat_of(server)
+    words = [commands.path("qstat")]
     with (
         subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=theirs) as waiting,
         os.fdopen(ours) as terminal,
@@ -250,7 +355,7 @@ def test_somebody_at_a_terminal_is_told_what_is_waited_for(server: Server) -> No
             os.close(theirs)
 
 
-def test_nobody_is_told_of_tries_that_will_not_be_made(tmp_path: Path) -> None:
+def test_nobody_is_told_of_tries_that_will_not_be_made(tmp_path: Path, stub: str) -> None:
     """Where what is there is not a master's: it gives up soon."""
     ours, theirs = os.openpty()
     with (
@@ -258,16 +363,7 @@ def test_nobody_is_told_of_tries_that_will_not_be_made(tmp_path: Path) -> None:
         os.fdopen(ours, "rb", buffering=0) as terminal,
     ):
         other.bind(str(tmp_path / "sock"))
-        words = [
-            sys.executable,
-            "-IS",
-            str(kit.LAUNCH),
-            "qstub",
-            "qstat",
-            str(tmp_path / "sock"),
-            "torque",
-            "/bin/echo",
-        ]
+        words = [commands_of(tmp_path / "bin", tmp_path / "sock", stub=stub).path("qstat")]
         asked = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=theirs, timeout=60, check=False)
         said = terminal.read(65536)
         os.close(theirs)
