@@ -173,7 +173,7 @@ class ObedientLeader:
                 rows = tx.drain_inbox()
                 for row in rows:
                     self._obey(tx, row)
-            self.taken.extend(rows)
+                self.taken.extend(rows)  # before the commit, by which who has asked learns of it
 
     @staticmethod
     def _obey(tx: LeaderTransaction, row: InboxRow) -> None:
