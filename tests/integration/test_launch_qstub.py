@@ -88,10 +88,10 @@ def test_a_first_line_that_would_not_do_names_python(tmp_path: Path, place: str)
     assert Path(commands.path("qstat")).read_text().splitlines()[0].endswith(" -IS")
 
 
-def test_a_path_with_a_line_in_it_is_no_program(tmp_path: Path, stub: str) -> None:
-    odd = tmp_path / "a\nimport nothing_of_that_name"
+def test_a_line_in_a_path_is_no_program(tmp_path: Path, stub: str) -> None:
+    odd = tmp_path / "a\nraise"
     odd.mkdir()
-    with serving(odd / "api.sock") as server:
+    with serving(odd / "s") as server:
         server.answers = [lambda _: http({"stdout": "1\n"})]
         assert commands_of(tmp_path / "bin", server.path, stub=stub).run("qstat").stdout == "1\n"
 
