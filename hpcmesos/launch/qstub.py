@@ -44,7 +44,8 @@ _UNMET = 5.0
 
 
 _BEGUN = "HPCMESOS_BEGUN_COMMAND"
-"""A descriptor: the request that ``stub.c`` has sent, and in the next line an answer that it leaves to this program."""
+"""A descriptor: the request that ``stub.c`` has sent; in the next line status and body of an answer that it leaves to
+this program."""
 
 
 class _Broken(Exception):
@@ -68,14 +69,14 @@ def main(argv: list[str], submit_filter: str = "") -> int:
     command, path, personality, client, *arguments = argv
     if quick.signal.getsignal(quick.signal.SIGINT) != quick.signal.SIG_IGN:
         quick.signal.signal(quick.signal.SIGINT, quick.signal.SIG_DFL)  # Ctrl-C ends it without a word
-    request, reply = _begun()
+    request, answered = _begun()
     if not request:
         request = _request(command, arguments, personality)
         if submit_filter and command in _SUBMITTING and os.path.lexists(submit_filter):
             request["submit_filter"] = submit_filter
             request.pop("script", None)
     try:
-        reply = reply or _ask(path, f"/v1/commands/{command}", request)
+        reply = _judged(*answered) if answered else _ask(path, f"/v1/commands/{command}", request)
         while need := reply.get("need"):
             if need.get("terminal") and sys.stdin.isatty() and (need.get("script") or sys.stdout.isatty()):
                 os.execv(client, [client, *need["terminal"]])  # noqa: S606  (an argument list is the point)
@@ -102,19 +103,20 @@ def main(argv: list[str], submit_filter: str = "") -> int:
     return int(reply.get("code", 0))
 
 
-def _begun() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The request and its answer, each empty where there is none. The variable is for nobody else, and no job's."""
+def _begun() -> tuple[dict[str, Any], tuple[int, bytes] | None]:
+    """The request that was sent, empty where none was, and its answer: status and body. The variable is for nobody
+    else, and no job's.
+    """
     descriptor = os.environ.pop(_BEGUN, "")
-    request, reply = {}, None
     try:
         with open(int(descriptor), "rb") as file:
             file.seek(0)
             sent, _, answer = file.read().partition(b"\n")
         request = quick.loads(sent.decode("ascii"))
-        reply = quick.loads(answer.decode("utf-8"))
-    except (OSError, ValueError):  # nothing was begun, or it had no answer
-        pass
-    return request, reply if isinstance(reply, dict) else {}
+    except (OSError, ValueError):  # nothing was begun
+        return {}, None
+    status, _, content = answer.partition(b" ")
+    return request, (int(status), content) if answer else None
 
 
 def _request(command: str, arguments: list[str], personality: str) -> dict[str, Any]:
@@ -165,7 +167,12 @@ def _attach(request: dict[str, Any], path: str, content: bytes) -> None:
 
 def _read(file: Any) -> bytes:
     parts, left = [], _LARGEST_SCRIPT + 1
-    while left and (data := file.read(min(left, 65536))):
+    while left and (data := file.read(min(left, 65536))) != b"":
+        if data is None:  # whoever gave us this pipe does not wait for what is not there yet
+            from select import select
+
+            select([file], [], [])
+            continue
         parts.append(data)
         left -= len(data)
     return b"".join(parts)
@@ -285,6 +292,11 @@ def _answer(connection: Any) -> dict[str, Any]:
     else:
         length = int(headers.get("content-length", "0"))
         content = _up_to(connection, body, length)
+    return _judged(status, content)
+
+
+def _judged(status: int, content: bytes) -> dict[str, Any]:
+    """Raises _Refused, and _Broken or _Later where the request may be sent again."""
     try:
         value = quick.loads(content.decode("utf-8"))
     except ValueError:

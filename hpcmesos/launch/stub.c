@@ -10,6 +10,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,7 @@
 #include <strings.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -30,7 +32,7 @@ enum { LARGEST_SCRIPT = 1024 * 1024 + 1 };                             /* with t
 enum { LARGEST_WORDS = 256 * 1024, LARGEST_REQUEST = 2 * 1024 * 1024 }; /* a script has room behind the words */
 enum { HTTP_HEAD = 512, KEY_BYTES = 16 };
 enum { SILENCE = 20 }; /* seconds without a byte after which another master is asked, where there is one */
-enum { CANNOT_WRITE = 1, NO_PYTHON = 127, UNREACHABLE = 255 };
+enum { CANNOT_READ = 1, CANNOT_WRITE = 1, NO_PYTHON = 127, UNREACHABLE = 255 };
 
 struct settings { /* the first lines of FILE; NULL: what should stand there does not */
     char *python, *command, *sockets, *personality, *submit_filter;
@@ -51,6 +53,11 @@ struct script {
     const char *path; /* NULL: there is none */
     size_t size;
     unsigned char data[LARGEST_SCRIPT];
+};
+
+struct answer {
+    int status;
+    struct string body;
 };
 
 struct reply {
@@ -113,7 +120,10 @@ static int submits(const struct settings *settings) {
 /* Whether this may be the ordinary case at all. */
 static int ordinary(const struct settings *settings) {
     struct stat status;
-    if (settings->submit_filter == NULL)
+    struct rlimit files; /* of which the record is one */
+    if (settings->submit_filter == NULL || getrlimit(RLIMIT_FSIZE, &files))
+        return 0;
+    if (files.rlim_cur < (rlim_t)LARGEST_REQUEST + LARGEST_ANSWER)
         return 0;
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0)
@@ -177,6 +187,14 @@ static void add_base64(struct text *text, const unsigned char *data, size_t size
     }
 }
 
+/* Of a name that is there twice the first one counts. `size`: of the name with its equals sign. */
+static int was_told(char **one, size_t size) {
+    for (char **each = environ; each < one; each++)
+        if (strncmp(*each, *one, size) == 0)
+            return 1;
+    return 0;
+}
+
 static void add_environment(struct text *text, int everything) {
     static const char *const names[] = {"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG"};
     add(text, ",\"environ\":{");
@@ -184,7 +202,7 @@ static void add_environment(struct text *text, int everything) {
         if (getenv(names[i]))
             add_member(text, names[i], getenv(names[i]));
     for (char **one = environ, *value; everything && *one; one++) {
-        if ((value = strchr(*one, '=')) == NULL)
+        if ((value = strchr(*one, '=')) == NULL || was_told(one, (size_t)(value - *one + 1)))
             continue;
         *value = 0;
         add_member(text, *one, value + 1);
@@ -262,14 +280,17 @@ static struct string with_head(struct text *text, const char *command) {
     return (struct string){start, text->used - HTTP_HEAD + (size_t)size};
 }
 
-/* Whether all of it could be read. */
+/* Whether all of it could be read; what is not there yet is waited for. */
 static int read_script(int fd, const char *path, struct script *script) {
+    struct pollfd more = {.fd = fd, .events = POLLIN};
     ssize_t got;
     script->path = path;
     script->size = 0;
     while ((got = read(fd, script->data + script->size, sizeof script->data - script->size)) != 0) {
         if (got > 0)
             script->size += (size_t)got;
+        else if (errno == EAGAIN)
+            poll(&more, 1, -1);
         else if (errno != EINTR)
             return 0;
     }
@@ -383,11 +404,17 @@ static struct string unescaped(struct string string) {
     return (struct string){string.data, (size_t)(to - string.data)};
 }
 
-/* Of a 200 that is not in chunks; else -1. */
+/* -1: of those after which the request is sent again, and of what is no HTTP. */
+static int status_of(const char *head) {
+    int status = -1;
+    if (sscanf(head, "HTTP/1.1 %3d ", &status) != 1 || (status >= 502 && status <= 504))
+        return -1;
+    return status;
+}
+
+/* -1: it is in chunks, or does not say. */
 static long content_length(const char *head) {
     long length = -1;
-    if (strncmp(head, "HTTP/1.1 200 ", 13))
-        return -1;
     for (const char *line = strstr(head, "\r\n"); line; line = strstr(line, "\r\n")) {
         line += 2;
         if (strncasecmp(line, "transfer-encoding:", 18) == 0)
@@ -410,8 +437,9 @@ static ssize_t receive(int connection, char *into, size_t size) {
     return got;
 }
 
-/* The body of an answer, with a zero byte behind it; what is ODD has no data. */
-static enum outcome answer(int connection, struct string *body) {
+/* Its body has a zero byte behind it; what is ODD has no data. */
+static enum outcome receive_answer(int connection, struct answer *answer) {
+    struct string *body = &answer->body;
     static char head[LARGEST_HEAD + 1];
     size_t used = 0;
     ssize_t got;
@@ -428,7 +456,8 @@ static enum outcome answer(int connection, struct string *body) {
     char *begun = end + 4;
     size_t have = (size_t)(head + used - begun);
     long length = content_length(head);
-    if (length < 0 || have > (size_t)length || (body->data = malloc((size_t)length + 1)) == NULL)
+    answer->status = status_of(head);
+    if (answer->status < 0 || length < 0 || have > (size_t)length || (body->data = malloc((size_t)length + 1)) == NULL)
         return ODD;
     memcpy(body->data, begun, have);
     for (; have < (size_t)length; have += (size_t)got)
@@ -453,7 +482,7 @@ static void send_whole(int connection, struct string data) {
     }
 }
 
-static enum outcome exchange(const char *path, size_t size, int silence, struct string data, struct string *body) {
+static enum outcome exchange(const char *path, size_t size, int silence, struct string data, struct answer *answer) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct timeval patience = {.tv_sec = silence}; /* 0: for ever */
     enum outcome outcome = BROKEN;
@@ -467,19 +496,19 @@ static enum outcome exchange(const char *path, size_t size, int silence, struct 
     setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     if (connect(connection, (struct sockaddr *)&address, sizeof address) == 0) {
         send_whole(connection, data);
-        outcome = answer(connection, body);
+        outcome = receive_answer(connection, answer);
     }
     close(connection);
     return outcome;
 }
 
 /* Each master of this host is asked once, until one answers. */
-static enum outcome ask(const char *sockets, struct string data, struct string *body) {
+static enum outcome ask(const char *sockets, struct string data, struct answer *answer) {
     int silence = strchr(sockets, ',') ? SILENCE : 0;
     enum outcome outcome = BROKEN;
     for (const char *path = sockets, *end; path && outcome == BROKEN; path = *end ? end + 1 : NULL) {
         end = strchrnul(path, ',');
-        outcome = exchange(path, (size_t)(end - path), silence, data, body);
+        outcome = exchange(path, (size_t)(end - path), silence, data, answer);
     }
     return outcome;
 }
@@ -491,20 +520,27 @@ static void record_all(int record, struct string data) {
     _exit(UNREACHABLE);
 }
 
-/* `record` then holds the request as it was sent, and in its next line an answer that Python has to read. */
+static void record_answer(int record, const struct answer *answer) {
+    char status[8];
+    int size = snprintf(status, sizeof status, "\n%d ", answer->status);
+    record_all(record, (struct string){status, (size_t)size});
+    record_all(record, answer->body);
+}
+
+/* `record` then holds the request as it was sent, and in its next line the status and the body of an answer that Python
+ * has to read. */
 static enum outcome run(const struct settings *settings, struct text *text, int record, struct reply *reply) {
-    struct string data = with_head(text, settings->command), body = {0};
+    struct string data = with_head(text, settings->command);
+    struct answer answer = {0};
     if (text->odd || ftruncate(record, 0) || lseek(record, 0, SEEK_SET))
         return ODD;
     record_all(record, (struct string){text->data + HTTP_HEAD, text->used - HTTP_HEAD});
-    enum outcome outcome = ask(settings->sockets, data, &body);
+    enum outcome outcome = ask(settings->sockets, data, &answer);
     if (outcome != UNDERSTOOD)
         return outcome;
-    int known = take_reply(body, reply);
-    if (!known || reply->wants_input || reply->wants_variables) {
-        record_all(record, (struct string){"\n", 1});
-        record_all(record, body);
-    }
+    int known = answer.status == 200 && take_reply(answer.body, reply);
+    if (!known || reply->wants_input || reply->wants_variables)
+        record_answer(record, &answer);
     return known ? UNDERSTOOD : ODD;
 }
 
@@ -527,8 +563,12 @@ static enum outcome converse(const struct settings *settings, char **arguments, 
             return outcome;
         if (reply->wants_variables && everything++)
             return ODD;
-        if (reply->wants_input && (script.path == input || !read_script(STDIN_FILENO, input, &script)))
+        if (reply->wants_input && script.path == input)
             return ODD;
+        if (reply->wants_input && !read_script(STDIN_FILENO, input, &script)) {
+            dprintf(STDERR_FILENO, "%s: script file -: %s\n", settings->command, strerror(errno));
+            _exit(CANNOT_READ); /* what was read already is nowhere else */
+        }
     }
 }
 

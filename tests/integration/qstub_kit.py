@@ -68,7 +68,7 @@ class Server:
         try:
             for at in range(0, len(answer), size):
                 connection.sendall(answer[at : at + size])
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             pass  # it has seen enough
 
     def close(self) -> None:

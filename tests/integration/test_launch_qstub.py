@@ -4,12 +4,15 @@ compiled stub before them, and without."""
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
+import resource
 import signal
 import socket
 import subprocess
+import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import pytest
 from hpcmesos.launch import programs
 
 from .qstub_kit import Answer, Commands, Server, commands_of, http, serving
+from .shepherd_kit import wait_until
 
 FORMS = ["compiled", "interpreted"]
 
@@ -166,11 +170,45 @@ def test_full_client_follows(server: Server, commands: Commands) -> None:
 
 
 def test_errors_of_the_server(server: Server, commands: Commands) -> None:
+    """Which is not asked again: a limit may count how often."""
     server.answers = [
         lambda _: http({"code": "x", "message": "no such thing", "exit_code": 159}, "403 Forbidden")
-    ] * 2
+    ]
     result = commands.run("qdel", "12")
     assert (result.stderr, result.returncode) == ("qdel: no such thing\n", 159)
+
+
+def test_a_script_that_comes_late_through_a_pipe_that_does_not_wait(
+    server: Server, commands: Commands
+) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.write(writer, b"echo hi\n")
+
+    def rest() -> None:
+        wait_until(lambda: not fcntl.ioctl(reader, termios.FIONREAD, b"\0\0\0\0").strip(b"\0"), "is read")
+        os.write(writer, b"echo there\n")
+        os.close(writer)
+
+    need = {"script": "-", "terminal": None, "environ": None, "filter": False}
+    server.answers = [
+        lambda _: http({"stdout": "", "stderr": "", "code": 0, "need": need, "then": None}),
+        lambda _: http({"stdout": "1\n"}),
+    ]
+    late = threading.Thread(target=rest)
+    late.start()
+    with open(reader, "rb") as stdin:
+        assert commands.run("qsub", stdin=stdin).stdout == "1\n"
+    late.join()
+    assert base64.b64decode(server.requests[-1]["script"]) == b"echo hi\necho there\n"
+
+
+def test_a_limit_on_files_is_none_on_commands(server: Server, commands: Commands, tmp_path: Path) -> None:
+    server.answers = [lambda _: http({"stdout": "1\n"})]
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    none: Callable[[], None] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))  # noqa: E731
+    assert commands.run("qstat", preexec_fn=none).stdout == "1\n"
+    assert len(server.requests) == 1
 
 
 def test_a_broken_connection_is_tried_again_with_the_same_key(server: Server, commands: Commands) -> None:

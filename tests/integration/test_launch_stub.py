@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ SCRIPT = {"script": "-", "terminal": None, "environ": None, "filter": False}
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The compiled one, with sanitizers."""
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler when hpcmesos was installed")
     program = tmp_path_factory.mktemp("stub") / "stub"
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
     subprocess.run(["cc", *CHECKED, "-fno-sanitize-recover=all", "-o", program, SOURCE], check=True)
     return str(program)
 
@@ -86,6 +87,24 @@ def test_all_variables_need_none_where_they_are_ascii(server: Server, alone: Com
     assert {name: last["environ"].get(name) for name in variables} == variables | {
         "HPCMESOS_BEGUN_COMMAND": None
     }
+
+
+def test_of_a_variable_that_is_there_twice_the_first_one_counts(server: Server, alone: Commands) -> None:
+    server.answers = [
+        lambda _: http(FULL | {"need": SCRIPT | {"script": None, "environ": ["*"]}}),
+        lambda _: http(FULL),
+    ]
+    twice = (
+        "import ctypes, os, sys\n"
+        "words = (ctypes.c_char_p * 3)(os.fsencode(sys.argv[1]), b'-V', None)\n"
+        "variables = (ctypes.c_char_p * 5)(b'A=1', b'AB=3', b'A=2', b'ASAN_OPTIONS=detect_leaks=0', None)\n"
+        "ctypes.CDLL(None).execve(words[0], words, variables)\n"
+    )
+    words = [sys.executable, "-c", twice, alone.path("qsub")]
+    done = subprocess.run(words, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (7, b"")
+    sent = server.requests[-1]["environ"]
+    assert (sent["A"], sent["AB"]) == ("1", "3")
 
 
 @pytest.mark.parametrize("need", [SCRIPT, SCRIPT | {"script": None, "environ": ["*"]}])
