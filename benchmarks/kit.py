@@ -132,7 +132,9 @@ def _parts(state: Path) -> dict[int, str]:
     lines, parents = {}, {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            lines[int(name)] = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            lines[int(name)] = (
+                Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            )
             parents[int(name)] = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
     roots = {pid for pid, line in lines.items() if f"{state}/" in line}
     found = {}
