@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
 
 from hpcmesos import wire
 from hpcmesos.config import MasterSettings
@@ -17,6 +19,10 @@ from hpcmesos.model import Chunk, JobState, Request
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.records import JobRecord, NewJob, NodeRecord
 from hpcmesos.queue.store import Store
+from tests.integration.invariants import check_invariants
+
+if TYPE_CHECKING:
+    from tests.integration.database_kit import Database
 
 T = TypeVar("T")
 GIB = 2**30
@@ -171,6 +177,14 @@ class Bench:
         self.say((nodes[0], wire.Started(attempt=attempt, pid=1, started_at=time.time())))
         return nodes
 
+    def gang(self, *nodes: str, size: int = 2, **changes: Any) -> tuple[int, str]:
+        """These nodes come up, and a job runs on the first ``size`` of them: its number and its attempt."""
+        self.up(*nodes)
+        seq = self.submit(request(size), **changes)
+        self.turn()
+        self.run(seq)
+        return seq, self.attempt(seq)
+
     def attempt(self, seq: int) -> str:
         return f"{seq}.hpcm#{self.job(seq).attempt}"
 
@@ -179,6 +193,14 @@ class Bench:
         answers: list[Answer] = []
         self.turn(Asked(Question(why=[seq]), answers.append))
         return answers[0].why.get(seq)
+
+
+@pytest.fixture
+def bench(store: Store, leader: LeaderStore, database: Database, tmp_path: Path) -> Iterator[Bench]:
+    """The invariants hold afterwards."""
+    bench = Bench(store, leader, settings(tmp_path, database.leader))
+    yield bench
+    assert check_invariants(database.owner, drained=True) == []
 
 
 def kinds(sent: Iterable[tuple[str, wire.ToAgent]]) -> list[tuple[str, str]]:

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from hpcmesos import wire
 from hpcmesos.model import Cause, JobState
-from hpcmesos.queue.leader_store import LeaderStore
-from hpcmesos.queue.store import Store
-from tests.integration.invariants import check_invariants
-from tests.integration.leader_kit import Bench, ended, hello, kinds, report, request, settings
+from tests.integration.leader_kit import Bench, ended, hello, kinds, report, request
 
 if TYPE_CHECKING:
-    from tests.integration.database_kit import Database
+    pass
 
-pytest_plugins = ["tests.integration.database_kit"]
-
-
-@pytest.fixture
-def bench(store: Store, leader: LeaderStore, database: Database, tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(store, leader, settings(tmp_path, database.leader))
-    yield bench
-    assert check_invariants(database.owner, drained=True) == []
+pytest_plugins = ["tests.integration.database_kit", "tests.integration.leader_kit"]
 
 
 def test_a_lost_node_requeues_a_gang_away_from_it(bench: Bench) -> None:
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    first = bench.attempt(seq)
+    seq, first = bench.gang("node1", "node2", "node3")
     bench.down("node2")
     bench.pass_time(16)
     assert not bench.node("node2").up
@@ -52,21 +36,14 @@ def test_a_lost_node_requeues_a_gang_away_from_it(bench: Bench) -> None:
 @pytest.mark.parametrize("lost", ["node1", "node3"])
 def test_what_is_left_of_a_lost_gang_has_to_hurry(bench: Bench, lost: str) -> None:
     """It is over 30 s later, when its job may start elsewhere, however long the kill_delay is."""
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(3), rerunable=False)
-    bench.turn()
-    bench.run(seq)
+    bench.gang("node1", "node2", "node3", size=3, rerunable=False)
     bench.down(lost)
     sent = bench.wish("node", None, node=lost, action="gone")
     assert {message.kill_delay for _, message in sent if isinstance(message, wire.End)} == {5.0}
 
 
 def test_a_silent_head_is_given_up_when_its_members_are(bench: Bench) -> None:
-    bench.up("node1", "node2")
-    seq = bench.submit(request(2), rerunable=False)
-    bench.turn()
-    bench.run(seq)
-    first = bench.attempt(seq)
+    seq, first = bench.gang("node1", "node2", rerunable=False)
     bench.down("node1")
     bench.say(("node2", ended(first, "NODE_LOST", head=False, culprit="node1", message="silent")))
     assert bench.state(seq) is JobState.RUNNING
@@ -77,11 +54,7 @@ def test_a_silent_head_is_given_up_when_its_members_are(bench: Bench) -> None:
 
 @pytest.mark.parametrize("again", [False, True], ids=["same leader", "after a takeover"])
 def test_a_deleted_gang_is_over_though_its_head_never_says_so(bench: Bench, again: bool) -> None:
-    bench.up("node1", "node2")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    attempt = bench.attempt(seq)
+    seq, attempt = bench.gang("node1", "node2")
     bench.down("node1")  # its host is dead, and its members do not know it yet
     bench.wish("delete", seq)
     bench.say(("node2", ended(attempt, "DELETED", head=False)))
@@ -99,11 +72,7 @@ def test_a_deleted_gang_is_over_though_its_head_never_says_so(bench: Bench, agai
 def test_a_preempted_gang_waits_again_though_its_head_never_says_that_it_is_over(
     bench: Bench, again: bool
 ) -> None:
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    attempt = bench.attempt(seq)
+    seq, attempt = bench.gang("node1", "node2", "node3")
     bench.down("node1")
     bench.wish("rerun", seq)
     bench.say(("node2", ended(attempt, "PREEMPTED", head=False)))
@@ -120,11 +89,7 @@ def test_a_preempted_gang_waits_again_though_its_head_never_says_that_it_is_over
 
 def test_a_head_that_was_away_before_the_end_has_its_whole_kill_delay(bench: Bench) -> None:
     """It hears of the end by a member, and its script then has as long as every other."""
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    attempt = bench.attempt(seq)
+    seq, attempt = bench.gang("node1", "node2", "node3")
     bench.down("node1")
     bench.pass_time(360)
     bench.wish("rerun", seq, kill_delay=300)
@@ -139,11 +104,7 @@ def test_a_head_that_was_away_before_the_end_has_its_whole_kill_delay(bench: Ben
 
 
 def test_a_member_that_has_just_ended_may_have_told_its_head_just_now(bench: Bench) -> None:
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    attempt = bench.attempt(seq)
+    seq, attempt = bench.gang("node1", "node2", "node3")
     bench.down("node1")
     bench.down("node2")
     bench.wish("rerun", seq, kill_delay=10)
@@ -163,10 +124,7 @@ def test_a_member_that_has_just_ended_may_have_told_its_head_just_now(bench: Ben
 @pytest.mark.parametrize("again", [False, True], ids=["same leader", "after a takeover"])
 def test_a_preempted_gang_starts_again_when_no_part_can_run_any_more(bench: Bench, again: bool) -> None:
     """Ranks of a member may take the kill_delay, though the script has ended at once."""
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
+    seq, _ = bench.gang("node1", "node2", "node3")
     bench.down("node2")
     bench.wish("rerun", seq, kill_delay=300)
     bench.say(("node1", ended(bench.attempt(seq), "PREEMPTED", signal=15)))
@@ -180,11 +138,7 @@ def test_a_preempted_gang_starts_again_when_no_part_can_run_any_more(bench: Benc
 
 
 def test_a_part_of_a_preempted_gang_has_its_kill_delay_under_the_next_leader_too(bench: Bench) -> None:
-    bench.up("node1", "node2")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    attempt = bench.attempt(seq)
+    seq, attempt = bench.gang("node1", "node2")
     bench.down("node2")
     bench.wish("rerun", seq, kill_delay=300)
     bench.say(("node1", ended(attempt, "PREEMPTED", signal=15)))
@@ -216,11 +170,7 @@ def test_what_an_earlier_attempt_waited_for_lets_no_later_one_start(bench: Bench
 def test_a_gang_that_was_over_before_it_was_told_waits_for_its_head_under_the_next_leader_too(
     bench: Bench,
 ) -> None:
-    bench.up("node1", "node2")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    attempt = bench.attempt(seq)
+    seq, attempt = bench.gang("node1", "node2")
     bench.down("node1")
     bench.say(("node2", ended(attempt, "OK", head=False)))
     bench.wish("rerun", seq)
@@ -236,11 +186,7 @@ def test_a_gang_that_was_over_before_it_was_told_waits_for_its_head_under_the_ne
 
 def test_a_gang_that_ended_by_itself_waits_for_the_word_of_its_head(bench: Bench) -> None:
     """Its agent may be stopped for long: its shepherd knows how the script ended."""
-    bench.up("node1", "node2")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
-    attempt = bench.attempt(seq)
+    seq, attempt = bench.gang("node1", "node2")
     bench.down("node1")
     bench.wish("rerun", seq)
     bench.say(("node2", ended(attempt, "OK", head=False)))
@@ -269,10 +215,7 @@ def test_a_head_and_a_member_accuse_each_other(bench: Bench, nodes: int, culprit
 @pytest.mark.parametrize("cause", ["START_FAILED", "OOM"])
 @pytest.mark.parametrize("again", [False, True], ids=["same leader", "after a takeover"])
 def test_a_member_that_fell_waits_for_no_lost_head(bench: Bench, cause: str, again: bool) -> None:
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
+    seq, _ = bench.gang("node1", "node2", "node3")
     bench.down("node1")
     bench.say(("node2", ended(bench.attempt(seq), cause, head=False, culprit="node1", message="no")))
     if again:
@@ -288,20 +231,14 @@ def test_a_member_that_fell_waits_for_no_lost_head(bench: Bench, cause: str, aga
 
 @pytest.mark.parametrize("cause", ["START_FAILED", "OOM"])
 def test_the_others_hurry_whatever_a_member_fell_of(bench: Bench, cause: str) -> None:
-    bench.up("node1", "node2", "node3")
-    seq = bench.submit(request(3))
-    bench.turn()
-    bench.run(seq)
+    seq, _ = bench.gang("node1", "node2", "node3", size=3)
     sent = bench.say(("node3", ended(bench.attempt(seq), cause, head=False, message="no")))
     assert {message.kill_delay for _, message in sent if isinstance(message, wire.End)} == {5.0}
 
 
 @pytest.mark.parametrize("how", ["denied", "OOM"])
 def test_a_member_that_is_over_otherwise_than_by_a_wish_is_over_all_the_same(bench: Bench, how: str) -> None:
-    bench.up("node1", "node2")
-    seq = bench.submit(request(2))
-    bench.turn()
-    bench.run(seq)
+    seq, _ = bench.gang("node1", "node2")
     bench.down("node1")
     if how == "denied":
         bench.down("node2")

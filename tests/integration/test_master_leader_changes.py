@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import pytest
 
 from hpcmesos import wire
 from hpcmesos.model import Cause, JobState, Request
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
-from hpcmesos.queue.leader_store import LeaderStore
-from hpcmesos.queue.store import Store
-from tests.integration.invariants import check_invariants
-from tests.integration.leader_kit import Bench, ended, kinds, report, request, settings
+from tests.integration.leader_kit import Bench, ended, kinds, report, request
 
 if TYPE_CHECKING:
-    from tests.integration.database_kit import Database
+    pass
 
-pytest_plugins = ["tests.integration.database_kit"]
+pytest_plugins = ["tests.integration.database_kit", "tests.integration.leader_kit"]
 STOPPED = {"kind": "queue", "name": "batch", "action": "set", "changes": [["started", "=", "false"]]}
-
-
-@pytest.fixture
-def bench(store: Store, leader: LeaderStore, database: Database, tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(store, leader, settings(tmp_path, database.leader))
-    yield bench
-    assert check_invariants(database.owner, drained=True) == []
 
 
 def as_json(wanted: Request) -> object:

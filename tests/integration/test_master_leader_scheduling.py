@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -16,23 +14,13 @@ from hpcmesos import wire
 from hpcmesos.master.chores import INTERVAL
 from hpcmesos.model import Cause, JobState, ReasonCode
 from hpcmesos.queue import documents
-from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.records import JobKey, QueueRecord
-from hpcmesos.queue.store import Store
-from tests.integration.invariants import check_invariants
-from tests.integration.leader_kit import Bench, ended, request, settings
+from tests.integration.leader_kit import Bench, ended, request
 
 if TYPE_CHECKING:
     from tests.integration.database_kit import Database
 
-pytest_plugins = ["tests.integration.database_kit"]
-
-
-@pytest.fixture
-def bench(store: Store, leader: LeaderStore, database: Database, tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(store, leader, settings(tmp_path, database.leader))
-    yield bench
-    assert check_invariants(database.owner, drained=True) == []
+pytest_plugins = ["tests.integration.database_kit", "tests.integration.leader_kit"]
 
 
 def used(bench: Bench) -> dict[tuple[str, str], float]:

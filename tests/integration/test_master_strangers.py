@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from hpcmesos import wire
 from hpcmesos.model import GpuState, JobState
-from hpcmesos.queue.leader_store import LeaderStore
-from hpcmesos.queue.store import Store
-from tests.integration.invariants import check_invariants
-from tests.integration.leader_kit import Bench, ended, hello, kinds, report, request, settings
+from tests.integration.leader_kit import Bench, ended, hello, kinds, report, request
 
 if TYPE_CHECKING:
-    from tests.integration.database_kit import Database
+    pass
 
-pytest_plugins = ["tests.integration.database_kit"]
-
-
-@pytest.fixture
-def bench(store: Store, leader: LeaderStore, database: Database, tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(store, leader, settings(tmp_path, database.leader))
-    yield bench
-    assert check_invariants(database.owner, drained=True) == []
+pytest_plugins = ["tests.integration.database_kit", "tests.integration.leader_kit"]
 
 
 def a_job_on_one_of_two(bench: Bench) -> tuple[int, str, str, str]:
