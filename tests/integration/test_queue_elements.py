@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from hpcmesos.model import JobState, Request
+from hpcmesos.model import Cause, JobState, Request
 from hpcmesos.queue.arrays import ArraySpec
 from hpcmesos.queue.leader_store import LeaderStore, LeaderTransaction
 from hpcmesos.queue.records import (
     AttemptKey,
+    AttemptRecord,
     JobFilter,
     JobKey,
     JobRecord,
     Move,
     NewJob,
     NodeRecord,
+    Release,
     ShareRecord,
     StartRecord,
 )
@@ -35,10 +37,10 @@ def submit_array(store: Store, leader: LeaderStore) -> int:
     return store.submit(new).seq
 
 
-def an_element(seq: int, index: int, cpus: int = 1) -> StartRecord:
-    key = AttemptKey(seq, index, 1)
+def an_element(seq: int, index: int, cpus: int = 1, number: int = 1) -> StartRecord:
+    key = AttemptKey(seq, index, number)
     share = ShareRecord(attempt=key, node="n1", position=0, cpus=cpus, mem=0, slots=1)
-    return StartRecord(attempt=key, shares=(share,), new=True)
+    return StartRecord(attempt=key, shares=(share,), new=number == 1)
 
 
 def counts(store: Store, seq: int) -> tuple[int | None, int | None]:
@@ -99,3 +101,34 @@ def test_ends_of_an_array_that_may_not_begin_elements(store: Store, leader: Lead
         transaction.tally({held: (1, 0), other: (1, 0)})
         assert transaction.apply_starts([an_element(held, 1), an_element(other, 1)]) == {JobKey(other, 1)}
     assert (counts(store, held), counts(store, other)) == ((1, 0), (1, 0))
+
+
+def test_an_array_begins_beside_one_that_runs(store: Store, leader: LeaderStore) -> None:
+    fresh, running = submit_array(store, leader), submit_array(store, leader)
+    with leader.transaction() as transaction:
+        assert len(transaction.apply_starts([an_element(running, 0)])) == 1
+    with leader.transaction() as transaction:
+        transaction.tally({running: (1, 0)})
+        both = [an_element(fresh, 0), an_element(running, 1)]
+        assert transaction.apply_starts(both) == {JobKey(fresh, 0), JobKey(running, 1)}
+    assert (counts(store, fresh), counts(store, running)) == ((0, 0), (1, 0))
+
+
+def test_an_element_that_runs_again_beside_a_new_one(store: Store, leader: LeaderStore) -> None:
+    """The array's row is written by the new one alone, or by none."""
+    seq = submit_array(store, leader)
+    for others in ([], [an_element(seq, 2)]):
+        index = len(others)
+        with leader.transaction() as transaction:
+            assert len(transaction.apply_starts([an_element(seq, index)])) == 1
+            transaction.finish_attempts(
+                [AttemptRecord(key=AttemptKey(seq, index, 1), cause=Cause.NODE_LOST, code=-3)]
+            )
+            transaction.release_shares([Release(attempt=AttemptKey(seq, index, 1), node="n1")])
+            again = Move(seq=seq, index=index, source=R, target=JobState.QUEUED, event="requeued", changes={})
+            assert transaction.move_jobs([again]) == {JobKey(seq, index)}
+        with leader.transaction() as transaction:
+            transaction.tally({seq: (0, 1)})
+            starts = [an_element(seq, index, number=2), *others]
+            assert len(transaction.apply_starts(starts)) == len(starts)
+        assert counts(store, seq) == (0, index + 1)
