@@ -22,6 +22,11 @@ _FLAGS = (
         "-Wl,-z,relro,-z,now",
     ),
 )
+_PROGRAMS = (
+    ("starter", ("starter",), ()),
+    ("stub", ("stub", "stub_request", "stub_reply"), ("stub",)),
+)
+"""Name, sources and headers."""
 
 
 class BuildPrograms(build_ext):
@@ -48,7 +53,12 @@ class BuildPrograms(build_ext):
 setup(
     cmdclass={"build_ext": BuildPrograms},
     ext_modules=[
-        Extension(f"hpcmesos.launch.{name}", [f"hpcmesos/launch/{name}.c"], optional=True)
-        for name in ("starter", "stub")
+        Extension(
+            f"hpcmesos.launch.{name}",
+            [f"hpcmesos/launch/{source}.c" for source in sources],
+            depends=[f"hpcmesos/launch/{header}.h" for header in headers],
+            optional=True,
+        )
+        for name, sources, headers in _PROGRAMS
     ],
 )

@@ -166,7 +166,7 @@ torch_is_for_cpus() (
 
 # Hash of everything that the content of .venv follows from.
 wanted() {
-    (cd "$ROOT" && cat requirements.lock pyproject.toml setup.py hpcmesos/launch/{starter,stub}.c scripts/lib.sh) |
+    (cd "$ROOT" && cat requirements.lock pyproject.toml setup.py hpcmesos/launch/{starter,stub}*.[ch] scripts/lib.sh) |
         sha256sum | cut -d' ' -f1
 }
 

@@ -10,7 +10,7 @@ START = os.path.join(_HERE, "__main__.py")
 STARTER = os.path.join(_HERE, "starter")
 """Compiled of ``starter.c``, where there was a compiler when this was installed."""
 STUB = os.path.join(_HERE, "stub")
-"""The same of ``stub.c``: the commands that users type begin with it. Without words it does nothing."""
+"""The same of ``stub*.c``: the commands that users type begin with it. Without words it does nothing."""
 RING_RANK = "hpcmesos-ring-rank"
 """What starts one rank of the ring, with the interpreter of the node where it runs: in every job's PATH."""
 LAUNCHERS = ("mpiexec", "mpirun", "hydra", "prte", "prun", "orte", "orted")

@@ -5,64 +5,31 @@
  * every other case it becomes Python, which goes on with the request that was sent and the answer, if there is one: so
  * the key is the same, and nothing is done twice.
  */
-#define _GNU_SOURCE
-#define _FILE_OFFSET_BITS 64 /* scripts are where users have them */
-#include <ctype.h>
+#include "stub.h"
+
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-#include <sys/utsname.h>
 #include <unistd.h>
 
 #define BEGUN "HPCMESOS_BEGUN_COMMAND" /* of qstub.py */
 
 enum { LARGEST_HEAD = 16 * 1024, LARGEST_ANSWER = 1000 * 1000 * 1000 };
-enum { LARGEST_SCRIPT = 1024 * 1024 + 1 };                             /* with the byte that is too much */
-enum { LARGEST_WORDS = 256 * 1024, LARGEST_REQUEST = 2 * 1024 * 1024 }; /* a script has room behind the words */
-enum { HTTP_HEAD = 512, KEY_BYTES = 16 };
 enum { SILENCE = 20 }; /* seconds without a byte after which another master is asked, where there is one */
 enum { CANNOT_READ = 1, CANNOT_WRITE = 1, NO_PYTHON = 127, UNREACHABLE = 255 };
-
-struct settings { /* the first lines of FILE; NULL: what should stand there does not */
-    char *python, *command, *sockets, *personality, *submit_filter;
-};
-
-struct text {
-    size_t used;
-    int odd; /* too much, or something for which Python is needed */
-    char data[LARGEST_REQUEST + 1];
-};
-
-struct string { /* a zero byte may be in it */
-    char *data;
-    size_t size;
-};
-
-struct script {
-    const char *path; /* NULL: there is none */
-    size_t size;
-    unsigned char data[LARGEST_SCRIPT];
-};
 
 struct answer {
     int status;
     struct string body;
-};
-
-struct reply {
-    struct string output, errors;           /* escaped, as they came */
-    int code, wants_input, wants_variables; /* the script, from standard input; all that there are */
 };
 
 enum outcome { BROKEN, ODD, UNDERSTOOD };
@@ -113,10 +80,6 @@ static struct settings settings_of(const char *file) {
     return found;
 }
 
-static int submits(const struct settings *settings) {
-    return strcmp(settings->command, "qsub") == 0 || strcmp(settings->command, "msub") == 0;
-}
-
 /* Whether this may be the ordinary case at all. */
 static int ordinary(const struct settings *settings) {
     struct stat status;
@@ -133,276 +96,7 @@ static int ordinary(const struct settings *settings) {
     return !submits(settings) || lstat(settings->submit_filter, &status);
 }
 
-/* --- the request */
-
-static void add(struct text *text, const char *part) {
-    size_t size = strlen(part);
-    if (size > LARGEST_REQUEST - text->used) {
-        text->odd = 1;
-        return;
-    }
-    memcpy(text->data + text->used, part, size + 1);
-    text->used += size;
-}
-
-static void add_quoted(struct text *text, const char *part) {
-    add(text, "\"");
-    for (const unsigned char *at = (const unsigned char *)part; *at && !text->odd; at++) {
-        char piece[8] = {(char)*at};
-        if (*at == '"' || *at == '\\')
-            snprintf(piece, sizeof piece, "\\%c", *at);
-        else if (*at < 0x20)
-            snprintf(piece, sizeof piece, "\\u%04x", *at);
-        else if (*at >= 0x80)
-            text->odd = 1; /* bytes that may be no text have rules of their own */
-        add(text, piece);
-    }
-    add(text, "\"");
-}
-
-/* An element of what was begun with a bracket. */
-static void add_element(struct text *text, const char *value) {
-    char last = text->data[text->used - 1];
-    add(text, last == '{' || last == '[' ? "" : ",");
-    add_quoted(text, value);
-}
-
-static void add_member(struct text *text, const char *name, const char *value) {
-    add_element(text, name);
-    add(text, ":");
-    add_quoted(text, value);
-}
-
-static void add_base64(struct text *text, const unsigned char *data, size_t size) {
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    for (size_t i = 0; i < size; i += 3) {
-        unsigned second = i + 1 < size ? data[i + 1] : 0, third = i + 2 < size ? data[i + 2] : 0;
-        unsigned bits = (unsigned)data[i] << 16 | second << 8 | third;
-        char piece[5] = {digits[bits >> 18], digits[bits >> 12 & 63], '=', '='};
-        if (i + 1 < size)
-            piece[2] = digits[bits >> 6 & 63];
-        if (i + 2 < size)
-            piece[3] = digits[bits & 63];
-        add(text, piece);
-    }
-}
-
-/* Of a name that is there twice the first one counts. `size`: of the name with its equals sign. */
-static int was_told(char **one, size_t size) {
-    for (char **each = environ; each < one; each++)
-        if (strncmp(*each, *one, size) == 0)
-            return 1;
-    return 0;
-}
-
-static void add_environment(struct text *text, int everything) {
-    static const char *const names[] = {"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG"};
-    add(text, ",\"environ\":{");
-    for (size_t i = 0; !everything && i < sizeof names / sizeof *names; i++)
-        if (getenv(names[i]))
-            add_member(text, names[i], getenv(names[i]));
-    for (char **one = environ, *value; everything && *one; one++) {
-        if ((value = strchr(*one, '=')) == NULL || was_told(one, (size_t)(value - *one + 1)))
-            continue;
-        *value = 0;
-        add_member(text, *one, value + 1);
-        *value = '=';
-    }
-    add(text, "}");
-}
-
-static int make_key(char *key) {
-    unsigned char bytes[KEY_BYTES];
-    if (getrandom(bytes, sizeof bytes, 0) != sizeof bytes)
-        return 0;
-    for (int i = 0; i < KEY_BYTES; i++)
-        snprintf(key + 2 * i, 3, "%02x", bytes[i]);
-    return 1;
-}
-
-/* PWD when it is true (it keeps the links by which the user came here), else the kernel's answer. */
-static const char *working_directory(void) {
-    const char *logical = getenv("PWD"), *physical;
-    struct stat there, here;
-    if (logical && *logical == '/') {
-        if (stat(logical, &there) || stat(".", &here))
-            return "/";
-        if (there.st_dev == here.st_dev && there.st_ino == here.st_ino)
-            return logical;
-    }
-    physical = getcwd(NULL, 0);
-    return physical ? physical : "/";
-}
-
-static void add_request(struct text *text, const struct settings *settings, char **arguments, const char *key,
-                        int everything) {
-    struct utsname host;
-    char number[32];
-    mode_t mask = umask(077);
-    umask(mask);
-    snprintf(number, sizeof number, "{\"umask\":%u", (unsigned)mask);
-    add(text, number);
-    add_member(text, "cwd", working_directory());
-    add_member(text, "host", uname(&host) ? "" : host.nodename);
-    add_member(text, "key", key);
-    add_member(text, "personality", settings->personality);
-    add_environment(text, everything);
-    add(text, ",\"argv\":[");
-    for (char **one = arguments; *one; one++)
-        add_element(text, *one);
-    add(text, "]");
-    if (text->used > LARGEST_WORDS)
-        text->odd = 1;
-}
-
-static void add_script(struct text *text, const struct script *script) {
-    if (script->path == NULL)
-        return;
-    add(text, ",\"script\":\"");
-    add_base64(text, script->data, script->size);
-    add(text, "\"");
-    add_member(text, "script_path", script->path);
-}
-
-/* The head is put before the body, whose size it tells. */
-static struct string with_head(struct text *text, const char *command) {
-    char head[HTTP_HEAD];
-    int size = snprintf(head, sizeof head,
-                        "POST /v1/commands/%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                        "Content-Length: %zu\r\nConnection: close\r\n\r\n",
-                        command, text->used - HTTP_HEAD);
-    if (size >= HTTP_HEAD)
-        text->odd = 1;
-    if (text->odd)
-        return (struct string){0};
-    char *start = text->data + HTTP_HEAD - size;
-    memcpy(start, head, (size_t)size);
-    return (struct string){start, text->used - HTTP_HEAD + (size_t)size};
-}
-
-/* Whether all of it could be read; what is not there yet is waited for. */
-static int read_script(int fd, const char *path, struct script *script) {
-    struct pollfd more = {.fd = fd, .events = POLLIN};
-    ssize_t got;
-    script->path = path;
-    script->size = 0;
-    while ((got = read(fd, script->data + script->size, sizeof script->data - script->size)) != 0) {
-        if (got > 0)
-            script->size += (size_t)got;
-        else if (errno == EAGAIN)
-            poll(&more, 1, -1);
-        else if (errno != EINTR)
-            return 0;
-    }
-    return 1;
-}
-
-/* A regular file at the end of the words is sent unasked. */
-static int find_script(const struct settings *settings, char **arguments, struct script *script) {
-    struct stat status;
-    int fd, whole = 1;
-    if (!submits(settings) || *arguments == NULL)
-        return 1;
-    while (arguments[1])
-        arguments++;
-    if (**arguments == '-' || (fd = open(*arguments, O_RDONLY | O_NONBLOCK | O_CLOEXEC)) < 0)
-        return 1;
-    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode))
-        whole = read_script(fd, *arguments, script);
-    close(fd);
-    return whole;
-}
-
-/* --- the answer
- *
- * It is read as the API writes it: without blanks, and with \u only for what ASCII cannot show. Each `take` tells
- * whether it understands what it finds, and then goes on behind it; none passes the zero byte at the end.
- */
-
-#define WANTS_VARIABLES "\"need\":{\"script\":null,\"terminal\":null,\"environ\":[\"*\"],\"filter\":false}"
-#define WANTS_INPUT "\"need\":{\"script\":\"-\",\"terminal\":null,\"environ\":null,\"filter\":false}"
-
-static int take(char **at, const char *word) {
-    size_t size = strlen(word);
-    if (strncmp(*at, word, size))
-        return 0;
-    *at += size;
-    return 1;
-}
-
-static int take_escaped(char **at, char *found) {
-    static const char letters[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t", hex[] = "0123456789abcdef";
-    int upper = take(at, "\\u001"), numbered = upper || take(at, "\\u000");
-    const char *from = numbered ? hex : letters, *place;
-    if (!numbered)
-        take(at, "\\");
-    if (**at == 0 || (place = strchr(from, **at)) == NULL)
-        return 0;
-    *found = numbered ? (char)(upper << 4 | (place - from)) : meant[place - from];
-    ++*at;
-    return 1;
-}
-
-static int take_string(char **at, struct string *found) {
-    char escaped;
-    if (!take(at, "\""))
-        return 0;
-    found->data = *at;
-    while (**at != '"') {
-        if ((unsigned char)**at < 0x20)
-            return 0;
-        if (**at != '\\')
-            ++*at;
-        else if (!take_escaped(at, &escaped))
-            return 0;
-    }
-    found->size = (size_t)(*at - found->data);
-    return take(at, "\"");
-}
-
-static int take_code(char **at, int *code) {
-    int digits = 0;
-    for (*code = 0; isdigit((unsigned char)**at) && digits < 3; digits++)
-        *code = *code * 10 + *(*at)++ - '0';
-    return digits && *code < 256;
-}
-
-static int take_member(char **at, struct reply *reply) {
-    if (take(at, "\"stdout\":"))
-        return take_string(at, &reply->output);
-    if (take(at, "\"stderr\":"))
-        return take_string(at, &reply->errors);
-    if (take(at, "\"code\":"))
-        return take_code(at, &reply->code);
-    if (take(at, WANTS_INPUT))
-        return reply->wants_input = 1;
-    if (take(at, WANTS_VARIABLES))
-        return reply->wants_variables = 1;
-    return take(at, "\"need\":null") || take(at, "\"then\":null");
-}
-
-static int take_reply(struct string body, struct reply *reply) {
-    char *at = body.data;
-    *reply = (struct reply){0};
-    if (!take(&at, "{"))
-        return 0;
-    do
-        if (!take_member(&at, reply))
-            return 0;
-    while (take(&at, ","));
-    return take(&at, "}") && at == body.data + body.size;
-}
-
-/* Of a string that was understood, where it stands, for it becomes no longer. */
-static struct string unescaped(struct string string) {
-    char *to = string.data;
-    for (char *at = string.data, *end = at + string.size; at < end; to++)
-        if (*at != '\\')
-            *to = *at++;
-        else
-            take_escaped(&at, to);
-    return (struct string){string.data, (size_t)(to - string.data)};
-}
+/* --- the answer */
 
 /* -1: of those after which the request is sent again, and of what is no HTTP. */
 static int status_of(const char *head) {
@@ -549,15 +243,12 @@ static enum outcome converse(const struct settings *settings, char **arguments, 
     static struct text text;
     static struct script script;
     static const char input[] = "-";
-    char key[2 * KEY_BYTES + 1];
+    char key[KEY_TEXT];
     int everything = 0;
     if (!make_key(key) || !find_script(settings, arguments, &script))
         return ODD;
     for (;;) {
-        text.used = HTTP_HEAD;
-        add_request(&text, settings, arguments, key, everything);
-        add_script(&text, &script);
-        add(&text, "}");
+        write_request(&text, settings, arguments, key, everything, &script);
         enum outcome outcome = run(settings, &text, record, reply);
         if (outcome != UNDERSTOOD || !(reply->wants_input || reply->wants_variables))
             return outcome;

@@ -19,7 +19,7 @@ from hpcmesos.launch import programs
 
 from .qstub_kit import Answer, Commands, Server, commands_of, http, http_bytes, serving
 
-SOURCE = Path(programs.STUB).with_suffix(".c")
+SOURCES = sorted(Path(programs.STUB).parent.glob("stub*.c"))
 CHECKED = ("-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined")
 MISUSE = 99
 """Exit code of a program that has misused memory."""
@@ -35,7 +35,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> str:
     program = tmp_path_factory.mktemp("stub") / "stub"
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
-    subprocess.run(["cc", *CHECKED, "-fno-sanitize-recover=all", "-o", program, SOURCE], check=True)
+    subprocess.run(["cc", *CHECKED, "-fno-sanitize-recover=all", "-o", program, *SOURCES], check=True)
     return str(program)
 
 
