@@ -130,7 +130,16 @@ class Host:
         return inhabitants(self.namespaces)
 
     def crash(self) -> None:
-        """Kills all processes but the holder: the host stays, with its network, and resets their connections."""
+        """Kills all processes but the holder: the host stays, with its network, and resets their connections.
+
+        All are stopped before the first is killed, for a host's processes die at once: a shepherd that sees its job's
+        others die would still answer that it is there.
+        """
+        stopped: set[int] = set()
+        while running := {pid for pid in self.processes() if pid != self.holder.pid} - stopped:
+            for pid in running:
+                _kill(pid, self.namespaces, signal.SIGSTOP)
+            stopped |= running
         while pids := [pid for pid in self.processes() if pid != self.holder.pid]:
             for pid in pids:
                 _kill(pid, self.namespaces)
@@ -236,15 +245,18 @@ def _lives_in(pid: int, namespaces: frozenset[str]) -> bool:
     return False
 
 
-def _kill(pid: int, namespaces: frozenset[str]) -> None:
-    """Ends the process and waits for that; the descriptor makes sure that it is not another one of the same pid."""
+def _kill(pid: int, namespaces: frozenset[str], number: signal.Signals = signal.SIGKILL) -> None:
+    """Sends that to the process; SIGKILL: and waits for its end. The descriptor makes sure that it is not another one
+    of the same pid.
+    """
     with contextlib.suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
         try:
             if _lives_in(pid, namespaces):
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                ended, _, _ = select.select([descriptor], [], [], 10)
-                assert ended, f"process {pid} does not end"
+                signal.pidfd_send_signal(descriptor, number)
+                if number is signal.SIGKILL:
+                    ended, _, _ = select.select([descriptor], [], [], 10)
+                    assert ended, f"process {pid} does not end"
         finally:
             os.close(descriptor)
 
