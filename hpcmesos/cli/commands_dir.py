@@ -53,6 +53,8 @@ def write(directory: Path, *sockets: Path, submit_filter: Path) -> None:
     ``submit_filter``: the program that sees scripts first; it need not be there.
     """
     compiled = _compiled()
+    interpreter = os.path.realpath(sys.executable)
+    packages = str(Path(hpcmesos.__file__).parents[1])
     for personality in PERSONALITIES:
         target = directory / personality
         target.mkdir(parents=True, exist_ok=True)
@@ -61,8 +63,8 @@ def write(directory: Path, *sockets: Path, submit_filter: Path) -> None:
         for name, command in {**{name: name for name in COMMANDS}, **ALIASES}.items():
             text = _text(
                 compiled,
-                python=os.path.realpath(sys.executable),
-                packages=str(Path(hpcmesos.__file__).parents[1]),
+                python=interpreter,
+                packages=packages,
                 command=command,
                 socket=",".join(map(str, sockets)),
                 personality=personality,

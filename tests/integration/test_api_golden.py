@@ -61,7 +61,7 @@ def ask(api: Api, command: str, *argv: str, personality: str = "torque", script:
     """As ann's client on host login1 sends it."""
     request = CommandRequest(
         argv=list(argv),
-        cwd="/home/ann/work",
+        cwd="/home/ann/runs",
         host="login1",
         environ=ENVIRON | ({"TZ": "UTC"} if command == "qstat" else {}),
         script=base64.b64encode(script).decode() if script else None,

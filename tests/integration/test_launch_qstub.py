@@ -12,7 +12,7 @@ import socket
 import subprocess
 import termios
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +205,12 @@ def test_a_script_that_comes_late_through_a_pipe_that_does_not_wait(
 
 def test_a_limit_on_files_is_none_on_commands(server: Server, commands: Commands, tmp_path: Path) -> None:
     server.answers = [lambda _: http({"stdout": "1\n"})]
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    none: Callable[[], None] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))  # noqa: E731
-    assert commands.run("qstat", preexec_fn=none).stdout == "1\n"
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+
+    assert commands.run("qstat", preexec_fn=limit).stdout == "1\n"
     assert len(server.requests) == 1
 
 

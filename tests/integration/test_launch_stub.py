@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from hpcmesos.launch import programs
 
-from .qstub_kit import Answer, Commands, Server, commands_of, http, http_bytes, serving
+from .qstub_kit import Commands, Server, commands_of, http, http_bytes, serving
 
 SOURCES = sorted(Path(programs.STUB).parent.glob("stub*.c"))
 CHECKED = ("-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined")
@@ -173,8 +173,13 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_answers_that_nobody_should_send(server: Server, checked: str, tmp_path: Path, name: str) -> None:
     """Both forms make the same of them; one that neither understands is followed by a good one."""
-    hostile: Answer = lambda _: HOSTILE[name]  # noqa: E731
-    good: Answer = lambda _: http(FULL | {"stdout": "good\n"})  # noqa: E731
+
+    def hostile(_: dict[str, Any]) -> bytes:
+        return HOSTILE[name]
+
+    def good(_: dict[str, Any]) -> bytes:
+        return http(FULL | {"stdout": "good\n"})
+
     said = []
     for form, stub, answers in (
         ("interpreted", "", [hostile, good]),
