@@ -70,8 +70,7 @@ class Reads:
         """A job with its submission, in history too, or an element of an array that has no row; None: unknown."""
         with begin(self._single) as connection:
             if (job := _read_job(connection, seq, index)) is None and index is not None:
-                parent = _read_job(connection, seq, None)
-                return elements.without_row(parent, index) if parent else None
+                return _read_late(connection, seq, index)
             return job if job is None or index is None else _with_submissions(connection, [job])[0]
 
     def jobs(self, wanted: JobFilter) -> list[JobRecord]:
@@ -322,6 +321,16 @@ def _read_job(connection: Connection, seq: int, index: int | None) -> JobRecord 
     return None
 
 
+def _read_late(connection: Connection, seq: int, index: int) -> JobRecord | None:
+    """An element of which no row was found: it has none, or its row has come since, before the array's was read."""
+    if (parent := _read_job(connection, seq, None)) is None:
+        return None
+    if job := elements.without_row(parent, index):
+        return job
+    begun = _read_job(connection, seq, index)
+    return begun and replace(begun, submission=parent.submission)
+
+
 def _with_submissions(connection: Connection, jobs: list[JobRecord]) -> list[JobRecord]:
     """The jobs, elements of arrays with what their parents were submitted with."""
     wanted = {job.seq for job in jobs if job.index is not None}
@@ -372,9 +381,8 @@ def read_outcomes(connection: Connection, jobs: set[JobKey]) -> dict[JobKey, Out
             rows = connection.execute(statement, queries.job_keys(missing))
             found |= {job_key(row): outcome(row) for row in rows}
     for key in jobs - found.keys():
-        parent = _read_job(connection, key.seq, None) if key.index is not None else None
-        if parent and key.index is not None and (job := elements.without_row(parent, key.index)):
-            found[key] = Outcome(job.state, None)
+        if key.index is not None and (job := _read_late(connection, key.seq, key.index)):
+            found[key] = Outcome(job.state, job.exit_status)
     return found
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import text
+from collections.abc import Callable
+
+from sqlalchemy import event, text
 
 from hpcmesos.model import Cause, JobState, Request
 from hpcmesos.queue.arrays import ArraySpec
@@ -16,6 +18,7 @@ from hpcmesos.queue.records import (
     Move,
     NewJob,
     NodeRecord,
+    Outcome,
     Release,
     ShareRecord,
     StartRecord,
@@ -132,3 +135,36 @@ def test_an_element_that_runs_again_beside_a_new_one(store: Store, leader: Leade
             starts = [an_element(seq, index, number=2), *others]
             assert len(transaction.apply_starts(starts)) == len(starts)
         assert counts(store, seq) == (0, index + 1)
+
+
+def read_while_it_begins(store: Store, leader: LeaderStore, seq: int, read: Callable[[], object]) -> object:
+    """What ``read`` answers of the array's element 3, which gets its row after it was looked for in vain."""
+    begun = []
+
+    def begin(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "jobs_history" in statement and not begun:
+            with leader.transaction() as transaction:
+                begun.extend(transaction.apply_starts([an_element(seq, 3)]))
+
+    event.listen(store._single, "after_cursor_execute", begin)
+    try:
+        found = read()
+    finally:
+        event.remove(store._single, "after_cursor_execute", begin)
+    assert len(begun) == 1
+    return found
+
+
+def test_an_element_that_begins_while_it_is_read(store: Store, leader: LeaderStore) -> None:
+    seq = submit_array(store, leader)
+    job = read_while_it_begins(store, leader, seq, lambda: store.job(seq, 3))
+    assert job == store.job(seq, 3)
+    assert isinstance(job, JobRecord)
+    assert job.state is R
+
+
+def test_an_elements_outcome_is_asked_for_while_it_begins(store: Store, leader: LeaderStore) -> None:
+    seq = submit_array(store, leader)
+    key = JobKey(seq, 3)
+    found = read_while_it_begins(store, leader, seq, lambda: store.outcomes([key]))
+    assert found == {key: Outcome(R, None)}
