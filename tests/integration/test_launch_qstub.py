@@ -13,6 +13,7 @@ import subprocess
 import termios
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,25 @@ def test_another_master_is_asked(server: Server, tmp_path: Path, stub: str) -> N
     commands = commands_of(tmp_path / "bin", tmp_path / "nobody.sock", server.path, stub=stub)
     server.answers = [lambda _: http({"stdout": "1\n"})]
     assert commands.run("qstat").stdout == "1\n"
+
+
+@pytest.mark.full  # 20 s
+def test_another_master_is_asked_when_one_is_silent(server: Server, tmp_path: Path) -> None:
+    """One that is frozen takes connections, and what is sent, and says nothing; the other one is sent the same key."""
+    silent = tmp_path / "silent.sock"
+    server.answers = [lambda _: http({"stdout": "1\n"})] * 2
+    with ExitStack() as opened:
+        frozen = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        frozen.bind(str(silent))
+        frozen.listen()
+        asked, sent = [], []
+        for name in FORMS:
+            commands = commands_of(tmp_path / name, silent, server.path, stub=form(name))
+            asked.append(subprocess.Popen([commands.path("qstat")], stdout=subprocess.PIPE))
+            sent.append(opened.enter_context(frozen.accept()[0]).recv(65536))
+        assert [process.communicate(timeout=30)[0] for process in asked] == [b"1\n", b"1\n"]
+    assert len(server.keys) == 2
+    assert all(any(key.encode() in data for data in sent) for key in server.keys)
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
