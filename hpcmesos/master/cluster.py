@@ -180,6 +180,7 @@ class Cluster:
         self.attempts: dict[str, Attempt] = {}
         self.nodes: dict[str, Node] = {}
         self.queues: dict[str, QueueRecord] = {}
+        self.named_queues: set[str] = set()  # by jobs; one of them may be no more
         self.attributes: dict[str, str] = {}  # of the server, as qmgr sets them
         self.reservations: Mapping[str, Any] = {}  # see queue/documents.py, as for shares
         self.shares: Mapping[str, Any] = {}
@@ -271,6 +272,7 @@ class Cluster:
             return
         self._forget(job.key)
         self.jobs[job.key] = job
+        self.named_queues.add(job.queue)
         self.arrays.take_in(job)
         for dependency in job.dependencies:
             self.dependents.setdefault(dependency.seq, set()).add(job.key)
@@ -413,6 +415,7 @@ class Cluster:
         before = self.level(name)
         if queue is None:
             self.queues.pop(name, None)
+            self.named_queues.discard(name)
         else:
             self.queues[name] = queue
         if self.level(name) != before:
@@ -431,16 +434,22 @@ class Cluster:
                 self._wait(self.jobs[key])
 
     def stopped_queues(self, now: float) -> frozenset[str]:
-        """Queues whose jobs do not start (``now``: epoch seconds); all of them while the server's scheduling is off."""
+        """Queues whose jobs do not start (``now``: epoch seconds); all of them while the server's scheduling is off.
+
+        Also those that are no more: a job may come in while its queue is deleted, and nobody's rules hold for it then.
+        """
         idle = self.attributes.get("scheduling") == "False"
         when = datetime.fromtimestamp(now).astimezone()
-        return frozenset(name for name, queue in self.queues.items() if idle or _is_stopped(queue, when))
+        stopped = {name for name, queue in self.queues.items() if idle or _is_stopped(queue, when)}
+        return frozenset(stopped | (self.named_queues - self.queues.keys()))
 
     def why_stopped(self, name: str, now: float) -> str:
         """Why no job of the queue starts now; empty: they may. Times are those of this host's zone."""
         queue = self.queues.get(name)
         when = datetime.fromtimestamp(now).astimezone()
-        if queue is None or not _is_stopped(queue, when):
+        if queue is None:
+            return f"queue {name} is no more; qmove the job to another one"
+        if not _is_stopped(queue, when):
             return ""
         if queue.attributes.get("queue_type") == "Route":
             return f"no destination of route queue {name} takes it now; it is tried again"

@@ -6,7 +6,7 @@ The rights of who wishes were checked when the row was written. A wish that its 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -63,12 +63,19 @@ class Inbox:
         self.changes = Changes(desk, gangs, self)
         self.fresh: dict[int, JobRecord] = {}  # new jobs of the rows that are looked at, by ``seq``
 
-    def load_submitted(self, rows: Sequence[InboxRow], reader: JobReader) -> None:
-        """The new jobs that these rows are about, in one read."""
+    def load_submitted(
+        self, rows: Sequence[InboxRow], reader: JobReader, over: Collection[JobKey] = ()
+    ) -> None:
+        """The new jobs that these rows are about, in one read; ``over``: jobs whose end is not written yet.
+
+        A job that a leader loaded with all the others may end before its row's turn has come.
+        """
         seqs = tuple({row.seq for row in rows if row.kind == SUBMIT and row.seq is not None})
         jobs = reader.jobs(JobFilter(seqs=seqs, elements=False)) if seqs else ()
-        self.fresh = {job.seq: job for job in jobs}
+        self.fresh = {}
         for job in jobs:
+            ended = job.key in over
+            self.fresh[job.seq] = replace(job, state=JobState.COMPLETE) if ended else job
             self.gangs.submissions.put(job.seq, job.submission)
 
     def on_row(self, row: InboxRow) -> None:

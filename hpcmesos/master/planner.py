@@ -342,7 +342,9 @@ class Planner:
     def _take_rows(
         self, rows: Sequence[InboxRow], work: list[tuple[str, Effects]], transaction: LeaderTransaction
     ) -> None:
-        self._inbox.load_submitted(rows, transaction)
+        moves = (move for _, effects in work for move in effects.moves)
+        over = {move.key for move in moves if move.target is JobState.COMPLETE}
+        self._inbox.load_submitted(rows, transaction, over)
         for row in rows:
             label = f"inbox {row.id} {row.kind} {row.seq}"
             self._attempt(work, label, partial(self._inbox.on_row, row))

@@ -77,6 +77,35 @@ def test_jobs_of_a_stopped_queue_wait(bench: Bench) -> None:
     assert bench.state(seq) is JobState.RUNNING
 
 
+def test_a_job_that_comes_in_while_its_queue_is_deleted_waits_until_it_is_moved(bench: Bench) -> None:
+    bench.up("node1")
+    change(bench, "create", "gpu", ["started", "=", "true"])
+    change(bench, "set", "", ["scheduling", "=", "false"], kind="server")
+    bench.store.wish("object", None, "ann", {"kind": "queue", "name": "gpu", "action": "delete"})
+    seq = bench.submit(queue="gpu")
+    bench.turn()
+    assert set(queues(bench)) == {"batch"}
+    why = bench.why(seq)
+    assert why == ("queue-stopped", "queue gpu is no more; qmove the job to another one")
+    change(bench, "set", "", ["scheduling", "=", "true"], kind="server")
+    assert bench.state(seq) is JobState.QUEUED
+    bench.take_over()
+    bench.up("node1")
+    assert (bench.state(seq), bench.why(seq)) == (JobState.QUEUED, why)
+    bench.wish("move", seq, queue="batch")
+    assert bench.state(seq) is JobState.RUNNING
+
+
+def test_a_queue_that_is_made_anew_starts_jobs_that_came_in_while_it_was_deleted(bench: Bench) -> None:
+    bench.up("node1")
+    change(bench, "create", "gpu")
+    bench.store.wish("object", None, "ann", {"kind": "queue", "name": "gpu", "action": "delete"})
+    seq = bench.submit(queue="gpu")
+    bench.turn()
+    change(bench, "create", "gpu", ["started", "=", "true"])
+    assert bench.state(seq) is JobState.RUNNING
+
+
 def test_nothing_starts_while_scheduling_is_off(bench: Bench) -> None:
     bench.up("node1")
     change(bench, "set", "", ["scheduling", "=", "false"], kind="server")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 from msgspec.structs import replace
 
 from hpcmesos import wire
+from hpcmesos.master.events import InboxHint, Received
+from hpcmesos.master.planner import _ROWS
 from hpcmesos.model import Cause, Chunk, GpuState, JobState, Request
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.store import Store
 from tests.integration.invariants import check_invariants
-from tests.integration.leader_kit import Bench, ended, gpu, hello, kinds, report, request, settings
+from tests.integration.leader_kit import Bench, ended, gpu, hello, kinds, new_job, report, request, settings
 
 if TYPE_CHECKING:
     from tests.integration.database_kit import Database
@@ -302,6 +305,24 @@ def test_a_dependent_that_comes_in_the_turn_of_its_parents_end_is_let_go(bench: 
     )
     bench.say(("node1", ended(bench.attempt(first))))
     assert bench.state(after) is JobState.RUNNING
+
+
+def test_a_job_that_ends_before_its_row_of_the_inbox_is_read_stays_ended(bench: Bench) -> None:
+    """A leader that takes over starts jobs that it has loaded; their rows come behind those of many others."""
+    bench.store.submit_many([new_job(state=JobState.HELD, holds="u", script=None)] * (_ROWS + 1))
+    first = bench.submit()
+    bench.take_over()
+    bench.planner.turn([bench.link_up(hello("node1")), InboxHint()])
+    end = Received("node1", ended(bench.attempt(first), started_at=time.time()))
+    bench.planner.turn([end, InboxHint()])
+    assert bench.state(first) is JobState.COMPLETE
+    after = bench.submit(
+        state=JobState.HELD, holds="d", dependencies=(Dependency(DependencyKind.AFTER_OK, first),)
+    )
+    bench.turn()
+    assert bench.state(after) is JobState.RUNNING
+    bench.run(after)
+    bench.say(("node1", ended(bench.attempt(after))))
 
 
 def test_execution_time(bench: Bench) -> None:

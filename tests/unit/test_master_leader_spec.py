@@ -79,9 +79,8 @@ def node(name: str = "node1", gpus: int = 2, **changes: Any) -> NodeRecord:
 def cluster(
     *jobs: JobRecord, nodes: tuple[NodeRecord, ...] = (), shares: tuple[ShareRecord, ...] = ()
 ) -> Cluster:
-    state = LeaderState(
-        jobs=jobs, attempts=(), shares=shares, nodes=nodes, queues=(QueueRecord(name="shut", started=False),)
-    )
+    queues = QueueRecord(name="batch"), QueueRecord(name="shut", started=False)
+    state = LeaderState(jobs=jobs, attempts=(), shares=shares, nodes=nodes, queues=queues)
     return Cluster(state, "hpcm")
 
 
@@ -157,7 +156,7 @@ def test_the_spec_has_every_key_of_the_contract() -> None:
 
 
 def test_a_snapshot_shows_what_is_free_and_who_may_start() -> None:
-    held = job(1, state=JobState.HELD, holds="u")
+    held = job(1, state=JobState.HELD, holds="u", queue="deleted")
     blocked, waiting = job(2), job(3, excluded=("node9",))
     gpus = node().gpus
     dirty = structs.replace(
@@ -171,7 +170,7 @@ def test_a_snapshot_shows_what_is_free_and_who_may_start() -> None:
     assert (first.up, first.cpus_free, [gpu.free for gpu in first.gpus]) == (True, 5, [True, False])
     assert not second.up
     assert [(view.id.seq, view.excluded) for view in snapshot.pending] == [(3, frozenset({"node9"}))]
-    assert snapshot.stopped_queues == {"shut"}
+    assert snapshot.stopped_queues == {"shut", "deleted"}
 
 
 def test_only_the_front_of_a_long_queue_on_an_event() -> None:

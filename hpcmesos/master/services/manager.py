@@ -297,7 +297,10 @@ class _Session:
         self.sent.append(self.site.wish(self.caller, wishes.OBJECT, None, payload, self._part(name)))
         # The next directive must see this one done.
         self.site.notifier.poke()
-        wishes.await_taken(self.site.store, self.sent[-1:])
+        taken = wishes.await_taken(self.site.store, self.sent[-1:])
+        gone = directive.kind == "queue" and directive.verb == "delete"
+        if gone and taken and name in self.site.queues.fresh():
+            raise QueueBusy("Queue is busy")  # a job has come in meanwhile
 
     def _check_queue(self, name: str, queue: QueueRecord | None) -> None:
         if queue is None:
