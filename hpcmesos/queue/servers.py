@@ -71,6 +71,15 @@ def timeline_of(connection: Connection) -> int:
     return _made.get(connection, ("", 0))[1]
 
 
+def read_timeline(connection: Connection) -> int:
+    """The timeline that its server writes now; 0: it is a standby."""
+    with connection.cursor() as cursor:
+        cursor.execute(_TIMELINE)
+        row = cursor.fetchone()
+    connection.rollback()
+    return int(row[0]) if row else 0
+
+
 def look_after(url: str) -> None:
     """From now on a thread looks every 5 s whether another server of ``url`` has been promoted."""
     if len(_places(url)) > 1:
@@ -129,14 +138,10 @@ def _ask_all(url: str, places: list[dict[str, str]], options: dict[str, Any]) ->
 def _ask(url: str, place: dict[str, str], options: dict[str, Any]) -> tuple[int, Connection]:
     connection = psycopg.connect(url, **{**options, **place, "target_session_attrs": "any"})
     try:
-        with connection.cursor() as cursor:
-            cursor.execute(_TIMELINE)
-            row = cursor.fetchone()
-        connection.rollback()
+        return read_timeline(connection), connection
     except BaseException:
         connection.close()
         raise
-    return (int(row[0]) if row else 0), connection
 
 
 def _close_late(future: Future[tuple[int, Connection]]) -> None:

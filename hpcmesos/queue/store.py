@@ -26,6 +26,7 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
+    event,
     func,
     literal,
     or_,
@@ -34,9 +35,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import array, insert
 
-from hpcmesos.errors import IllegalTransition, KeyReused, Unauthenticated
+from hpcmesos.errors import DatabaseUnavailable, IllegalTransition, KeyReused, Unauthenticated
 from hpcmesos.model import JobState, Scope
-from hpcmesos.queue import audit
+from hpcmesos.queue import audit, servers
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.deliveries import Deliveries
 from hpcmesos.queue.engine import begin, make_engine
@@ -60,6 +61,8 @@ class Store(Reads):
 
     def __init__(self, url: str, *, application: str = "hpcmesos-api", pool: int = 8) -> None:
         super().__init__(make_engine(url, application, pool=pool))
+        event.listen(self._engine, "connect", _note_timeline)
+        self._led = 0  # the timeline on which a leader was last seen to lead
         hints = make_engine(url, f"{application}-notify", pool=1)
         self._hints = hints.execution_options(isolation_level="AUTOCOMMIT")
         self.deliveries = Deliveries(self._single)
@@ -93,6 +96,7 @@ class Store(Reads):
             raise IllegalTransition("a job begins queued, held or waiting")
         given = {"the_user": news[0].owner, "the_key": key, "the_digest": digest, "many": len(news)}
         with begin(self._engine) as connection:
+            self._check_timeline(connection)
             # Waits for a twin that is being committed now; then the twin's answer is ours.
             seqs = connection.scalar(_taking_ids(key is not None), given)
             if seqs is None:
@@ -100,6 +104,14 @@ class Store(Reads):
                 return [Submitted(seq, True) for seq in _replay(connection, news[0].owner, key, digest)]
             insert_jobs(connection, dict(zip(seqs, news, strict=True)))
         return [Submitted(seq, False) for seq in seqs]
+
+    def _check_timeline(self, connection: Connection) -> None:
+        """A failover may have lost the last jobs: no number is given out before a leader has made them jump."""
+        if (now := connection.info["timeline"]) == self._led:
+            return
+        if connection.scalar(select(t.leadership.c.timeline)) not in (0, now):
+            raise DatabaseUnavailable("the database has failed over, and nobody leads on it yet; try again")
+        self._led = now
 
     def wish(
         self,
@@ -339,6 +351,10 @@ class Store(Reads):
                 f"the join token is unknown, expired, revoked, used, or not for node {node}"
             )
         return _token_record(row)
+
+
+def _note_timeline(connection: Any, record: Any) -> None:
+    record.info["timeline"] = servers.read_timeline(connection)
 
 
 _SECRET = (t.secrets.c.owner, t.secrets.c.name)

@@ -28,8 +28,8 @@ def test_failover_to_the_synchronous_standby_and_a_stranger(replicated: Replicat
     with Submitter(replicated) as flow:
         flow.more(5)
         replicated.kill_primary()
-        replicated.promote()
         before = len(flow.jobs)
+        replicated.promote()
         starts_again(replicated)
         flow.more(5)
         replicated.bring_back_old_primary()
@@ -37,9 +37,8 @@ def test_failover_to_the_synchronous_standby_and_a_stranger(replicated: Replicat
         flow.more(5)
     check_all_ran_once(replicated, flow.jobs)
     numbers = [int(job.split(".")[0]) for job in flow.jobs]
-    assert numbers[before + 1] >= numbers[before - 1] + 10_000, (
-        "ids jump, for the last ones may have been lost"
-    )
+    # One may have been answered as the primary died, and one asked for again, which was taken before.
+    assert all(number > 10_000 for number in numbers[before + 2 :]), "the last ones may have been lost"
     gate.touch()
     ended = replicated.wait(long_job)
     assert (ended["Exit_status"], ended["run_count"]) == (3, 1)

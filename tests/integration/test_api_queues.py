@@ -15,7 +15,7 @@ from hpcmesos.errors import HpcmesosError, QueueDenied, QueueLimit, TooManyJobs
 from hpcmesos.queue.records import QueueRecord
 
 if TYPE_CHECKING:
-    from .api_kit import Api
+    from .api_kit import Api, ObedientLeader
 
 pytest_plugins = ["tests.integration.database_kit", "tests.integration.api_kit"]
 
@@ -59,6 +59,7 @@ QUEUES = {
         "acl_logic_or": "True",
     },
     "plain": {},
+    "empty": {},
     "nogroup": {"acl_group_enable": "True", "acl_groups": "no-such-group"},
     "inner": {"from_route_only": "True"},
     "route": {"queue_type": "Route", "route_destinations": "closed,bob,bounded,inner"},
@@ -70,6 +71,11 @@ QUEUES = {
     "spill": {"queue_type": "Route", "route_destinations": "two,three"},
     "norerun": {"disallowed_types": "nonrerunable"},
 }
+
+
+@pytest.fixture(scope="module")
+def api_settings() -> dict[str, object]:
+    return {"managers": ("boss",)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -217,3 +223,14 @@ def test_a_route_queue_picks_the_first_that_takes_the_job(api: Api) -> None:
     assert queue("-q", "route", "-l", "ncpus=2") == "bounded"
     assert queue("-q", "route", "-l", "ncpus=1") == "inner"
     assert queue("-q", "later") == "later"  # a disabled destination may take it another day
+
+
+def test_a_queue_that_a_job_has_come_into_meanwhile_is_not_said_to_be_deleted(
+    api: Api, obedient: ObedientLeader
+) -> None:
+    """The leader, which knows of the job, leaves the queue as it is."""
+    with api.client(api.token_of("boss")) as manager:
+        reply = manager.command("qmgr", ["-c", "delete queue empty"])
+    assert [row.payload["name"] for row in obedient.taken if row.kind == "object"] == ["empty"]
+    assert "Queue is busy" in reply.stderr
+    assert reply.code != 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -537,6 +538,9 @@ def test_ids_jump_after_a_failover(database: Database, store: Store) -> None:
     leadership.try_acquire("a", "a:1")
     with psycopg.connect(database.owner) as connection:
         connection.execute("UPDATE leadership SET timeline = 7")
+    with closing(Store(database.api)) as new, pytest.raises(DatabaseUnavailable, match="nobody leads"):
+        submit(new)
     leadership.try_acquire("a", "a:1")
-    assert submit(store) > first + 10_000
+    with closing(Store(database.api)) as new:
+        assert submit(new) > first + 10_000
     leadership.close()
