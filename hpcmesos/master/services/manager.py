@@ -146,7 +146,8 @@ class _Session:
             try:
                 self._one(directive, name)
             except HpcmesosError as error:
-                if self.site.wished(self.caller, self._part(name)) is not None:
+                asked = self.site.wished(self.caller, self._part(name)) is not None
+                if asked and not isinstance(error, QueueBusy):
                     continue  # what the first try did is no reason to refuse the second
                 number = error_number(error, self.personality)
                 server = f"qmgr obj={name} svr=default: {_sentence(error)}\n"
