@@ -1,7 +1,8 @@
 """The leader's side of qalter, qmove, qorder, qrerun and qmsg: wishes that change a job, but do not end it.
 
 ``fields`` of an ALTER wish, all optional: name, priority, rerunable, not_before (ISO 8601 or None), holds (letters),
-dependencies ([kind, seq, ...] each), request (as JSON). ``submission``: what is replaced in the job's own.
+dependencies ([kind, seq, ...] each). ``submission``: what is replaced in the job's own. ``resources``: the user's
+words; others may have changed what these do not name. ``waits``: only a job that waits can take it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from hpcmesos.master.effects import Desk
 from hpcmesos.master.gangs import Gangs
 from hpcmesos.master.objects import fenced
 from hpcmesos.master.services import wishes
-from hpcmesos.model import Cause, JobState, Request
+from hpcmesos.model import Cause, JobState
+from hpcmesos.pbs.alteration import changed_request
 from hpcmesos.queue.records import InboxRow, JobKey, JobRecord
 from hpcmesos.queue.rows import dependencies_of
 
@@ -61,23 +63,25 @@ class Changes:
         return True
 
     def _on_alter(self, job: JobRecord, row: InboxRow) -> None:
+        if row.payload.get("waits") and job.state not in WAITING_STATES:
+            self.desk.move(job, job.state, "ignored", {"wish": row.kind, "user": row.user})
+            return  # as the API would have refused it
         fields = dict(row.payload.get("fields") or {})
         changes = {name: value for name, value in fields.items() if name in _PLAIN_FIELDS}
-        if "request" in fields:
-            asked = msgspec.convert(fields["request"], Request)
-            # The API may have looked before a move to another queue, which says what holds of silent nodes.
-            changes["request"] = replace(asked, silence=job.request.silence)
         if "not_before" in fields:
             changes["not_before"] = _time(fields["not_before"])
         if "dependencies" in fields:
             changes["dependencies"] = dependencies_of(fields["dependencies"])
-        if "project" in (given := row.payload.get("submission") or {}):
+        if "project" in (given := dict(row.payload.get("submission") or {})):
             changes["project"] = given["project"] or ""
+        if resources := row.payload.get("resources"):
+            now = self.gangs.submissions.current(job.seq)
+            changes["request"], given["resource_list"] = changed_request(job.request, now, resources)
         if (limit := row.payload.get("limit")) is not None and job.array_spec is not None:
             changes["array_spec"] = replace(job.array_spec, limit=int(limit))
         if job.state not in WAITING_STATES:
             changes = _while_running(job, changes)
-        shown = {name: str(value) for name, value in fields.items() if name != "request"}
+        shown = {name: str(value) for name, value in fields.items()}
         submission = self._merged(job, given)
         stored = {} if submission is None else {"submission": submission}
         altered = self.desk.move(job, job.state, "altered", {"user": row.user, **shown}, **changes, **stored)

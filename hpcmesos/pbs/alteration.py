@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from hpcmesos.errors import InvalidValue, UsageError
+from hpcmesos.model import Request
 from hpcmesos.pbs import resources
 from hpcmesos.pbs.options import ParsedCommand, parse
 from hpcmesos.pbs.paths import PathTemplate, parse_path
@@ -131,6 +132,22 @@ def altered(shown: Mapping[str, str], wanted: Mapping[str, str]) -> Resources:
     if not SHAPES.isdisjoint(wanted):
         kept = {name: text for name, text in kept.items() if name not in SHAPES}
     return resources.build({**kept, **wanted})
+
+
+def changed_request(
+    old: Request, submission: Mapping[str, Any], wanted: Mapping[str, str]
+) -> tuple[Request, dict[str, str]]:
+    """The request of a job with this submission, once ``wanted`` are changed, and its new Resource_List.
+
+    What resources do not name stays as it was. Raises what altered() raises.
+    """
+    built = altered(submission.get("resource_list", {}), wanted)
+    request = replace(
+        built.request, framework=old.framework, silence=old.silence, constraints=old.constraints
+    )
+    if submission.get("image"):
+        request = request.in_containers()
+    return request, dict(built.display)
 
 
 def _own_words(shown: Mapping[str, str]) -> dict[str, str]:

@@ -6,10 +6,10 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import msgspec
+from msgspec.structs import replace
 
 from hpcmesos import wire
-from hpcmesos.model import Cause, JobState, Request
+from hpcmesos.model import Cause, JobState
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from tests.integration.leader_kit import Bench, ended, kinds, report, request
 
@@ -20,10 +20,6 @@ pytest_plugins = ["tests.integration.database_kit", "tests.integration.leader_ki
 STOPPED = {"kind": "queue", "name": "batch", "action": "set", "changes": [["started", "=", "false"]]}
 
 
-def as_json(wanted: Request) -> object:
-    return msgspec.to_builtins(wanted)
-
-
 def test_a_job_that_waits_is_altered(bench: Bench) -> None:
     seq = bench.submit(request(9, 1))
     bench.turn()
@@ -32,15 +28,17 @@ def test_a_job_that_waits_is_altered(bench: Bench) -> None:
         "name": "new",
         "priority": 5,
         "rerunable": False,
-        "request": as_json(request(1, 1)),
         "not_before": later,
     }
-    bench.wish("alter", seq, fields=fields, submission={"umask": 0o22, "environment": {"B": "2"}})
+    given = {"umask": 0o22, "environment": {"B": "2"}}
+    bench.wish("alter", seq, fields=fields, submission=given, resources={"select": "1:ncpus=1:ngpus=1"})
     job = bench.job(seq)
     assert (job.name, job.priority, job.rerunable, job.state) == ("new", 5, False, JobState.WAITING)
-    assert job.request == request(1, 1)
+    assert job.request.chunks == request(1, 1).chunks
     assert job.not_before == datetime(2099, 1, 1, tzinfo=UTC)
-    assert job.submission == {"environment": {"A": "1", "B": "2"}, "umask": 0o22}
+    shown = job.submission["resource_list"]
+    assert job.submission == {"environment": {"A": "1", "B": "2"}, "umask": 0o22, "resource_list": shown}
+    assert shown["select"] == "1:ncpus=1:ngpus=1"
     told = [event.payload["user"] for event in bench.store.events(seq=seq) if event.kind == "altered"]
     assert told == ["ann", "ann"]
 
@@ -63,7 +61,7 @@ def test_an_altered_request_can_start_at_once(bench: Bench) -> None:
     seq = bench.submit(request(9, 1))
     bench.turn()
     assert bench.state(seq) is JobState.QUEUED
-    sent = bench.wish("alter", seq, fields={"request": as_json(request(1, 2))})
+    sent = bench.wish("alter", seq, resources={"select": "1:ncpus=1:ngpus=2"})
     assert kinds(sent) == [("node1", "Prepare")]
     assert bench.state(seq) is JobState.RUNNING
 
@@ -87,8 +85,7 @@ def test_a_running_job_gets_another_walltime_and_keeps_its_shape(bench: Bench) -
     seq = bench.submit()
     bench.turn()
     bench.run(seq)
-    longer = Request(request(1, 2).chunks, walltime=90)
-    sent = bench.wish("alter", seq, fields={"request": as_json(longer), "priority": 3})
+    sent = bench.wish("alter", seq, fields={"priority": 3}, resources={"walltime": "90"})
     assert sent == [("node1", wire.Alter(attempt=f"{seq}.hpcm#1", walltime=90, suspended=False))]
     job = bench.job(seq)
     assert (job.request.walltime, job.request.chunks, job.priority) == (90, request().chunks, 3)
@@ -98,6 +95,33 @@ def test_a_running_job_gets_another_walltime_and_keeps_its_shape(bench: Bench) -
     sent = bench.up("node1", attempts=[report(f"{seq}.hpcm#1", "running")])
     assert ("node1", wire.Alter(attempt=f"{seq}.hpcm#1", walltime=90, suspended=False)) in sent
     bench.say(("node1", ended(f"{seq}.hpcm#1")))
+
+
+def test_what_only_a_job_that_waits_can_take_comes_too_late(bench: Bench) -> None:
+    """The API looked when it waited: nothing of it is done, and nothing is shown that is not so."""
+    bench.up("node1")
+    seq = bench.submit(submission={"resource_list": {"nodes": "1"}, "umask": 0o77})
+    bench.turn()
+    before = bench.job(seq)
+    assert before.state is JobState.RUNNING
+    late = {"fields": {"name": "new"}, "submission": {"umask": 0o22}, "resources": {"nodes": "4"}}
+    bench.wish("alter", seq, **late, waits=True)
+    assert replace(bench.job(seq), modified_at=before.modified_at) == before
+    assert [event.kind for event in bench.store.events(seq=seq)][-1] == "ignored"
+    bench.run(seq)
+    bench.say(("node1", ended(bench.attempt(seq))))
+
+
+def test_two_alterations_at_once_are_both_done(bench: Bench) -> None:
+    """Each was looked at before the other one was done."""
+    seq = bench.submit(request(9), submission={"resource_list": {"nodes": "9", "walltime": "01:00:00"}})
+    for words in ({"nodes": "2"}, {"walltime": "00:10:00"}):
+        bench.store.wish("alter", seq, "ann", {"resources": words})
+    bench.turn()
+    job = bench.job(seq)
+    assert (job.request.walltime, [chunk.count for chunk in job.request.chunks]) == (600, [2])
+    shown = job.submission["resource_list"]
+    assert (shown["nodes"], shown["walltime"]) == ("2", "00:10:00")
 
 
 def test_a_job_moves_to_another_queue_while_it_waits(bench: Bench) -> None:

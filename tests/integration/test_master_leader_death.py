@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import psycopg
 import pytest
 
@@ -16,7 +15,7 @@ from hpcmesos import wire
 from hpcmesos.master.events import Asked, Received
 from hpcmesos.master.gang_clock import ACCUSED, HEARING, LINKING
 from hpcmesos.master.links_client import Question
-from hpcmesos.model import Cause, JobState, Request
+from hpcmesos.model import Cause, JobState
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.records import QueueRecord
 from hpcmesos.queue.store import Store
@@ -409,8 +408,7 @@ def test_a_new_walltime_is_told_by_the_next_leader(bench: DoomedBench, phase: st
     head, member = (share.node for share in bench.store.shares([seq], live_only=True))
     if phase == "running":
         bench.run(seq)
-    longer = Request(request(2).chunks, walltime=90)
-    bench.store.wish("alter", seq, "ann", {"fields": {"request": msgspec.to_builtins(longer)}})
+    bench.store.wish("alter", seq, "ann", {"resources": {"walltime": "90"}})
     bench.turn()
     bench.take_over()
     sent = bench.up(head, attempts=[report(attempt, phase)])

@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from hpcmesos.api_schema import CommandReply, CommandRequest
 from hpcmesos.errors import (
     NotRerunable,
@@ -40,8 +38,8 @@ from hpcmesos.master.services.outputs import gateways_of
 from hpcmesos.master.services.replies import Refusals, information
 from hpcmesos.master.services.site import Site, client_zone
 from hpcmesos.master.services.submit import dependencies, resolved
-from hpcmesos.model import JobState, Request
-from hpcmesos.pbs.alteration import Alteration, altered, parse_qalter
+from hpcmesos.model import JobState
+from hpcmesos.pbs.alteration import Alteration, changed_request, parse_qalter
 from hpcmesos.pbs.options import ParsedCommand, parse
 from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
@@ -193,10 +191,7 @@ def _alteration(
         raise RunningJob(asked.not_running[0])
     fields = _fields(asked)
     submission = dict(asked.submission)
-    if asked.resources:
-        new, shown = _new_request(site, caller, job, asked.resources)
-        fields["request"] = msgspec.to_builtins(new)
-        submission["resource_list"] = shown
+    shown = _checked(site, caller, job, asked.resources) if asked.resources else {}
     if asked.dependencies is not None:
         fields["dependencies"] = dependencies_json(dependencies(site, asked.dependencies))
     if "group_list" in submission:
@@ -214,8 +209,13 @@ def _alteration(
     if moved:
         others = {s: g for s, g in job.submission.get("gateways", {}).items() if s not in moved}
         submission["gateways"] = others | gateways_of(site, moved, job.submit_host)
-    wishes.merged(job.submission, submission)
-    payload: dict[str, Any] = {"fields": fields, "submission": submission}
+    wishes.merged(job.submission, submission | ({"resource_list": shown} if shown else {}))
+    payload: dict[str, Any] = {
+        "fields": fields,
+        "submission": submission,
+        "resources": dict(asked.resources),
+        "waits": bool(asked.not_running),
+    }
     if asked.limit is not None:
         payload["limit"] = asked.limit
     return wishes.ALTER, payload
@@ -232,28 +232,23 @@ def _fields(asked: Alteration) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _new_request(
-    site: Site, caller: Caller, job: JobRecord, wanted: Mapping[str, str]
-) -> tuple[Request, dict[str, str]]:
-    """The request and its display. A running job's walltime may be cut by its owner, and be raised by operators."""
-    built = altered(job.submission.get("resource_list", {}), wanted)
-    old = job.request
-    request = replace(
-        built.request, framework=old.framework, silence=old.silence, constraints=old.constraints
-    )
-    if job.submission.get("image"):
-        request = request.in_containers()
+def _checked(site: Site, caller: Caller, job: JobRecord, wanted: Mapping[str, str]) -> dict[str, str]:
+    """The job's Resource_List once these are changed, if they may be.
+
+    A running job's walltime may be cut by its owner, and be raised by operators.
+    """
+    request, shown = changed_request(job.request, job.submission, wanted)
     if job.state in _ACTIVE:
-        limit, new = job.request.walltime, built.request.walltime
+        limit, new = job.request.walltime, request.walltime
         longer = new is None or (limit is not None and new > limit)
         if longer and limit is not None and not caller.privileged:
             raise Unauthorized(f"Unauthorized Request  {id_of(job)}")
-        return replace(job.request, walltime=new), dict(built.display)
+        return shown
     if not caller.privileged:
-        check_limits(site, find_queue(site, job.queue), built.display)
+        check_limits(site, find_queue(site, job.queue), shown)
     check_fits(site, request)
     check_ever(site, replace(job_view(job), request=request))
-    return request, dict(built.display)
+    return shown
 
 
 def _words(name: str, request: CommandRequest) -> tuple[ParsedCommand, tuple[str, ...]]:
