@@ -1,20 +1,38 @@
 """Gateways that have joined, and the output that they have to write on their hosts.
 
-Every method is one statement and may raise DatabaseUnavailable.
+Every method is one statement, but for add(), and may raise DatabaseUnavailable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Engine, Integer, cast, delete, exists, func, select, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Engine,
+    Exists,
+    Integer,
+    Text,
+    cast,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    union_all,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 
+from hpcmesos.model import AttemptId
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import begin
+from hpcmesos.queue.rows import element
 
+_STREAM = 0x68706364  # class of pg_advisory_xact_lock: one at a time adds to a job's stream
 _KEPT = timedelta(days=30)
 """How long it is remembered what became of a delivery."""
 _DROPPED = "dropped from the log store to make room"
@@ -39,31 +57,32 @@ class DeliveryRecord:
 
 
 class Deliveries:
-    """Thread-safe. ``engine``: of single statements."""
+    """Thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._single = engine.execution_options(isolation_level="AUTOCOMMIT")  # for single statements
 
     def gateways(self) -> frozenset[str]:
         """Names of hosts that have joined as gateways."""
-        with begin(self._engine) as connection:
+        with begin(self._single) as connection:
             return frozenset(connection.scalars(select(t.gateways.c.name)))
 
     def enrol(self, gateway: str) -> None:
         """A gateway has its certificate; once more changes nothing."""
         row = insert(t.gateways).values(name=gateway).on_conflict_do_nothing()
-        with begin(self._engine) as connection:
+        with begin(self._single) as connection:
             connection.execute(row)
 
     def retire(self, gateway: str) -> None:
         """Jobs that are submitted from now on do not count on it."""
-        with begin(self._engine) as connection:
+        with begin(self._single) as connection:
             connection.execute(delete(t.gateways).where(t.gateways.c.name == gateway))
 
     def seen(self, gateway: str) -> None:
         """It has asked just now."""
         now = update(t.gateways).where(t.gateways.c.name == gateway).values(seen_at=func.now())
-        with begin(self._engine) as connection:
+        with begin(self._single) as connection:
             connection.execute(now)
 
     def prompt(self, gateway: str, within: float, most: int) -> bool:
@@ -76,15 +95,22 @@ class Deliveries:
         there = select(t.gateways.c.name).where(
             t.gateways.c.name == gateway, t.gateways.c.seen_at > since, backlog <= most
         )
-        with begin(self._engine) as connection:
+        with begin(self._single) as connection:
             return connection.execute(there).first() is not None
 
     def add(self, record: DeliveryRecord) -> None:
-        """Something to write; the same once more changes nothing. Old ones that are done are forgotten."""
+        """Something to write; the same once more changes nothing. Old ones that are done are forgotten.
+
+        One that comes late, its node having been away, adds to what other attempts have written, and replaces nothing.
+        """
         table = t.deliveries
         old = delete(table).where(table.c.done_at < func.now() - _KEPT)
-        row = insert(table).values(**asdict(record)).on_conflict_do_nothing()
+        append = or_(literal(record.append), _others(record))
+        row = insert(table).values({**asdict(record), "append": append}).on_conflict_do_nothing()
+        stream = f"{record.attempt.partition('#')[0]} {record.stream}"
         with begin(self._engine) as connection:
+            # The output of another attempt may come by another master: only what is committed can be seen.
+            connection.execute(select(func.pg_advisory_xact_lock(_STREAM, func.hashtext(stream))))
             connection.execute(row.add_cte(old.cte("old")))
 
     def waiting(self, gateway: str, most: int = 100) -> list[DeliveryRecord]:
@@ -102,7 +128,7 @@ class Deliveries:
         )
         place = func.row_number().over(partition_by=table.c.owner, order_by=table.c.created_at)
         wanted = select(*_COLUMNS).where(table.c.gateway == gateway, table.c.done_at.is_(None), its_turn)
-        with begin(self._engine) as connection:
+        with begin(self._single) as connection:
             rows = connection.execute(wanted.order_by(place, table.c.created_at).limit(most))
             return [DeliveryRecord(**row._asdict()) for row in rows]
 
@@ -110,23 +136,16 @@ class Deliveries:
         """Whether this gateway still has to write that."""
         table = t.deliveries
         mine = (table.c.attempt == attempt, table.c.stream == stream, table.c.gateway == gateway)
-        with begin(self._engine) as connection:
+        with begin(self._single) as connection:
             there = connection.execute(select(table.c.attempt).where(*mine, table.c.done_at.is_(None)))
             return there.first() is not None
-
-    def any_of(self, attempts: Sequence[str], stream: str) -> bool:
-        """Whether there is or was anything to write of one of them, as far as it is remembered."""
-        table = t.deliveries
-        there = select(table.c.attempt).where(table.c.attempt.in_(attempts), table.c.stream == stream)
-        with begin(self._engine) as connection:
-            return connection.execute(there.limit(1)).first() is not None
 
     def drop(self, attempt: str, stream: str) -> None:
         """The log store has it no more; what was still to be written of it is given up."""
         table = t.deliveries
         lost = (table.c.attempt == attempt, table.c.stream == stream, table.c.done_at.is_(None))
         given_up = update(table).where(*lost).values(done_at=func.now(), trouble=_DROPPED)
-        with begin(self._engine) as connection:
+        with begin(self._single) as connection:
             connection.execute(given_up)
 
     def finish(self, gateway: str, attempt: str, stream: str, trouble: str) -> bool:
@@ -136,7 +155,7 @@ class Deliveries:
         done = update(table).where(*mine).values(
             done_at=func.coalesce(table.c.done_at, func.now()), trouble=trouble[:1000]
         )  # fmt: skip
-        with begin(self._engine) as connection:
+        with begin(self._single) as connection:
             return connection.execute(done).rowcount > 0
 
     def outcome(self, attempt: str, stream: str) -> str | None:
@@ -145,9 +164,29 @@ class Deliveries:
         wanted = select(table.c.trouble).where(
             table.c.attempt == attempt, table.c.stream == stream, table.c.done_at.is_not(None)
         )
-        with begin(self._engine) as connection:
+        with begin(self._single) as connection:
             found: str | None = connection.scalar(wanted)
             return found
+
+
+def _others(record: DeliveryRecord) -> Exists:
+    """Whether there is or was anything to write of another attempt of the job, as far as it is remembered."""
+    attempt, table = AttemptId.parse(record.attempt), t.deliveries
+    seq, index = attempt.job.seq, element(attempt.job.index)
+    rows = union_all(
+        *(
+            select(jobs.c.attempt).where(jobs.c.seq == seq, jobs.c.element == index)
+            for jobs in (t.jobs, t.jobs_history)
+        )
+    ).subquery()
+    last = select(func.max(rows.c.attempt)).scalar_subquery()
+    number = func.generate_series(1, last).column_valued("number")
+    names = select(literal(f"{attempt.job}#") + cast(number, Text)).scalar_subquery()
+    return exists().where(
+        table.c.attempt == func.any(func.array(names, type_=ARRAY(Text))),  # which the primary key finds
+        table.c.attempt != record.attempt,
+        table.c.stream == record.stream,
+    )
 
 
 def _job(attempt: ColumnElement[str]) -> ColumnElement[str]:

@@ -65,7 +65,7 @@ class Store(Reads):
         self._led = 0  # the timeline on which a leader was last seen to lead
         hints = make_engine(url, f"{application}-notify", pool=1)
         self._hints = hints.execution_options(isolation_level="AUTOCOMMIT")
-        self.deliveries = Deliveries(self._single)
+        self.deliveries = Deliveries(self._engine)
         # Who looks through months of history, one at a time, takes no connection from those who submit and ask.
         self._history = make_engine(
             url, f"{application}-history", pool=1, patience=_HISTORY_PATIENCE, limits=_HISTORY_LIMITS

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psycopg
+from sqlalchemy import event
+
+from hpcmesos.master.auth import Caller
+from hpcmesos.master.log_store import LogStore
+from hpcmesos.master.services import outputs
+from hpcmesos.master.services.output_paths import stored
+from hpcmesos.model import Cause, JobState, Request, Role
+from hpcmesos.pbs.paths import parse_path
 from hpcmesos.queue.deliveries import Deliveries, DeliveryRecord
-
-if TYPE_CHECKING:
-    from hpcmesos.queue.store import Store
+from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.records import (
+    AttemptKey,
+    AttemptRecord,
+    JobRecord,
+    Move,
+    NewJob,
+    NodeRecord,
+    Release,
+    ShareRecord,
+    StartRecord,
+)
+from hpcmesos.queue.store import Store
+from tests.integration.database_kit import Database
+from tests.integration.leader_kit import wait_until
 
 pytest_plugins = ["tests.integration.database_kit"]
 
@@ -37,8 +61,6 @@ def test_an_earlier_attempt_is_written_first(store: Store) -> None:
     ]
     assert deliveries.finish("login1", "7[1].hpcm#9", "stdout", "no room")
     assert ("7[1].hpcm#10", "stdout") in waiting(deliveries)
-    assert deliveries.any_of(["7[1].hpcm#8", "7[1].hpcm#9"], "stdout")
-    assert not deliveries.any_of(["7[1].hpcm#8", "7[1].hpcm#11"], "stdout")
 
 
 def test_nobody_waits_behind_all_that_another_has(store: Store) -> None:
@@ -72,3 +94,110 @@ def test_the_end_of_a_job_waits_for_no_gateway_that_is_away_or_has_much_to_do(st
     assert deliveries.prompt("login1", 45, 1)
     add(deliveries, "8.hpcm#1")
     assert not deliveries.prompt("login1", 45, 1)
+
+
+def begin(leader: LeaderStore, seq: int, number: int) -> None:
+    key = AttemptKey(seq, None, number)
+    share = ShareRecord(attempt=key, node="n1", position=0, cpus=1, mem=0, slots=1)
+    with leader.transaction() as transaction:
+        assert transaction.apply_starts([StartRecord(attempt=key, shares=(share,))]) == {key.job}
+
+
+def lose(leader: LeaderStore, seq: int, number: int) -> None:
+    """The attempt's node is away: the job waits for another one."""
+    key = AttemptKey(seq, None, number)
+    again = Move(
+        seq=seq, index=None, source=JobState.RUNNING, target=JobState.QUEUED, event="requeued", changes={}
+    )
+    with leader.transaction() as transaction:
+        transaction.finish_attempts([AttemptRecord(key=key, cause=Cause.NODE_LOST, code=-3)])
+        transaction.release_shares([Release(attempt=key, node="n1")])
+        assert transaction.move_jobs([again])
+
+
+def run_twice(store: Store, leader: LeaderStore) -> JobRecord:
+    """A job whose second attempt runs, and whose output login1 writes."""
+    with leader.transaction() as transaction:
+        transaction.upsert_node(NodeRecord(name="n1", cpus=4, mem=1000))
+    place = stored(parse_path("/home/out", "o", "/home", "login1"))
+    submission = {"gateways": {"stdout": "login1"}, "stdout_template": place, "stderr_template": place}
+    new = NewJob(
+        name="a", owner="ann", server="hpcm", queue="batch", request=Request(), submission=submission
+    )
+    seq = store.submit(new).seq
+    begin(leader, seq, 1)
+    lose(leader, seq, 1)
+    begin(leader, seq, 2)
+    job = store.job(seq)
+    assert job is not None
+    return job
+
+
+class Login:
+    """The gateway, and the file that it writes."""
+
+    def __init__(self, deliveries: Deliveries) -> None:
+        self.file = ""
+        self._deliveries = deliveries
+
+    def write(self) -> None:
+        while found := self._deliveries.waiting("login1"):
+            for one in found:
+                self.file = (self.file if one.append else "") + one.attempt.partition("#")[2]
+                assert self._deliveries.finish("login1", one.attempt, one.stream, "")
+
+
+def send(store: Store, place: Path, job: JobRecord, number: int) -> None:
+    """The output of an attempt comes by a master with this store."""
+    site: Any = SimpleNamespace(store=store, logs=LogStore(place))
+    caller = Caller("root", Role.MANAGER, local=True)
+    outputs.take(site, caller, f"{job.seq}.hpcm#{number}", "stdout", (0, 4), b"text")
+
+
+def test_a_late_attempt_replaces_nothing(
+    store: Store, database: Database, leader: LeaderStore, tmp_path: Path
+) -> None:
+    """That of a later one comes by another master between any two of its statements, and is written if it can be."""
+    job = run_twice(store, leader)
+    other, login, began = Store(database.api), Login(store.deliveries), list[threading.Thread]()
+
+    def later() -> None:
+        send(other, tmp_path, job, 2)
+        login.write()
+
+    def interrupt(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "deliveries" not in statement or began:
+            return
+        began.append(threading.Thread(target=later))
+        began[0].start()
+        wait_until(lambda: not began[0].is_alive() or waits_for_a_lock(database), "the other, or its lock")
+
+    event.listen(store._engine, "after_cursor_execute", interrupt)
+    try:
+        send(store, tmp_path, job, 1)
+    finally:
+        event.remove(store._engine, "after_cursor_execute", interrupt)
+    began[0].join()
+    other.close()
+    login.write()
+    assert login.file == "12"
+
+
+def waits_for_a_lock(database: Database) -> bool:
+    with psycopg.connect(database.owner) as connection:
+        found = connection.execute("SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'advisory'")
+        return found.fetchone() is not None
+
+
+def test_what_comes_first_replaces_and_all_else_is_added(
+    store: Store, leader: LeaderStore, tmp_path: Path
+) -> None:
+    job, login = run_twice(store, leader), Login(store.deliveries)
+    send(store, tmp_path, job, 2)
+    login.write()
+    send(store, tmp_path, job, 1)
+    send(store, tmp_path, job, 1)
+    login.write()
+    assert login.file == "21"
+    send(store, tmp_path, run_twice(store, leader), 1)
+    assert [one.append for one in store.deliveries.waiting("login1")] == [False]

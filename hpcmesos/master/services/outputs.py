@@ -199,8 +199,6 @@ def _delivery(
         return None
     template = PathTemplate(**job.submission[output_paths.STREAMS[stream]])
     default = replace(template, path=None).render(str(job_id), job.seq, job.index, job.name)
-    # One that comes late, its node having been away, adds to what later attempts have written, and replaces nothing.
-    others = [shepherds.attempt_id(job, other) for other in range(1, job.attempt + 1) if other != number]
     return DeliveryRecord(
         attempt=attempt,
         stream=stream,
@@ -209,7 +207,7 @@ def _delivery(
         path=path,
         name=posixpath.basename(default),
         umask=job.submission.get("umask", _DEFAULT_UMASK),
-        append=number > 1 or site.store.deliveries.any_of(others, stream),
+        append=number > 1,
         size=size,
     )
 
