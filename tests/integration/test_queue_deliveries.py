@@ -14,22 +14,13 @@ from hpcmesos.master.auth import Caller
 from hpcmesos.master.log_store import LogStore
 from hpcmesos.master.services import outputs
 from hpcmesos.master.services.output_paths import stored
-from hpcmesos.model import Cause, JobState, Request, Role
+from hpcmesos.model import Role
 from hpcmesos.pbs.paths import parse_path
 from hpcmesos.queue.deliveries import Deliveries, DeliveryRecord
 from hpcmesos.queue.leader_store import LeaderStore
-from hpcmesos.queue.records import (
-    AttemptKey,
-    AttemptRecord,
-    JobRecord,
-    Move,
-    NewJob,
-    NodeRecord,
-    Release,
-    ShareRecord,
-    StartRecord,
-)
+from hpcmesos.queue.records import JobRecord
 from hpcmesos.queue.store import Store
+from tests.integration import attempts_kit
 from tests.integration.database_kit import Database
 from tests.integration.leader_kit import wait_until
 
@@ -96,40 +87,14 @@ def test_the_end_of_a_job_waits_for_no_gateway_that_is_away_or_has_much_to_do(st
     assert not deliveries.prompt("login1", 45, 1)
 
 
-def begin(leader: LeaderStore, seq: int, number: int) -> None:
-    key = AttemptKey(seq, None, number)
-    share = ShareRecord(attempt=key, node="n1", position=0, cpus=1, mem=0, slots=1)
-    with leader.transaction() as transaction:
-        assert transaction.apply_starts([StartRecord(attempt=key, shares=(share,))]) == {key.job}
-
-
-def lose(leader: LeaderStore, seq: int, number: int) -> None:
-    """The attempt's node is away: the job waits for another one."""
-    key = AttemptKey(seq, None, number)
-    again = Move(
-        seq=seq, index=None, source=JobState.RUNNING, target=JobState.QUEUED, event="requeued", changes={}
-    )
-    with leader.transaction() as transaction:
-        transaction.finish_attempts([AttemptRecord(key=key, cause=Cause.NODE_LOST, code=-3)])
-        transaction.release_shares([Release(attempt=key, node="n1")])
-        assert transaction.move_jobs([again])
-
-
 def run_twice(store: Store, leader: LeaderStore) -> JobRecord:
     """A job whose second attempt runs, and whose output login1 writes."""
-    with leader.transaction() as transaction:
-        transaction.upsert_node(NodeRecord(name="n1", cpus=4, mem=1000))
     place = stored(parse_path("/home/out", "o", "/home", "login1"))
     submission = {"gateways": {"stdout": "login1"}, "stdout_template": place, "stderr_template": place}
-    new = NewJob(
-        name="a", owner="ann", server="hpcm", queue="batch", request=Request(), submission=submission
-    )
-    seq = store.submit(new).seq
-    begin(leader, seq, 1)
-    lose(leader, seq, 1)
-    begin(leader, seq, 2)
-    job = store.job(seq)
-    assert job is not None
+    job = attempts_kit.submitted(store, leader, submission=submission)
+    attempts_kit.begin(leader, job, 1)
+    attempts_kit.lose(leader, job, 1)
+    attempts_kit.begin(leader, job, 2)
     return job
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import pwd
 import stat
-import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -26,7 +25,6 @@ STREAMS = ("stdout", "stderr")
 
 _CHUNK = 65536
 _TAIL = 65536  # a stored tail that is shorter is the whole stream
-_SETTLE = 5.0  # seconds in which the leader learns of an end that the shepherd told us
 _STARTED = frozenset({JobState.RUNNING, JobState.EXITING})
 _JOINED = {"stdout": "eo", "stderr": "oe"}
 
@@ -54,14 +52,12 @@ class Reader:
         """The bytes from the offset on; with ``follow`` from the start of the job to its end."""
         if self._job.submission.get("join") == _JOINED[self._stream]:
             return
-        pace, whole_since = Pace(), None
+        pace = Pace()
         while True:
             async for chunk in self._available(follow):
                 self._offset += len(chunk)
                 yield chunk
-            whole_since = (whole_since or time.monotonic()) if self._whole else None
-            settled = whole_since is not None and time.monotonic() - whole_since > _SETTLE
-            if not follow or settled or self._is_over():
+            if not follow or self._is_over():
                 return
             await pace.pause()
             await in_thread(self._refresh)
@@ -83,7 +79,9 @@ class Reader:
                     yield chunk
 
     def _is_over(self) -> bool:
-        """Whether no further byte can come; a job in E may have been deleted and write on until it is killed."""
+        """Whether no further byte can come. A job in R may yet run again, though its attempt has ended; one in E was
+        deleted, and writes on until it is killed.
+        """
         ended = self._job.state is JobState.COMPLETE or (self._job.state is JobState.EXITING and self._whole)
         return ended and self._is_current()
 
@@ -95,7 +93,7 @@ class Reader:
         self._job = self._site.store.job(self._job.seq, self._job.index) or self._job
         if not self._is_current() and (self._whole or not self._number):
             self._offset = 0 if self._number else self._offset
-            self._number, self._whole = self._job.attempt, False
+            self._number, self._whole = self._number + 1, False
 
     def _attempt(self) -> AttemptRecord | None:
         found = self._site.store.attempts([self._job.key])
