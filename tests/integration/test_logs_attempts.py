@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from hpcmesos.master.services.wait import Pace
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.records import JobRecord
 from hpcmesos.queue.store import Store
+from tests.integration.api_kit import ME
 from tests.integration.attempts_kit import begin, end, lose, submitted
 
 pytest_plugins = ["tests.integration.database_kit"]
@@ -28,7 +30,7 @@ class Follower:
 
     def __init__(self, store: Store, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         settings = MasterSettings(database_url="", state=place, socket=place / "s")
-        self._site: Any = SimpleNamespace(store=store, logs=LogStore(place), tls=None, settings=settings)
+        self.site: Any = SimpleNamespace(store=store, logs=LogStore(place), tls=None, settings=settings)
         self._pauses = 0
         self._then: dict[int, Callable[[], None]] = {}
         real = time.monotonic
@@ -50,7 +52,7 @@ class Follower:
 
         async def follow() -> list[bytes]:
             found: list[bytes] = []
-            async for chunk in Reader(self._site, job, "stdout", 0).read(follow=True):
+            async for chunk in Reader(self.site, job, "stdout", 0).read(follow=True):
                 found.append(chunk)
                 if len(found) == 1:
                     on_chunk()
@@ -111,3 +113,24 @@ def test_attempts_between_two_looks_are_read_one_by_one(
         run_again(leader, job)
 
     assert follower.read(job, {2: runs}) == [b"one ", b"two ", b"three"]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_is_in_one_file_comes_once(
+    store: Store, leader: LeaderStore, follower: Follower, tmp_path: Path, shared: bool
+) -> None:
+    """The nodes see one file, to which the second attempt adds; or each has its own, and the second is here."""
+    file, node = tmp_path / "out", str(tmp_path if shared else tmp_path / "elsewhere")
+    follower.site.settings = replace(follower.site.settings, shared_paths=(node,))
+    job = submitted(store, leader, owner=ME)
+    begin(leader, job, 1)
+    file.write_bytes(b"one ")
+    lose(leader, job, 1, stdout_path=str(file))
+
+    def runs_again() -> None:
+        begin(leader, job, 2)
+        file.write_bytes(b"one two" if shared else b"another")
+        end(leader, job, 2, stdout_path=str(file))
+
+    found = follower.read(now(store, job), {2: runs_again})
+    assert found == [b"one ", b"two" if shared else b"another"]

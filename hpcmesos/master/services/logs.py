@@ -12,6 +12,7 @@ import pwd
 import stat
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import PurePosixPath
 from typing import Any
 
 from hpcmesos.errors import InvalidValue
@@ -89,11 +90,30 @@ class Reader:
         return self._number == self._job.attempt
 
     def _refresh(self) -> None:
-        """Looks at the job again. The next attempt comes once this one was read; its stream begins anew."""
+        """Looks at the job again. The next attempt comes once this one was read."""
         self._job = self._site.store.job(self._job.seq, self._job.index) or self._job
         if not self._is_current() and (self._whole or not self._number):
-            self._offset = 0 if self._number else self._offset
+            if self._number and not self._goes_on():
+                self._offset = 0
             self._number, self._whole = self._number + 1, False
+
+    def _goes_on(self) -> bool:
+        """Whether the next attempt adds to the file that this one has written: only the first one empties it."""
+        attempt = self._attempt()
+        path = self._path(attempt) if attempt else ""
+        if not any(PurePosixPath(path).is_relative_to(tree) for tree in self._site.settings.shared_paths):
+            return False  # the next node has a file of its own there
+        fd = self._open(attempt) if attempt else None
+        if fd is not None:
+            os.close(fd)
+        return fd is not None
+
+    def _path(self, attempt: AttemptRecord) -> str:
+        return attempt.stdout_path if self._stream == "stdout" else attempt.stderr_path
+
+    def _open(self, attempt: AttemptRecord) -> int | None:
+        """The file of an attempt that is over, if it is at its place and that is in sight."""
+        return None if attempt.undelivered else _open_owned(self._path(attempt), self._job.owner)
 
     def _attempt(self) -> AttemptRecord | None:
         found = self._site.store.attempts([self._job.key])
@@ -130,8 +150,7 @@ class Reader:
 
     async def _stored(self, attempt: AttemptRecord) -> AsyncIterator[bytes]:
         """The rest of an attempt that is over: from its file if that is in sight, else from the stored tail."""
-        path = attempt.stdout_path if self._stream == "stdout" else attempt.stderr_path
-        fd = None if attempt.undelivered else await in_thread(_open_owned, path, self._job.owner)
+        fd = await in_thread(self._open, attempt)
         if fd is None:
             name = shepherds.attempt_id(self._job, self._number)
             fd = await in_thread(self._site.logs.open, name, self._stream)
