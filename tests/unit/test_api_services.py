@@ -11,7 +11,7 @@ from hpcmesos.errors import InvalidValue, JobFinished, NeverFits, UnknownJob, Un
 from hpcmesos.master.services.facts import hold_types
 from hpcmesos.master.services.output_paths import final_paths, shown_paths, stored
 from hpcmesos.master.services.replies import Refusals, exit_code
-from hpcmesos.master.services.site import client_zone
+from hpcmesos.master.services.site import Remembered, client_zone
 from hpcmesos.master.services.tokens import check_node, check_user
 from hpcmesos.model import JobId
 from hpcmesos.pbs.paths import parse_path
@@ -76,3 +76,20 @@ def test_names_that_could_break_out_are_refused() -> None:
     for name in ("", "-x", "a b", "a/b", "a\n", "a" * 100):
         with pytest.raises(InvalidValue):
             check_user(name)
+
+
+def test_what_is_remembered_is_as_old_as_the_question_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, values = [100.0], iter(range(10))
+    monkeypatch.setattr("hpcmesos.master.services.site.time.monotonic", lambda: now[0])
+
+    def load() -> int:
+        value = next(values)
+        now[0] += 0.7  # on its way from the database
+        return value
+
+    remembered = Remembered(load, 1.0)
+    assert remembered.recent() == 0
+    now[0] += 0.2
+    assert remembered.recent() == 0
+    now[0] += 0.2
+    assert remembered.recent() == 1

@@ -46,27 +46,27 @@ class Remembered(Generic[T]):
         self._load = load
         self._keep = keep
         self._lock = threading.Lock()
-        self._value: T | None = None
-        self._until = 0.0
+        self._found: tuple[T, float] | None = None  # and when the look for it began: it may be as old as that
 
     def recent(self) -> T:
-        """At most ``keep`` seconds old: of many who ask at once, one looks."""
-        if (value := self._kept()) is None:
+        """At most ``keep`` seconds older than the question: of many who ask at once, one looks."""
+        oldest = time.monotonic() - self._keep
+        found = self._found
+        if found is None or found[1] <= oldest:
             with self._lock:
-                value = self._kept() or self._look()
-        return value
+                found = self._found
+                if found is None or found[1] <= oldest:
+                    return self._look()
+        return found[0]
 
     def fresh(self) -> T:
         with self._lock:
             return self._look()
 
-    def _kept(self) -> T | None:
-        value, until = self._value, self._until
-        return value if time.monotonic() < until else None
-
     def _look(self) -> T:
+        began = time.monotonic()
         value = self._load()
-        self._value, self._until = value, time.monotonic() + self._keep
+        self._found = value, began
         return value
 
 
