@@ -21,7 +21,7 @@ from hpcmesos.master.delivery import Delivery, Undelivered
 from hpcmesos.master.senders import Result, Senders
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.notices import MAIL, WEBHOOK, Notice
-from hpcmesos.queue.records import IDLE, EventRecord, JobKey
+from hpcmesos.queue.records import IDLE, EventRecord
 
 log = logging.getLogger(__name__)
 
@@ -138,11 +138,12 @@ class Notices:
             return []
         if job.index is not None and MAIL not in channels:
             return []
-        attempts = self._store.attempts([JobKey(event.seq, event.index)])
+        attempts = self._store.attempts([job.key])
         attempt = attempts[-1] if attempts else None
-        hosts = [
+        # The job may have begun once more since: what the event itself says is of its own attempt.
+        hosts = event.payload.get("nodes") or [
             share.node
-            for share in self._store.shares([JobKey(event.seq, event.index)])
+            for share in self._store.shares([job.key])
             if attempt is not None and share.attempt == attempt.key
         ]
         return notice_text.notices(event, job, attempt, hosts, channels)

@@ -125,11 +125,23 @@ SUBMISSIONS = tuple(
 )
 """Of jobs and of arrays' parents, by ``seqs``; in the same order."""
 
-ELEMENT_STATES = (
-    select(t.jobs.c.seq, t.jobs.c.state, func.count().label("number"))
-    .where(t.jobs.c.seq == func.any(_SEQS), t.jobs.c.element != t.WHOLE_JOB, t.jobs.c.ended_at.is_(None))
-    .group_by(t.jobs.c.seq, t.jobs.c.state)
-)
+
+def _arrays() -> Select[Any]:
+    element = t.jobs.alias()
+    live = select(element.c.seq, element.c.state, func.count().label("number"))
+    live = live.where(
+        element.c.seq == func.any(_SEQS), element.c.element != t.WHOLE_JOB, element.c.ended_at.is_(None)
+    )
+    states = live.group_by(element.c.seq, element.c.state).subquery()
+    together = func.jsonb_object_agg(states.c.state, states.c.number, type_=JSONB)
+    counts = select(states.c.seq, together.label("live")).group_by(states.c.seq).subquery()
+    columns = [column for column in t.jobs.c if column.name != "submission"]
+    parents = select(*columns, counts.c.live).outerjoin_from(t.jobs, counts, counts.c.seq == t.jobs.c.seq)
+    return parents.where(t.jobs.c.seq == func.any(_SEQS), t.jobs.c.element == t.WHOLE_JOB)
+
+
+ARRAYS = _arrays()
+"""Arrays by ``seqs``, without submission; each with how many elements in each state have a row and are not complete."""
 
 HOT_JOBS = select(t.jobs).where(t.jobs.c.seq == func.any(_SEQS), t.jobs.c.element == t.WHOLE_JOB)
 SCRIPTS = select(t.job_scripts).where(t.job_scripts.c.seq == func.any(_SEQS))

@@ -7,7 +7,8 @@ is missed between them. So they need no transaction, which would be two more rou
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,12 +16,12 @@ from typing import Any
 from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, Select, Table, func, or_, select, text, union_all
 
-from hpcmesos.model import JobState
 from hpcmesos.queue import documents, elements, queries
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.brief import BriefElements, Forgotten, read_brief_elements
 from hpcmesos.queue.engine import begin
 from hpcmesos.queue.records import (
+    ArrayElements,
     AttemptRecord,
     AuthorityRecord,
     CertificateRecord,
@@ -38,6 +39,7 @@ from hpcmesos.queue.records import (
     ShareRecord,
 )
 from hpcmesos.queue.rows import (
+    array_elements,
     attempt_record,
     element,
     event_record,
@@ -59,10 +61,17 @@ class Reads:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._single = engine.execution_options(isolation_level="AUTOCOMMIT")  # for single statements
+        self._moment = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     def close(self) -> None:
         """Closes every connection; unusable afterwards."""
         self._engine.dispose()
+
+    @contextmanager
+    def moment(self) -> Iterator[Connection]:
+        """A read-only transaction that sees one moment of the database, for the functions below."""
+        with begin(self._moment) as connection:
+            yield connection
 
     # jobs
 
@@ -126,13 +135,13 @@ class Reads:
         with begin(self._single) as connection:
             return [SecretRecord(**row._mapping) for row in connection.execute(wanted)]
 
-    def element_states(self, seqs: Sequence[int]) -> dict[int, dict[JobState, int]]:
-        """Of these arrays, how many elements that have a row and are not complete are in each state."""
-        found: defaultdict[int, dict[JobState, int]] = defaultdict(dict)
+    def arrays(self, seqs: Sequence[int]) -> dict[int, ArrayElements]:
+        """Those of these arrays that are not in history, with what became of their elements; of one moment."""
         with begin(self._single) as connection:
-            for seq, state, number in connection.execute(queries.ELEMENT_STATES, {"seqs": list(seqs)}):
-                found[seq][JobState(state)] = number
-        return dict(found)
+            return {
+                row.seq: array_elements(row)
+                for row in connection.execute(queries.ARRAYS, {"seqs": list(seqs)})
+            }
 
     def counts(self) -> dict[str, dict[str, int]]:
         """By queue, how many jobs are in each state, as long as they are not in history; an array counts as one."""
@@ -166,12 +175,7 @@ class Reads:
     def shares(self, jobs: Sequence[int | JobKey], *, live_only: bool = False) -> list[ShareRecord]:
         """Shares of these jobs' attempts, by attempt and position; in history too unless ``live_only``."""
         with begin(self._single) as connection:
-            wanted = queries.LIVE_SHARES if live_only else queries.SHARES
-            rows = _rows_of(connection, wanted, jobs)
-            if not live_only and (missing := _missing(jobs, rows)):
-                rows += _rows_of(connection, queries.OLD_SHARES, missing)
-                rows.sort(key=lambda row: (row.seq, row.element, row.number, row.position))
-        return [share_record(row) for row in rows]
+            return read_shares(connection, jobs, live_only=live_only)
 
     def submissions(self, seqs: Sequence[int]) -> dict[int, Mapping[str, Any]]:
         """What these jobs, or arrays, were submitted with; in history too."""
@@ -395,6 +399,17 @@ def read_attempts(
         rows += _rows_of(connection, queries.OLD_ATTEMPTS[tails], missing)
         rows.sort(key=lambda row: (row.seq, row.element, row.number))
     return [attempt_record(row) for row in rows]
+
+
+def read_shares(
+    connection: Connection, jobs: Sequence[int | JobKey], *, live_only: bool = False
+) -> list[ShareRecord]:
+    """Shares of these jobs' attempts, by attempt and position; in history too unless ``live_only``."""
+    rows = _rows_of(connection, queries.LIVE_SHARES if live_only else queries.SHARES, jobs)
+    if not live_only and (missing := _missing(jobs, rows)):
+        rows += _rows_of(connection, queries.OLD_SHARES, missing)
+        rows.sort(key=lambda row: (row.seq, row.element, row.number, row.position))
+    return [share_record(row) for row in rows]
 
 
 def _both(hot: Table, history: Table | None, *names: str) -> Any:

@@ -135,6 +135,14 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return AttemptKey(self.seq, self.index, self.attempt)
 
 
+@dataclass(frozen=True, slots=True)
+class ArrayElements:
+    """An array's parent, and how many of its elements are in each state that have a row and are not complete."""
+
+    parent: JobRecord
+    live: Mapping[JobState, int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """How an attempt is told to end, from the decision until its head has reported; a later leader goes on from here.

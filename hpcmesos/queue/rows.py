@@ -28,6 +28,7 @@ from hpcmesos.model import Cause, GpuState, JobState, Request
 from hpcmesos.queue.arrays import ArraySpec, Ranges
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.records import (
+    ArrayElements,
     AttemptKey,
     AttemptRecord,
     Ending,
@@ -160,7 +161,10 @@ def _new_array_values(spec: ArraySpec | None) -> dict[str, Any]:
 
 
 def job_record(row: Row[Any]) -> JobRecord:
-    values = row._asdict()
+    return _job(row._asdict())
+
+
+def _job(values: dict[str, Any]) -> JobRecord:
     index = values.pop("element")
     del values["spec_version"]
     values["index"] = None if index == WHOLE_JOB else index
@@ -176,6 +180,13 @@ def job_record(row: Row[Any]) -> JobRecord:
             values[name] = _ranges(values[name])
     values.setdefault("submission", {})
     return JobRecord(**values)
+
+
+def array_elements(row: Row[Any]) -> ArrayElements:
+    """A row of ``queries.ARRAYS``."""
+    values = row._asdict()
+    live = values.pop("live") or {}
+    return ArrayElements(_job(values), {JobState(state): number for state, number in live.items()})
 
 
 def _array_spec(value: Any) -> ArraySpec:

@@ -46,16 +46,26 @@ def lose(leader: LeaderStore, job: JobRecord, number: int, node: str = NODE, **t
     _finish(leader, end, node, JobState.QUEUED, "requeued")
 
 
-def end(leader: LeaderStore, job: JobRecord, number: int, node: str = NODE, **told: Any) -> None:
-    """The attempt's end is the job's."""
-    end = AttemptRecord(key=AttemptKey(job.seq, None, number), cause=Cause.OK, code=0, **told)
+def end(
+    leader: LeaderStore,
+    job: JobRecord,
+    number: int,
+    node: str = NODE,
+    *,
+    index: int | None = None,
+    **told: Any,
+) -> None:
+    """The attempt's end is the job's, or its element's."""
+    end = AttemptRecord(key=AttemptKey(job.seq, index, number), cause=Cause.OK, code=0, **told)
     _finish(leader, end, node, JobState.COMPLETE, "ended")
 
 
 def _finish(leader: LeaderStore, end: AttemptRecord, node: str, target: JobState, event: str) -> None:
     seq, over = end.key.seq, target is JobState.COMPLETE
     changes = {"exit_status": 0, "cause": Cause.OK} if over else {}
-    move = Move(seq=seq, index=None, source=JobState.RUNNING, target=target, event=event, changes=changes)
+    move = Move(
+        seq=seq, index=end.key.index, source=JobState.RUNNING, target=target, event=event, changes=changes
+    )
     with leader.transaction() as transaction:
         transaction.finish_attempts([end])
         transaction.release_shares([Release(attempt=end.key, node=node)])

@@ -32,7 +32,7 @@ def qdel(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         auth.check_operator(caller, "purge jobs")
     ids = _all_ids(site, caller) if query.all else query.ids
     payload = _delete_payload(query, privileged=caller.privileged)
-    command = Command(site, caller, "qdel", personality, query.array_range)
+    command = Command(site, caller, "qdel", personality, query.array_range, listed=query.all)
     return command.each(ids, lambda job: (wishes.DELETE, payload))
 
 
@@ -81,7 +81,8 @@ def _hold(command: str, kind: str, site: Site, caller: Caller, request: CommandR
 @dataclass(frozen=True, slots=True)
 class Command:
     """A command over several ids. ``elements``: of its -t, which every id of an array means then. ``whole``: it is
-    for whole arrays; elements that have not started wait as one row, and share its holds.
+    for whole arrays; elements that have not started wait as one row, and share its holds. ``listed``: the ids are
+    those of jobs that were not over; what has ended since is no refusal.
     """
 
     site: Site
@@ -90,6 +91,7 @@ class Command:
     personality: Personality
     elements: str | None = None
     whole: bool = False
+    listed: bool = False
 
     def each(
         self, ids: Sequence[str], wanted: Callable[[JobRecord], tuple[str, Mapping[str, Any]]]
@@ -103,7 +105,8 @@ class Command:
                 kind, payload = wanted(job)
             except HpcmesosError as error:
                 # What the first try did is no reason to refuse the second.
-                if self.site.wished(self.caller, text) is None:
+                over = self.listed and isinstance(error, JobFinished)
+                if not over and self.site.wished(self.caller, text) is None:
                     refusals.add(full_id(self.site, text), error)
                 continue
             sent.append(self.site.wish(self.caller, kind, job.seq, {**which, **payload}, text))

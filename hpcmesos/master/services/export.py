@@ -15,7 +15,7 @@ from hpcmesos.master.passes import POLICY
 from hpcmesos.master.services.site import Site, node_view
 from hpcmesos.master.usage import accounts
 from hpcmesos.model import GpuUuid, JobState, NodeName
-from hpcmesos.queue import documents
+from hpcmesos.queue import documents, reads
 from hpcmesos.queue.records import JobFilter, JobKey, JobRecord, ShareRecord
 from hpcmesos.traces.queue_file import QueueFile
 
@@ -27,9 +27,15 @@ def exported(site: Site, caller: Caller) -> bytes:
     if not caller.privileged:
         raise Unauthorized("only operators may export the queue: it shows what everybody asks for")
     now = time.time()
-    store = site.store
-    jobs = store.jobs(JobFilter(states=_LIVE, brief=True))
-    queues, kept, attributes = site.queues.fresh(), store.documents(), store.server()
+    # Read one after the other, a node would be held by a job that had not begun yet when the jobs were read.
+    with site.store.moment() as connection:
+        jobs = reads.read_jobs(connection, JobFilter(states=_LIVE, brief=True))
+        running = sorted({job.seq for job in jobs if _runs(job)})
+        shares = reads.read_shares(connection, running, live_only=True)
+        nodes = reads.read_nodes(connection)
+        queues = {queue.name: queue for queue in reads.read_queues(connection)}
+        kept = reads.read_documents(connection)
+    attributes = kept.get(documents.SERVER) or {}
     views = {name: cycle.queue_view(queue) for name, queue in queues.items()}
     usage = kept.get(documents.USAGE) or {}
     passed = max(0.0, now - float(usage.get("at", now)))
@@ -45,9 +51,9 @@ def exported(site: Site, caller: Caller) -> bytes:
     return QueueFile(
         now=now,
         server=site.settings.server,
-        nodes=tuple(node_view(node) for node in store.nodes()),
+        nodes=tuple(node_view(node) for node in nodes),
         pending=pending,
-        running=_running(site, jobs, now),
+        running=_running(jobs, shares, now),
         stopped_queues=frozenset(name for name, view in views.items() if not view.started),
         queues=views,
         windows=reservations.windows(kept.get(documents.RESERVATIONS) or {}, now),
@@ -58,10 +64,14 @@ def exported(site: Site, caller: Caller) -> bytes:
     ).encode()
 
 
-def _running(site: Site, jobs: list[JobRecord], now: float) -> tuple[RunningView, ...]:
-    known = {job.key: job for job in jobs if job.state in (JobState.RUNNING, JobState.EXITING)}
+def _runs(job: JobRecord) -> bool:
+    return job.state in (JobState.RUNNING, JobState.EXITING)
+
+
+def _running(jobs: list[JobRecord], shares: list[ShareRecord], now: float) -> tuple[RunningView, ...]:
+    known = {job.key: job for job in jobs if _runs(job)}
     held: defaultdict[JobKey, list[ShareRecord]] = defaultdict(list)
-    for share in site.store.shares(sorted({key.seq for key in known}), live_only=True) if known else ():
+    for share in shares:
         held[share.attempt.job].append(share)
     found = []
     for key, shares in held.items():

@@ -18,6 +18,7 @@ from hpcmesos.queue import elements
 from hpcmesos.queue.accounting import gpu_used
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.records import (
+    ArrayElements,
     AttemptKey,
     AttemptRecord,
     GpuRecord,
@@ -41,7 +42,7 @@ class Surroundings:
     shares: Mapping[AttemptKey, tuple[ShareRecord, ...]] = field(default_factory=dict)
     gpus: Mapping[str, GpuRecord] = field(default_factory=dict)
     reasons: Mapping[JobKey, str] = field(default_factory=dict)
-    elements: Mapping[int, Mapping[JobState, int]] = field(default_factory=dict)  # with a row, not complete
+    arrays: Mapping[int, ArrayElements] = field(default_factory=dict)  # by ``seq``
 
     @classmethod
     def of(
@@ -50,9 +51,9 @@ class Surroundings:
         shares: Iterable[ShareRecord],
         nodes: Iterable[NodeRecord],
         reasons: Mapping[JobKey, str],
-        elements: Mapping[int, Mapping[JobState, int]],
+        arrays: Mapping[int, ArrayElements],
     ) -> Surroundings:
-        """From rows of several jobs; ``elements``: counts of each array's live elements by state, by ``seq``."""
+        """From rows of several jobs."""
         by_attempt: defaultdict[AttemptKey, list[ShareRecord]] = defaultdict(list)
         for share in shares:
             by_attempt[share.attempt].append(share)
@@ -66,7 +67,7 @@ class Surroundings:
             key: tuple(sorted(found, key=lambda share: share.position)) for key, found in by_attempt.items()
         }
         gpus = {gpu.uuid: gpu for node in nodes for gpu in node.gpus}
-        return cls(known, runs, ordered, gpus, reasons, elements)
+        return cls(known, runs, ordered, gpus, reasons, arrays)
 
     def earlier(self, job: JobRecord) -> Iterator[Mapping[str, str]]:
         """The attempts before the last one, oldest first."""
@@ -138,7 +139,7 @@ def job_facts(
         account=submission.get("account"),
         group=job.egroup or None,
         array=job.array_spec,
-        array_counts=_element_counts(job, around.elements.get(job.seq, {})),
+        array_counts=_element_counts(around.arrays.get(job.seq, ArrayElements(job, {}))),
         array_remaining=job.array_spec.text(job.todo or ()) if job.array_spec else "",
         array_id=None if job.index is None else str(JobId(job.seq, job.server, array=True)),
         array_index=job.index,
@@ -172,14 +173,15 @@ def depend_text(dependency: Dependency, server: str) -> str:
     return f"{dependency.kind}:{parent}{number}"
 
 
-def _element_counts(job: JobRecord, live: Mapping[JobState, int]) -> dict[str, int]:
-    """The elements of an array by state letter, those that have no row included."""
-    if job.array_spec is None:
+def _element_counts(array: ArrayElements) -> dict[str, int]:
+    """The elements by state letter, those that have no row included."""
+    parent, spec = array.parent, array.parent.array_spec
+    if spec is None:
         return {}
-    counts = Counter({state.value: number for state, number in live.items()})
-    waiting, gone = elements.states_without_row(job)
-    counts[waiting.value] += job.waiting_elements
-    counts[gone.value] += job.array_spec.count(job.deleted or ()) + (job.succeeded or 0) + (job.failed or 0)
+    counts = Counter({state.value: number for state, number in array.live.items()})
+    waiting, gone = elements.states_without_row(parent)
+    counts[waiting.value] += parent.waiting_elements
+    counts[gone.value] += spec.count(parent.deleted or ()) + (parent.succeeded or 0) + (parent.failed or 0)
     return dict(counts)
 
 

@@ -47,9 +47,10 @@ def _elements(parent: JobRecord, rows: Iterable[JobRecord]) -> Iterable[Listed]:
     live = parent.state is not JobState.COMPLETE
     kinds: list[JobRecord] = []
     order: list[tuple[int, int, JobRecord | None]] = [(row.index or 0, -1, row) for row in rows]
+    named = {index for index, _, _ in order}  # one that was asked for by its own id may have no row, too
     for number, (kind, indexes) in enumerate(elements.all_without_row(parent)):
         kinds.append(kind)
-        order += [(index, number, None) for index in indexes]
+        order += [(index, number, None) for index in indexes if index not in named]
     order.sort(key=itemgetter(0))
     for number, run in groupby(order, key=itemgetter(1)):
         if number < 0:

@@ -75,10 +75,11 @@ def job_status(site: Site, text: str) -> JobStatus:
     found = statuses(site, [job], with_reasons=True)[0]
     if not job.attempt:
         return found
+    attempts = site.store.attempts([job.key])  # before their shares: none is shown without its nodes
     nodes: defaultdict[AttemptKey, list[str]] = defaultdict(list)
     for share in site.store.shares([job.key]):
         nodes[share.attempt].append(share.node)
-    shown = [attempt_status(attempt, nodes[attempt.key]) for attempt in site.store.attempts([job.key])]
+    shown = [attempt_status(attempt, nodes[attempt.key]) for attempt in attempts]
     return msgspec.structs.replace(found, attempts=shown)
 
 
@@ -282,8 +283,8 @@ def _facts(
     shares = site.store.shares(started) if full else []
     nodes = site.store.nodes() if any(share.gpus for share in shares) else []
     arrays = [job.seq for job in jobs if job.array_spec is not None]
-    states = site.store.element_states(arrays) if arrays and query.format is not QstatFormat.PLAIN else {}
-    around = Surroundings.of(attempts, shares, nodes, reasons, states)
+    counted = site.store.arrays(arrays) if arrays and query.format is not QstatFormat.PLAIN else {}
+    around = Surroundings.of(attempts, shares, nodes, reasons, counted)
     facts = [
         job_facts(one.job, around, now, private=caller.may_touch(one.job.owner), live=one.in_live_array)
         for one in listed
