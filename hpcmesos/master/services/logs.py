@@ -69,8 +69,8 @@ class Reader:
             return
         attempt = await in_thread(self._attempt)
         if attempt is None:
-            return
-        if attempt.ended_at is not None:
+            self._whole = True  # there is nothing of it
+        elif attempt.ended_at is not None:
             async for chunk in self._stored(attempt):
                 yield chunk
             self._whole = True
