@@ -14,7 +14,7 @@ import pytest
 
 pytest_plugins = ["tests.neighbours", "tests.nvml.plugin"]
 # Before whichever test imports them first, so that their assertions explain themselves.
-_KITS = ("database_kit", "api_kit", "leader_kit", "shepherd_kit", "agent_kit", "daemon_kit")
+_KITS = ("database_kit", "api_kit", "leader_kit", "shepherd_kit", "agent_kit", "daemon_kit", "race_kit")
 pytest.register_assert_rewrite(*(f"tests.integration.{kit}" for kit in _KITS))
 
 TESTS = Path(__file__).parent

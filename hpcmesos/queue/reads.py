@@ -38,6 +38,7 @@ from hpcmesos.queue.records import (
     ServerRecord,
     ShareRecord,
 )
+from hpcmesos.queue.room import Kind, count_live
 from hpcmesos.queue.rows import (
     array_elements,
     attempt_record,
@@ -154,15 +155,10 @@ class Reads:
                 found[queue][state] = number
         return dict(found)
 
-    def live_count(self, **wanted_of: str) -> int:
-        """How many jobs that are not over (an array is one); ``wanted_of``: values of ``queue``, ``owner``,
-        ``egroup``, ``project`` that they have.
-        """
-        jobs = t.jobs.c
-        wanted = select(func.count()).where(jobs.ended_at.is_(None), jobs.element == t.WHOLE_JOB)
-        wanted = wanted.where(*(jobs[name] == value for name, value in wanted_of.items()))
+    def live_count(self, kind: Kind) -> int:
+        """How many jobs of the kind are not over; an array is one."""
         with begin(self._single) as connection:
-            return connection.scalar(wanted) or 0
+            return count_live(connection, kind)
 
     def attempts(self, jobs: Sequence[int | JobKey], *, tails: bool = True) -> list[AttemptRecord]:
         """All attempts of these jobs, oldest first, in history too; without ``tails`` of the output those are empty.

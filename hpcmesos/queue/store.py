@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import date, datetime, timedelta
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -44,6 +45,7 @@ from hpcmesos.queue.engine import begin, make_engine
 from hpcmesos.queue.hints import CHANNEL
 from hpcmesos.queue.reads import Reads
 from hpcmesos.queue.records import AuthorityRecord, NewJob, RequestKey, Submitted, TokenRecord
+from hpcmesos.queue.room import Kind, claim_room
 from hpcmesos.queue.rows import new_job_values
 from hpcmesos.queue.states import INITIAL
 from hpcmesos.queue.usage_days import UsageDay, read_usage
@@ -54,6 +56,7 @@ _HISTORY_PATIENCE = 5.0  # seconds that a second one waits for the first
 _ROTATION = 0x6870636D63617274  # advisory lock: one at a time begins to replace the certificate authority
 SUBMIT = "submit"
 """``kind`` of the inbox rows of new jobs."""
+_ENOUGH: Mapping[Kind, int] = MappingProxyType({})  # where no limit is set
 
 
 class Store(Reads):
@@ -79,15 +82,25 @@ class Store(Reads):
 
     # submissions and wishes; wake the leader with notify() afterwards
 
-    def submit(self, new: NewJob, key: str | None = None, digest: bytes = b"") -> Submitted:
+    def submit(
+        self, new: NewJob, key: str | None = None, digest: bytes = b"", room: Mapping[Kind, int] = _ENOUGH
+    ) -> Submitted:
         """Inserts job, script, inbox row (kind ``submit``) and idempotency key in one transaction.
 
-        The same owner and key with the same digest is answered with the first job. Raises KeyReused on another digest.
+        The same owner and key with the same digest is answered with the first job. ``room``: see claim_room().
+
+        Raises:
+            KeyReused: the key came with another digest.
+            TooManyJobs: others have taken the room.
         """
-        return self.submit_many([new], key, digest)[0]
+        return self.submit_many([new], key, digest, room)[0]
 
     def submit_many(
-        self, news: Sequence[NewJob], key: str | None = None, digest: bytes = b""
+        self,
+        news: Sequence[NewJob],
+        key: str | None = None,
+        digest: bytes = b"",
+        room: Mapping[Kind, int] = _ENOUGH,
     ) -> list[Submitted]:
         """As submit(), for many jobs of one owner: all or none; one key for the whole call."""
         if not news:
@@ -102,6 +115,7 @@ class Store(Reads):
             if seqs is None:
                 assert key is not None
                 return [Submitted(seq, True) for seq in _replay(connection, news[0].owner, key, digest)]
+            claim_room(connection, room)
             insert_jobs(connection, dict(zip(seqs, news, strict=True)))
         return [Submitted(seq, False) for seq in seqs]
 

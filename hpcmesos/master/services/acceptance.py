@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from hpcmesos.errors import ArrayTooLarge, NeverFits, QueueLimit, TooManyJobs, UsageError
@@ -16,6 +16,7 @@ from hpcmesos.model import JobId, Request
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.pbs.submission import Submission
 from hpcmesos.queue.records import QueueRecord
+from hpcmesos.queue.room import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,11 @@ class Acceptance:
         self._personality = personality
         self._tally = Tally(site.store)
         self._known: dict[Hashable, Accepted] = {}
+
+    @property
+    def room(self) -> Mapping[Kind, int]:
+        """What limits leave for those that were accepted; see `Store.submit`."""
+        return self._tally.room
 
     def accept(self, built: Submission) -> Accepted:
         """Where this job goes; it counts as one that is there from now on.

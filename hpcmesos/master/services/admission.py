@@ -6,7 +6,7 @@ import grp
 import os
 import pwd
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -19,6 +19,7 @@ from hpcmesos.pbs.manager_attributes import limit_of, members, resources, total_
 from hpcmesos.pbs.resources import SHAPES
 from hpcmesos.queue.reads import Reads
 from hpcmesos.queue.records import JobRecord, QueueRecord
+from hpcmesos.queue.room import Kind
 from hpcmesos.units import parse_duration, parse_size
 
 _DURATIONS = frozenset({"walltime", "cput", "pcput"})
@@ -106,30 +107,41 @@ def default_resources(site: Site, name: str, asked: Mapping[str, str]) -> dict[s
 
 
 class Tally:
-    """How many jobs are not over, those among them that come in by the same request and are not stored yet."""
+    """How many jobs are not over, those among them that come in by the same request and are not stored yet.
+
+    ``room``: how many of each kind may be stored when those do come in; until then others are counted, too.
+    """
 
     def __init__(self, store: Reads) -> None:
+        self.room: dict[Kind, int] = {}
         self._store = store
-        self._stored: dict[tuple[tuple[str, str], ...], int] = {}
+        self._stored: dict[Kind, int] = {}
         self._coming: Counter[tuple[str, str, str, str]] = Counter()
 
     def add(self, queue: str, applicant: Applicant) -> None:
         """One comes in."""
         self._coming[queue, applicant.user, applicant.group, applicant.project] += 1
 
-    def count(self, **of: str) -> int:
-        """``of``: values of ``queue``, ``owner``, ``egroup``, ``project`` that they have."""
-        key = tuple(of.items())
-        if key not in self._stored:
-            self._stored[key] = self._store.live_count(**of)
+    def count(self, kind: Kind) -> int:
+        """Those of a kind."""
+        if kind not in self._stored:
+            self._stored[kind] = self._store.live_count(kind)
+        return self._stored[kind] + self._come(kind)
+
+    def let_in(self, kind: Kind, most: int) -> None:
+        """One more of a kind of which ``most`` may be there."""
+        room = most - self._come(kind) - 1
+        self.room[kind] = min(room, self.room.get(kind, room))
+
+    def _come(self, kind: Kind) -> int:
         names = ("queue", "owner", "egroup", "project")
-        wanted = [(names.index(name), value) for name, value in key]
+        wanted = [(names.index(name), value) for name, value in kind]
         coming = (
             number
             for one, number in self._coming.items()
             if all(one[place] == value for place, value in wanted)
         )
-        return self._stored[key] + sum(coming)
+        return sum(coming)
 
 
 def admit(
@@ -355,44 +367,47 @@ def groups_of(user: str) -> list[str]:
 
 def check_numbers(site: Site, queue: QueueRecord, applicant: Applicant, tally: Tally) -> None:
     """Raises TooManyJobs when the queue, or the server, has as many jobs as it may: of all, of one user and so on."""
-    _check_number(tally, "queue", queue.name, queue.attributes, applicant)
+    limits = list(_limits("queue", queue.name, queue.attributes, applicant))
     if applicant.new:
-        _check_number(tally, "server", "", site.server.recent(), applicant)
+        limits += _limits("server", "", site.server.recent(), applicant)
+    for kind, most, text, where in limits:
+        if (there := tally.count(kind)) >= most:
+            raise TooManyJobs(f"{text} MSG={there} jobs of at most {most} in {where}")
+    for kind, most, *_ in limits:
+        tally.let_in(kind, most)
 
 
-def _check_number(
-    tally: Tally, what: str, name: str, attributes: Mapping[str, str], applicant: Applicant
-) -> None:
+def _limits(
+    what: str, name: str, attributes: Mapping[str, str], applicant: Applicant
+) -> Iterator[tuple[Kind, int, str, str]]:
     """How many jobs that are not over a queue or the server may have: in all, of a user, of a group, of a project."""
     user, group, project = applicant.user, applicant.group, applicant.project
     form, exceeds = attributes.get("max_queued", ""), f"exceeds the {what} limit"
     of_user = attributes.get("max_user_queuable")
-    limits: tuple[tuple[int | None, dict[str, str], str], ...] = (
+    limits: tuple[tuple[int | None, Kind, str], ...] = (
         (
             total_limit(attributes, "max_queuable", "max_queued"),
-            {},
+            (),
             "Maximum number of jobs already in queue",
         ),
         (
             limit_of(form, "u", user) if of_user is None else int(of_user),
-            {"owner": user},
+            (("owner", user),),
             f"total number of current user's jobs {exceeds}",
         ),
         (
             limit_of(form, "g", group or user),
-            {"egroup": group} if group else {"owner": user},
+            (("egroup", group),) if group else (("owner", user),),
             f"total number of jobs of group {group or user} {exceeds}",
         ),
         (
             limit_of(form, "p", project),
-            {"project": project},
+            (("project", project),),
             f"total number of jobs of project {project or '(none)'} {exceeds}",
         ),
     )
-    for most, of, text in limits:
-        if most is None:
-            continue
-        there = tally.count(**of, **({"queue": name} if name else {}))
-        if there >= most:
-            where = f"{what} {name}" if name else "the server"
-            raise TooManyJobs(f"{text} MSG={there} jobs of at most {most} in {where}")
+    inside: Kind = (("queue", name),) if name else ()
+    where = f"{what} {name}" if name else "the server"
+    for most, kind, text in limits:
+        if most is not None:
+            yield inside + kind, most, text, where

@@ -25,6 +25,7 @@ from hpcmesos.errors import (
     HpcmesosError,
     InvalidScript,
     InvalidValue,
+    TooManyJobs,
     Unauthorized,
     UnknownJob,
     UsageError,
@@ -48,6 +49,7 @@ from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
 from hpcmesos.queue.records import JobKey, NewJob
+from hpcmesos.queue.room import Kind
 
 ALWAYS_SENT = frozenset({"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG", "PBS_DPREFIX"})
 """Variables that clients send unasked where they are set."""
@@ -88,7 +90,8 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         return _ask_for_terminal(caller, request)
     if built.interactive:
         script = None  # only its directives count (Torque)
-    accepted = Acceptance(site, caller, Personality(request.personality)).accept(built)
+    acceptance = Acceptance(site, caller, Personality(request.personality))
+    accepted = acceptance.accept(built)
     new = structs.replace(_new_job(site, caller, request, built, accepted), script=script)
     size = _check_kept(request, new)
     if built.dry_run:
@@ -96,7 +99,10 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         return CommandReply(stdout=understood(built, new.queue) + f"start = {start}")
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
     site.rates.take(caller.user, _weight(new, size))
-    seq = site.store.submit(new, request.key, digest).seq
+    try:
+        seq = site.store.submit(new, request.key, digest, acceptance.room).seq
+    except TooManyJobs:  # others were quicker; a route queue may have another destination
+        return qsub(site, caller, request)
     site.notifier.poke()
     job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
     then = ["wait", "--exit-status", job_id] if built.block else None
@@ -131,7 +137,10 @@ def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
             raise type(error)(f"job {place}: {error}") from error
     digest = hashlib.sha256(msgspec.json.encode(request)).digest()
     site.rates.take(caller.user, desk.weight)
-    done = site.store.submit_many(news, request.key, digest)
+    try:
+        done = site.store.submit_many(news, request.key, digest, desk.room)
+    except TooManyJobs:  # others were quicker; a route queue may have another destination
+        return many(site, caller, request)
     site.notifier.poke()
     arrays = (new.array_spec is not None for new in news)
     server = site.settings.server
@@ -175,6 +184,11 @@ class _Desk:
         self._acceptance = Acceptance(site, caller, Personality(request.personality))
         self._firsts: dict[Hashable, _First] = {}
         self._script: tuple[bytes, str] = (b"", "")  # the last one, and its text
+
+    @property
+    def room(self) -> Mapping[Kind, int]:
+        """See `Acceptance.room`."""
+        return self._acceptance.room
 
     def take(self, job: Submission) -> NewJob:
         """The job as it is stored. Raises a Rejection."""

@@ -1,0 +1,50 @@
+"""An API process' services over a real database, with somebody who acts between two of their statements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import event
+
+from hpcmesos.config import MasterSettings
+from hpcmesos.master.services.site import Site
+from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.records import QueueRecord
+from hpcmesos.queue.store import Store
+
+if TYPE_CHECKING:
+    from tests.integration.database_kit import Database
+
+
+@contextmanager
+def meanwhile(store: Store, part: str, act: Callable[[], object]) -> Iterator[None]:
+    """Right after the first statement that holds ``part``, before its reader goes on, ``act`` is called."""
+    acted: list[str] = []
+
+    def hear(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if part in statement and not acted:
+            acted.append(statement)
+            act()
+
+    event.listen(store._engine, "after_cursor_execute", hear)
+    try:
+        yield
+    finally:
+        event.remove(store._engine, "after_cursor_execute", hear)
+    assert len(acted) == 1
+
+
+@pytest.fixture
+def site(database: Database, leader: LeaderStore, tmp_path: Path) -> Iterator[Site]:
+    """With the queue ``batch``; nobody takes wishes unless the test does. It closes its store itself."""
+    with leader.transaction() as transaction:
+        transaction.put_queue(QueueRecord(name="batch"))
+    settings = MasterSettings(
+        database_url=database.api, state=tmp_path, socket=tmp_path / "api.sock", managers=("root",)
+    )
+    with closing(Site.open(settings, Store(database.api))) as one:
+        yield one
