@@ -65,6 +65,8 @@ class Router:
         """``refused``: whose likes nobody has taken in this look; a long queue has few kinds of jobs."""
         applicant, found = applicant_of(job), job.queue
         kind = tuple(str(value) for value in astuple(applicant))
+        if kind not in refused and self._has_changed(job):
+            return  # the next look takes it as it is then
         try:
             if kind not in refused:
                 found = admit(self.site, job.queue, applicant).name
@@ -79,8 +81,17 @@ class Router:
             text = f"no destination of route queue {job.queue} has taken it within {lifetime:g} s"
             self._wish(wishes.DELETE, job, {"message": text, "from": job.queue})
 
+    def _has_changed(self, job: JobRecord) -> bool:
+        """Since the list was read: each job of it that was sent on has waited for the leader."""
+        now = self.site.store.job(job.seq)
+        return now is None or _judged_by(now) != _judged_by(job)
+
     def _wish(self, kind: str, job: JobRecord, payload: Mapping[str, object]) -> None:
         """Comes back when it has been carried out: the next job finds the destination fuller by one."""
         sent = self.site.store.wish(kind, job.seq, USER, {"index": job.index, **payload})
         self.site.notifier.poke()
         wishes.await_taken(self.site.store, [sent])
+
+
+def _judged_by(job: JobRecord) -> tuple[object, ...]:
+    return job.queue, job.state, applicant_of(job)
