@@ -195,15 +195,21 @@ class Firing:
 
 
 def on_wish(transaction: LeaderTransaction, user: str, payload: Mapping[str, Any]) -> None:
-    """What a user wishes of a schedule; rights and values were checked when it was written. See wishes.py."""
+    """What a user wishes of a schedule; rights and values were checked when it was written. See wishes.py.
+
+    Who follows whom is looked at once more: one that follows nobody would never run.
+    """
     table = transaction.timetable()
     owner, name = str(payload["owner"]), str(payload["name"])
     schedule = table.get(owner, name)
     match payload["action"]:
         case "add":
-            if not table.put(msgspec.convert(payload["schedule"], Schedule)):
+            made = msgspec.convert(payload["schedule"], Schedule)
+            if gone := [parent for parent in made.parents if table.get(owner, parent) is None]:
+                log.info("schedule %s/%s would follow %s, which is gone", owner, name, gone[0])
+            elif not table.put(made):
                 log.info("schedule %s/%s is there already", owner, name)
-        case "remove":
+        case "remove" if not table.children(owner, name):
             table.remove(owner, name)
         case "pause" if schedule is not None:
             table.change(schedule, paused=True, next_due=None)

@@ -77,6 +77,12 @@ def resolve(text: str, now: datetime) -> str:
     )
 
 
+def is_of(rule: str, text: str) -> bool:
+    """Whether resolve() makes this rule of the text, at some time or other."""
+    found = _REPEAT.fullmatch(rule)
+    return rule == text or (found is not None and text == f"R{found['count'] or ''}//{found['period']}")
+
+
 def due_times(rule: Rule, last: datetime, now: datetime, most: int) -> list[datetime]:
     """The first ``most`` due times after ``last`` up to ``now``."""
     return list(islice(_due(rule, last, now), most))

@@ -21,21 +21,24 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def meanwhile(store: Store, part: str, act: Callable[[], object]) -> Iterator[None]:
-    """Right after the first statement that holds ``part``, before its reader goes on, ``act`` is called."""
-    acted: list[str] = []
+def meanwhile(store: Store, part: str, act: Callable[[], object], *, turn: int = 1) -> Iterator[None]:
+    """Right after the statement that holds ``part``, of several the ``turn``-th, ``act`` is called, and then its reader
+    goes on.
+    """
+    heard: list[str] = []
 
     def hear(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if part in statement and not acted:
-            acted.append(statement)
-            act()
+        if part in statement:
+            heard.append(statement)
+            if len(heard) == turn:
+                act()
 
     event.listen(store._engine, "after_cursor_execute", hear)
     try:
         yield
     finally:
         event.remove(store._engine, "after_cursor_execute", hear)
-    assert len(acted) == 1
+    assert len(heard) >= turn
 
 
 @pytest.fixture

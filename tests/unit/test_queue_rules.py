@@ -107,6 +107,14 @@ def test_an_interval_without_a_start_begins_now() -> None:
     assert rules.resolve("@daily", NOON) == "@daily"
 
 
+@pytest.mark.parametrize("text", ["R5//PT10M", "R//P1D", "R5/2027-01-01/PT10M", "@daily", "*/5 * * * *"])
+def test_whose_rule_it_is_whenever_it_was_made(text: str) -> None:
+    made = rules.resolve(text, NOON)
+    assert rules.is_of(made, text)
+    for other in ("R6//PT10M", "R5//PT11M", "R5/2027-01-02/PT10M", "@hourly", ""):
+        assert not rules.is_of(made, other)
+
+
 @pytest.mark.parametrize(
     ("rule", "zone"),
     [

@@ -13,12 +13,14 @@ from hpcmesos.master.auth import Caller
 from hpcmesos.master.services import submit, wishes
 from hpcmesos.master.services.site import Site
 from hpcmesos.model import JobId
+from hpcmesos.pbs.kin import Words
 from hpcmesos.queue import rules
 from hpcmesos.queue.schedule_rows import Run, Schedule
 
 ACTIONS = ("pause", "resume", "run", "remove")
 _NAME = re.compile(r"\w[\w.-]{0,63}", re.ASCII)
 _FOLLOWS = "after:"
+_AS_GIVEN = ("timezone", "missed", "overlap", "deadline", "retries", "retry_delay")  # never changes
 _LONGEST = 366 * 86400  # s, of a deadline or a delay
 _MOST_TRIES = 100
 MOST = 500
@@ -39,10 +41,30 @@ def add(site: Site, caller: Caller, wanted: api_schema.ScheduleRequest) -> api_s
         _wish(site, caller, caller.user, wanted.name, "add", made)
     found = _find(site, caller.user, wanted.name)
     if found is None:
+        if wanted.rule.startswith(_FOLLOWS):
+            _parents(site, caller, wanted.rule)  # one may have been removed meanwhile
         raise InvalidValue(
             f"schedule {wanted.name}: no leader has taken it yet; look later: hpcmesos cron list"
         )
+    if not _is_what(found, wanted):
+        raise InvalidValue(
+            f"schedule {wanted.name}: another of that name was quicker; hpcmesos cron list shows it"
+        )
     return _status(found)
+
+
+def _is_what(found: Schedule, wanted: api_schema.ScheduleRequest) -> bool:
+    """Whether it is the one that was wanted, by this try of the request or its first one, and may have run since."""
+    job, words = found.job, Words.read(wanted.job.argv)
+    assert job is not None
+    if wanted.rule.startswith(_FOLLOWS):
+        same = found.parents == _names(wanted.rule)
+    else:
+        same = rules.is_of(found.rule, wanted.rule)
+    script = wanted.job.script if words.program is None else None
+    asked = (words.submit_args, wanted.cwd, script)
+    kept = (job.submission.get("submit_args"), job.submission.get("submit_dir"), job.script)
+    return same and asked == kept and all(getattr(found, name) == getattr(wanted, name) for name in _AS_GIVEN)
 
 
 def _schedule(site: Site, caller: Caller, wanted: api_schema.ScheduleRequest) -> Schedule:
@@ -94,10 +116,10 @@ def change(site: Site, caller: Caller, owner: str, name: str, action: str) -> li
     if not _came_before(site, caller):
         _check_own(site, caller, owner, name)
         if action == "remove":
-            children = [one.name for one in site.store.schedules(owner) if name in one.parents]
-            if children:
-                raise InvalidValue(f"schedule {name}: {', '.join(children)} follows it; remove that first")
+            _check_childless(site, owner, name)
         _wish(site, caller, owner, name, action, None)
+    if action == "remove":
+        _check_childless(site, owner, name)  # the leader has left it for one that came meanwhile
     return listing(site, caller)
 
 
@@ -105,6 +127,11 @@ def runs(site: Site, caller: Caller, owner: str, name: str, limit: int) -> list[
     """What its last due times became. Raises UnknownSchedule, Unauthorized."""
     _check_own(site, caller, owner, name)
     return [_run(one, site.settings.server) for one in site.store.schedule_runs(owner, name, limit)]
+
+
+def _check_childless(site: Site, owner: str, name: str) -> None:
+    if children := [one.name for one in site.store.schedules(owner) if name in one.parents]:
+        raise InvalidValue(f"schedule {name}: {', '.join(children)} follows it; remove that first")
 
 
 def _check(site: Site, caller: Caller, wanted: api_schema.ScheduleRequest) -> None:
@@ -128,12 +155,17 @@ def _check(site: Site, caller: Caller, wanted: api_schema.ScheduleRequest) -> No
 
 
 def _parents(site: Site, caller: Caller, rule: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(rule.removeprefix(_FOLLOWS).split(",")))
+    names = _names(rule)
     known = {one.name for one in site.store.schedules(caller.user, names)}
     for name in names:
         if name not in known:
             raise UnknownSchedule(f"'{rule[:200]}': you have no schedule '{name[:64]}'")
     return names
+
+
+def _names(rule: str) -> tuple[str, ...]:
+    """Whom it follows."""
+    return tuple(dict.fromkeys(rule.removeprefix(_FOLLOWS).split(",")))
 
 
 def _request(wanted: api_schema.ScheduleRequest) -> api_schema.SubmitRequest:

@@ -43,12 +43,31 @@ def reserve(site: Site, caller: Caller, wanted: api_schema.ReservationRequest) -
     }
     _change_reservations(site, caller, wanted.name, "create", value)
     made = next((one for one in list_reservations(site) if one.name == wanted.name), None)
-    if made is None:
+    if made is None or not _is_what(made, wanted, caller.user):
         raise InvalidValue(
             f"reservation {wanted.name}: the leader has not taken it yet, or others were quicker;"
             " hpcmesos reserve list shows all"
         )
     return made
+
+
+def _is_what(made: api_schema.Reservation, wanted: api_schema.ReservationRequest, user: str) -> bool:
+    """Whether it is the one that the user wanted: another of that name may have been quicker.
+
+    What he left open is not compared, for a second try of his finds what the first one made of it.
+    """
+    asked: dict[str, object] = {
+        "by": user,
+        "ends_at": wanted.ends_at,
+        "note": wanted.note,
+        "users": sorted(set(wanted.users)),
+        "queues": sorted(set(wanted.queues)),
+    }
+    if wanted.starts_at:
+        asked["starts_at"] = wanted.starts_at
+    if wanted.nodes:
+        asked["nodes"] = sorted(set(wanted.nodes))
+    return all(getattr(made, name) == value for name, value in asked.items())
 
 
 def unreserve(site: Site, caller: Caller, name: str) -> None:
