@@ -111,6 +111,10 @@ def _wish(site: Site, caller: Caller, text: str, nodes: Sequence[str]) -> _Asked
         raise InvalidValue(
             f"{id_of(job)} is an array: its elements start in their order; qalter -p puts it first"
         )
+    if job.index is not None and not job.attempt:
+        raise InvalidValue(
+            f"{id_of(job)} has not begun yet: elements begin in their order; qalter -p puts the array first"
+        )
     if job.state not in _WAITING:
         raise WrongState(f"invalid state for job - {job.state.name}")
     known = {node.name for node in site.store.nodes()}
@@ -122,7 +126,13 @@ def _wish(site: Site, caller: Caller, text: str, nodes: Sequence[str]) -> _Asked
 
 
 def _await(site: Site, asked: _Asked) -> None:
-    """Comes back once the job has started, now or by the first try. Raises NoRoom, or what stands in its way."""
+    """Comes back once the job has started, now or by the first try.
+
+    Raises:
+        NoRoom: the leader cannot start it.
+        JobFinished: it was deleted meanwhile.
+        Unavailable: the leader has said nothing.
+    """
     deadline = time.monotonic() + _PATIENCE
     while True:
         if not site.store.inbox_pending([asked.wish]):
@@ -133,6 +143,8 @@ def _await(site: Site, asked: _Asked) -> None:
                 raise NoRoom(job.comment.removeprefix(REFUSED))
             if asked.again:
                 return
+            if job.state is JobState.COMPLETE:
+                raise JobFinished(f"job {id_of(job)} has finished")
         if time.monotonic() > deadline:
             raise _NoAnswer(f"the leader has not started {id_of(asked.job)} yet; qstat shows when it does")
         time.sleep(_LOOK)
