@@ -165,11 +165,16 @@ class Store(Reads):
 
     def wished(self, user: str, key: RequestKey) -> int | None:
         """The id of the wish that came under this key; None: none did. Raises KeyReused."""
+        found = self.submitted(user, key)
+        return None if found is None else found[0]
+
+    def submitted(self, user: str, key: RequestKey) -> list[int] | None:
+        """The jobs that came under this key, in their order; None: none did. Raises KeyReused."""
         kept = select(_KEY.key).where(_KEY.user == user, _KEY.key == key.key)
         with begin(self._single) as connection:
             if connection.execute(kept).first() is None:
                 return None
-            return _replay(connection, user, key.key, key.digest)[0]
+            return _replay(connection, user, key.key, key.digest)
 
     def inbox_pending(self, ids: Sequence[int]) -> set[int]:
         """Those of ``ids`` that no leader has taken yet."""

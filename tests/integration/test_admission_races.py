@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event
 
 from hpcmesos.api_schema import CommandRequest, Submission, SubmitRequest
-from hpcmesos.errors import TooManyJobs
+from hpcmesos.errors import KeyReused, TooManyJobs
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services.site import Site
 from hpcmesos.master.services.submit import many, qsub
@@ -33,9 +33,9 @@ def submit(site: Site, queue: str, count: int, key: str | None = None) -> list[s
     return many(site, ANN, SubmitRequest(jobs=jobs, cwd="/", environ={"HOME": "/"}, key=key)).ids
 
 
-def submit_one(site: Site, queue: str) -> str:
-    words = ["-q", queue, "--", "prog"]
-    return qsub(site, ANN, CommandRequest(argv=words, cwd="/", environ={"HOME": "/"})).stdout
+def submit_one(site: Site, queue: str, *words: str, key: str | None = None) -> str:
+    argv = ["-q", queue, *words, "--", "prog"]
+    return qsub(site, ANN, CommandRequest(argv=argv, cwd="/", environ={"HOME": "/"}, key=key)).stdout
 
 
 def queues(store: Store) -> list[str]:
@@ -122,3 +122,15 @@ def test_where_no_limit_is_set_nothing_is_locked_nor_counted(site: Site) -> None
     submit_one(site, "batch")
     assert len(queues(site.store)) == 1
     assert not [statement for statement in said if "advisory" in statement or COUNTS in statement]
+
+
+def test_a_second_try_is_not_refused_for_what_the_first_one_filled(site: Site, leader: LeaderStore) -> None:
+    put(leader, "few", max_queuable="3")
+    first = submit_one(site, "few", "-t", "0-4", key="a"), submit(site, "few", 2, key="b")
+    again = submit_one(site, "few", "-t", "0-4", key="a"), submit(site, "few", 2, key="b")
+    assert again == first
+    assert len(queues(site.store)) == 3
+    with pytest.raises(TooManyJobs):
+        submit_one(site, "few", key="c")
+    with pytest.raises(KeyReused):
+        submit_one(site, "few", key="a")

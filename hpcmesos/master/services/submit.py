@@ -48,7 +48,7 @@ from hpcmesos.pbs.options import ParsedCommand
 from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
-from hpcmesos.queue.records import JobKey, NewJob
+from hpcmesos.queue.records import JobFilter, JobKey, NewJob, RequestKey
 from hpcmesos.queue.room import Kind
 
 ALWAYS_SENT = frozenset({"HOME", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ", "LANG", "PBS_DPREFIX"})
@@ -90,24 +90,55 @@ def qsub(site: Site, caller: Caller, request: CommandRequest) -> CommandReply:
         return _ask_for_terminal(caller, request)
     if built.interactive:
         script = None  # only its directives count (Torque)
-    acceptance = Acceptance(site, caller, Personality(request.personality))
-    accepted = acceptance.accept(built)
-    new = structs.replace(_new_job(site, caller, request, built, accepted), script=script)
-    size = _check_kept(request, new)
     if built.dry_run:
+        new = _accepted(site, caller, request, built, script)[0]
         start = why.dry_run(site, new, client_zone(request.environ.get("TZ")))
         return CommandReply(stdout=understood(built, new.queue) + f"start = {start}")
-    digest = hashlib.sha256(msgspec.json.encode(request)).digest()
-    site.rates.take(caller.user, _weight(new, size))
     try:
-        seq = site.store.submit(new, request.key, digest, acceptance.room).seq
-    except TooManyJobs:  # others were quicker; a route queue may have another destination
-        return qsub(site, caller, request)
+        seq = _take_in(site, caller, request, built, script)
+    except HpcmesosError:
+        # The first try may have filled the queue, or its submitter's rate: no reason to refuse the second.
+        if (before := _before(site, caller, request)) is None:
+            raise
+        seq = before[0]
     site.notifier.poke()
     job_id = str(JobId(seq, site.settings.server, array=built.array is not None))
     then = ["wait", "--exit-status", job_id] if built.block else None
     silent = built.silent and not built.interactive  # who stays with the job has to know it
     return CommandReply(stdout="" if silent else f"{job_id}\n", then=then)
+
+
+def _accepted(
+    site: Site, caller: Caller, request: CommandRequest, built: pbs.Submission, script: bytes | None
+) -> tuple[NewJob, int, Mapping[Kind, int]]:
+    """The job as it would be stored, its weight, and the room that it needs. Raises a Rejection."""
+    acceptance = Acceptance(site, caller, Personality(request.personality))
+    accepted = acceptance.accept(built)
+    new = structs.replace(_new_job(site, caller, request, built, accepted), script=script)
+    return new, _weight(new, _check_kept(request, new)), acceptance.room
+
+
+def _take_in(
+    site: Site, caller: Caller, request: CommandRequest, built: pbs.Submission, script: bytes | None
+) -> int:
+    """The new job's number. Raises a Rejection."""
+    new, weight, room = _accepted(site, caller, request, built, script)
+    site.rates.take(caller.user, weight)
+    try:
+        return site.store.submit(new, request.key, _digest(request), room).seq
+    except TooManyJobs:  # others were quicker; a route queue may have another destination
+        return _take_in(site, caller, request, built, script)
+
+
+def _before(site: Site, caller: Caller, request: CommandRequest | SubmitRequest) -> list[int] | None:
+    """The jobs that the same request made when it came before; None: none."""
+    if request.key is None:
+        return None
+    return site.store.submitted(caller.user, RequestKey(request.key, _digest(request)))
+
+
+def _digest(request: CommandRequest | SubmitRequest) -> bytes:
+    return hashlib.sha256(msgspec.json.encode(request)).digest()
 
 
 def _ask_for_terminal(caller: Caller, request: CommandRequest) -> CommandReply:
@@ -128,6 +159,18 @@ def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
         Rejection: a leaf of it, with the place of the job that is at fault, from 0; nothing was stored.
     """
     auth.check_may_submit(caller, site.settings)
+    try:
+        ids = _take_in_many(site, caller, request)
+    except HpcmesosError:
+        if (before := _before(site, caller, request)) is None:
+            raise
+        ids = [job.id for job in site.store.jobs(JobFilter(seqs=tuple(before), history=True, elements=False))]
+    site.notifier.poke()
+    return SubmitReply(ids=[str(one) for one in ids])
+
+
+def _take_in_many(site: Site, caller: Caller, request: SubmitRequest) -> list[JobId]:
+    """The new jobs. Raises a Rejection."""
     desk = _Desk(site, caller, request)
     news = []
     for place, job in enumerate(request.jobs):
@@ -135,18 +178,14 @@ def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
             news.append(desk.take(job))
         except HpcmesosError as error:
             raise type(error)(f"job {place}: {error}") from error
-    digest = hashlib.sha256(msgspec.json.encode(request)).digest()
     site.rates.take(caller.user, desk.weight)
     try:
-        done = site.store.submit_many(news, request.key, digest, desk.room)
+        done = site.store.submit_many(news, request.key, _digest(request), desk.room)
     except TooManyJobs:  # others were quicker; a route queue may have another destination
-        return many(site, caller, request)
-    site.notifier.poke()
+        return _take_in_many(site, caller, request)
     arrays = (new.array_spec is not None for new in news)
     server = site.settings.server
-    return SubmitReply(
-        ids=[str(JobId(one.seq, server, array=array)) for one, array in zip(done, arrays, strict=True)]
-    )
+    return [JobId(one.seq, server, array=array) for one, array in zip(done, arrays, strict=True)]
 
 
 def _weight(new: NewJob, size: int) -> int:
