@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import msgspec
 from msgspec import structs
 
 from hpcmesos.errors import DatabaseUnavailable, InvalidValue
+from hpcmesos.master.bounds import of_queue, of_server
 from hpcmesos.master.services import wishes
 from hpcmesos.model import Cause
 from hpcmesos.queue import rules
@@ -158,11 +160,21 @@ class Firing:
     def _queues(self) -> list[QueueRecord]:
         return self._table.queues()
 
+    @cached_property
+    def _server(self) -> dict[str, str]:
+        return self._table.server()
+
     def _why_not(self, job: NewJob) -> str:
         queue = next((queue for queue in self._queues if queue.name == job.queue), None)
         if queue is None:
             return f"refused, there is no queue {job.queue}"
-        return "" if queue.enabled else f"refused, queue {job.queue} is not enabled"
+        if not queue.enabled:
+            return f"refused, queue {job.queue} is not enabled"
+        who = job.owner, job.egroup, job.project
+        for bound in chain(of_queue(queue, *who), of_server(self._server, *who)):
+            if (there := self._table.live_count(bound.kind)) >= bound.most:
+                return f"refused, {bound.told(there)}"
+        return ""
 
     def _on_end(self, one: EndedRun) -> None:
         run, status = one.run, one.exit_status

@@ -14,9 +14,11 @@ from sqlalchemy import Connection, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from hpcmesos.model import JobState
+from hpcmesos.queue import documents
 from hpcmesos.queue import tables as t
-from hpcmesos.queue.reads import read_queues
+from hpcmesos.queue.reads import read_documents, read_queues
 from hpcmesos.queue.records import NewJob, QueueRecord
+from hpcmesos.queue.room import Kind, count_live
 from hpcmesos.queue.schedule_rows import PLAIN, EndedRun, Run, Schedule, run_record, schedule_record
 from hpcmesos.queue.store import SUBMIT, insert_jobs
 
@@ -74,6 +76,14 @@ class Timetable:
     def queues(self) -> list[QueueRecord]:
         """All queues."""
         return read_queues(self._connection)
+
+    def server(self) -> dict[str, str]:
+        """The server's attributes that are set."""
+        return dict(read_documents(self._connection).get(documents.SERVER) or {})
+
+    def live_count(self, kind: Kind) -> int:
+        """How many jobs of the kind are not over."""
+        return count_live(self._connection, kind)
 
     def next_look(self) -> datetime | None:
         """When the next thing is due."""

@@ -1,20 +1,47 @@
-"""Schedules are changed by two threads of a leader: neither waits for the other for ever."""
+"""Schedules in a leader's transactions."""
 
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import psycopg
+import pytest
 
+from hpcmesos.master.timetable import Firing
 from hpcmesos.queue.leader_store import LeaderStore
+from hpcmesos.queue.records import JobFilter, QueueRecord
 from hpcmesos.queue.schedule_rows import Schedule
+from hpcmesos.queue.store import Store
 from tests.integration.leader_kit import new_job, wait_until
 
 if TYPE_CHECKING:
     from .database_kit import Database
 
 pytest_plugins = ["tests.integration.database_kit"]
+
+
+@pytest.mark.parametrize("whose", ["queue", "server"])
+def test_a_run_that_would_be_one_job_too_many_is_refused(
+    store: Store, leader: LeaderStore, whose: str
+) -> None:
+    one = {"max_user_queuable": "1"}
+    with leader.transaction() as transaction:
+        transaction.put_queue(QueueRecord(name="batch", attributes=one if whose == "queue" else {}))
+        transaction.put_server(one if whose == "server" else {})
+        table = transaction.timetable()
+        since = table.now - timedelta(hours=1)
+        schedule = Schedule(
+            owner="ann", name="x", rule=f"R3/{since:%Y-%m-%dT%H:%M:%SZ}/PT20M", since=since, missed="all",
+            next_due=since, job=new_job(),
+        )  # fmt: skip
+        assert table.put(schedule)
+        Firing(table).all_due()
+    where = "queue batch" if whose == "queue" else "the server"
+    outcomes = {run.outcome for run in store.schedule_runs("ann", "x", 9)}
+    assert f"refused, 1 jobs of at most 1 in {where}" in outcomes
+    assert len(store.jobs(JobFilter())) == 1
 
 
 def test_one_is_removed_while_its_run_is_tried_again(patient_leader: LeaderStore, database: Database) -> None:

@@ -6,16 +6,17 @@ import grp
 import os
 import pwd
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 
 from hpcmesos.errors import InvalidValue, QueueDenied, QueueDisabled, QueueLimit, TooManyJobs, UnknownQueue
+from hpcmesos.master.bounds import of_queue, of_server
 from hpcmesos.master.idleness import ASKED, Policy
 from hpcmesos.master.services.hosts import Whereabouts
 from hpcmesos.master.services.site import Site
-from hpcmesos.pbs.manager_attributes import limit_of, members, resources, total_limit
+from hpcmesos.pbs.manager_attributes import members, resources
 from hpcmesos.pbs.resources import SHAPES
 from hpcmesos.queue.reads import Reads
 from hpcmesos.queue.records import JobRecord, QueueRecord
@@ -367,47 +368,12 @@ def groups_of(user: str) -> list[str]:
 
 def check_numbers(site: Site, queue: QueueRecord, applicant: Applicant, tally: Tally) -> None:
     """Raises TooManyJobs when the queue, or the server, has as many jobs as it may: of all, of one user and so on."""
-    limits = list(_limits("queue", queue.name, queue.attributes, applicant))
+    who = applicant.user, applicant.group, applicant.project
+    bounds = list(of_queue(queue, *who))
     if applicant.new:
-        limits += _limits("server", "", site.server.recent(), applicant)
-    for kind, most, text, where in limits:
-        if (there := tally.count(kind)) >= most:
-            raise TooManyJobs(f"{text} MSG={there} jobs of at most {most} in {where}")
-    for kind, most, *_ in limits:
-        tally.let_in(kind, most)
-
-
-def _limits(
-    what: str, name: str, attributes: Mapping[str, str], applicant: Applicant
-) -> Iterator[tuple[Kind, int, str, str]]:
-    """How many jobs that are not over a queue or the server may have: in all, of a user, of a group, of a project."""
-    user, group, project = applicant.user, applicant.group, applicant.project
-    form, exceeds = attributes.get("max_queued", ""), f"exceeds the {what} limit"
-    of_user = attributes.get("max_user_queuable")
-    limits: tuple[tuple[int | None, Kind, str], ...] = (
-        (
-            total_limit(attributes, "max_queuable", "max_queued"),
-            (),
-            "Maximum number of jobs already in queue",
-        ),
-        (
-            limit_of(form, "u", user) if of_user is None else int(of_user),
-            (("owner", user),),
-            f"total number of current user's jobs {exceeds}",
-        ),
-        (
-            limit_of(form, "g", group or user),
-            (("egroup", group),) if group else (("owner", user),),
-            f"total number of jobs of group {group or user} {exceeds}",
-        ),
-        (
-            limit_of(form, "p", project),
-            (("project", project),),
-            f"total number of jobs of project {project or '(none)'} {exceeds}",
-        ),
-    )
-    inside: Kind = (("queue", name),) if name else ()
-    where = f"{what} {name}" if name else "the server"
-    for most, kind, text in limits:
-        if most is not None:
-            yield inside + kind, most, text, where
+        bounds += of_server(site.server.recent(), *who)
+    for bound in bounds:
+        if (there := tally.count(bound.kind)) >= bound.most:
+            raise TooManyJobs(f"{bound.text} MSG={bound.told(there)}")
+    for bound in bounds:
+        tally.let_in(bound.kind, bound.most)
