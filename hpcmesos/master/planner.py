@@ -342,6 +342,8 @@ class Planner:
     def _take_rows(
         self, rows: Sequence[InboxRow], work: list[tuple[str, Effects]], transaction: LeaderTransaction
     ) -> None:
+        if not rows:
+            return
         moves = (move for _, effects in work for move in effects.moves)
         over = {move.key for move in moves if move.target is JobState.COMPLETE}
         self._inbox.load_submitted(rows, transaction, over)
