@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.e2e.cluster_kit import LiveCluster, wait_until
 from tests.e2e.conftest import running
 from tests.e2e.remote_kit import Remote
 from tests.e2e.terminal_kit import Terminal
+from tests.integration import shepherd_kit as kit
 
 _ESCAPES = re.compile(r"\x1b\[\?2004[hl]\r?")
 """What readline says around each prompt."""
@@ -222,8 +224,14 @@ def own(users_of_tests: None) -> Iterator[LiveCluster]:
 def test_a_session_outlives_a_restart_of_the_master(own: LiveCluster) -> None:
     with qsub(own) as terminal:
         job = started(terminal)
-        terminal.type("x=kept; (sleep 1; seq 1 3000; echo mea''nwhile) &\n")
-        os.kill(own.pid("master"), 9)
+        go, master = own.work() / "go", own.pid("master")
+        family = [master, *map(int, Path(f"/proc/{master}/task/{master}/children").read_text().split())]
+        later = f"until [ -e {go} ]; do sleep 0.05; done; seq 1 3000; echo mea''nwhile"
+        terminal.type(f"x=kept; ({later}) & echo go''es\n")
+        terminal.expect("goes")
+        os.kill(master, 9)
+        wait_until(lambda: not any(map(kit.is_alive, family)), "nothing of the master is left")
+        go.touch()
         own.up()
         terminal.type("\n")
         shown = terminal.expect("meanwhile", timeout=60)
