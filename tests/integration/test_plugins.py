@@ -49,15 +49,21 @@ class Site:
         self.hosts: list[PluginHost] = []
 
     def host(
-        self, name: str, kind: str = "order", deadline: float = 1.0
+        self, name: str, kind: str = "order", deadline: float = 10.0
     ) -> tuple[PluginHost, SimpleQueue[Any]]:
         told: SimpleQueue[Any] = SimpleQueue()
         host = PluginHost(kind, name, self.logs / f"{name}.log", lambda _, answer: told.put(answer), deadline)
         self.hosts.append(host)
         return host, told
 
-    def ask(self, name: str, kind: str = "order", classes: list[JobClass] = CLASSES) -> Any:
-        host, told = self.host(name, kind)
+    def ask(
+        self,
+        name: str,
+        kind: str = "order",
+        classes: list[JobClass] = CLASSES,
+        deadline: float = 10.0,
+    ) -> Any:
+        host, told = self.host(name, kind, deadline)
         host.ask(Ask(classes=classes, nodes=[OLD, NEW] if kind == "rank" else [], now=0.0))
         return told.get(timeout=30)
 
@@ -116,7 +122,7 @@ def test_what_is_wrong_is_told(
 ) -> None:
     if name in ENDLESS:
         monkeypatch.setattr(plugin_host, "START", 1.0)
-    answer = site.ask(name, kind)
+    answer = site.ask(name, kind, deadline=1.0 if name in ENDLESS else 10.0)
     assert isinstance(answer, PluginFault)
     assert why in str(answer)
 
