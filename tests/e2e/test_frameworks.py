@@ -124,7 +124,10 @@ def test_what_does_not_fit_is_refused(cluster: LiveCluster) -> None:
 
 def test_tfrun(cluster: LiveCluster) -> None:
     """Servers never end by themselves; the job does with its last worker, and with the code of one that fails."""
-    task = 'echo {job_name} {task_index} {worker_hosts}; case {job_name} in ps) exec sleep 1000;; *) exit "$1";; esac'
+    task = (
+        'echo {job_name} {task_index} {worker_hosts}; case {job_name} in ps) touch "$1.up"; exec sleep 1000;; esac; '
+        'until [ -e "$1.up" ]; do sleep 0.01; done; exit "$1"'
+    )
     words = [*HPCMESOS, "tfrun", "-w", "2", "-s", "1", "-Gw", "1", "sh", "-c", task, "sh"]
     done = cluster.run(*words, "0")
     assert done.returncode == 0, done.stderr
