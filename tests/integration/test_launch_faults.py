@@ -64,12 +64,22 @@ def left_of(attempt: kit.Run) -> list[int]:
 
 
 def ended_with(attempt: kit.Run) -> int:
-    """The launcher's code, when it has ended and nothing of its step is left; then the script ends too."""
+    """The launcher's code, when it has ended and nothing of its step is left; then the script ends too.
+
+    Soon: from when the rank was there that dies.
+    """
     file = Path(attempt.spec["workdir"], "code")
+    came_up(attempt)
     kit.wait_until(file.exists, "the launcher's end", timeout=10)
     kit.wait_until(lambda: not left_of(attempt), "nothing left", timeout=10)
     attempt.end()
     return int(file.read_text())
+
+
+def came_up(attempt: kit.Run) -> None:
+    """The rank that dies has begun, which takes a busy machine long; or the launcher has failed."""
+    here = Path(attempt.spec["workdir"])
+    kit.wait_until(lambda: (here / "up.4").exists() or (here / "code").exists(), "rank 4", timeout=60)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -100,6 +110,7 @@ def test_the_first_of_two(gang: Start, launcher: str) -> None:
     """Rank 1 exits with 4 when it is ended because of rank 4."""
     late = "import signal; signal.signal(15, lambda *_: os._exit(4)); [signal.pause() for _ in iter(int, 1)]"
     attempt = gang(f'{launcher} {sys.executable} program.py "os._exit(3)" "{late}"; exit $?\n')
+    came_up(attempt)
     assert attempt.ended(timeout=10)["code"] == 3, attempt.tail("stderr")
 
 

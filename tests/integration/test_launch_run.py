@@ -108,7 +108,7 @@ until test -e up.0 -a -e up.1 -a -e up.2 -a -e up.3 -a -e up.4 -a -e up.5; do sl
 kill -USR1 $step; wait $step; echo code $?
 """
     attempt = gang(script)
-    assert attempt.ended(timeout=10)["code"] == 0, attempt.tail("stderr")
+    assert attempt.ended(timeout=30)["code"] == 0, attempt.tail("stderr")
     assert attempt.tail("stdout").splitlines() == ["got"] * 6 + ["code 0"]
 
 
