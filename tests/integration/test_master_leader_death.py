@@ -255,10 +255,11 @@ def test_a_true_end_that_waited_for_a_leader_is_heard_though_a_member_was_first(
     bench.up(member, attempts=[report(attempt, "ended", head=False)])
     bench.say((member, report_of_member))
     if leaders == 2:
-        lives(bench, database, 1.0)
+        lives(bench, database, 0.5)
         bench.take_over()
         bench.up(member)
-        lives(bench, database, HEARING - 1.5)
+        # More than LINKING, and less by what the steps of this test may take: those count, by the database's clock.
+        lives(bench, database, LINKING + 0.25)
     else:
         lives(bench, database, HEARING - 0.5)
     assert bench.state(seq) is JobState.RUNNING
