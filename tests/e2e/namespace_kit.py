@@ -217,6 +217,18 @@ class Hosts:
             _ip(self.hosts[here].holder, "neighbour", "delete", self.addresses[there], "dev", "eth0")
             self._cuts.discard((here, there))
 
+    @contextlib.contextmanager
+    def slowed(self, name: str, rate: str) -> Iterator[None]:
+        """What comes to that host comes at no more than this rate, as tc has it ("16mbit"); where the kernel can."""
+        port = ["dev", f"port{self.names.index(name)}", "root"]
+        limit = ["tbf", "rate", rate, "burst", "128kb", "latency", "400ms"]
+        done = _tc(self._holders[0], "add", *port, *limit)
+        try:
+            yield
+        finally:
+            if done:
+                assert _tc(self._holders[0], "delete", *port)
+
     def close(self) -> None:
         """Kills whatever runs on the hosts; with the last process go namespaces, links and mounts."""
         namespaces = frozenset[str]().union(*(holder.namespaces for holder in self._holders))
@@ -267,3 +279,9 @@ def _ip(holder: _Holder, *words: str) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"ip {' '.join(words)}: {result.stderr.strip()}")
+
+
+def _tc(holder: _Holder, *words: str) -> bool:
+    """Debian's ``tc qdisc`` in the network of the holder; False: it cannot."""
+    command = ["nsenter", f"--target={holder.pid}", "--net", "tc", "qdisc", *words]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0

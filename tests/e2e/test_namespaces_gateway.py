@@ -101,12 +101,13 @@ def test_a_job_from_there_and_its_output_back(cluster: NamespaceCluster, login: 
 
 def test_a_link_that_breaks_under_a_delivery(cluster: NamespaceCluster, login: FarLogin) -> None:
     """The output is large enough to be under way when the host is cut off; healed, it is there once and whole."""
-    job = login.qsub(f"#!/bin/sh\nseq 1 10000000 | head -c {LARGE}\n", "-N", "large", "-j", "oe")
-    place = place_of(cluster, "large", job)
-    incoming = login.state / "incoming"
-    wait_until(lambda: place.exists() or any(incoming.iterdir()), "it is on its way", PATIENCE, 0.001)
-    cluster.hosts.cut("login1")
-    half_way = not place.exists()
+    with cluster.hosts.slowed("login1", "16mbit"):  # it takes 12 s
+        job = login.qsub(f"#!/bin/sh\nseq 1 10000000 | head -c {LARGE}\n", "-N", "large", "-j", "oe")
+        place = place_of(cluster, "large", job)
+        incoming = login.state / "incoming"
+        wait_until(lambda: place.exists() or any(incoming.iterdir()), "it is on its way", PATIENCE, 0.001)
+        cluster.hosts.cut("login1")
+        half_way = not place.exists()
     assert cluster.api.wait(job, PATIENCE).state == "C", "nobody waits for that host"
     assert not place.exists()
     cluster.hosts.mend("login1")
