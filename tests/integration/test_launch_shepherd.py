@@ -156,16 +156,16 @@ def test_walltime(run) -> None:
 
 def test_a_script_is_warned_before_its_walltime_ends(run) -> None:
     script = "trap 'echo saved; exit 5' USR1\nwhile :; do sleep 0.01; done\n"
-    ended = (attempt := run(script, walltime=62, warning=[int(signal.SIGUSR1), 60])).ended()
+    ended = (attempt := run(script, walltime=65, warning=[int(signal.SIGUSR1), 60])).ended()
     assert (ended["cause"], ended["code"], ended["forced"]) == ("APP", 5, False)
     assert attempt.tail("stdout") == "saved\n"
-    assert attempt.tail("stderr").startswith("=>> hpcmesos: signal 10: the walltime of 62 s ends soon")
+    assert attempt.tail("stderr").startswith("=>> hpcmesos: signal 10: the walltime of 65 s ends soon")
     assert ended["usage"]["walltime"] < 30
 
 
 def test_who_does_not_heed_the_warning_is_ended_with_the_walltime(run) -> None:
     script = "trap 'echo warned' USR1\nwhile :; do sleep 0.01; done\n"
-    ended = (attempt := run(script, walltime=4, warning=[int(signal.SIGUSR1), 2])).ended()
+    ended = (attempt := run(script, walltime=9, warning=[int(signal.SIGUSR1), 4])).ended()
     assert (ended["cause"], ended["signal"], ended["forced"]) == ("WALLTIME", 15, False)
     assert attempt.tail("stdout") == "warned\n"
 
