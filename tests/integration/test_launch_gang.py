@@ -166,7 +166,7 @@ def _ask(
 
 
 def test_an_unreachable_head_is_the_culprit(nodes: list[kit.Node], tmp_path: Path) -> None:
-    value = kit.spec(nodes, tmp_path, "true\n", attempt="990.hpcm#1", prepare_timeout=0.5, me=1)
+    value = kit.spec(nodes, tmp_path, "true\n", attempt="990.hpcm#1", prepare_timeout=3.0, me=1)
     with socket.socket() as closed:
         closed.bind(("127.0.9.1", 0))
         value["members"][0]["peer_port"] = closed.getsockname()[1]

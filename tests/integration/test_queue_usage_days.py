@@ -147,10 +147,10 @@ def test_a_count_may_take_longer_than_a_leaders_statements(
     store: Store, leader: LeaderStore, database: Database
 ) -> None:
     ran(store, leader, database, "ann", at(1, 3), at(1, 4))
-    hurried = LeaderStore(database.leader, leader.term, limits={"statement_timeout": 300})
+    hurried = LeaderStore(database.leader, leader.term, limits={"statement_timeout": 1000})
     with psycopg.connect(database.owner) as slow:
         slow.execute("LOCK TABLE attempts_history")  # as long as a count of a million rows
-        timer = threading.Timer(1.0, slow.commit)
+        timer = threading.Timer(3.0, slow.commit)
         timer.start()
         hurried.write_usage(date(2026, 3, 4))
         timer.join()
