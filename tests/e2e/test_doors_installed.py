@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,8 @@ class Installation:
             process.wait(30)
         for line in self.processes():  # the shepherd outlives its agent
             if b"shepherd" in line.encode():
-                os.kill(int(line.split()[0]), signal.SIGTERM)
+                with suppress(ProcessLookupError):
+                    os.kill(int(line.split()[0]), signal.SIGTERM)
         postgres.stop(self.root / "postgres")
 
 

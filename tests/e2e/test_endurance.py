@@ -33,14 +33,26 @@ def counts(cluster: LiveCluster) -> dict[str, int]:
     with psycopg.connect(cluster.database_url) as connection:
         (found["allocations"],) = connection.execute("SELECT count(*) FROM allocations").fetchone() or (0,)
     agents = cluster.state / "agents"
-    names = [path for path in agents.glob("*/**/attempts/*") if "#" in path.name]
-    records = [path for path in agents.glob("*/**/journal/*") if "#" in path.name]
+    names = [path for path in below(agents, "*/**/attempts/*") if "#" in path.name]
+    records = [path for path in below(agents, "*/**/journal/*") if "#" in path.name]
     return found | {
         "processes": len(cluster.job_processes()),
         "directories": len(names),
         "journals": len(records),
-        "cgroups": len(list(Path("/sys/fs/cgroup").glob(f"**/{cluster.described.identity}/*/*#*"))),
+        "cgroups": len(below(Path("/sys/fs/cgroup"), f"**/{cluster.described.identity}/*/*#*")),
     }
+
+
+def below(directory: Path, pattern: str) -> list[Path]:
+    """Those that match. A directory that goes during the walk ends it: then it is begun anew."""
+
+    def walk() -> tuple[list[Path]] | None:
+        with suppress(FileNotFoundError):
+            return (list(directory.glob(pattern)),)
+        return None
+
+    (found,) = wait_until(walk, f"a walk through {directory}") or ([],)
+    return found
 
 
 def grown(cluster: LiveCluster) -> dict[str, int]:
@@ -49,7 +61,7 @@ def grown(cluster: LiveCluster) -> dict[str, int]:
     family = [master, *map(int, Path(f"/proc/{master}/task/{master}/children").read_text().split())]
     return {
         "descriptors of the master": sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in family),
-        "files of the cluster": sum(1 for path in cluster.state.glob("agents/**/*") if path.is_file()),
+        "files of the cluster": sum(1 for path in below(cluster.state, "agents/**/*") if path.is_file()),
     }
 
 

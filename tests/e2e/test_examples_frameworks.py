@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -79,12 +80,14 @@ def kill_rank(job: Job, rank: int, python: str = "python") -> None:
         found = []
         for pid, words in job.processes().items():
             environ = Path(f"/proc/{pid}/environ")
-            if Path(words[0]).name.startswith(python) and mark in environ.read_bytes():
-                found.append(pid)
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                if Path(words[0]).name.startswith(python) and mark in environ.read_bytes():
+                    found.append(pid)
         return found
 
     for pid in wait_until(of_rank, f"rank {rank} runs", 60):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_tensorflow_workers(namespaces: NamespaceCluster) -> None:
