@@ -62,13 +62,19 @@ def test_a_broken_ring_costs_nothing_and_avoids_the_host(make_cluster: Callable[
     """The limit is the real one: 20 s and 0.3 s a rank."""
     cluster = make_cluster(agents=3, gpus=6)
     job = cluster.qsub(SCRIPT, "-l", "nodes=node1:ppn=2:gpus=2+1:ppn=2:gpus=2")
-    other = wait_until(
-        lambda: next((node for node in ("node2", "node3") if len(ranks_on(cluster, node)) == 2), None),
-        "its ranks",
-        30,
-    )
-    for pid in ranks_on(cluster, other):
-        os.kill(pid, signal.SIGSTOP)
+
+    def stopped_on() -> str | None:
+        """The node that has its second part, once both ranks there stand still; each does from when it is seen."""
+        for node in ("node2", "node3"):
+            found = ranks_on(cluster, node)
+            for pid in found:
+                os.kill(pid, signal.SIGSTOP)
+            if len(found) == 2:
+                return node
+        return None
+
+    other = wait_until(stopped_on, "its ranks", 30)
+    assert other is not None
     ended = cluster.wait(job, timeout=90)
     assert ended["Exit_status"] == 4
     assert ended["run_count"] == 1

@@ -40,10 +40,16 @@ def ranks_on(node: kit.Node) -> list[int]:
 
 
 def stop_rank(node: kit.Node) -> int:
-    """Stops the first rank of the ring that the node starts."""
-    [pid, *_] = kit.wait_until(lambda: ranks_on(node), f"a rank on {node.name}")
-    os.kill(pid, signal.SIGSTOP)
-    return pid
+    """Stops the first rank of the ring that the node starts, when it is seen."""
+
+    def stopped() -> int:
+        for pid in ranks_on(node):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                return pid
+        return 0
+
+    return int(kit.wait_until(stopped, f"a rank on {node.name}"))
 
 
 @needs_mpi
