@@ -74,9 +74,10 @@ class Job:
         path = self.directory / name
 
         def there() -> bool:
-            status = self.status
-            assert status.state != "C", f"{name} is missing: {status}\n{self.said}"
-            return path.exists()
+            status = self.status  # as it was before the file is looked for
+            found = path.exists()
+            assert found or status.state != "C", f"{name} is missing: {status}\n{self.said}"
+            return found
 
         wait_until(path.exists if path.exists() else there, f"{name}; {self.said}", timeout)
         return path

@@ -8,6 +8,7 @@ import pytest
 
 from tests.e2e.cluster_kit import LiveCluster, wait_until
 from tests.e2e.conftest import running
+from tests.integration import shepherd_kit as kit
 from tests.integration.test_launch_mps import GOOD
 
 pytestmark = pytest.mark.full
@@ -35,4 +36,4 @@ def test_ranks_share_a_gpu_by_the_service_of_their_job(
         assert cluster.wait(job)["Exit_status"] == 0
         ranks = cluster.output(job, "mps").splitlines()
         assert (len(ranks), len(set(ranks))) == (4, 1), ranks
-        assert not os.path.exists(f"/proc/{ranks[0].split()[1]}"), "it is gone with the job"
+        assert not kit.is_alive(int(ranks[0].split()[1])), "it is gone with the job"

@@ -84,13 +84,19 @@ def ask(node: kit.Node, directory: Path) -> int:
     return starter
 
 
+def launcher_in(directory: Path) -> int:
+    """The pid of ``hpcmesos run``, which the script writes down when it has begun it."""
+    file = directory / "launcher"
+    return int(kit.wait_until(lambda: file.exists() and file.read_text(), "the launcher's pid"))
+
+
 @pytest.mark.parametrize("last", [signal.SIGCONT, signal.SIGKILL], ids=["goes on", "dies"])
 def test_no_rank_begins_once_the_end_has_come(node: kit.Node, tmp_path: Path, last: signal.Signals) -> None:
     """Neither by the starter, which had been asked for it before that, nor by the shepherd in its place."""
     run = begin(node, tmp_path)
     script = run.started()["pid"]
     starter = ask(node, tmp_path)
-    launcher = int((tmp_path / "launcher").read_text())
+    launcher = launcher_in(tmp_path)
     # It does not end with the job's processes here, as one on another node would not.
     Path(f"{kit.UNIFIED}/cgroup.procs").write_text(str(launcher))
     run.end(kill_delay=0)
@@ -118,7 +124,7 @@ def test_the_end_waits_for_what_the_starter_may_still_make(node: kit.Node, tmp_p
 def test_no_rank_begins_whose_launcher_is_gone(node: kit.Node, tmp_path: Path) -> None:
     run = begin(node, tmp_path)
     starter = ask(node, tmp_path)
-    os.kill(int((tmp_path / "launcher").read_text()), signal.SIGKILL)
+    os.kill(launcher_in(tmp_path), signal.SIGKILL)
     kit.wait_until(lambda: (tmp_path / "code").exists(), "the launcher is gone")
     node.reconnect()  # it has looked at its connections
     os.kill(starter, signal.SIGCONT)
@@ -133,7 +139,7 @@ def test_no_rank_begins_whose_launcher_is_gone(node: kit.Node, tmp_path: Path) -
 def test_a_signal_reaches_the_ranks_that_were_on_their_way(node: kit.Node, tmp_path: Path) -> None:
     run = begin(node, tmp_path)
     starter = ask(node, tmp_path)
-    os.kill(int((tmp_path / "launcher").read_text()), signal.SIGTERM)
+    os.kill(launcher_in(tmp_path), signal.SIGTERM)
     node.reconnect()
     os.kill(starter, signal.SIGCONT)
     code = tmp_path / "code"

@@ -88,7 +88,7 @@ def knot(
 
 def is_held(pid: int) -> bool:
     try:
-        subprocess.run(["cat", f"/proc/{pid}/environ"], capture_output=True, check=True, timeout=0.5)
+        subprocess.run(["cat", f"/proc/{pid}/environ"], capture_output=True, check=True, timeout=3)
     except subprocess.TimeoutExpired:
         return True
     return False
@@ -159,7 +159,7 @@ def test_the_end_of_a_launch_beside_what_the_kernel_keeps_back(tmp_path: Path) -
         kit.wait_until(lambda: "ready" in text_of(tmp_path / "said"), "it has the page")
         os.kill(server.pid, signal.SIGSTOP)
         (tmp_path / "stopped").touch()
-        held = int((tmp_path / "pid").read_text())
+        held = int(kit.wait_until(lambda: text_of(tmp_path / "pid"), "its pid"))
         kit.wait_until(lambda: is_held(held), "its environment does not come")
         (tmp_path / "held").touch()
         kit.wait_until(lambda: f"keeps back the environment of {held}" in node.log(), "the launch ends")

@@ -92,7 +92,7 @@ def test_every_node_has_its_own_and_keeps_none(place: Path, cgroups: bool) -> No
         run.ended(1)
         pids = [int(pid) for pid, _, _ in lines]
         assert len(set(pids)) == 2
-        assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")], "nothing of it is left"
+        assert not [pid for pid in pids if kit.is_alive(pid)], "nothing of it is left"
 
 
 def test_a_job_that_is_killed_takes_it_along(place: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_job_that_is_killed_takes_it_along(place: Path) -> None:
         told = kit.wait_until(lambda: (place / "told").exists() and (place / "told").read_text(), "a daemon")
         run.end(kill_delay=0.0)
         assert run.ended()["cause"] == "DELETED"
-        assert not os.path.exists(f"/proc/{told.split()[0]}")
+        assert not kit.is_alive(int(told.split()[0]))
 
 
 @pytest.mark.parametrize("cgroups", [True, False])
