@@ -7,7 +7,6 @@ import email.policy
 import hashlib
 import hmac
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from email.message import EmailMessage
@@ -15,10 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
 import pytest
-from aiosmtpd.controller import Controller
 
 from tests.e2e.cluster_kit import LiveCluster, wait_until
 from tests.e2e.conftest import running
+from tests.integration.mail_kit import Postbox
 
 SECRET = b"a secret of the site"
 
@@ -90,13 +89,15 @@ def hook() -> Iterator[Hook]:
 def told(mailbox: Mailbox, hook: Hook, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
     secret = tmp_path_factory.mktemp("secret") / "secret"
     secret.write_bytes(SECRET + b"\n")
-    with socket.create_server(("127.0.0.1", 0)) as free:  # aiosmtpd wants to be told
-        port = free.getsockname()[1]
-    controller = Controller(mailbox, hostname="127.0.0.1", port=port)
+    controller = Postbox(mailbox)
     controller.start()
     try:
         url = f"http://127.0.0.1:{hook.server_address[1]}/hook"
-        settings = {"mail": f"smtp://127.0.0.1:{port}", "webhook": url, "webhook_secret_file": str(secret)}
+        settings = {
+            "mail": f"smtp://127.0.0.1:{controller.port}",
+            "webhook": url,
+            "webhook_secret_file": str(secret),
+        }
         with running(LiveCluster(agents=2, gpus=2, settings=settings)) as cluster:
             yield cluster
     finally:

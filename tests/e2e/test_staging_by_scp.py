@@ -14,6 +14,8 @@ import pytest
 
 from tests.e2e.cluster_kit import LiveCluster, wait_until
 
+ADDRESS = "127.0.22.1"
+"""Where nothing else takes a port between its choice and its use."""
 SFTP = Path("/usr/lib/openssh/sftp-server")
 pytestmark = [
     pytest.mark.skipif(os.getuid() != 0, reason="needs root"),  # whose ~/.ssh is a test user's
@@ -33,10 +35,10 @@ def farhost(cluster: LiveCluster) -> Iterator[str]:
     cluster.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key), check=True)
     cluster.run("dropbearkey", "-t", "ed25519", "-f", str(host_key), check=True)
     cluster.run("cp", f"{key}.pub", str(home / ".ssh" / "authorized_keys"), check=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
+    with socket.create_server((ADDRESS, 0)) as free:
         port = free.getsockname()[1]
     config = (
-        f"Host farhost\n HostName 127.0.0.1\n Port {port}\n IdentityFile {key}\n"
+        f"Host farhost\n HostName {ADDRESS}\n Port {port}\n IdentityFile {key}\n"
         " StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n"
     )
     cluster.run("sh", "-c", f"cat >{home}/.ssh/config", stdin=config, check=True)
@@ -49,7 +51,7 @@ def farhost(cluster: LiveCluster) -> Iterator[str]:
             "-r",
             host_key,
             "-p",
-            f"127.0.0.1:{port}",
+            f"{ADDRESS}:{port}",
             "-P",
             home / ".ssh" / "pid",
         ],

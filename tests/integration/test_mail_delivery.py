@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 
 from hpcmesos.master import pki
 from hpcmesos.master.delivery import Delivery, Undelivered
 from hpcmesos.master.senders import Result, Senders
 from hpcmesos.queue.notices import MAIL, Notice
+from tests.integration.mail_kit import Postbox
 
 pytestmark = pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")  # SMTPS is TLS
 PASSWORD = "a password"
@@ -51,23 +50,16 @@ def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     return context
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
 @pytest.fixture(params=["smtp+tls", "smtps"])
 def server(request: pytest.FixtureRequest, trusted: ssl.SSLContext) -> Iterator[tuple[str, Inbox]]:
     """Its URL without a user, and what it got; it takes nothing without TLS and a login."""
-    inbox, port = Inbox(), free_port()
+    inbox = Inbox()
     tls: dict[str, Any] = {"tls_context": trusted, "require_starttls": True, "auth_require_tls": True}
     if request.param == "smtps":
         tls = {"ssl_context": trusted, "auth_require_tls": False}
-    controller = Controller(
-        inbox, hostname="127.0.0.1", port=port, authenticator=check_login, auth_required=True, **tls
-    )
+    controller = Postbox(inbox, authenticator=check_login, auth_required=True, **tls)
     controller.start()
-    yield f"{request.param}://batch@localhost:{port}", inbox
+    yield f"{request.param}://batch@localhost:{controller.port}", inbox
     controller.stop()
 
 

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiosmtpd.controller import Controller
 
 from hpcmesos.config import MasterSettings
 from hpcmesos.master.notices import Notices
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.notices import MAIL, WEBHOOK, Notice
-from tests.integration.test_mail_delivery import free_port
+from tests.integration.mail_kit import Postbox
 
 pytest_plugins = ["tests.integration.database_kit"]
 
@@ -30,10 +29,10 @@ class Inbox:
 @pytest.fixture
 def inbox() -> Iterator[tuple[Inbox, str]]:
     """And its URL."""
-    inbox, port = Inbox(), free_port()
-    controller = Controller(inbox, hostname="127.0.0.1", port=port)
+    inbox = Inbox()
+    controller = Postbox(inbox)
     controller.start()
-    yield inbox, f"smtp://127.0.0.1:{port}"
+    yield inbox, f"smtp://127.0.0.1:{controller.port}"
     controller.stop()
 
 
