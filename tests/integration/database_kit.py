@@ -104,7 +104,7 @@ def store(database: Database) -> Iterator[Store]:
 @contextmanager
 def leading(database: Database, limits: Mapping[str, int]) -> Iterator[LeaderStore]:
     leadership = Leadership(database.leader)
-    term = leadership.try_acquire("test", "127.0.0.1:1")
+    term = leadership.try_acquire("test", "127.0.0.1:1", lease_seconds=60.0)
     assert term is not None
     store = LeaderStore(database.leader, term, limits=limits)
     try:
@@ -116,7 +116,14 @@ def leading(database: Database, limits: Mapping[str, int]) -> Iterator[LeaderSto
 
 @pytest.fixture
 def leader(database: Database) -> Iterator[LeaderStore]:
-    """The store of a leader that has just taken over."""
+    """The store of a leader that has just taken over. It may stand still in a transaction: so may this machine."""
+    with leading(database, {"statement_timeout": LIMITS["statement_timeout"]}) as store:
+        yield store
+
+
+@pytest.fixture
+def limited_leader(database: Database) -> Iterator[LeaderStore]:
+    """A leader with the real limits of time."""
     with leading(database, LIMITS) as store:
         yield store
 

@@ -426,7 +426,7 @@ def test_load_sees_what_lives(store: Store, leader: LeaderStore) -> None:
 
 def test_one_leads_and_the_next_one_follows(database: Database, store: Store) -> None:
     first, second = Leadership(database.leader), Leadership(database.leader)
-    assert first.try_acquire("a", "a:1") == 1
+    assert first.try_acquire("a", "a:1", lease_seconds=60.0) == 1
     assert second.try_acquire("b", "b:1") is None
     known = store.leader()
     assert (known.holder, known.address, known.live) == ("a", "a:1", True)
@@ -484,8 +484,10 @@ def test_a_frozen_leader_cannot_commit_and_holds_up_no_takeover(
     follower.close()
 
 
-def test_a_frozen_transaction_frees_its_locks_by_itself(database: Database, leader: LeaderStore) -> None:
-    with pytest.raises(DatabaseUnavailable), leader.transaction():
+def test_a_frozen_transaction_frees_its_locks_by_itself(
+    database: Database, limited_leader: LeaderStore
+) -> None:
+    with pytest.raises(DatabaseUnavailable), limited_leader.transaction():
         began = time.monotonic()
         with psycopg.connect(database.leader) as other:
             other.execute("UPDATE leadership SET term = term + 1")
@@ -494,9 +496,9 @@ def test_a_frozen_transaction_frees_its_locks_by_itself(database: Database, lead
 
 def test_renewal_does_not_wait_for_a_transaction(database: Database, store: Store) -> None:
     leadership = Leadership(database.leader)
-    term = leadership.try_acquire("a", "a:1")
+    term = leadership.try_acquire("a", "a:1", lease_seconds=60.0)
     assert term is not None
-    busy = LeaderStore(database.leader, term)
+    busy = LeaderStore(database.leader, term, limits={})
     with busy.transaction():
         leadership.renew()
     busy.close()
