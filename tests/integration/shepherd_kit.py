@@ -30,6 +30,8 @@ from hpcmesos.launch import protocol
 
 LAUNCH = Path(protocol.__file__).parent / "__main__.py"
 PATIENCE = 20.0
+CLOCK = {"gang_silence": 4.0, "gang_ping": 0.2}
+"""Of a gang that shall soon miss a lost member, and none that the machine only keeps waiting."""
 UNIFIED = next(
     (p for p in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup") if os.access(f"{p}/cgroup.procs", os.W_OK)), ""
 )

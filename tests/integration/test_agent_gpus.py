@@ -85,7 +85,11 @@ def test_no_nvml_is_said_and_is_no_failure() -> None:
 
 
 def collect(
-    count: int, environ: dict[str, str], monkeypatch: Any, ours: Callable[[Sequence[wire.Gpu]], set[str]]
+    count: int,
+    environ: dict[str, str],
+    monkeypatch: Any,
+    ours: Callable[[Sequence[wire.Gpu]], set[str]],
+    first_timeout: float = LIMIT,
 ) -> list[Event]:
     """The first events of the agent's side."""
     for name, value in environ.items():
@@ -93,7 +97,7 @@ def collect(
 
     async def work() -> list[Event]:
         events: asyncio.Queue[Event] = asyncio.Queue()
-        probe = Probe(ours, events.put_nowait, first_timeout=2.0)
+        probe = Probe(ours, events.put_nowait, first_timeout)
         task = asyncio.create_task(probe.run())
         try:
             async with asyncio.timeout(LIMIT):
@@ -123,7 +127,7 @@ def test_a_blocked_card_blocks_the_probe_only(
     fake_nvml: Callable[..., dict[str, str]], monkeypatch: Any
 ) -> None:
     environ = fake_nvml([{}], hang=["nvmlDeviceGetComputeRunningProcesses_v3"])
-    (event,) = collect(1, environ, monkeypatch, lambda gpus: {gpu.uuid for gpu in gpus})
+    (event,) = collect(1, environ, monkeypatch, lambda gpus: {gpu.uuid for gpu in gpus}, first_timeout=2.0)
     assert event == ProbeSilent(2.0)
 
 

@@ -179,14 +179,12 @@ def test_an_unreachable_head_is_the_culprit(nodes: list[kit.Node], tmp_path: Pat
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_silence_ends_both_sides(tmp_path: Path, victim: int) -> None:
-    with kit.cluster(
-        tmp_path, ["node1", "node2"], bool(kit.UNIFIED), gang_silence=0.5, gang_ping=0.1
-    ) as nodes:
+    with kit.cluster(tmp_path, ["node1", "node2"], bool(kit.UNIFIED), **kit.CLOCK) as nodes:
         attempt = kit.Run(nodes, kit.spec(nodes, tmp_path, "sleep 600\n"))
         attempt.started()
         os.kill(nodes[victim].process.pid, signal.SIGSTOP)
         try:
-            ended = attempt.ended(1 - victim, timeout=5)
+            ended = attempt.ended(1 - victim)
             assert (ended["cause"], ended["culprit"]) == ("NODE_LOST", nodes[victim].name)
             assert "silent" in ended["message"]
         finally:
@@ -197,28 +195,24 @@ def test_silence_ends_both_sides(tmp_path: Path, victim: int) -> None:
 @pytest.mark.parametrize("code", [0, 255])
 def test_the_clock_has_the_last_word_on_a_script_that_lost_a_member(tmp_path: Path, code: int) -> None:
     """Launchers return one or the other for a lost host; what they lost tells the shepherd."""
-    with kit.cluster(
-        tmp_path, ["node1", "node2"], bool(kit.UNIFIED), gang_silence=2.0, gang_ping=0.1
-    ) as nodes:
+    with kit.cluster(tmp_path, ["node1", "node2"], bool(kit.UNIFIED), **kit.CLOCK) as nodes:
         far = nodes[1].address
         script = f"sh -c \"pbs_tmrsh {far} 'touch up; sleep 600'; true\"\n"  # whose parent it ends
         attempt = kit.Run(nodes, kit.spec(nodes, tmp_path, f"{script}exit {code}\n"))
         kit.wait_until((tmp_path / "up").exists, "the command on the other node")
         nodes[1].kill()
-        ended = attempt.ended(timeout=10)
+        ended = attempt.ended()
         assert (ended["cause"], ended["culprit"], ended["code"]) == ("NODE_LOST", "node2", code)
         nodes[1].start()
         attempt.ended(1)
 
 
 def test_death_of_a_members_shepherd(tmp_path: Path) -> None:
-    with kit.cluster(
-        tmp_path, ["node1", "node2"], bool(kit.UNIFIED), gang_silence=0.5, gang_ping=0.1
-    ) as nodes:
+    with kit.cluster(tmp_path, ["node1", "node2"], bool(kit.UNIFIED), **kit.CLOCK) as nodes:
         attempt = kit.Run(nodes, kit.spec(nodes, tmp_path, "sleep 600\n"))
         attempt.started()
         nodes[1].kill()
-        ended = attempt.ended(timeout=5)
+        ended = attempt.ended()
         assert (ended["cause"], ended["culprit"]) == ("NODE_LOST", "node2")
         nodes[1].start()
         assert attempt.ended(1)["message"] == "shepherd died"
@@ -244,15 +238,13 @@ def test_a_member_that_has_refused_stays_out(tmp_path: Path) -> None:
 
 
 def test_a_script_whose_member_is_lost_does_not_end_with_a_code_of_its_own(tmp_path: Path) -> None:
-    with kit.cluster(
-        tmp_path, ["node1", "node2"], bool(kit.UNIFIED), gang_silence=1.0, gang_ping=0.1
-    ) as nodes:
+    with kit.cluster(tmp_path, ["node1", "node2"], bool(kit.UNIFIED), **kit.CLOCK) as nodes:
         script = f"{RSH} -n node2 'touch up; sleep 600'; exit 9\n"
         attempt = kit.Run(nodes, kit.spec(nodes, tmp_path, script))
         attempt.started()
         kit.wait_until((tmp_path / "up").exists, "the command on node2")
         nodes[1].kill()
-        ended = attempt.ended(timeout=10)
+        ended = attempt.ended()
         assert (ended["cause"], ended["culprit"]) == ("NODE_LOST", "node2")
         nodes[1].start()
         assert attempt.ended(1)["cause"] == "NODE_LOST"
@@ -280,8 +272,7 @@ def test_a_shepherd_comes_back_on_its_fixed_port(tmp_path: Path) -> None:
     """Though the script it started lives, and its connections from before are not forgotten yet."""
     with socket.create_server(("127.0.9.1", 0)) as free:
         port = free.getsockname()[1]
-    settings = {"peer_port": port, "gang_silence": 1.0, "gang_ping": 0.1}
-    with kit.cluster(tmp_path, ["node1", "node2"], bool(kit.UNIFIED), **settings) as nodes:
+    with kit.cluster(tmp_path, ["node1", "node2"], bool(kit.UNIFIED), peer_port=port, **kit.CLOCK) as nodes:
         script = f"{RSH} -n node2 'touch up; sleep 600'\n"
         attempt = kit.Run(nodes, kit.spec(nodes, tmp_path, script))
         kit.wait_until((tmp_path / "up").exists, "the command on node2")

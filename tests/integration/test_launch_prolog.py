@@ -22,9 +22,10 @@ def write(path: Path, text: str) -> None:
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, prolog: Path) -> Iterator[list[Node]]:
-    """Two nodes with the same prolog."""
-    settings = {"prolog": str(prolog), "prolog_timeout": 2}
+def nodes(request: pytest.FixtureRequest, tmp_path: Path, prolog: Path) -> Iterator[list[Node]]:
+    """Two nodes with the same prolog; a test may say how long that may take."""
+    limit = getattr(request, "param", kit.PATIENCE)
+    settings = {"prolog": str(prolog), "prolog_timeout": limit}
     with kit.cluster(tmp_path, ["n1", "n2"], cgroups=False, **settings) as found:
         kit.give_gpus(found, 1)
         yield found
@@ -40,16 +41,18 @@ def test_it_runs_on_every_node_before_the_script(nodes: list[Node], prolog: Path
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("nodes", "text", "why"),
     [
         (
+            kit.PATIENCE,
             "echo checking\necho the scratch disk is full >&2\nexit 3\n",
             "exited with 3: the scratch disk is full",
         ),
-        ("kill -9 $$\n", "was killed by signal 9"),
-        ("sleep 60\n", "has not ended within 2 s"),
-        (None, "cannot be started: No such file or directory"),
+        (kit.PATIENCE, "kill -9 $$\n", "was killed by signal 9"),
+        (1, "sleep 60\n", "has not ended within 1 s"),
+        (kit.PATIENCE, None, "cannot be started: No such file or directory"),
     ],
+    indirect=["nodes"],
 )
 def test_a_node_where_it_fails_is_not_fit(
     nodes: list[Node], prolog: Path, tmp_path: Path, text: str | None, why: str

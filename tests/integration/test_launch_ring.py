@@ -25,7 +25,7 @@ needs_mpi = pytest.mark.skipif(
 NAMES = ["node1", "node2", "node3"]
 
 
-nodes = kit.both_ways(NAMES, gpus=2, ring_patience=3)
+nodes = kit.both_ways(NAMES, gpus=2, ring_patience=5)  # a ring that can close does so in a second
 
 
 def ranks_on(node: kit.Node) -> list[int]:

@@ -130,14 +130,14 @@ hpcmesos run -n 1 hpcmesos run -n 5 sh -c 'exit $RANK'; echo nested $?
 
 def test_a_lost_node_is_named(tmp_path: Path) -> None:
     """The shepherd of a node dies; the gang's clock ends the job some seconds later."""
-    with kit.cluster(tmp_path, NAMES[:2], cgroups=False, gang_silence=2, gang_ping=0.2) as nodes:
+    with kit.cluster(tmp_path, NAMES[:2], cgroups=False, **kit.CLOCK) as nodes:
         value = kit.spec(
             nodes, tmp_path, "hpcmesos run sh -c 'touch up.$RANK; exec sleep 600'; echo code $?; sleep 600\n"
         )
         attempt = kit.Run(nodes, value)
         kit.wait_until(lambda: len(list(tmp_path.glob("up.*"))) == 2, "ranks")
         nodes[1].kill()
-        ended = attempt.ended(timeout=10)
+        ended = attempt.ended()
         nodes[1].start()  # ends what the dead one left
         assert (ended["cause"], ended["culprit"]) == ("NODE_LOST", "node2")
         assert attempt.tail("stdout") == "code 255\n"
