@@ -407,7 +407,7 @@ Sent = bytes
 def dial(
     tls: Callable[[LinkStage], ssl.SSLContext], *frames: Sent, wanted: Callable[[bytes], bool]
 ) -> Try[LinkStage]:
-    """Dials, says that, and looks at what comes back until the leader parts."""
+    """Dials, says that, and looks at what comes back: a frame, or how it is with the link."""
 
     def run(stage: LinkStage) -> Told:
         stage.revoked = frozenset()
@@ -426,12 +426,14 @@ def _converse(address: str, tls: ssl.SSLContext, frames: tuple[Sent, ...]) -> by
     host, _, port = address.rpartition(":")
     got = b""
     with socket.create_connection((host, int(port)), timeout=5) as plain, tls.wrap_socket(plain) as link:
-        link.settimeout(0.3)
+        link.settimeout(3)  # so long an open link takes; the others are over when a frame or the end has come
         for data in frames:
             link.sendall(data)
         try:
             while data := link.recv(65536):
                 got += data
+                if len(got) >= 4 + int.from_bytes(got[:4], "big"):
+                    return got
             return got + b"closed"
         except TimeoutError:
             return got + b"open"

@@ -36,6 +36,10 @@ def asks(organization: str, name: str, request: dict[str, Any], foreign: bool = 
     return run
 
 
+LAST = (b'"exit"', b'"joined"', b'"refused"', b'"end"')
+"""Words with which a shepherd ends its answer."""
+
+
 def _ask(node: kit.Node, tls: dict[str, str], request: dict[str, Any]) -> bytes:
     context = ssl.create_default_context(cafile=node.authority.ca)
     context.check_hostname = False
@@ -46,9 +50,8 @@ def _ask(node: kit.Node, tls: dict[str, str], request: dict[str, Any]) -> bytes:
         socket.create_connection((node.address, node.agent.hello["peer_port"]), timeout=10) as plain,
         context.wrap_socket(plain) as connection,
     ):
-        connection.settimeout(1.0)
         connection.sendall(protocol.message(request))
-        while b'"exit"' not in said and (data := connection.recv(65536)):
+        while not any(word in said for word in LAST) and (data := connection.recv(65536)):
             said += data
     return said
 
