@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 
-from tests.e2e.cluster_kit import LiveCluster
+from tests.e2e.cluster_kit import LiveCluster, wait_until
 
 
 def test_fifty_jobs_that_each_need_more_than_half(cluster: LiveCluster) -> None:
@@ -32,9 +32,12 @@ def test_waiting_jobs_say_why(cluster: LiveCluster) -> None:
     cluster.wait_state(first, "R")
     second = cluster.qsub("#!/bin/sh\n#PBS -l nodes=2:gpus=4\ntrue\n")
     third = cluster.qsub("#!/bin/sh\ntrue\n", "-h")
-    why = cluster.run("qstat", "--why", second, third, check=True).stdout
-    assert re.search(rf"{re.escape(second)}.*needs 2 nodes", why), why
-    assert re.search(rf"{re.escape(third)} H held by its user", why), why
+
+    def why() -> str:
+        return cluster.run("qstat", "--why", second, third, check=True).stdout
+
+    wait_until(lambda: re.search(rf"{re.escape(second)}.*needs 2 nodes", why()), "what it needs")
+    wait_until(lambda: re.search(rf"{re.escape(third)} H held by its user", why()), "who holds it")
     gate.touch()
     assert cluster.wait(second)["Exit_status"] == 0
     cluster.run("qrls", third, check=True)

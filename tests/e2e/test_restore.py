@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,14 @@ from tests.e2e.cluster_kit import LiveCluster, wait_until
 
 
 def waiting(gate: Path, code: int) -> str:
-    return f"#!/bin/sh\nwhile [ ! -e {gate} ]; do sleep 0.1; done\nexit {code}\n"
+    """A script that waits at a FIFO, without a process beside its shell."""
+    os.mkfifo(gate)
+    return f"#!/bin/sh\nread word <{gate}\nexit {code}\n"
+
+
+def release(gate: Path) -> None:
+    """Lets the script go on that waits there; fails when none does."""
+    os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
 
 
 def copy(cluster: LiveCluster, source: Path, target: Path) -> None:
@@ -51,7 +59,7 @@ def test_an_old_backup_under_running_jobs(make_cluster: Callable[..., LiveCluste
     late_gate = cluster.work() / "late"
     late = cluster.qsub(waiting(late_gate, 4), "-l", "nodes=1:gpus=1")
     cluster.wait_state(late, "R")
-    running = scripts(cluster)
+    running = wait_until(lambda: len(found := scripts(cluster)) == 2 and found, "both scripts run")
     copy(cluster, backup, data)
     wait_until(
         lambda: gpu_states(cluster) == ["allocated", "unknown-attempt"],
@@ -66,9 +74,9 @@ def test_an_old_backup_under_running_jobs(make_cluster: Callable[..., LiveCluste
     assert int(after.split(".")[0]) > int(late.split(".")[0])
     assert cluster.wait(after)["Exit_status"] == 6
     waits = cluster.qsub("#!/bin/sh\nexit 7\n", "-l", "nodes=1:gpus=1")
-    gate.touch()
+    release(gate)
     ended = cluster.wait(known)
     assert (ended["Exit_status"], ended["run_count"]) == (3, 1)
     assert cluster.wait(waits)["Exit_status"] == 7, "on the GPU of the known one"
-    late_gate.touch()
+    release(late_gate)
     wait_until(lambda: gpu_states(cluster) == ["free", "free"], "its GPU is free once it has ended by itself")

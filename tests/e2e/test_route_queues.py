@@ -32,12 +32,20 @@ def qmgr(own: LiveCluster, directive: str) -> None:
     assert (done.returncode, done.stderr) == (0, ""), done
 
 
+def why_is(own: LiveCluster, job: str, reason: str) -> None:
+    """The leader has looked at the job, and that is why it waits."""
+
+    def why() -> str:
+        return own.run("qstat", "-f", "--why", job).stdout.replace("\n\t", "")
+
+    wait_until(lambda: reason in why(), reason)
+
+
 def test_a_job_waits_in_the_route_queue_until_a_destination_takes_it(own: LiveCluster) -> None:
     job = own.qsub("#!/bin/sh\necho $PBS_QUEUE\n", "-q", "route", "-l", "ncpus=2")
     shown = own.job(job)
     assert (shown["job_state"], shown["queue"]) == ("Q", "route")
-    why = own.run("qstat", "-f", "--why", job).stdout.replace("\n\t", "")
-    assert "no destination of route queue route takes it now" in why
+    why_is(own, job, "no destination of route queue route takes it now")
     qmgr(own, "set queue large enabled=True")
     try:
         assert own.wait(job)["Exit_status"] == 0
@@ -108,15 +116,7 @@ def test_jobs_start_when_the_queue_is_open(own: LiveCluster) -> None:
     tomorrow = (datetime.now().astimezone() + timedelta(days=2)).strftime("%a")
     qmgr(own, f"create queue night enabled=True,started=True,start_times='{tomorrow} 18:00-08:00'")
     job = own.qsub(TRUE, "-q", "night")
-    why = wait_until(
-        lambda: (
-            (text := own.run("qstat", "-f", "--why", job).stdout.replace("\n\t", ""))
-            and "18:00-08:00" in text
-            and text
-        ),
-        "the reason",
-    )
-    assert f"queue night starts jobs {tomorrow} 18:00-08:00, next at {tomorrow} 18:00" in why
+    why_is(own, job, f"queue night starts jobs {tomorrow} 18:00-08:00, next at {tomorrow} 18:00")
     assert own.job(job)["job_state"] == "Q"
     qmgr(own, "set queue night start_times='00:00-24:00'")
     assert own.wait(job)["Exit_status"] == 0

@@ -190,8 +190,12 @@ def test_why_and_when(own: LiveCluster, users: tuple[str, str]) -> None:
     assert "would start about" in would.stdout
     own.run("qdel", runs, user=ann)
     assert own.wait(first)["Exit_status"] == own.wait(second)["Exit_status"] == 0
-    would = own.run("qsub", "--dry-run", "-l", "nodes=2:gpus=2", stdin=TRUE, user=bob)
-    assert would.stdout.endswith("start = would start now on node1, node2\n")
+
+    def start() -> str:
+        would = own.run("qsub", "--dry-run", "-l", "nodes=2:gpus=2", stdin=TRUE, user=bob)
+        return would.stdout.rpartition("start = ")[2]
+
+    wait_until(lambda: start() == "would start now on node1, node2\n", "both nodes are free")
     assert own.run("qselect", "-s", "QR", user="").stdout == ""
 
 
@@ -222,11 +226,15 @@ while :; do sleep 0.1; done
         wide = own.qsub(SLEEP, "-l", "nodes=1:gpus=2,walltime=0:10:00", "-r", "n", user=ann)
         wait_until(lambda: (own.work(ann) / "begun").exists(), "the low job runs")
         own.wait_state(wide, "R")
+        seen = own.work(bob) / "seen"
         high = own.qsub(
-            "#!/bin/sh\nsleep 2\n", "-q", "urgent", "-l", "nodes=1:gpus=2,walltime=0:01:00", user=bob
+            f"#!/bin/sh\nwhile [ ! -e {seen} ]; do sleep 0.1; done\n",
+            *("-q", "urgent", "-l", "nodes=1:gpus=2,walltime=0:01:00"),
+            user=bob,
         )
         own.wait_state(high, "R")
         assert own.job(low)["job_state"] == "Q"
+        seen.touch()
         assert own.wait(high)["Exit_status"] == 0
         assert own.wait(low)["Exit_status"] == 0
         assert own.output(low, "low", user=ann) == "goes on from step 7\n"

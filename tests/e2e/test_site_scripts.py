@@ -11,13 +11,15 @@ import pytest
 from tests.e2e.cluster_kit import LiveCluster, wait_until
 from tests.e2e.conftest import running
 
-# What each script was told: one file a run.
+# What each script was told: one file a run, which is whole as soon as it is there.
 TELL = """#!/bin/sh
+note="NOTES/$(basename "$0").$1.$PBS_NODENUM"
 {
   echo "user=$(id -un)"
   for word in "$@"; do echo "arg=$word"; done
   env | sort
-} >"NOTES/$(basename "$0").$1.$PBS_NODENUM"
+} >"$note.new"
+mv "$note.new" "$note"
 echo "out of $(basename "$0")"
 echo "err of $(basename "$0")" >&2
 """
@@ -43,7 +45,8 @@ class Site:
     def note(self, name: str, job: str, node: int = 0) -> tuple[str, list[str], dict[str, str]]:
         """User, arguments and environment of a run."""
         path = self.notes / f"{name}.{job}.{node}"
-        lines = wait_until(lambda: path.exists() and path.read_text(), str(path)).splitlines()
+        wait_until(path.exists, str(path))
+        lines = path.read_text().splitlines()
         arguments = [line.removeprefix("arg=") for line in lines if line.startswith("arg=")]
         environ = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("arg="))
         return environ["user"], arguments, environ
@@ -185,7 +188,7 @@ def test_one_that_takes_too_long_is_ended() -> None:
     with running(LiveCluster(agents=1, gpus=0)) as own:
         config = own.state / "agents" / "node1" / "agent.toml"
         own.down()
-        config.write_text(config.read_text() + "site_script_timeout = 1.0\n")
+        config.write_text(config.read_text() + "site_script_timeout = 5.0\n")
         own.up()
         site = Site(own)
         site.write("epilogue", "#!/bin/sh\necho begun\nexec sleep 1000\n")
