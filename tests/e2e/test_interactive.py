@@ -160,7 +160,7 @@ def test_qdel_ends_a_session(cluster: LiveCluster) -> None:
 
 
 def test_over_walltime_says_so_at_the_terminal(cluster: LiveCluster) -> None:
-    with qsub(cluster, "-l", "walltime=2") as terminal:
+    with qsub(cluster, "-l", "walltime=6") as terminal:
         started(terminal)
         terminal.expect("job killed: walltime")
         terminal.expect("completed")

@@ -89,7 +89,7 @@ def test_several_at_once_and_what_is_refused(own: LiveCluster) -> None:
 
 def test_a_suspended_job_stands_still_and_its_walltime_too(own: LiveCluster) -> None:
     script = "#!/bin/sh\npbsdsh sh -c 'while :; do date +%s.%N >beat.$PBS_NODENUM; sleep 0.05; done'\n"
-    job = own.qsub(script, "-l", "nodes=2,walltime=6", "-d", ".")
+    job = own.qsub(script, "-l", "nodes=2,walltime=10", "-d", ".")
     beats = [own.work() / f"beat.{number}" for number in (0, 1)]
     wait_until(lambda: all(beat.exists() for beat in beats), "both nodes beat")
     own.wait_state(job, "R")
@@ -107,7 +107,7 @@ def test_a_suspended_job_stands_still_and_its_walltime_too(own: LiveCluster) -> 
 
     wait_until(still, "nobody beats")
     before = [beat.read_text() for beat in beats]
-    other = own.qsub("#!/bin/sh\nsleep 7\n")  # longer than the walltime
+    other = own.qsub("#!/bin/sh\nsleep 11\n")  # longer than the walltime
     own.wait(other)
     assert [beat.read_text() for beat in beats] == before
     assert own.job(job)["job_state"] == "S"
