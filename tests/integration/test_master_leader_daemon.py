@@ -11,9 +11,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -134,20 +134,16 @@ def test_a_client_that_waits_does_not_hold_up_the_end(site: Site) -> None:
             waiting.connect(str(api))
             waiting.sendall(f"GET /v1/jobs/{job}/wait HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             assert client.job(job).state == "Q"  # one API process has looked at its sockets meanwhile
+            began = time.monotonic()
             process.terminate()
             answer = waiting.recv(65536)
     assert process.wait(30) == 0
+    took = time.monotonic() - began
     # Nothing where the other API process had not read the question yet; a client asks again then, too.
     assert not answer or answer.startswith(b"HTTP/1.1 503")
     assert "Traceback" not in site.log()
-    stopping, stopped = (_at(site.log(), word) for word in ("stopping", "stepped down"))
-    assert stopped - stopping < timedelta(seconds=3)
-
-
-def _at(log: str, word: str) -> datetime:
-    """When a line with this word was written."""
-    line = next(line for line in log.splitlines() if word in line)
-    return datetime.fromisoformat(line.split()[0])
+    assert "stepped down" in site.log()
+    assert took < 6, "whoever has not ended by himself is killed after 8 s"
 
 
 def test_one_master_a_state_directory_and_a_socket(site: Site) -> None:
