@@ -489,11 +489,13 @@ def test_a_frozen_leader_cannot_commit_and_holds_up_no_takeover(
 def test_a_frozen_transaction_frees_its_locks_by_itself(
     database: Database, limited_leader: LeaderStore
 ) -> None:
+    freed = None
     with pytest.raises(DatabaseUnavailable), limited_leader.transaction():
         began = time.monotonic()
-        with psycopg.connect(database.leader) as other:
+        with psycopg.connect(database.leader, options="-c statement_timeout=20000") as other:
             other.execute("UPDATE leadership SET term = term + 1")
-        assert time.monotonic() - began < 2.5
+        freed = time.monotonic() - began
+    assert freed is not None and freed < 5 + 3, "its time is 5 s; and the machine may keep somebody waiting"
 
 
 def test_renewal_does_not_wait_for_a_transaction(database: Database, store: Store) -> None:
