@@ -2,7 +2,8 @@
 
 ``fields`` of an ALTER wish, all optional: name, priority, rerunable, not_before (ISO 8601 or None), holds (letters),
 dependencies ([kind, seq, ...] each). ``submission``: what is replaced in the job's own. ``resources``: the user's
-words; others may have changed what these do not name. ``waits``: only a job that waits can take it.
+words; others may have changed what these do not name. ``waits``: only a job that waits can take it. ``privileged``: it
+is an operator's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from hpcmesos.master.gangs import Gangs
 from hpcmesos.master.objects import fenced
 from hpcmesos.master.services import wishes
 from hpcmesos.model import Cause, JobState
-from hpcmesos.pbs.alteration import changed_request
+from hpcmesos.pbs.alteration import changed_request, lengthens
 from hpcmesos.queue.records import InboxRow, JobKey, JobRecord
 from hpcmesos.queue.rows import dependencies_of
 
@@ -63,7 +64,14 @@ class Changes:
         return True
 
     def _on_alter(self, job: JobRecord, row: InboxRow) -> None:
-        if row.payload.get("waits") and job.state not in WAITING_STATES:
+        waits, resources = job.state in WAITING_STATES, row.payload.get("resources")
+        request = job.request
+        listed: Mapping[str, str] = {}
+        if resources:
+            now = self.gangs.submissions.current(job.seq)
+            request, listed = changed_request(job.request, now, resources)
+        longer = lengthens(job.request, request) and not row.payload.get("privileged")
+        if not waits and (longer or row.payload.get("waits")):
             self.desk.move(job, job.state, "ignored", {"wish": row.kind, "user": row.user})
             return  # as the API would have refused it
         fields = dict(row.payload.get("fields") or {})
@@ -74,12 +82,11 @@ class Changes:
             changes["dependencies"] = dependencies_of(fields["dependencies"])
         if "project" in (given := dict(row.payload.get("submission") or {})):
             changes["project"] = given["project"] or ""
-        if resources := row.payload.get("resources"):
-            now = self.gangs.submissions.current(job.seq)
-            changes["request"], given["resource_list"] = changed_request(job.request, now, resources)
+        if resources:
+            changes["request"], given["resource_list"] = request, listed
         if (limit := row.payload.get("limit")) is not None and job.array_spec is not None:
             changes["array_spec"] = replace(job.array_spec, limit=int(limit))
-        if job.state not in WAITING_STATES:
+        if not waits:
             changes = _while_running(job, changes)
         shown = {name: str(value) for name, value in fields.items()}
         submission = self._merged(job, given)

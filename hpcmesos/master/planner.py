@@ -343,6 +343,7 @@ class Planner:
         self, rows: Sequence[InboxRow], work: list[tuple[str, Effects]], transaction: LeaderTransaction
     ) -> None:
         if not rows:
+            self._inbox.fresh = {}
             return
         moves = (move for _, effects in work for move in effects.moves)
         over = {move.key for move in moves if move.target is JobState.COMPLETE}

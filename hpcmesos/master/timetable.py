@@ -25,6 +25,7 @@ from hpcmesos.model import Cause
 from hpcmesos.queue import rules
 from hpcmesos.queue.leader_store import LeaderStore, LeaderTransaction
 from hpcmesos.queue.records import NewJob, QueueRecord
+from hpcmesos.queue.room import Kind
 from hpcmesos.queue.schedule_rows import EndedRun, Schedule
 from hpcmesos.queue.timetable import Timetable
 
@@ -96,13 +97,15 @@ class Firing:
         self._table = table
         self.now = table.now
         self.submitted: list[int] = []
+        self._tried = 0  # runs, also those that were refused
+        self._there: dict[Kind, int] = {}  # jobs that are not over
 
     def all_due(self) -> bool:
         """Fires what is due; whether there may be more than this transaction took."""
         due = self._table.due(_AT_ONCE)
         more = []
         for one in due:
-            if len(self.submitted) >= _MOST:  # after an outage each may have a hundred; the rest is still due
+            if self._tried >= _MOST:  # after an outage each may have a hundred; the rest is still due
                 return True
             more.append(self._on_due(one))
         retries = self._table.retries(_AT_ONCE)
@@ -142,10 +145,12 @@ class Firing:
         """A job for this due time, unless its owner does not want one now; False: the due time has had its run."""
         job = schedule.job
         assert job is not None
+        self._tried += 1
         live = self._table.live_jobs(schedule) if schedule.overlap != "allow" else []
-        why_not = self._why_not(job)
-        if not why_not and live and schedule.overlap == "skip":
+        if live and schedule.overlap == "skip":
             why_not = f"skipped, job {live[0]} has not ended"
+        else:
+            why_not = self._why_not(job, len(live))
         if not self._table.claim(schedule, due, number, why_not):
             return False
         if why_not:
@@ -164,17 +169,27 @@ class Firing:
     def _server(self) -> dict[str, str]:
         return self._table.server()
 
-    def _why_not(self, job: NewJob) -> str:
+    def _why_not(self, job: NewJob, replaced: int) -> str:
+        """``replaced``: jobs that go when this one comes."""
         queue = next((queue for queue in self._queues if queue.name == job.queue), None)
         if queue is None:
             return f"refused, there is no queue {job.queue}"
         if not queue.enabled:
             return f"refused, queue {job.queue} is not enabled"
         who = job.owner, job.egroup, job.project
-        for bound in chain(of_queue(queue, *who), of_server(self._server, *who)):
-            if (there := self._table.live_count(bound.kind)) >= bound.most:
+        bounds = list(chain(of_queue(queue, *who), of_server(self._server, *who)))
+        for bound in bounds:
+            if (there := self._count(bound.kind)) - replaced >= bound.most:
                 return f"refused, {bound.told(there)}"
+        for bound in bounds:
+            self._there[bound.kind] += 1
         return ""
+
+    def _count(self, kind: Kind) -> int:
+        """Counted once in a transaction, for that may take long; what it submits itself is added."""
+        if kind not in self._there:
+            self._there[kind] = self._table.live_count(kind)
+        return self._there[kind]
 
     def _on_end(self, one: EndedRun) -> None:
         run, status = one.run, one.exit_status

@@ -150,6 +150,12 @@ def changed_request(
     return request, dict(built.display)
 
 
+def lengthens(before: Request, after: Request) -> bool:
+    """Whether a job that runs may run longer: only operators grant that."""
+    old, new = before.walltime, after.walltime
+    return old is not None and (new is None or new > old)
+
+
 def _own_words(shown: Mapping[str, str]) -> dict[str, str]:
     """The user's own words of a Resource_List: without what was derived from them for display."""
     words = {name: text for name, text in shown.items() if name != "nodect"}

@@ -30,6 +30,7 @@ from sqlalchemy.dialects.postgresql import insert
 from hpcmesos.model import AttemptId
 from hpcmesos.queue import tables as t
 from hpcmesos.queue.engine import begin
+from hpcmesos.queue.room import bounded
 from hpcmesos.queue.rows import element
 
 _STREAM = 0x68706364  # class of pg_advisory_xact_lock: one at a time adds to a job's stream
@@ -109,6 +110,7 @@ class Deliveries:
         row = insert(table).values({**asdict(record), "append": append}).on_conflict_do_nothing()
         stream = f"{record.attempt.partition('#')[0]} {record.stream}"
         with begin(self._engine) as connection:
+            bounded(connection)
             # The output of another attempt may come by another master: only what is committed can be seen.
             connection.execute(select(func.pg_advisory_xact_lock(_STREAM, func.hashtext(stream))))
             connection.execute(row.add_cte(old.cte("old")))

@@ -17,6 +17,11 @@ from hpcmesos.queue import tables as t
 
 Kind: TypeAlias = tuple[tuple[str, str], ...]
 
+_LIMITS = {
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "3s",
+    "statement_timeout": "30s",
+}
 _ROOM = 0x68706370  # class of pg_advisory_xact_lock: locks of two numbers are none of one number
 
 
@@ -27,6 +32,12 @@ def count_live(connection: Connection, kind: Kind) -> int:
     return connection.scalar(wanted.where(*(jobs[name] == value for name, value in kind))) or 0
 
 
+def bounded(connection: Connection) -> None:
+    """Limits of time for a transaction that others wait for: who takes the lock may freeze, or lose his host."""
+    limits = [func.set_config(name, value, True) for name, value in _LIMITS.items()]
+    connection.execute(select(*limits))
+
+
 def claim_room(connection: Connection, room: Mapping[Kind, int]) -> None:
     """Nobody else claims room for jobs of these kinds until the transaction ends. ``room``: how many of each may be
     there now.
@@ -34,6 +45,9 @@ def claim_room(connection: Connection, room: Mapping[Kind, int]) -> None:
     Raises:
         TooManyJobs: there are more.
     """
+    if not room:
+        return
+    bounded(connection)
     # In one order, or two would wait for each other. Two kinds of one number wait without need, and that is all.
     for number in sorted({zlib.crc32(repr(kind).encode()) - 2**31 for kind in room}):
         connection.execute(select(func.pg_advisory_xact_lock(_ROOM, number)))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from datetime import date, datetime, timedelta
 from functools import cache
@@ -43,7 +45,7 @@ from hpcmesos.queue import tables as t
 from hpcmesos.queue.deliveries import Deliveries
 from hpcmesos.queue.engine import begin, make_engine
 from hpcmesos.queue.hints import CHANNEL
-from hpcmesos.queue.reads import Reads
+from hpcmesos.queue.reads import Reads, read_timeline
 from hpcmesos.queue.records import AuthorityRecord, NewJob, RequestKey, Submitted, TokenRecord
 from hpcmesos.queue.room import Kind, claim_room
 from hpcmesos.queue.rows import new_job_values
@@ -65,6 +67,7 @@ class Store(Reads):
     def __init__(self, url: str, *, application: str = "hpcmesos-api", pool: int = 8) -> None:
         super().__init__(make_engine(url, application, pool=pool))
         event.listen(self._engine, "connect", _note_timeline)
+        self._narrow = threading.BoundedSemaphore(max(1, pool // 2))
         self._led = 0  # the timeline on which a leader was last seen to lead
         hints = make_engine(url, f"{application}-notify", pool=1)
         self._hints = hints.execution_options(isolation_level="AUTOCOMMIT")
@@ -108,7 +111,8 @@ class Store(Reads):
         if any(new.state not in INITIAL for new in news):
             raise IllegalTransition("a job begins queued, held or waiting")
         given = {"the_user": news[0].owner, "the_key": key, "the_digest": digest, "many": len(news)}
-        with begin(self._engine) as connection:
+        # Who waits for room leaves connections to those who do not.
+        with self._narrow if room else nullcontext(), begin(self._engine) as connection:
             self._check_timeline(connection)
             # Waits for a twin that is being committed now; then the twin's answer is ours.
             seqs = connection.scalar(_taking_ids(key is not None), given)
@@ -123,7 +127,10 @@ class Store(Reads):
         """A failover may have lost the last jobs: no number is given out before a leader has made them jump."""
         if (now := connection.info["timeline"]) == self._led:
             return
-        if connection.scalar(select(t.leadership.c.timeline)) not in (0, now):
+        led = connection.scalar(select(t.leadership.c.timeline))
+        if led not in (0, now):  # the server may have been promoted under this connection
+            now = connection.info["timeline"] = read_timeline(connection)
+        if led not in (0, now):
             raise DatabaseUnavailable("the database has failed over, and nobody leads on it yet; try again")
         self._led = now
 

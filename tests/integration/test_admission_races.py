@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 from sqlalchemy import event
 
 from hpcmesos.api_schema import CommandRequest, Submission, SubmitRequest
-from hpcmesos.errors import KeyReused, TooManyJobs
+from hpcmesos.errors import DatabaseUnavailable, KeyReused, TooManyJobs
 from hpcmesos.master.auth import Caller
 from hpcmesos.master.services.site import Site
 from hpcmesos.master.services.submit import many, qsub
+from hpcmesos.queue.engine import begin
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.records import JobFilter, QueueRecord
-from hpcmesos.queue.room import Kind
+from hpcmesos.queue.room import Kind, claim_room
 from hpcmesos.queue.store import Store
 from tests.integration.leader_kit import new_job
 
@@ -122,6 +124,31 @@ def test_where_no_limit_is_set_nothing_is_locked_nor_counted(site: Site) -> None
     submit_one(site, "batch")
     assert len(queues(site.store)) == 1
     assert not [statement for statement in said if "advisory" in statement or COUNTS in statement]
+
+
+def test_who_freezes_while_he_is_let_in_holds_up_others_for_seconds(site: Site, leader: LeaderStore) -> None:
+    put(leader, "few", max_queuable="3")
+    with (
+        closing(Store(site.settings.database_url)) as other,
+        pytest.raises(DatabaseUnavailable),
+        begin(other._engine) as frozen,
+    ):
+        claim_room(frozen, {(("queue", "few"),): 3})
+        submit(site, "few", 2)
+    assert queues(site.store) == ["few", "few"]
+
+
+def test_far_from_a_limit_nobody_is_counted_twice(site: Site, leader: LeaderStore) -> None:
+    put(leader, "wide", max_queuable="50000")
+    counted = []
+
+    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        counted.append(COUNTS in statement)
+
+    event.listen(site.store._engine, "after_cursor_execute", count)
+    submit(site, "wide", 2)
+    event.remove(site.store._engine, "after_cursor_execute", count)
+    assert sum(counted) == 1
 
 
 def test_a_second_try_is_not_refused_for_what_the_first_one_filled(site: Site, leader: LeaderStore) -> None:

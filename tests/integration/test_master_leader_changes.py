@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from hpcmesos import wire
-from hpcmesos.model import Cause, JobState
+from hpcmesos.model import Cause, JobState, Request
 from hpcmesos.queue.dependencies import Dependency, DependencyKind
+from hpcmesos.units import parse_duration
 from tests.integration.leader_kit import Bench, ended, kinds, report, request
 
 if TYPE_CHECKING:
@@ -109,6 +110,21 @@ def test_what_only_a_job_that_waits_can_take_comes_too_late(bench: Bench) -> Non
     assert replace(bench.job(seq), modified_at=before.modified_at) == before
     assert [event.kind for event in bench.store.events(seq=seq)][-1] == "ignored"
     bench.run(seq)
+    bench.say(("node1", ended(bench.attempt(seq))))
+
+
+def test_an_owners_longer_walltime_comes_too_late_for_a_job_that_has_begun(bench: Bench) -> None:
+    bench.up("node1")
+    seq = bench.submit(
+        Request(request().chunks, walltime=600), submission={"resource_list": {"walltime": "600"}}
+    )
+    bench.turn()
+    bench.run(seq)
+    for walltime, privileged, found in (("900", False, 600), ("300", False, 300), ("900", True, 900)):
+        bench.wish("alter", seq, resources={"walltime": walltime}, privileged=privileged)
+        job = bench.job(seq)
+        assert job.request.walltime == found
+        assert parse_duration(job.submission["resource_list"]["walltime"]) == found
     bench.say(("node1", ended(bench.attempt(seq))))
 
 

@@ -549,4 +549,7 @@ def test_ids_jump_after_a_failover(database: Database, store: Store) -> None:
     leadership.try_acquire("a", "a:1")
     with closing(Store(database.api)) as new:
         assert submit(new) > first + 10_000
+        with new._engine.connect() as connection:  # as if it had been made while its server was a standby
+            connection.info["timeline"] = 0
+        assert submit(new) > first + 10_000
     leadership.close()

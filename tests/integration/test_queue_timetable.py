@@ -44,6 +44,20 @@ def test_a_run_that_would_be_one_job_too_many_is_refused(
     assert len(store.jobs(JobFilter())) == 1
 
 
+def test_a_run_takes_the_place_of_the_one_that_it_replaces(store: Store, leader: LeaderStore) -> None:
+    with leader.transaction() as transaction:
+        transaction.put_queue(QueueRecord(name="batch", attributes={"max_queuable": "1"}))
+        table = transaction.timetable()
+        schedule = Schedule(
+            owner="ann", name="x", rule="R/PT20M", since=table.now, overlap="replace", job=new_job()
+        )
+        assert table.put(schedule)
+        for minute in (1, 2):
+            Firing(table).submit(schedule, table.now + timedelta(minutes=minute), 0)
+    assert {run.outcome for run in store.schedule_runs("ann", "x", 9)} == {""}
+    assert len(store.jobs(JobFilter())) == 2
+
+
 def test_one_is_removed_while_its_run_is_tried_again(patient_leader: LeaderStore, database: Database) -> None:
     with patient_leader.transaction() as transaction:
         table = transaction.timetable()

@@ -107,6 +107,10 @@ def default_resources(site: Site, name: str, asked: Mapping[str, str]) -> dict[s
     return {key: value for key, value in found.items() if key not in asked and key != "nodect"}
 
 
+_AMPLE = 20_000
+"""Room for two of the largest requests: to let in one after the other, and count all each time, would cost much."""
+
+
 class Tally:
     """How many jobs are not over, those among them that come in by the same request and are not stored yet.
 
@@ -130,7 +134,9 @@ class Tally:
         return self._stored[kind] + self._come(kind)
 
     def let_in(self, kind: Kind, most: int) -> None:
-        """One more of a kind of which ``most`` may be there."""
+        """One more of a kind of which ``most`` may be there; where there is room for many nobody counts once more."""
+        if most - self.count(kind) > _AMPLE:
+            return
         room = most - self._come(kind) - 1
         self.room[kind] = min(room, self.room.get(kind, room))
 

@@ -39,7 +39,7 @@ from hpcmesos.master.services.replies import Refusals, information
 from hpcmesos.master.services.site import Site, client_zone
 from hpcmesos.master.services.submit import dependencies, resolved
 from hpcmesos.model import JobState
-from hpcmesos.pbs.alteration import Alteration, changed_request, parse_qalter
+from hpcmesos.pbs.alteration import Alteration, changed_request, lengthens, parse_qalter
 from hpcmesos.pbs.options import ParsedCommand, parse
 from hpcmesos.pbs.paths import PathTemplate
 from hpcmesos.pbs.personalities import Personality
@@ -215,6 +215,7 @@ def _alteration(
         "submission": submission,
         "resources": dict(asked.resources),
         "waits": bool(asked.not_running),
+        "privileged": caller.privileged,
     }
     if asked.limit is not None:
         payload["limit"] = asked.limit
@@ -239,9 +240,7 @@ def _checked(site: Site, caller: Caller, job: JobRecord, wanted: Mapping[str, st
     """
     request, shown = changed_request(job.request, job.submission, wanted)
     if job.state in _ACTIVE:
-        limit, new = job.request.walltime, request.walltime
-        longer = new is None or (limit is not None and new > limit)
-        if longer and limit is not None and not caller.privileged:
+        if lengthens(job.request, request) and not caller.privileged:
             raise Unauthorized(f"Unauthorized Request  {id_of(job)}")
         return shown
     if not caller.privileged:

@@ -139,7 +139,9 @@ def job_facts(
         account=submission.get("account"),
         group=job.egroup or None,
         array=job.array_spec,
-        array_counts=_element_counts(around.arrays.get(job.seq, ArrayElements(job, {}))),
+        array_counts={}
+        if job.array_spec is None
+        else _element_counts(around.arrays.get(job.seq) or ArrayElements(job, {})),
         array_remaining=job.array_spec.text(job.todo or ()) if job.array_spec else "",
         array_id=None if job.index is None else str(JobId(job.seq, job.server, array=True)),
         array_index=job.index,

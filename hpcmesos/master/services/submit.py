@@ -124,10 +124,11 @@ def _take_in(
     """The new job's number. Raises a Rejection."""
     new, weight, room = _accepted(site, caller, request, built, script)
     site.rates.take(caller.user, weight)
-    try:
-        return site.store.submit(new, request.key, _digest(request), room).seq
-    except TooManyJobs:  # others were quicker; a route queue may have another destination
-        return _take_in(site, caller, request, built, script)
+    while True:
+        try:
+            return site.store.submit(new, request.key, _digest(request), room).seq
+        except TooManyJobs:  # others were quicker; a route queue may have another destination
+            new, _, room = _accepted(site, caller, request, built, script)
 
 
 def _before(site: Site, caller: Caller, request: CommandRequest | SubmitRequest) -> list[int] | None:
@@ -164,13 +165,30 @@ def many(site: Site, caller: Caller, request: SubmitRequest) -> SubmitReply:
     except HpcmesosError:
         if (before := _before(site, caller, request)) is None:
             raise
-        ids = [job.id for job in site.store.jobs(JobFilter(seqs=tuple(before), history=True, elements=False))]
+        wanted = JobFilter(seqs=tuple(before), history=True, elements=False, brief=True)
+        ids = [job.id for job in site.store.jobs(wanted)]
     site.notifier.poke()
     return SubmitReply(ids=[str(one) for one in ids])
 
 
 def _take_in_many(site: Site, caller: Caller, request: SubmitRequest) -> list[JobId]:
     """The new jobs. Raises a Rejection."""
+    news, desk = _judged(site, caller, request)
+    site.rates.take(caller.user, desk.weight)
+    while True:
+        try:
+            done = site.store.submit_many(news, request.key, _digest(request), desk.room)
+        except TooManyJobs:  # others were quicker; a route queue may have another destination
+            news, desk = _judged(site, caller, request)
+        else:
+            break
+    arrays = (new.array_spec is not None for new in news)
+    server = site.settings.server
+    return [JobId(one.seq, server, array=array) for one, array in zip(done, arrays, strict=True)]
+
+
+def _judged(site: Site, caller: Caller, request: SubmitRequest) -> tuple[list[NewJob], _Desk]:
+    """The jobs as they would be stored. Raises a Rejection."""
     desk = _Desk(site, caller, request)
     news = []
     for place, job in enumerate(request.jobs):
@@ -178,14 +196,7 @@ def _take_in_many(site: Site, caller: Caller, request: SubmitRequest) -> list[Jo
             news.append(desk.take(job))
         except HpcmesosError as error:
             raise type(error)(f"job {place}: {error}") from error
-    site.rates.take(caller.user, desk.weight)
-    try:
-        done = site.store.submit_many(news, request.key, _digest(request), desk.room)
-    except TooManyJobs:  # others were quicker; a route queue may have another destination
-        return _take_in_many(site, caller, request)
-    arrays = (new.array_spec is not None for new in news)
-    server = site.settings.server
-    return [JobId(one.seq, server, array=array) for one, array in zip(done, arrays, strict=True)]
+    return news, desk
 
 
 def _weight(new: NewJob, size: int) -> int:

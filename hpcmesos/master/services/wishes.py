@@ -14,8 +14,8 @@ rerun    index, kill_delay (s or None), message                        ends the 
 move     queue, from (only if it is there still; none: in any)         changes the queue of a job that waits
 order    other (a job's seq)                                           two jobs in Q exchange their places
 message  index, text, streams ("o" "e" "oe")                           the head writes it into the output
-alter    index, fields, submission, resources, limit, waits (see       changes the job
-         master/changes.py)
+alter    index, fields, submission, resources, limit, waits,           changes the job
+         privileged (see master/changes.py)
 node     node, action ("offline" "clear" "note" "gone"), note or None  changes the node; ``seq`` is None
 node     node, action ("gpu offline" "gpu clear"), gpu, note or None   tells its agent; ``seq`` is None
 schedule action ("add" "remove" "pause" "resume" "run"), owner,        changes it, or fires it; ``seq`` is None
