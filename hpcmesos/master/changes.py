@@ -70,7 +70,7 @@ class Changes:
         if resources:
             now = self.gangs.submissions.current(job.seq)
             request, listed = changed_request(job.request, now, resources)
-        longer = lengthens(job.request, request) and not row.payload.get("privileged")
+        longer = lengthens(job.request, request) and not row.payload.get("privileged", True)
         if not waits and (longer or row.payload.get("waits")):
             self.desk.move(job, job.state, "ignored", {"wish": row.kind, "user": row.user})
             return  # as the API would have refused it

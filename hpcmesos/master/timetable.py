@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import msgspec
 from msgspec import structs
 
 from hpcmesos.errors import DatabaseUnavailable, InvalidValue
-from hpcmesos.master.bounds import of_queue, of_server
+from hpcmesos.master.bounds import Bound, of_queue, of_server
 from hpcmesos.master.services import wishes
 from hpcmesos.model import Cause
 from hpcmesos.queue import rules
@@ -150,11 +149,13 @@ class Firing:
         if live and schedule.overlap == "skip":
             why_not = f"skipped, job {live[0]} has not ended"
         else:
-            why_not = self._why_not(job, len(live))
+            why_not = self._why_not(job, live)
         if not self._table.claim(schedule, due, number, why_not):
             return False
         if why_not:
             return True
+        for kind in {bound.kind for bound in self._bounds(job)}:
+            self._there[kind] += 1
         self.submitted.append(self._table.submit(schedule, due, number, _told(job, schedule, due, number)))
         for seq in live:  # overlap is "replace"
             payload = {"message": f"replaced by the next run of schedule {schedule.name}"}
@@ -162,28 +163,30 @@ class Firing:
         return True
 
     @cached_property
-    def _queues(self) -> list[QueueRecord]:
-        return self._table.queues()
+    def _queues(self) -> dict[str, QueueRecord]:
+        return {queue.name: queue for queue in self._table.queues()}
 
     @cached_property
     def _server(self) -> dict[str, str]:
         return self._table.server()
 
-    def _why_not(self, job: NewJob, replaced: int) -> str:
+    def _why_not(self, job: NewJob, replaced: Sequence[int]) -> str:
         """``replaced``: jobs that go when this one comes."""
-        queue = next((queue for queue in self._queues if queue.name == job.queue), None)
-        if queue is None:
+        if (queue := self._queues.get(job.queue)) is None:
             return f"refused, there is no queue {job.queue}"
         if not queue.enabled:
             return f"refused, queue {job.queue} is not enabled"
-        who = job.owner, job.egroup, job.project
-        bounds = list(chain(of_queue(queue, *who), of_server(self._server, *who)))
-        for bound in bounds:
-            if (there := self._count(bound.kind)) - replaced >= bound.most:
+        for bound in self._bounds(job):
+            there = self._count(bound.kind)
+            if there >= bound.most and there - self._table.live_count(bound.kind, replaced) >= bound.most:
                 return f"refused, {bound.told(there)}"
-        for bound in bounds:
-            self._there[bound.kind] += 1
         return ""
+
+    def _bounds(self, job: NewJob) -> Iterator[Bound]:
+        """Of its queue, which is there, and of the server."""
+        who = job.owner, job.egroup, job.project
+        yield from of_queue(self._queues[job.queue], *who)
+        yield from of_server(self._server, *who)
 
     def _count(self, kind: Kind) -> int:
         """Counted once in a transaction, for that may take long; what it submits itself is added."""

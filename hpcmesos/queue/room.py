@@ -7,7 +7,7 @@ no pair: all jobs.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from sqlalchemy import Connection, func, select
@@ -25,10 +25,12 @@ _LIMITS = {
 _ROOM = 0x68706370  # class of pg_advisory_xact_lock: locks of two numbers are none of one number
 
 
-def count_live(connection: Connection, kind: Kind) -> int:
-    """How many jobs of the kind are not over; an array is one."""
+def count_live(connection: Connection, kind: Kind, among: Sequence[int] | None = None) -> int:
+    """How many jobs of the kind are not over; an array is one. ``among``: of these, by ``seq``."""
     jobs = t.jobs.c
     wanted = select(func.count()).where(jobs.ended_at.is_(None), jobs.element == t.WHOLE_JOB)
+    if among is not None:
+        wanted = wanted.where(jobs.seq == func.any(list(among)))
     return connection.scalar(wanted.where(*(jobs[name] == value for name, value in kind))) or 0
 
 
@@ -45,9 +47,6 @@ def claim_room(connection: Connection, room: Mapping[Kind, int]) -> None:
     Raises:
         TooManyJobs: there are more.
     """
-    if not room:
-        return
-    bounded(connection)
     # In one order, or two would wait for each other. Two kinds of one number wait without need, and that is all.
     for number in sorted({zlib.crc32(repr(kind).encode()) - 2**31 for kind in room}):
         connection.execute(select(func.pg_advisory_xact_lock(_ROOM, number)))

@@ -9,7 +9,7 @@ import hashlib
 import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import date, datetime, timedelta
 from functools import cache
@@ -47,7 +47,7 @@ from hpcmesos.queue.engine import begin, make_engine
 from hpcmesos.queue.hints import CHANNEL
 from hpcmesos.queue.reads import Reads, read_timeline
 from hpcmesos.queue.records import AuthorityRecord, NewJob, RequestKey, Submitted, TokenRecord
-from hpcmesos.queue.room import Kind, claim_room
+from hpcmesos.queue.room import Kind, bounded, claim_room
 from hpcmesos.queue.rows import new_job_values
 from hpcmesos.queue.states import INITIAL
 from hpcmesos.queue.usage_days import UsageDay, read_usage
@@ -58,6 +58,7 @@ _HISTORY_PATIENCE = 5.0  # seconds that a second one waits for the first
 _ROTATION = 0x6870636D63617274  # advisory lock: one at a time begins to replace the certificate authority
 SUBMIT = "submit"
 """``kind`` of the inbox rows of new jobs."""
+_PLACE_PATIENCE = 30.0  # seconds, as for a connection
 _ENOUGH: Mapping[Kind, int] = MappingProxyType({})  # where no limit is set
 
 
@@ -111,8 +112,9 @@ class Store(Reads):
         if any(new.state not in INITIAL for new in news):
             raise IllegalTransition("a job begins queued, held or waiting")
         given = {"the_user": news[0].owner, "the_key": key, "the_digest": digest, "many": len(news)}
-        # Who waits for room leaves connections to those who do not.
-        with self._narrow if room else nullcontext(), begin(self._engine) as connection:
+        with self._place(room), begin(self._engine) as connection:
+            if room:
+                bounded(connection)
             self._check_timeline(connection)
             # Waits for a twin that is being committed now; then the twin's answer is ours.
             seqs = connection.scalar(_taking_ids(key is not None), given)
@@ -122,6 +124,21 @@ class Store(Reads):
             claim_room(connection, room)
             insert_jobs(connection, dict(zip(seqs, news, strict=True)))
         return [Submitted(seq, False) for seq in seqs]
+
+    @contextmanager
+    def _place(self, room: Mapping[Kind, int]) -> Iterator[None]:
+        """Who waits for room leaves connections to those who do not."""
+        if not room:
+            yield
+            return
+        if not self._narrow.acquire(timeout=_PLACE_PATIENCE):
+            raise DatabaseUnavailable(
+                "too many submissions wait for one another, for limits are set; try again"
+            )
+        try:
+            yield
+        finally:
+            self._narrow.release()
 
     def _check_timeline(self, connection: Connection) -> None:
         """A failover may have lost the last jobs: no number is given out before a leader has made them jump."""

@@ -4,7 +4,7 @@ inserts it submits the job, in the same transaction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -81,9 +81,9 @@ class Timetable:
         """The server's attributes that are set."""
         return dict(read_documents(self._connection).get(documents.SERVER) or {})
 
-    def live_count(self, kind: Kind) -> int:
-        """How many jobs of the kind are not over."""
-        return count_live(self._connection, kind)
+    def live_count(self, kind: Kind, among: Sequence[int] | None = None) -> int:
+        """How many jobs of the kind are not over; ``among``: of these."""
+        return count_live(self._connection, kind, among)
 
     def next_look(self) -> datetime | None:
         """When the next thing is due."""

@@ -17,7 +17,7 @@ from hpcmesos.master.services.submit import many, qsub
 from hpcmesos.queue.engine import begin
 from hpcmesos.queue.leader_store import LeaderStore
 from hpcmesos.queue.records import JobFilter, QueueRecord
-from hpcmesos.queue.room import Kind, claim_room
+from hpcmesos.queue.room import _LIMITS, Kind, bounded, claim_room
 from hpcmesos.queue.store import Store
 from tests.integration.leader_kit import new_job
 
@@ -126,14 +126,18 @@ def test_where_no_limit_is_set_nothing_is_locked_nor_counted(site: Site) -> None
     assert not [statement for statement in said if "advisory" in statement or COUNTS in statement]
 
 
-def test_who_freezes_while_he_is_let_in_holds_up_others_for_seconds(site: Site, leader: LeaderStore) -> None:
+def test_who_freezes_while_he_is_let_in_holds_up_others_for_seconds(
+    site: Site, leader: LeaderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(leader, "few", max_queuable="3")
     with (
         closing(Store(site.settings.database_url)) as other,
         pytest.raises(DatabaseUnavailable),
         begin(other._engine) as frozen,
     ):
+        bounded(frozen)
         claim_room(frozen, {(("queue", "few"),): 3})
+        monkeypatch.setitem(_LIMITS, "lock_timeout", "60s")  # the other one's end is what is waited for
         submit(site, "few", 2)
     assert queues(site.store) == ["few", "few"]
 

@@ -44,6 +44,21 @@ def test_a_run_that_would_be_one_job_too_many_is_refused(
     assert len(store.jobs(JobFilter())) == 1
 
 
+def test_runs_count_once(store: Store, leader: LeaderStore) -> None:
+    """Also where two limits are of one kind, and where a due time has had its run."""
+    limits = {"max_user_queuable": "3", "max_queued": "[g:PBS_GENERIC=3]"}
+    with leader.transaction() as transaction:
+        transaction.put_queue(QueueRecord(name="batch", attributes=limits))
+        table = transaction.timetable()
+        schedule = Schedule(owner="ann", name="x", rule="R/PT20M", since=table.now, job=new_job())
+        assert table.put(schedule)
+        firing = Firing(table)
+        for minute in (1, 1, 2, 3, 4):
+            firing.submit(schedule, table.now + timedelta(minutes=minute), 0)
+    outcomes = sorted(run.outcome for run in store.schedule_runs("ann", "x", 9))
+    assert outcomes == ["", "", "", "refused, 3 jobs of at most 3 in queue batch"]
+
+
 def test_a_run_takes_the_place_of_the_one_that_it_replaces(store: Store, leader: LeaderStore) -> None:
     with leader.transaction() as transaction:
         transaction.put_queue(QueueRecord(name="batch", attributes={"max_queuable": "1"}))

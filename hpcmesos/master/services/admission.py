@@ -107,8 +107,10 @@ def default_resources(site: Site, name: str, asked: Mapping[str, str]) -> dict[s
     return {key: value for key, value in found.items() if key not in asked and key != "nodect"}
 
 
-_AMPLE = 20_000
-"""Room for two of the largest requests: to let in one after the other, and count all each time, would cost much."""
+_AMPLE, _FEW = 20_000, 100
+"""Where there is room for so many jobs a request for few claims none: as many as can come at once do not fill it, and
+to let in one after the other, and count all each time, would cost much.
+"""
 
 
 class Tally:
@@ -135,7 +137,7 @@ class Tally:
 
     def let_in(self, kind: Kind, most: int) -> None:
         """One more of a kind of which ``most`` may be there; where there is room for many nobody counts once more."""
-        if most - self.count(kind) > _AMPLE:
+        if self._come(kind) < _FEW and most - self.count(kind) > _AMPLE:
             return
         room = most - self._come(kind) - 1
         self.room[kind] = min(room, self.room.get(kind, room))
