@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -21,14 +22,17 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def meanwhile(store: Store, part: str, act: Callable[[], object], *, turn: int = 1) -> Iterator[None]:
+def meanwhile(
+    store: Store, part: str | re.Pattern[str], act: Callable[[], object], *, turn: int = 1
+) -> Iterator[None]:
     """Right after the statement that holds ``part``, of several the ``turn``-th, ``act`` is called, and then its reader
     goes on.
     """
+    wanted = re.compile(re.escape(part)) if isinstance(part, str) else part
     heard: list[str] = []
 
     def hear(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if part in statement:
+        if wanted.search(statement):
             heard.append(statement)
             if len(heard) == turn:
                 act()
@@ -39,6 +43,11 @@ def meanwhile(store: Store, part: str, act: Callable[[], object], *, turn: int =
     finally:
         event.remove(store._engine, "after_cursor_execute", hear)
     assert len(heard) >= turn
+
+
+def reads(table: str) -> re.Pattern[str]:
+    """Of statements that read this table, not one whose name begins as its own."""
+    return re.compile(rf"\b(FROM|JOIN) {table}\b")
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from hpcmesos.model import Cause, JobState, Request
 from hpcmesos.queue.arrays import ArraySpec
@@ -24,6 +24,7 @@ from hpcmesos.queue.records import (
     StartRecord,
 )
 from hpcmesos.queue.store import Store
+from tests.integration.race_kit import meanwhile
 
 pytest_plugins = ["tests.integration.database_kit"]
 
@@ -139,20 +140,13 @@ def test_an_element_that_runs_again_beside_a_new_one(store: Store, leader: Leade
 
 def read_while_it_begins(store: Store, leader: LeaderStore, seq: int, read: Callable[[], object]) -> object:
     """What ``read`` answers of the array's element 3, which gets its row after it was looked for in vain."""
-    begun = []
 
-    def begin(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if "jobs_history" in statement and not begun:
-            with leader.transaction() as transaction:
-                begun.extend(transaction.apply_starts([an_element(seq, 3)]))
+    def begin() -> None:
+        with leader.transaction() as transaction:
+            assert len(transaction.apply_starts([an_element(seq, 3)])) == 1
 
-    event.listen(store._single, "after_cursor_execute", begin)
-    try:
-        found = read()
-    finally:
-        event.remove(store._single, "after_cursor_execute", begin)
-    assert len(begun) == 1
-    return found
+    with meanwhile(store, "jobs_history", begin):
+        return read()
 
 
 def test_an_element_that_begins_while_it_is_read(store: Store, leader: LeaderStore) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import event
 
 from hpcmesos.api_schema import CommandRequest
 from hpcmesos.config import MasterSettings
@@ -26,6 +23,7 @@ from hpcmesos.queue.records import AttemptKey, JobRecord, ShareRecord, StartReco
 from hpcmesos.queue.store import Store
 from tests.integration import attempts_kit
 from tests.integration.attempts_kit import NODE, submitted
+from tests.integration.race_kit import meanwhile, reads
 
 pytest_plugins = ["tests.integration.database_kit"]
 
@@ -37,26 +35,6 @@ def site(store: Store, tmp_path: Path) -> Iterator[Site]:
     found = Site.open(MasterSettings(database_url="", state=tmp_path, socket=tmp_path / "s"), store)
     yield found
     found.close()
-
-
-@contextmanager
-def meanwhile(store: Store, table: str, change: Callable[[], object], number: int = 1) -> Iterator[None]:
-    """The change comes once so many statements are through that read this table."""
-    reads = re.compile(rf"\b(FROM|JOIN) {table}\b")
-    seen: list[str] = []
-
-    def interrupt(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if reads.search(statement):
-            seen.append(statement)
-            if len(seen) == number:
-                change()
-
-    event.listen(store._engine, "after_cursor_execute", interrupt)
-    try:
-        yield
-    finally:
-        event.remove(store._engine, "after_cursor_execute", interrupt)
-    assert len(seen) >= number
 
 
 def an_array(store: Store, leader: LeaderStore) -> JobRecord:
@@ -80,7 +58,7 @@ def test_a_job_that_begins_during_an_export_is_told_as_one(
     site: Site, store: Store, leader: LeaderStore
 ) -> None:
     job = submitted(store, leader)
-    with meanwhile(store, "jobs", lambda: attempts_kit.begin(leader, job, 1)):
+    with meanwhile(store, reads("jobs"), lambda: attempts_kit.begin(leader, job, 1)):
         found = msgspec.json.decode(export.exported(site, OPERATOR))
     assert [node["cpus_free"] for node in found["nodes"]] == [4]
     assert (len(found["pending"]), len(found["running"])) == (1, 0)
@@ -97,7 +75,7 @@ def test_no_attempt_is_shown_without_its_nodes(site: Site, store: Store, leader:
         attempts_kit.lose(leader, job, 1)
         attempts_kit.begin(leader, job, 2)
 
-    with meanwhile(store, "shares", runs_again, 2):  # those of the job's summary come first
+    with meanwhile(store, reads("shares"), runs_again, turn=2):  # those of the job's summary come first
         found = status.job_status(site, str(job.seq))
     assert found.attempts
     assert all(one.nodes for one in found.attempts)
@@ -116,7 +94,7 @@ def test_counts_of_elements_are_of_one_moment(
         else:
             end_element(leader, array, 1)
 
-    with meanwhile(store, "jobs", change):
+    with meanwhile(store, reads("jobs"), change):
         text = shown(site, "-f", f"{array.seq}[]")
     line = next(line for line in text.splitlines() if "array_state_count" in line)
     numbers = [int(part.partition(":")[2]) for part in line.partition("= ")[2].split()]
@@ -141,7 +119,7 @@ def test_an_element_without_a_row_shows_once(site: Site, store: Store, leader: L
 def test_qdel_all_says_nothing_of_what_ends_meanwhile(site: Site, store: Store, leader: LeaderStore) -> None:
     job = submitted(store, leader)
     attempts_kit.begin(leader, job, 1)
-    with meanwhile(store, "jobs", lambda: attempts_kit.end(leader, job, 1)):
+    with meanwhile(store, reads("jobs"), lambda: attempts_kit.end(leader, job, 1)):
         reply = control.qdel(site, OPERATOR, CommandRequest(argv=["all"]))
     assert (reply.stderr, reply.code) == ("", 0)
     reply = control.qdel(site, OPERATOR, CommandRequest(argv=[str(job.seq)]))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -86,9 +87,9 @@ def test_the_same_name_is_reserved_twice_at_once(site: Site) -> None:
         {"retries": 3},
     ],
 )
-def test_the_same_name_is_scheduled_twice_at_once(site: Site, others: dict[str, object]) -> None:
+def test_the_same_name_is_scheduled_twice_at_once(site: Site, others: dict[str, Any]) -> None:
     quick, slow = keyed(ANN, "quick"), keyed(ANN, "slow")
-    other = msgspec.structs.replace(NIGHTLY, **others)  # type: ignore[arg-type]  # each as its field
+    other = msgspec.structs.replace(NIGHTLY, **others)
     refused = pytest.raises(InvalidValue, match="schedule a: another of that name was quicker")
     with meanwhile(site.store, "FROM schedules", lambda: schedules.add(site, quick, other)), refused:
         schedules.add(site, slow, NIGHTLY)

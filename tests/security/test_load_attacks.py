@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from litestar.handlers import HTTPRouteHandler
@@ -47,9 +48,9 @@ def usual(stage: ApiStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage.site.rates, "_buckets", {})
 
 
-def limits(**changed: float) -> Switch:
+def limits(**changed: Any) -> Switch:
     def off(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(GuardedProtocol.door, "limits", replace(USUAL, **changed))  # type: ignore[arg-type]  # numbers
+        patch.setattr(GuardedProtocol.door, "limits", replace(USUAL, **changed))
 
     return off
 
